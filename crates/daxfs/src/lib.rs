@@ -1,0 +1,2 @@
+//! DAXFS images.
+pub mod format;

@@ -1,0 +1,2 @@
+//! Packer.
+fn main() {}
