@@ -1,1 +1,28 @@
-//! Placeholder until written.
+//! Support for the tests across the crates: images made by hand, the golden set, comparison of trees.
+//!
+//! The tests themselves lie in `tests/tests`, one file per question:
+//!
+//! | file | question |
+//! |---|---|
+//! | `golden` | is every entry of every image that other tools made read as its manifest says? |
+//! | `own_golden` | do our packer's bytes and our reader's view stay what they were? |
+//! | `mutations` | what do we say to damaged images, and is it what the kernel says? |
+//! | `mutate_random` | does random damage ever break the reader? |
+//! | `hostile` | do images made to hurt a reader hurt this one? |
+//! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
+//! | `kerf` | do images of an independent builder open with the same contents? |
+//! | `concurrent_rewrite` | what does a reader see while another process writes? |
+//! | `kernel` | do images and descriptors work on a kernel with udmabuf and dma-heap? |
+//!
+//! `docs/validation.md` explains the verdicts that `mutations` and `hostile` expect.
+
+#![allow(clippy::unwrap_used, reason = "support code of tests: a test ends at the first thing that fails")]
+
+pub mod delta;
+pub mod dump;
+pub mod examine;
+pub mod forge;
+pub mod golden;
+pub mod overlay;
+pub mod tree;
+pub mod verdict;

@@ -1,2 +1,5 @@
-//! CLI.
-fn main() {}
+//! The `daxfs` command. See [`daxfs_cli`].
+
+fn main() -> std::process::ExitCode {
+    daxfs_cli::main(std::env::args_os()).into()
+}

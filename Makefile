@@ -1,0 +1,41 @@
+# The project's commands. Each is one line here; the work is in scripts/ and tests/kernel/.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python test-kernel fuzz lint bench build wheel clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo:            ## pack a real model, open it from a descriptor in other processes, compute embeddings without a copy
+	@scripts/demo.sh
+
+test:            ## everything: format, lints, Rust, Python, demo, a kernel with udmabuf and dma-heap, fuzzing; installs what it needs
+	@scripts/test.sh
+
+test-rust:       ## Rust tests and doc tests
+	@scripts/test.sh rust doctests
+
+test-python:     ## build the wheel, install it into .venv, run the Python tests and the type checks
+	@scripts/test.sh setup wheel python stubs
+
+test-kernel:     ## tests on real dma-bufs, in a virtual machine where this machine has none
+	@scripts/test.sh setup wheel kernel
+
+fuzz:            ## fuzz the image and header readers; SECONDS=600 for longer than half a minute a target
+	@scripts/fuzz.sh $(or $(SECONDS),30)
+
+lint:            ## formatting, clippy, documentation, ruff
+	@scripts/test.sh setup format clippy docs ruff
+
+bench:           ## the benchmarks, each beside the peer that it is measured against
+	@scripts/bench.sh
+
+build:           ## the commands daxfs and daxfs-pack, into target/release
+	cargo build --release --bins
+
+wheel:           ## the Python wheel, into dist/ and .venv
+	@scripts/test.sh setup wheel
+
+clean:           ## remove everything that was built, downloaded into the project, or installed in .venv
+	cargo clean
+	rm -rf .venv dist fuzz/target fuzz/corpus fuzz/artifacts

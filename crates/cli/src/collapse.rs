@@ -1,0 +1,34 @@
+//! `daxfs collapse`: 2 MiB pages for an image that is in memory.
+
+use crate::args::CollapseArgs;
+use crate::memory::{Pages, is_in_memory};
+use crate::output::{Outcome, Output};
+use crate::source::name;
+use anyhow::{Context, bail};
+use daxfs::Image;
+use dmabuf::FdKind;
+use std::io::Write;
+
+/// Asks the kernel for huge pages and shows the pages before and after.
+pub fn run(image: &Image, args: &CollapseArgs, out: &mut Output) -> anyhow::Result<Outcome> {
+    let region = image.region();
+    let name = name(&args.image);
+    match region.info().map(|info| &info.kind) {
+        Some(FdKind::Memfd { hugetlb: Some(_), .. }) => bail!("{name}: hugetlb memory has huge pages already"),
+        Some(FdKind::Memfd { .. }) => (),
+        Some(FdKind::DmaBuf { .. }) => bail!("{name}: the pages of a dma-buf belong to its exporter"),
+        Some(FdKind::DevDax { .. }) => bail!("{name}: the page size of a DAX device is set when it is made"),
+        _ if is_in_memory(region) => (),
+        _ => bail!("{name}: a file on disk; only a memfd or a file in a tmpfs can be collapsed"),
+    }
+    let before = Pages::of(region)?.context("the memory has no pages of its own")?;
+    writeln!(out, "before: {}", before.line())?;
+    out.finish()?;
+    let done = region.collapse().with_context(|| name.clone())?;
+    let after = Pages::of(region)?.context("the memory has no pages of its own")?;
+    writeln!(out, "after:  {}", after.line())?;
+    if !done && after.huge() <= before.huge() {
+        bail!("{name}: the kernel cannot collapse this memory (it takes Linux 6.1 and at least 2 MiB)");
+    }
+    Ok(Outcome::Clean)
+}

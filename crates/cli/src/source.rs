@@ -1,0 +1,47 @@
+//! Opens the image that the command line names.
+
+use crate::args::SourceArgs;
+use crate::text::escape;
+use anyhow::Context;
+use daxfs::{Image, OpenOptions, Region};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// Opens `image` as the flags say.
+///
+/// # Errors
+/// When a source cannot be opened or the image breaks a rule; the message names the source.
+pub fn open(args: &SourceArgs, image: &OsStr) -> anyhow::Result<Image> {
+    let region = map(image)?;
+    options(args)?.open_region(region).with_context(|| name(image))
+}
+
+/// The flags as options of the reader; opens the backing file.
+///
+/// # Errors
+/// When the backing file cannot be opened.
+pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
+    let mut options = OpenOptions::new().strict(args.strict).max_metadata(args.max_metadata);
+    if let Some(backing) = &args.backing {
+        options = options.backing(map(backing)?);
+    }
+    Ok(options)
+}
+
+/// Maps a source.
+///
+/// # Errors
+/// When it cannot be opened or is no shareable memory.
+pub fn map(source: &OsStr) -> anyhow::Result<Region> {
+    match Region::open(source) {
+        Ok(region) => Ok(region),
+        // The system call's own message names its subject.
+        Err(error) if error.to_string().contains(&name(source)) => Err(error.into()),
+        Err(error) => Err(error).with_context(|| name(source)),
+    }
+}
+
+/// A source as errors show it.
+pub fn name(source: &OsStr) -> String {
+    if source == "-" { "standard input".to_owned() } else { escape(source.as_bytes()) }
+}

@@ -1,0 +1,202 @@
+//! Names in an image: metadata, children, links, and the walk over all of them.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use crate::{File, Image};
+
+/// Type of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileType {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// FIFO, socket or device node, as upstream's packers store them: listed, never opened.
+    Special,
+}
+
+impl fmt::Display for FileType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "regular file",
+            Self::Directory => "directory",
+            Self::Symlink => "symbolic link",
+            Self::Special => "special file",
+        })
+    }
+}
+
+/// What an inode says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metadata {
+    /// Inode number; the root is 1.
+    pub ino: u64,
+    /// `st_mode`: type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// File: bytes. Link: bytes of the target. Directory: 271 for each entry of its base image.
+    pub size: u64,
+    /// Link count.
+    pub nlink: u32,
+}
+
+impl Metadata {
+    /// The type that the mode says.
+    pub fn file_type(&self) -> FileType {
+        match self.mode & S_IFMT {
+            S_IFREG => FileType::File,
+            S_IFDIR => FileType::Directory,
+            S_IFLNK => FileType::Symlink,
+            _ => FileType::Special,
+        }
+    }
+
+    /// Permission bits with setuid, setgid and sticky.
+    pub fn permissions(&self) -> u32 {
+        self.mode & !S_IFMT
+    }
+}
+
+/// One name in an image. Cloning is cheap.
+#[derive(Clone)]
+pub struct Entry {
+    image: Image,
+    node: u32,
+}
+
+impl Entry {
+    pub(crate) fn new(image: Image, node: u32) -> Self {
+        Self { image, node }
+    }
+
+    /// The image that it belongs to.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The last component of its path, as stored (any bytes but `/` and NUL); empty for the root.
+    pub fn name(&self) -> &[u8] {
+        self.image.tree().name(self.node)
+    }
+
+    /// Absolute path in the image; `/` for the root.
+    pub fn path(&self) -> Vec<u8> {
+        let tree = self.image.tree();
+        let mut names = Vec::new();
+        let mut node = self.node;
+        while node != 0 {
+            names.push(tree.name(node));
+            node = tree.node(node).parent;
+        }
+        let mut path = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum::<usize>().max(1));
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        if path.is_empty() {
+            path.push(b'/');
+        }
+        path
+    }
+
+    /// Metadata of its inode.
+    pub fn metadata(&self) -> &Metadata {
+        &self.image.tree().inode(self.node).metadata
+    }
+
+    /// Type of its inode.
+    pub fn file_type(&self) -> FileType {
+        self.metadata().file_type()
+    }
+
+    /// The directory that holds it; `None` for the root.
+    pub fn parent(&self) -> Option<Self> {
+        (self.node != 0).then(|| Self::new(self.image.clone(), self.image.tree().node(self.node).parent))
+    }
+
+    /// Its entries in stored order, if it is a directory; none otherwise.
+    pub fn children(&self) -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + use<> {
+        let image = self.image.clone();
+        self.image.tree().node(self.node).children.clone().map(move |node| Self::new(image.clone(), node))
+    }
+
+    /// The entry of that name, if it is a directory that has one. Links are not followed.
+    pub fn child(&self, name: impl AsRef<[u8]>) -> Option<Self> {
+        self.image.tree().child(self.node, name.as_ref()).map(|node| Self::new(self.image.clone(), node))
+    }
+
+    /// Target of a symbolic link, as stored.
+    ///
+    /// # Errors
+    /// [`Error::NotALink`].
+    pub fn read_link(&self) -> Result<&[u8]> {
+        self.image
+            .tree()
+            .target(self.node)
+            .ok_or_else(|| Error::NotALink { path: self.path(), kind: self.file_type() })
+    }
+
+    /// Its contents as a file.
+    ///
+    /// # Errors
+    /// [`Error::NotAFile`].
+    pub fn file(&self) -> Result<File> {
+        match self.file_type() {
+            FileType::File => Ok(File::new(self.clone())),
+            kind => Err(Error::NotAFile { path: self.path(), kind }),
+        }
+    }
+
+    pub(crate) fn content(&self) -> &crate::snapshot::Content {
+        &self.image.tree().inode(self.node).content
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path();
+        f.debug_struct("Entry")
+            .field("path", &format_args!("{}", crate::error::Escaped(&path)))
+            .field("metadata", self.metadata())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Iterator over every entry of an image, depth first; see [`Image::walk`].
+#[derive(Clone)]
+pub struct Walk {
+    image: Image,
+    pending: Vec<u32>,
+}
+
+impl Walk {
+    pub(crate) fn new(image: Image) -> Self {
+        Self { image, pending: vec![0] }
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        let node = self.pending.pop()?;
+        self.pending.extend(self.image.tree().node(node).children.clone().rev());
+        Some(Entry::new(self.image.clone(), node))
+    }
+}
+
+impl fmt::Debug for Walk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walk").field("pending", &self.pending.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,350 @@
+//! One error type. Each message gives the place, what was found there, and the bound or rule it breaks.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::region::Provenance;
+use crate::tensor::TensorError;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image, a file or a tensor could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call or the memory itself failed.
+    #[error(transparent)]
+    Memory(#[from] dmabuf::Error),
+
+    /// The region is too small to hold a superblock.
+    #[error("region: {len:#x} bytes, but a superblock takes {need:#x}")]
+    TooSmall {
+        /// Bytes of the region.
+        len: u64,
+        /// Bytes needed.
+        need: u64,
+    },
+
+    /// The first four bytes are not the magic of a DAXFS image.
+    #[error("superblock: magic is {found:#010x}, a DAXFS image begins with 0x64617835; this is not an image")]
+    NotAnImage {
+        /// The first four bytes.
+        found: u32,
+    },
+
+    /// A version that this library does not read.
+    #[error("{place}: version {found} is not supported (supported: {supported})")]
+    UnsupportedVersion {
+        /// Which structure.
+        place: &'static str,
+        /// Version found.
+        found: u32,
+        /// Versions that are read.
+        supported: &'static str,
+    },
+
+    /// Flag bits that have no meaning in this version.
+    #[error("{place}: unknown flag bits {bits:#x}")]
+    UnknownFlags {
+        /// Which structure.
+        place: &'static str,
+        /// The bits that are not known.
+        bits: u32,
+    },
+
+    /// A byte range does not lie where it must.
+    #[error("{place} {:#x}..{:#x} is outside the {within} ({bound:#x} bytes)", .range.start, .range.end)]
+    OutOfBounds {
+        /// What the range belongs to, for example `inode 17: data`.
+        place: String,
+        /// The range, from the start of `within`; the end saturates.
+        range: Range<u64>,
+        /// What it must lie in.
+        within: &'static str,
+        /// Size of that.
+        bound: u64,
+    },
+
+    /// Two regions of the image share bytes.
+    #[error("superblock: {first} {:#x}..{:#x} overlaps {second} {:#x}..{:#x}", .first_range.start, .first_range.end, .second_range.start, .second_range.end)]
+    Overlap {
+        /// One region.
+        first: &'static str,
+        /// Its bytes.
+        first_range: Range<u64>,
+        /// The other region.
+        second: &'static str,
+        /// Its bytes.
+        second_range: Range<u64>,
+    },
+
+    /// A rule of the format is broken.
+    #[error("{place}: {rule} (found {found})")]
+    Invalid {
+        /// Where.
+        place: String,
+        /// Which rule.
+        rule: Rule,
+        /// What was found there.
+        found: String,
+    },
+
+    /// The metadata is larger than the caller allows.
+    #[error("{place}: copying it takes {needed:#x} bytes of metadata in all, the limit is {limit:#x}; raise it with OpenOptions::max_metadata if the image is trusted to be this large")]
+    MetadataLimit {
+        /// What was about to be copied.
+        place: String,
+        /// Bytes copied so far and needed for this.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+
+    /// No such path in the image.
+    #[error("{}: no such file or directory in the image", Escaped(.path))]
+    NotFound {
+        /// The path as it was asked for.
+        path: Vec<u8>,
+    },
+
+    /// A path component is not a directory.
+    #[error("{}: not a directory", Escaped(.path))]
+    NotADirectory {
+        /// The path.
+        path: Vec<u8>,
+    },
+
+    /// The path names something else than a regular file.
+    #[error("{}: not a regular file but a {kind}", Escaped(.path))]
+    NotAFile {
+        /// The path.
+        path: Vec<u8>,
+        /// What it is.
+        kind: crate::FileType,
+    },
+
+    /// The path names something else than a symbolic link.
+    #[error("{}: not a symbolic link but a {kind}", Escaped(.path))]
+    NotALink {
+        /// The path.
+        path: Vec<u8>,
+        /// What it is.
+        kind: crate::FileType,
+    },
+
+    /// More symbolic links than [`crate::MAX_LINKS`] were followed.
+    #[error("{}: more than {} symbolic links on the way", Escaped(.path), crate::MAX_LINKS)]
+    TooManyLinks {
+        /// The path.
+        path: Vec<u8>,
+    },
+
+    /// A slice was asked for, but others may write to the memory.
+    #[error("a slice needs immutable memory, this region is {0}; read through a view, make a sealed copy, or promise immutability with Region::assume_immutable")]
+    NotImmutable(Provenance),
+
+    /// The file is made of several pieces (overlay pages or log entries), so there is no one view of it.
+    #[error("{}: its {pieces} pieces do not lie in one place; read it with read_at or to_vec", Escaped(.path))]
+    NotContiguous {
+        /// The file.
+        path: Vec<u8>,
+        /// How many.
+        pieces: usize,
+    },
+
+    /// The image holds only the metadata of this file.
+    #[error("{}: its contents are not in the image ({why})", Escaped(.path))]
+    NoContents {
+        /// The file.
+        path: Vec<u8>,
+        /// Where they are.
+        why: &'static str,
+    },
+
+    /// A read or view outside a file.
+    #[error("{}: {:#x}..{:#x} is outside the file ({len:#x} bytes)", Escaped(.path), .range.start, .range.end)]
+    OutsideFile {
+        /// The file.
+        path: Vec<u8>,
+        /// What was asked for; the end saturates.
+        range: Range<u64>,
+        /// Bytes of the file.
+        len: u64,
+    },
+
+    /// Writing what was read failed.
+    #[error("write: {0}")]
+    Write(#[source] std::io::Error),
+
+    /// A tensor header, index or checkpoint is wrong, or a tensor is missing.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+impl Error {
+    /// True when a path, shard or tensor does not exist (as opposed to being broken).
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Tensor(error) => error.is_not_found(),
+            Self::Memory(error) => error.io_kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
+    /// The operating system's error number, where there is one.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Memory(error) => error.raw_os_error(),
+            Self::Write(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// A rule of the format; its text is what errors show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rule {
+    /// The block size is a power of two from 4096 to 65536.
+    BlockSize,
+    /// Strict: the kernel mounts only images whose block size is its page size.
+    BlockSizeOfThisMachine,
+    /// Some region holds the root directory.
+    NoRoot,
+    /// `root_inode` is 1.
+    RootInode,
+    /// Inode 1 is a directory.
+    RootIsDirectory,
+    /// The base image has at least one inode.
+    NoInodes,
+    /// The base image begins at or after byte 4096.
+    BaseOffset,
+    /// The base header's magic is right.
+    BaseMagic,
+    /// The overlay's magic is right.
+    OverlayMagic,
+    /// The overlay has a power of two of buckets.
+    OverlayBuckets,
+    /// An overlay entry has the type that its key stands for.
+    OverlayEntryKind,
+    /// A chain of overlay entries ends, and is no longer than the pool can hold.
+    OverlayChain,
+    /// The page cache's magic is right.
+    PageCacheMagic,
+    /// The page cache has a power of two of slots, at least 8.
+    PageCacheSlots,
+    /// A referenced inode is a file, a directory or a symbolic link (or a special file).
+    FileType,
+    /// Strict: every inode slot, used or not, is a file, a directory or a symbolic link.
+    SlotType,
+    /// A directory's size is a multiple of 271.
+    DirectorySize,
+    /// A directory is named by exactly one entry.
+    DirectoryParents,
+    /// Every directory can be reached from the root.
+    DirectoryReachable,
+    /// A directory entry names an inode of the table.
+    EntryInode,
+    /// A name has 1 to 255 bytes.
+    NameLength,
+    /// A name holds neither `/` nor NUL and is not `.` or `..`.
+    Name,
+    /// Names in a directory are unique.
+    NameUnique,
+    /// A link count is not 0 and not less than the names that the image holds.
+    LinkCount,
+    /// A symbolic link's target has 1 to 4095 bytes, none of them NUL, and a NUL follows.
+    LinkTarget,
+    /// A changed file is no larger than a kernel can make it or the image could hold.
+    ChangedSize,
+    /// An entry of the delta log is at least as long as its fields and ends inside the log.
+    LogEntry,
+    /// An entry of the delta log has one of the eight known types.
+    LogEntryKind,
+    /// An entry of the delta log names an inode that exists and has the right type.
+    LogInode,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BlockSize => "the block size must be a power of two from 4096 to 65536",
+            Self::BlockSizeOfThisMachine => {
+                "the kernel mounts only images whose block size is this machine's page size"
+            }
+            Self::NoRoot => "there must be a base image or an overlay that holds the root",
+            Self::RootInode => "the root inode must be 1",
+            Self::RootIsDirectory => "the root inode must be a directory",
+            Self::NoInodes => "the base image must have at least one inode",
+            Self::BaseOffset => "the base image must begin at or after byte 4096",
+            Self::BaseMagic => "the base header must begin with 0x64646135",
+            Self::OverlayMagic => "the overlay must begin with 0x6f766c79",
+            Self::OverlayBuckets => "the overlay's bucket count must be a power of two",
+            Self::OverlayEntryKind => "the overlay entry must have the type that its key stands for",
+            Self::OverlayChain => "a chain of overlay entries must end and hold no foreign entries",
+            Self::PageCacheMagic => "the page cache must begin with 0x70636163",
+            Self::PageCacheSlots => "the page cache's slot count must be a power of two, at least 8",
+            Self::FileType => "unsupported file type",
+            Self::SlotType => {
+                "the kernel's validation refuses slots that are not a file, a directory or a symbolic link"
+            }
+            Self::DirectorySize => "a directory's size must be a multiple of 271",
+            Self::DirectoryParents => "a directory must have one parent and not contain itself",
+            Self::DirectoryReachable => "every directory must be reachable from the root",
+            Self::EntryInode => "an entry's inode must be in the inode table",
+            Self::NameLength => "a name must have 1 to 255 bytes",
+            Self::Name => "a name must not hold '/' or NUL, and must not be '.' or '..'",
+            Self::NameUnique => "names in a directory must be unique",
+            Self::LinkCount => "the link count must not be 0 or less than the names in the image",
+            Self::LinkTarget => {
+                "a symbolic link's target must have 1 to 4095 bytes without NUL, and a NUL after it"
+            }
+            Self::ChangedSize => "a file that was changed after packing must not be larger than 0xffffe pages, its packed size, and the image",
+            Self::LogEntry => "a log entry must hold its fields and end inside the log",
+            Self::LogEntryKind => "a log entry's type must be 1 to 8",
+            Self::LogInode => "a log entry must name an existing inode of the right type",
+        })
+    }
+}
+
+/// Bytes of a name or path as readable text: printable UTF-8 as it is, all else escaped.
+pub(crate) struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                if c.is_control() {
+                    write!(f, "{}", c.escape_default())?;
+                } else {
+                    write!(f, "{c}")?;
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_give_place_found_and_bound() {
+        let error = Error::OutOfBounds {
+            place: "inode 17: data".into(),
+            range: 0x4000..0x9000,
+            within: "base image",
+            bound: 0x8000,
+        };
+        assert_eq!(error.to_string(), "inode 17: data 0x4000..0x9000 is outside the base image (0x8000 bytes)");
+        let error = Error::NotFound { path: b"a\n\xff/\xc3\xa9".to_vec() };
+        assert_eq!(error.to_string(), "a\\n\\xff/é: no such file or directory in the image");
+        assert!(error.is_not_found());
+    }
+}

@@ -1,0 +1,266 @@
+//! A regular file of an image: a bounded extent, or pieces when it was changed after packing.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io::Write;
+
+use dmabuf::SharedBytes;
+
+use crate::error::{Error, Result};
+use crate::region::COPY_CHUNK;
+use crate::snapshot::{Content, Piece, PieceSource};
+use crate::tensor::{self, Tensors};
+use crate::{Entry, Image, Region};
+
+/// Where a file lies in its region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Extent {
+    /// First byte, from the start of the region ([`File::region`]).
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A regular file. It holds the image, so its memory stays mapped while it lives. Cloning is cheap.
+#[derive(Clone)]
+pub struct File {
+    entry: Entry,
+}
+
+impl File {
+    pub(crate) fn new(entry: Entry) -> Self {
+        Self { entry }
+    }
+
+    /// The name it was opened by.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The image that holds it.
+    pub fn image(&self) -> &Image {
+        self.entry.image()
+    }
+
+    /// Absolute path in the image.
+    pub fn path(&self) -> Vec<u8> {
+        self.entry.path()
+    }
+
+    /// Inode number; hard links share it.
+    pub fn ino(&self) -> u64 {
+        self.entry.metadata().ino
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.entry.metadata().size
+    }
+
+    /// True for a file without bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The one extent that holds the file; `None` when it is made of pieces or its contents are elsewhere. An
+    /// empty file lies at offset 0.
+    pub fn extent(&self) -> Option<Extent> {
+        match self.entry.content() {
+            Content::Image(range) | Content::Backing(range) => {
+                Some(Extent { offset: range.start, len: range.end - range.start })
+            }
+            Content::Empty => Some(Extent { offset: 0, len: 0 }),
+            _ => None,
+        }
+    }
+
+    /// Pieces that make up the file: 1, or more when it was changed after packing.
+    pub fn piece_count(&self) -> usize {
+        match self.entry.content() {
+            Content::Pieces(pieces) => pieces.len(),
+            _ => 1,
+        }
+    }
+
+    /// The region that its extent lies in: the image's, or the backing file's for a split image.
+    pub fn region(&self) -> &Region {
+        match (self.entry.content(), self.image().backing()) {
+            (Content::Backing(_), Some(backing)) => backing,
+            _ => self.image().region(),
+        }
+    }
+
+    /// The whole file as a bounded view, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::NotContiguous`] when it is made of pieces, [`Error::NoContents`] when the image does not hold them.
+    pub fn bytes(&self) -> Result<SharedBytes<'_>> {
+        let extent = self.extent().ok_or_else(|| self.no_extent())?;
+        Ok(self.region().view().get(extent.offset, extent.len)?)
+    }
+
+    /// A part of the file as a bounded view, without a copy. `offset` and `len` are bytes in the file.
+    ///
+    /// # Errors
+    /// As for [`File::bytes`], and [`Error::OutsideFile`].
+    pub fn range(&self, offset: u64, len: u64) -> Result<SharedBytes<'_>> {
+        self.check_range(offset, len)?;
+        Ok(self.bytes()?.get(offset, len)?)
+    }
+
+    /// The whole file as a slice, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::NotImmutable`] unless nobody can write to the region, and as for [`File::bytes`].
+    pub fn as_slice(&self) -> Result<&[u8]> {
+        let extent = self.extent().ok_or_else(|| self.no_extent())?;
+        self.region().slice(extent.offset, extent.len)
+    }
+
+    /// A part of the file as a slice; see [`File::as_slice`] and [`File::range`].
+    ///
+    /// # Errors
+    /// As for those.
+    pub fn range_as_slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        self.check_range(offset, len)?;
+        let extent = self.extent().ok_or_else(|| self.no_extent())?;
+        // No overflow: the range lies in the file and the file in the region.
+        self.region().slice(extent.offset + offset, len)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(()),
+            end => Err(Error::OutsideFile {
+                path: self.path(),
+                range: offset..end.unwrap_or(u64::MAX),
+                len: self.len(),
+            }),
+        }
+    }
+
+    fn no_extent(&self) -> Error {
+        match self.entry.content() {
+            Content::Elsewhere(why) => Error::NoContents { path: self.path(), why },
+            _ => Error::NotContiguous { path: self.path(), pieces: self.piece_count() },
+        }
+    }
+
+    /// Copies bytes from `offset` on into `buffer` and returns how many: fewer than asked for only at the end of
+    /// the file. Works for files in pieces, too.
+    ///
+    /// # Errors
+    /// [`Error::NoContents`].
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let _access = self.region().cpu_access()?;
+        self.copy_out(offset, buffer)
+    }
+
+    fn copy_out(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let left = self.len().saturating_sub(offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(target) = buffer.get_mut(..len).filter(|target| !target.is_empty()) else {
+            return Ok(0);
+        };
+        match self.entry.content() {
+            Content::Pieces(pieces) => self.copy_pieces(pieces, offset, target)?,
+            _ => self.range(offset, len as u64)?.read_at(0, target)?,
+        }
+        Ok(len)
+    }
+
+    /// Copies from pieces; `offset..offset + target.len()` lies in the file, which they cover without gaps.
+    fn copy_pieces(&self, pieces: &[Piece], mut offset: u64, mut target: &mut [u8]) -> Result<()> {
+        let first = pieces.partition_point(|piece| piece.start + piece.len <= offset);
+        for piece in pieces.iter().skip(first) {
+            let skip = offset - piece.start;
+            let len = usize::try_from(piece.len - skip).unwrap_or(usize::MAX).min(target.len());
+            let (part, rest) = target.split_at_mut(len);
+            match (piece.source, self.image().backing()) {
+                (PieceSource::Image(at), _) => self.image().region().view().read_at(at + skip, part)?,
+                (PieceSource::Backing(at), Some(backing)) => backing.view().read_at(at + skip, part)?,
+                _ => part.fill(0),
+            }
+            if rest.is_empty() {
+                break;
+            }
+            offset += len as u64;
+            target = rest;
+        }
+        Ok(())
+    }
+
+    /// Copies the whole file.
+    ///
+    /// # Errors
+    /// [`Error::NoContents`], or [`Error::Memory`] when there is not enough memory.
+    pub fn to_vec(&self) -> Result<Vec<u8>> {
+        let too_large = || dmabuf::Error::Invalid {
+            what: format!("a copy of {} bytes", self.len()),
+            why: "there is not enough memory".into(),
+        };
+        let len = usize::try_from(self.len()).map_err(|_| too_large())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| too_large())?;
+        bytes.resize(len, 0);
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Calls `each` with the file's bytes in order, at most 256 KiB at a time.
+    fn for_each_chunk(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let _access = self.region().cpu_access()?;
+        let mut buffer = vec![0; usize::try_from(self.len()).unwrap_or(COPY_CHUNK).min(COPY_CHUNK)];
+        let mut offset = 0;
+        loop {
+            let len = self.copy_out(offset, &mut buffer)?;
+            match buffer.get(..len) {
+                Some(bytes) if len > 0 => each(bytes)?,
+                _ => return Ok(()),
+            }
+            offset += len as u64;
+        }
+    }
+
+    /// Writes the whole file and returns its length.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with what the writer answered, and as for [`File::read_at`].
+    pub fn write_to(&self, writer: &mut (impl Write + ?Sized)) -> Result<u64> {
+        self.for_each_chunk(|bytes| writer.write_all(bytes).map_err(Error::Write))?;
+        Ok(self.len())
+    }
+
+    /// BLAKE3 hash of the contents, computed now.
+    ///
+    /// # Errors
+    /// As for [`File::read_at`].
+    pub fn hash(&self) -> Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        self.for_each_chunk(|bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        Ok(hasher.finalize().into())
+    }
+
+    /// The tensors of a safetensors file. The header is parsed once per file, or found in the image's index.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the header is wrong.
+    pub fn tensors(&self) -> Result<Tensors> {
+        tensor::tensors_of_file(self)
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path();
+        f.debug_struct("File")
+            .field("path", &format_args!("{}", crate::error::Escaped(&path)))
+            .field("len", &self.len())
+            .field("extent", &self.extent())
+            .finish_non_exhaustive()
+    }
+}

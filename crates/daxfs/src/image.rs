@@ -1,0 +1,347 @@
+//! An opened image: validated metadata over a region, and path lookup.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use crate::entry::{Entry, Walk};
+use crate::error::{Error, Result};
+use crate::snapshot::{self, Snapshot, Tree, ViewKind};
+use crate::tensor::{self, Index, TensorCache, Tensors};
+use crate::{File, FileType, Region, Superblock, format};
+
+/// Symbolic links followed in one lookup, as in the kernel's path walk.
+pub const MAX_LINKS: usize = 40;
+
+/// Default of [`OpenOptions::max_metadata`]: enough for about a million and a half files.
+pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
+
+/// How to open an image.
+///
+/// ```
+/// # fn main() -> daxfs::Result<()> {
+/// # let bytes = vec![0; 4096];
+/// let result = daxfs::OpenOptions::new().strict(true).open_region(daxfs::Region::from_bytes(bytes));
+/// assert!(matches!(result, Err(daxfs::Error::NotAnImage { found: 0 })));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    strict: bool,
+    sealed_copy: bool,
+    max_metadata: u64,
+    backing: Option<Region>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { strict: false, sealed_copy: false, max_metadata: DEFAULT_MAX_METADATA, backing: None }
+    }
+}
+
+impl OpenOptions {
+    /// Lenient about what the kernel mounts without `validate`, safe all the same; see the table in
+    /// `docs/validation.md`.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Refuses what the kernel's `validate` mount option refuses, too.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Copies the source once into a private sealed memfd and opens that: nobody can change or truncate it, and
+    /// slices are available. Costs the memory of the whole image.
+    #[must_use]
+    pub fn sealed_copy(mut self, copy: bool) -> Self {
+        self.sealed_copy = copy;
+        self
+    }
+
+    /// Most bytes of metadata (inodes, directory entries, overlay entries, logs) that are copied; the default is
+    /// [`DEFAULT_MAX_METADATA`].
+    #[must_use]
+    pub fn max_metadata(mut self, bytes: u64) -> Self {
+        self.max_metadata = bytes;
+        self
+    }
+
+    /// The backing file that holds the file data of a split image.
+    #[must_use]
+    pub fn backing(mut self, region: Region) -> Self {
+        self.backing = Some(region);
+        self
+    }
+
+    /// Opens a source as [`Region::open`] names it.
+    ///
+    /// # Errors
+    /// When the source cannot be mapped, or holds no valid image; see [`Error`].
+    pub fn open(&self, source: impl AsRef<OsStr>) -> Result<Image> {
+        self.open_region(Region::open(source)?)
+    }
+
+    /// Opens the image in a region.
+    ///
+    /// # Errors
+    /// When the region holds no valid image; see [`Error`].
+    pub fn open_region(&self, region: Region) -> Result<Image> {
+        let region = if self.sealed_copy { region.sealed_copy()? } else { region };
+        let backing_len = self.backing.as_ref().map(Region::len);
+        let snapshot = {
+            let _access = region.cpu_access()?;
+            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)?
+        };
+        let Snapshot { superblock, tree, view_kind } = snapshot;
+        let backing = self.backing.clone().filter(|_| superblock.data_is_external());
+        Ok(Image(Arc::new(Inner {
+            region,
+            backing,
+            superblock,
+            tree,
+            view_kind,
+            tensors: TensorCache::default(),
+            index: OnceLock::new(),
+        })))
+    }
+}
+
+struct Inner {
+    region: Region,
+    backing: Option<Region>,
+    superblock: Superblock,
+    tree: Tree,
+    view_kind: ViewKind,
+    tensors: TensorCache,
+    index: OnceLock<Option<Index>>,
+}
+
+/// An opened image. Cloning is cheap and shares everything; entries, files and tensors hold a clone, so the memory
+/// stays mapped as long as any of them lives.
+#[derive(Clone)]
+pub struct Image(Arc<Inner>);
+
+impl Image {
+    /// Opens a source with the default [`OpenOptions`].
+    ///
+    /// # Errors
+    /// As for [`OpenOptions::open`].
+    pub fn open(source: impl AsRef<OsStr>) -> Result<Self> {
+        OpenOptions::new().open(source)
+    }
+
+    /// Opens the image behind a descriptor of any kind of shareable memory.
+    ///
+    /// # Errors
+    /// As for [`OpenOptions::open`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        Self::from_region(Region::from_fd(fd)?)
+    }
+
+    /// Opens the image in a region.
+    ///
+    /// # Errors
+    /// As for [`OpenOptions::open_region`].
+    pub fn from_region(region: Region) -> Result<Self> {
+        OpenOptions::new().open_region(region)
+    }
+
+    /// Opens an image that lies in bytes of this process.
+    ///
+    /// # Errors
+    /// As for [`OpenOptions::open_region`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::from_region(Region::from_bytes(bytes))
+    }
+
+    /// The memory that holds the image.
+    pub fn region(&self) -> &Region {
+        &self.0.region
+    }
+
+    /// The backing file, if the image needs one and got it.
+    pub fn backing(&self) -> Option<&Region> {
+        self.0.backing.as_ref()
+    }
+
+    /// Where the regions of the image lie.
+    pub fn superblock(&self) -> &Superblock {
+        &self.0.superblock
+    }
+
+    /// What was laid over the base image.
+    pub fn view_kind(&self) -> ViewKind {
+        self.0.view_kind
+    }
+
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.0.tree
+    }
+
+    pub(crate) fn tensor_cache(&self) -> &TensorCache {
+        &self.0.tensors
+    }
+
+    /// Names in the image, the root included.
+    pub fn len(&self) -> usize {
+        self.tree().len()
+    }
+
+    /// Never true: every image has a root.
+    pub fn is_empty(&self) -> bool {
+        self.tree().len() == 0
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Entry {
+        Entry::new(self.clone(), 0)
+    }
+
+    /// Looks a path up and follows symbolic links. Paths are bytes, relative to the root whether they begin with
+    /// `/` or not; links are resolved inside the image, so an absolute target starts at its root and `..` does
+    /// not leave it. Without links this is one hash and one table probe, no system call.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotADirectory`], [`Error::TooManyLinks`].
+    pub fn entry(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
+        self.resolve(path.as_ref(), true)
+    }
+
+    /// Like [`Image::entry`], but a link at the end of the path is returned itself.
+    ///
+    /// # Errors
+    /// As for [`Image::entry`].
+    pub fn entry_no_follow(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
+        self.resolve(path.as_ref(), false)
+    }
+
+    /// Looks a regular file up.
+    ///
+    /// # Errors
+    /// As for [`Image::entry`], and [`Error::NotAFile`].
+    pub fn file(&self, path: impl AsRef<[u8]>) -> Result<File> {
+        self.entry(path)?.file()
+    }
+
+    fn resolve(&self, path: &[u8], follow: bool) -> Result<Entry> {
+        let tree = self.tree();
+        if let Some(node) = tree.find(path) {
+            // A path that ends in `/` names a directory, so a link there is followed, and nothing else will do.
+            let ends_in_slash = path.ends_with(b"/");
+            match tree.inode(node).metadata.file_type() {
+                FileType::Directory => return Ok(Entry::new(self.clone(), node)),
+                FileType::Symlink if follow || ends_in_slash => {}
+                _ if ends_in_slash => return Err(Error::NotADirectory { path: path.to_vec() }),
+                _ => return Ok(Entry::new(self.clone(), node)),
+            }
+        }
+        self.walk_components(path, follow).map(|node| Entry::new(self.clone(), node))
+    }
+
+    /// The slow way: component by component, for paths with links or `..`.
+    fn walk_components(&self, path: &[u8], follow: bool) -> Result<u32> {
+        let tree = self.tree();
+        let not_found = || Error::NotFound { path: path.to_vec() };
+        let follow_last = follow || path.ends_with(b"/");
+        // Components still to walk, the next one last.
+        let mut pending: Vec<&[u8]> = reversed_components(path);
+        let mut current = 0;
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            if tree.inode(current).metadata.file_type() != FileType::Directory {
+                return Err(Error::NotADirectory { path: path.to_vec() });
+            }
+            if name == b".." {
+                current = tree.node(current).parent;
+                continue;
+            }
+            let child = tree.child(current, name).ok_or_else(not_found)?;
+            match tree.target(child) {
+                Some(target) if follow_last || !pending.is_empty() => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Error::TooManyLinks { path: path.to_vec() });
+                    }
+                    if target.starts_with(b"/") {
+                        current = 0;
+                    }
+                    pending.extend(reversed_components(target));
+                }
+                _ => current = child,
+            }
+        }
+        if path.ends_with(b"/") && tree.inode(current).metadata.file_type() != FileType::Directory {
+            return Err(Error::NotADirectory { path: path.to_vec() });
+        }
+        Ok(current)
+    }
+
+    /// Every entry, depth first, the root first, directories in stored order.
+    pub fn walk(&self) -> Walk {
+        Walk::new(self.clone())
+    }
+
+    /// The image's tensors: its one sharded checkpoint, or its one safetensors file.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when there is none, when there are several (the message lists them; name one with
+    /// [`Image::tensors_at`]), or when a header is wrong.
+    pub fn tensors(&self) -> Result<Tensors> {
+        tensor::default_tensors(self)
+    }
+
+    /// The tensors of a `.safetensors` file, of a checkpoint's `.safetensors.index.json`, or of the one
+    /// checkpoint or safetensors file in a directory.
+    ///
+    /// # Errors
+    /// As for [`Image::tensors`] and [`Image::entry`].
+    pub fn tensors_at(&self, path: impl AsRef<[u8]>) -> Result<Tensors> {
+        tensor::tensors_at(self, path.as_ref())
+    }
+
+    /// The tensor index that the packer wrote, `/.daxfs/index`; `None` when the image has none.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when its header is wrong.
+    pub fn index(&self) -> Result<Option<&Index>> {
+        if self.0.index.get().is_none() {
+            let index = match self.entry_no_follow(format::index::PATH) {
+                Ok(_) => tensor::load_index(self)?,
+                Err(_) => None,
+            };
+            // Another thread may have been first; both loaded the same.
+            let _ = self.0.index.set(index);
+        }
+        Ok(self.0.index.get().and_then(Option::as_ref))
+    }
+
+    /// BLAKE3 over all names and contents, as the packer stored it; see [`format::index`]. `None` without an index
+    /// or hashes in it. Nothing is recomputed here.
+    pub fn content_hash(&self) -> Option<[u8; 32]> {
+        self.index().ok().flatten().and_then(Index::content_hash)
+    }
+}
+
+/// Components of a path in reverse, so that the next one is popped first.
+fn reversed_components(path: &[u8]) -> Vec<&[u8]> {
+    let mut components: Vec<_> = crate::snapshot::components(path).collect();
+    components.reverse();
+    components
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("version", &self.superblock().version)
+            .field("entries", &self.len())
+            .field("view", &self.view_kind())
+            .field("region", self.region())
+            .finish_non_exhaustive()
+    }
+}

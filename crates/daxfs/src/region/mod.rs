@@ -1,0 +1,277 @@
+//! Memory that holds an image: who owns it, and what is known of its writers.
+//!
+//! Opening any source is safe, since no reference to memory that others may write is ever made. A slice comes
+//! only from a region that is proven immutable, or through the `unsafe` promise of [`Region::assume_immutable`].
+
+#![allow(unsafe_code, reason = "hands out slices of regions that are proven or promised immutable")]
+
+mod source;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use dmabuf::{CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, PageStats, Seals, SharedBytes};
+
+pub use source::Source;
+
+use crate::{Error, Result};
+
+/// What is known of the writers of a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Provenance {
+    /// Proven immutable: a memfd sealed against writing, shrinking and growing, or bytes that only this process
+    /// owns.
+    Sealed,
+    /// Promised immutable by [`Region::assume_immutable`].
+    Trusted,
+    /// Others may write at any time. Reads are bounded and safe, but can see a mixture of old and new bytes.
+    Shared,
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sealed => "sealed",
+            Self::Trusted => "trusted",
+            Self::Shared => "shared",
+        })
+    }
+}
+
+enum Memory {
+    Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo },
+    Owned(Box<[u8]>),
+}
+
+/// Memory that holds an image. Cloning shares it; it is unmapped when the last clone goes.
+#[derive(Clone)]
+pub struct Region {
+    memory: Arc<Memory>,
+    provenance: Provenance,
+}
+
+impl Region {
+    /// Opens and maps a source read-only; see [`Source`] for what can be named.
+    ///
+    /// A regular file stays writable for others: the region is [`Provenance::Shared`], and if somebody truncates
+    /// the file, touching a page beyond its new end raises SIGBUS. Where that can happen use [`Region::sealed_copy`].
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the source cannot be opened, is no shareable memory, or cannot be mapped.
+    pub fn open(source: impl AsRef<OsStr>) -> Result<Self> {
+        Self::from_fd(Source::parse(source.as_ref()).open()?)
+    }
+
+    /// Maps a descriptor read-only: a memfd, a dma-buf, a regular file or a devdax device.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], as for [`Region::open`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        Self::map(fd, Mapping::read_only)
+    }
+
+    /// Maps a descriptor copy-on-write: writes through raw pointers (a numpy or torch array) stay private to this
+    /// process and cost a copy of each page that is written.
+    ///
+    /// # Errors
+    /// [`Error::Memory`]; most dma-bufs cannot be mapped this way.
+    pub fn from_fd_private(fd: OwnedFd) -> Result<Self> {
+        let mut region = Self::map(fd, Mapping::private)?;
+        // Pages that this process has not copied yet still show what others write, and it writes itself.
+        region.provenance = Provenance::Shared;
+        Ok(region)
+    }
+
+    fn map(fd: OwnedFd, how: fn(BorrowedFd<'_>, u64, usize) -> dmabuf::Result<Mapping>) -> Result<Self> {
+        let info = dmabuf::describe(fd.as_fd())?;
+        let len = usize::try_from(info.len).map_err(|_| dmabuf::Error::Invalid {
+            what: format!("a region of {} bytes", info.len),
+            why: "it does not fit the address space".into(),
+        })?;
+        let mapping = how(fd.as_fd(), 0, len)?;
+        // Seals are only ever added, so what holds now holds for the life of the mapping.
+        let provenance = match &info.kind {
+            FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
+            _ => Provenance::Shared,
+        };
+        Ok(Self { memory: Arc::new(Memory::Mapped { mapping, fd, info }), provenance })
+    }
+
+    /// A region over bytes that this process owns: immutable, at no particular alignment, without a descriptor.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { memory: Arc::new(Memory::Owned(bytes.into_boxed_slice())), provenance: Provenance::Sealed }
+    }
+
+    /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
+    ///
+    /// This is the safe choice for a regular file that others may write or truncate.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when there is not enough memory.
+    pub fn sealed_copy(&self) -> Result<Self> {
+        let memfd = Memfd::create("daxfs-copy", self.len(), HugePages::Auto)?;
+        let len = self.view().len();
+        {
+            let mut mapping = Mapping::read_write(memfd.as_fd(), 0, len)?;
+            dmabuf::allocate_huge(&mapping, 0..self.len())?;
+            let mut target = mapping.view_mut()?;
+            let _access = self.cpu_access()?;
+            let mut buffer = vec![0; COPY_CHUNK];
+            self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
+        }
+        memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
+        Self::from_fd(memfd.into())
+    }
+
+    /// Declares the region immutable, so that it hands out slices.
+    ///
+    /// # Safety
+    /// Nobody, in this process or any other, on this machine or any device, may write to the memory or truncate
+    /// it while this region or a clone of it lives.
+    #[must_use]
+    pub unsafe fn assume_immutable(self) -> Self {
+        let provenance = match self.provenance {
+            Provenance::Sealed => Provenance::Sealed,
+            Provenance::Trusted | Provenance::Shared => Provenance::Trusted,
+        };
+        Self { provenance, ..self }
+    }
+
+    /// Bytes of the region. It may be larger than the image.
+    pub fn len(&self) -> u64 {
+        self.view().len() as u64
+    }
+
+    /// True for a region without bytes.
+    pub fn is_empty(&self) -> bool {
+        self.view().is_empty()
+    }
+
+    /// The region as a bounded view.
+    pub fn view(&self) -> SharedBytes<'_> {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => mapping.view(),
+            Memory::Owned(bytes) => SharedBytes::from_slice(bytes),
+        }
+    }
+
+    /// The region as a slice.
+    ///
+    /// # Errors
+    /// [`Error::NotImmutable`] unless the region is proven or promised immutable.
+    pub fn as_slice(&self) -> Result<&[u8]> {
+        self.slice(0, self.len())
+    }
+
+    /// Part of the region as a slice.
+    ///
+    /// # Errors
+    /// [`Error::NotImmutable`] as for [`Region::as_slice`]; [`Error::Memory`] when the range is outside the region.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        let view = self.view().get(offset, len)?;
+        match self.provenance {
+            Provenance::Shared => Err(Error::NotImmutable(self.provenance)),
+            // SAFETY: `view` was just cut from this region, so its bytes stay mapped or allocated while `self` is
+            // borrowed. Nobody writes to them: `Sealed` is set only for a memfd whose seals forbid writing,
+            // shrinking and growing for good (fcntl(2), F_ADD_SEALS) and for memory that this process owns and
+            // never lends mutably; `Trusted` only by the caller's promise in `assume_immutable`. A copy-on-write
+            // mapping is `Shared` unless that promise was made for it.
+            Provenance::Sealed | Provenance::Trusted => Ok(unsafe { view.as_slice() }),
+        }
+    }
+
+    /// What is known of the writers.
+    pub fn provenance(&self) -> Provenance {
+        self.provenance
+    }
+
+    /// What the descriptor is; `None` for bytes that this process owns.
+    pub fn info(&self) -> Option<&FdInfo> {
+        match &*self.memory {
+            Memory::Mapped { info, .. } => Some(info),
+            Memory::Owned(_) => None,
+        }
+    }
+
+    /// The descriptor, to pass the memory on; `None` for bytes that this process owns.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &*self.memory {
+            Memory::Mapped { fd, .. } => Some(fd.as_fd()),
+            Memory::Owned(_) => None,
+        }
+    }
+
+    /// True when the mapping is private and writable ([`Region::from_fd_private`]).
+    pub fn is_writable(&self) -> bool {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => mapping.is_writable(),
+            Memory::Owned(_) => false,
+        }
+    }
+
+    /// Begins a bracket of CPU reads (`DMA_BUF_IOCTL_SYNC`) on a dma-buf; `None` on other memory, which needs none.
+    ///
+    /// The bracket orders caches; it does not keep writers out. The reading methods of [`crate::File`] use it
+    /// themselves; raw views are the caller's business.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the ioctl fails.
+    pub fn cpu_access(&self) -> Result<Option<CpuAccess<'_>>> {
+        match &*self.memory {
+            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DmaBuf { .. }) => {
+                Ok(Some(CpuAccess::begin(fd.as_fd(), dmabuf::Access::Read)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Maps all pages now instead of at first touch. `Ok(false)` where the kernel cannot (dma-bufs are mapped by
+    /// page faults only) or nothing is to be done.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when there is not enough memory.
+    pub fn populate(&self) -> Result<bool> {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => Ok(mapping.populate()?),
+            Memory::Owned(_) => Ok(false),
+        }
+    }
+
+    /// Asks the kernel to move the memory to 2 MiB pages (`MADV_COLLAPSE`), for everybody who maps it.
+    /// `Ok(false)` where it cannot.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when there is not enough memory.
+    pub fn collapse(&self) -> Result<bool> {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => Ok(mapping.collapse()?),
+            Memory::Owned(_) => Ok(false),
+        }
+    }
+
+    /// Which pages this process has mapped, and how large they are; `None` for bytes that this process owns.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when `/proc/self/smaps` cannot be read.
+    pub fn pages(&self) -> Result<Option<PageStats>> {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => Ok(Some(mapping.pages()?)),
+            Memory::Owned(_) => Ok(None),
+        }
+    }
+}
+
+/// Bytes moved at a time by reads that go through a buffer: small enough for the second-level cache.
+pub(crate) const COPY_CHUNK: usize = 256 * 1024;
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region")
+            .field("kind", &self.info().map(|info| &info.kind))
+            .field("len", &self.len())
+            .field("provenance", &self.provenance)
+            .finish_non_exhaustive()
+    }
+}

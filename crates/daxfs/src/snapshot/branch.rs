@@ -1,0 +1,492 @@
+//! The committed branch "main" of version 5: its delta log, replayed over the base image as its writer meant it.
+//!
+//! The version 5 kernel itself replays some entries wrongly (renames are lost, writes in the middle cut a file);
+//! those faults are not imitated. Data stays in the log; a changed file becomes a list of pieces.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use hashbrown::HashMap;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use super::base::{Base, TARGET_MAX, check_name};
+use super::tree::{Child, Source, store_target};
+use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
+use crate::error::{Error, Result, Rule};
+use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, v5};
+use crate::superblock::{Superblock, bounded, invalid};
+use crate::{FileType, Metadata};
+
+/// States of a branch record.
+const FREE: u32 = 0;
+const COMMITTED: u32 = 2;
+
+/// The log of the branch "main", absolute in the image; `None` for a static image or one never mounted.
+pub(super) fn find_main_log(reader: &mut Reader<'_>, superblock: &Superblock) -> Result<Option<Range<u64>>> {
+    let Some(table) = superblock.branch_table.clone() else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    reader.copy(|| "branch table".to_owned(), table, &mut bytes)?;
+    let (records, _) = bytes.as_chunks::<{ size_of::<v5::BranchRecord>() }>();
+    for (number, record) in records.iter().enumerate() {
+        let Ok(record) = v5::BranchRecord::read_from_bytes(record) else { continue };
+        let name = record.name.split(|&byte| byte == 0).next().unwrap_or_default();
+        if [FREE, COMMITTED].contains(&record.state.get()) || name != b"main" {
+            continue;
+        }
+        let place = format!("branch record {number}: log");
+        let (offset, size) = (record.delta_log_offset.get(), record.delta_log_size.get());
+        return bounded(&place, offset, size, reader.len(), "region").map(Some);
+    }
+    Ok(None)
+}
+
+/// Base image with a log applied.
+pub(super) struct Replayed {
+    base: Base,
+    entries: u64,
+    inodes: HashMap<u64, Changed, foldhash::quality::RandomState>,
+    directories: HashMap<u64, Names, foldhash::quality::RandomState>,
+}
+
+/// An inode that the log touches.
+struct Changed {
+    metadata: Metadata,
+    target: Option<Vec<u8>>,
+    /// `Some` once data or size changed.
+    data: Option<Data>,
+}
+
+/// Bytes of a changed file.
+struct Data {
+    /// What of the packed bytes still shows: a truncation hides the rest for good.
+    base_len: u64,
+    /// Written ranges by start: end and absolute offset. They do not overlap.
+    written: BTreeMap<u64, (u64, u64)>,
+}
+
+/// Names of a directory that the log changes, in order of creation.
+#[derive(Default)]
+struct Names {
+    order: Vec<(Vec<u8>, Option<u64>)>,
+    places: HashMap<Vec<u8>, usize, foldhash::quality::RandomState>,
+}
+
+impl Names {
+    fn set(&mut self, name: &[u8], ino: u64) {
+        match self.places.get(name).and_then(|&place| self.order.get_mut(place)) {
+            Some(entry) => entry.1 = Some(ino),
+            None => {
+                self.places.insert(name.to_vec(), self.order.len());
+                self.order.push((name.to_vec(), Some(ino)));
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        if let Some(entry) = self.places.remove(name).and_then(|place| self.order.get_mut(place)) {
+            entry.1 = None;
+        }
+    }
+}
+
+impl Data {
+    /// Forgets what is written in `range`, keeping the parts of older writes that stick out.
+    fn cut(&mut self, range: Range<u64>) {
+        let mut overlapping: Vec<_> = Vec::new();
+        for (&start, &(end, _)) in self.written.range(..range.end).rev() {
+            if end <= range.start {
+                break;
+            }
+            overlapping.push(start);
+        }
+        for start in overlapping {
+            let Some((end, source)) = self.written.remove(&start) else { continue };
+            if start < range.start {
+                self.written.insert(start, (range.start, source));
+            }
+            if end > range.end {
+                self.written.insert(range.end, (end, source + (range.end - start)));
+            }
+        }
+    }
+
+    fn write(&mut self, start: u64, len: u64, source: u64) {
+        if len > 0 {
+            self.cut(start..start + len);
+            self.written.insert(start, (start + len, source));
+        }
+    }
+
+    fn truncate(&mut self, size: u64) {
+        self.base_len = self.base_len.min(size);
+        self.cut(size..u64::MAX);
+    }
+
+    fn pieces(&self, size: u64, base: &Content) -> Content {
+        let mut pieces = Vec::new();
+        let mut end = 0;
+        let fill = |pieces: &mut Vec<Piece>, from: &mut u64, to: u64| {
+            let shown = to.min(self.base_len);
+            if *from < shown {
+                let source = match base {
+                    Content::Image(range) => PieceSource::Image(range.start + *from),
+                    Content::Backing(range) => PieceSource::Backing(range.start + *from),
+                    _ => PieceSource::Zeros,
+                };
+                pieces.push(Piece { start: *from, len: shown - *from, source });
+                *from = shown;
+            }
+            if *from < to {
+                pieces.push(Piece { start: *from, len: to - *from, source: PieceSource::Zeros });
+                *from = to;
+            }
+        };
+        for (&start, &(stop, source)) in &self.written {
+            let (start, stop) = (start.min(size), stop.min(size));
+            fill(&mut pieces, &mut end, start);
+            if start < stop {
+                pieces.push(Piece { start, len: stop - start, source: PieceSource::Image(source) });
+                end = stop;
+            }
+        }
+        fill(&mut pieces, &mut end, size);
+        if pieces.is_empty() { Content::Empty } else { Content::Pieces(pieces.into_boxed_slice()) }
+    }
+}
+
+/// One entry of the log: its head, what follows, and where that lies.
+struct LogEntry<'a> {
+    place: String,
+    head: v5::DeltaHeader,
+    body: &'a [u8],
+    /// Absolute offset of the first byte behind the entry.
+    end: u64,
+}
+
+impl<'a> LogEntry<'a> {
+    fn fields<T: FromBytes + KnownLayout + Immutable>(&self) -> Result<(T, &'a [u8])> {
+        T::read_from_prefix(self.body).map_err(|_| self.too_short())
+    }
+
+    fn name(&self, rest: &'a [u8], start: usize, len: u16) -> Result<&'a [u8]> {
+        let len = usize::from(len);
+        let name = rest.get(start..start + len).ok_or_else(|| self.too_short())?;
+        if name.is_empty() || name.len() > crate::format::NAME_MAX {
+            return Err(invalid(self.place.clone(), Rule::NameLength, name.len()));
+        }
+        check_name(name, || self.place.clone())?;
+        Ok(name)
+    }
+
+    fn too_short(&self) -> Error {
+        invalid(self.place.clone(), Rule::LogEntry, format_args!("{} bytes", self.head.total_size.get()))
+    }
+}
+
+impl Replayed {
+    /// Copies the log and applies it entry by entry.
+    pub fn new(reader: &mut Reader<'_>, base: Base, log: Range<u64>) -> Result<Self> {
+        let mut bytes = Vec::new();
+        reader.copy(|| "delta log".to_owned(), log.clone(), &mut bytes)?;
+        let mut replayed =
+            Self { base, entries: 0, inodes: HashMap::default(), directories: HashMap::default() };
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let place = format!("delta log entry {} at {:#x}", replayed.entries, log.start + at as u64);
+            let Ok((head, _)) = v5::DeltaHeader::read_from_prefix(rest) else {
+                return Err(invalid(place, Rule::LogEntry, format_args!("{} bytes", rest.len())));
+            };
+            let total = head.total_size.get() as usize;
+            if total == 0 {
+                break;
+            }
+            let Some(body) = rest.get(size_of::<v5::DeltaHeader>()..total) else {
+                return Err(invalid(place, Rule::LogEntry, format_args!("{total} bytes")));
+            };
+            at += total;
+            let entry = LogEntry { place, head, body, end: log.start + at as u64 };
+            replayed.apply(reader, &entry)?;
+            replayed.entries += 1;
+        }
+        Ok(replayed)
+    }
+
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    fn apply(&mut self, reader: &mut Reader<'_>, entry: &LogEntry<'_>) -> Result<()> {
+        let ino = entry.head.ino.get();
+        match entry.head.kind.get() {
+            1 => {
+                let (fields, rest) = entry.fields::<v5::DeltaWrite>()?;
+                let len = u64::from(fields.len.get());
+                let start = fields.offset.get();
+                let end = start.checked_add(len).filter(|_| len <= rest.len() as u64);
+                let end = end.ok_or_else(|| entry.too_short())?;
+                let file = self.file(reader, ino, entry)?;
+                data(file).write(start, len, entry.end - len);
+                file.metadata.size = file.metadata.size.max(end);
+            }
+            2 | 5 => {
+                let (fields, rest) = entry.fields::<v5::DeltaCreate>()?;
+                let name = entry.name(rest, 0, fields.name_len.get())?;
+                let mode = fields.mode.get();
+                let expected = if entry.head.kind.get() == 5 { S_IFDIR } else { mode & S_IFMT };
+                if mode & S_IFMT != expected || mode & S_IFMT == 0 {
+                    return Err(invalid(entry.place.clone(), Rule::FileType, format_args!("mode {mode:o}")));
+                }
+                let nlink = if expected == S_IFDIR { 2 } else { 1 };
+                let owner = (fields.uid.get(), fields.gid.get());
+                self.create(reader, entry, fields.parent_ino.get(), name, fields.new_ino.get(), mode, owner, nlink)?;
+            }
+            3 => {
+                let (fields, rest) = entry.fields::<v5::DeltaDelete>()?;
+                let name = entry.name(rest, 0, fields.name_len.get())?;
+                self.names(reader, fields.parent_ino.get(), entry)?.remove(name);
+                let inode = self.inode_mut(reader, ino, entry)?;
+                inode.metadata.nlink = inode.metadata.nlink.saturating_sub(1);
+            }
+            4 => {
+                let (fields, _) = entry.fields::<v5::DeltaTruncate>()?;
+                self.resize(reader, ino, fields.new_size.get(), entry)?;
+            }
+            6 => {
+                let (fields, rest) = entry.fields::<v5::DeltaRename>()?;
+                let old = entry.name(rest, 0, fields.old_name_len.get())?;
+                let new = entry.name(rest, old.len(), fields.new_name_len.get())?;
+                self.inode_mut(reader, fields.ino.get(), entry)?;
+                self.names(reader, fields.old_parent_ino.get(), entry)?.remove(old);
+                self.names(reader, fields.new_parent_ino.get(), entry)?.set(new, fields.ino.get());
+            }
+            7 => {
+                let (fields, _) = entry.fields::<v5::DeltaSetattr>()?;
+                let valid = fields.valid.get();
+                if valid & 8 != 0 {
+                    self.resize(reader, ino, fields.size.get(), entry)?;
+                }
+                let metadata = &mut self.inode_mut(reader, ino, entry)?.metadata;
+                if valid & 1 != 0 {
+                    if fields.mode.get() & S_IFMT != metadata.mode & S_IFMT {
+                        let found = format_args!("mode {:o}", fields.mode.get()).to_string();
+                        return Err(invalid(entry.place.clone(), Rule::FileType, found));
+                    }
+                    metadata.mode = fields.mode.get();
+                }
+                if valid & 2 != 0 {
+                    metadata.uid = fields.uid.get();
+                }
+                if valid & 4 != 0 {
+                    metadata.gid = fields.gid.get();
+                }
+            }
+            8 => {
+                let (fields, rest) = entry.fields::<v5::DeltaSymlink>()?;
+                let name = entry.name(rest, 0, fields.name_len.get())?;
+                let len = usize::from(fields.target_len.get());
+                let target = rest.get(name.len()..name.len() + len).ok_or_else(|| entry.too_short())?;
+                if target.is_empty() || target.len() as u64 > TARGET_MAX || target.contains(&0) {
+                    let found = format_args!("{len} bytes").to_string();
+                    return Err(invalid(entry.place.clone(), Rule::LinkTarget, found));
+                }
+                let owner = (fields.uid.get(), fields.gid.get());
+                let new = fields.new_ino.get();
+                self.create(reader, entry, fields.parent_ino.get(), name, new, S_IFLNK | 0o777, owner, 1)?;
+                let link = self.inode_mut(reader, new, entry)?;
+                link.metadata.size = target.len() as u64;
+                link.target = Some(target.to_vec());
+            }
+            kind => return Err(invalid(entry.place.clone(), Rule::LogEntryKind, kind)),
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one log entry, used in two places")]
+    fn create(
+        &mut self,
+        reader: &mut Reader<'_>,
+        entry: &LogEntry<'_>,
+        parent: u64,
+        name: &[u8],
+        ino: u64,
+        mode: u32,
+        (uid, gid): (u32, u32),
+        nlink: u32,
+    ) -> Result<()> {
+        self.names(reader, parent, entry)?.set(name, ino);
+        let metadata = Metadata { ino, mode, uid, gid, size: 0, nlink };
+        let data = (mode & S_IFMT == S_IFREG).then(|| Data { base_len: 0, written: BTreeMap::new() });
+        self.inodes.insert(ino, Changed { metadata, target: None, data });
+        if mode & S_IFMT == S_IFDIR {
+            self.directories.insert(ino, Names::default());
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, reader: &mut Reader<'_>, ino: u64, size: u64, entry: &LogEntry<'_>) -> Result<()> {
+        let file = self.file(reader, ino, entry)?;
+        data(file).truncate(size);
+        file.metadata.size = size;
+        Ok(())
+    }
+
+    fn file(&mut self, reader: &mut Reader<'_>, ino: u64, entry: &LogEntry<'_>) -> Result<&mut Changed> {
+        let inode = self.inode_mut(reader, ino, entry)?;
+        if inode.metadata.file_type() != FileType::File {
+            return Err(invalid(entry.place.clone(), Rule::LogInode, inode.metadata.file_type()));
+        }
+        Ok(inode)
+    }
+
+    /// The inode as the log has it so far; a base inode is copied in at its first change.
+    fn inode_mut(&mut self, reader: &mut Reader<'_>, ino: u64, entry: &LogEntry<'_>) -> Result<&mut Changed> {
+        if !self.inodes.contains_key(&ino) {
+            let Some(slot) = self.base.slot(ino).copied() else {
+                return Err(invalid(entry.place.clone(), Rule::LogInode, format_args!("inode {ino}")));
+            };
+            let metadata = Metadata {
+                ino,
+                mode: slot.mode,
+                uid: slot.uid,
+                gid: slot.gid,
+                size: slot.size,
+                nlink: slot.nlink,
+            };
+            let target = match metadata.file_type() {
+                FileType::Symlink => Some(self.base.read_target(reader, ino, &slot)?),
+                _ => None,
+            };
+            self.inodes.insert(ino, Changed { metadata, target, data: None });
+        }
+        self.inodes
+            .get_mut(&ino)
+            .ok_or_else(|| invalid(entry.place.clone(), Rule::LogInode, format_args!("inode {ino}")))
+    }
+
+    /// The names of a directory as the log has them so far.
+    fn names(&mut self, reader: &mut Reader<'_>, ino: u64, entry: &LogEntry<'_>) -> Result<&mut Names> {
+        if !self.directories.contains_key(&ino) {
+            let mode = match (self.inodes.get(&ino), self.base.slot(ino)) {
+                (Some(inode), _) => inode.metadata.mode,
+                (None, Some(slot)) => slot.mode,
+                (None, None) => 0,
+            };
+            if mode & S_IFMT != S_IFDIR {
+                let found = format_args!("inode {ino}, which is no directory").to_string();
+                return Err(invalid(entry.place.clone(), Rule::LogInode, found));
+            }
+            let mut names = Names::default();
+            self.base.entries(reader, ino, &mut |child| {
+                names.set(child.name, child.ino);
+                Ok(())
+            })?;
+            self.directories.insert(ino, names);
+        }
+        self.directories
+            .get_mut(&ino)
+            .ok_or_else(|| invalid(entry.place.clone(), Rule::LogInode, format_args!("inode {ino}")))
+    }
+}
+
+/// The changed data of a file; at its first change all packed bytes still show.
+fn data(file: &mut Changed) -> &mut Data {
+    let base_len = file.metadata.size;
+    file.data.get_or_insert_with(|| Data { base_len, written: BTreeMap::new() })
+}
+
+impl Source for Replayed {
+    fn inode(&mut self, reader: &mut Reader<'_>, ino: u64, arena: &mut Vec<u8>) -> Result<Inode> {
+        let Some(changed) = self.inodes.get(&ino) else {
+            return self.base.inode(reader, ino, arena);
+        };
+        let metadata = changed.metadata;
+        let packed = self.base.slot(ino).map_or(0, |slot| slot.size);
+        check_changed_size(ino, metadata.size, packed, reader.len())?;
+        let content = match (metadata.file_type(), &changed.data, &changed.target) {
+            (FileType::Symlink, _, Some(target)) => store_target(arena, target)?,
+            (FileType::File, data, _) => {
+                let base = self.base.slot(ino).map_or(Content::Empty, |slot| self.base.file_content(slot));
+                match (data, base) {
+                    (None, base) => base,
+                    (Some(data), Content::Elsewhere(why)) if data.base_len > 0 => Content::Elsewhere(why),
+                    (Some(data), base) => data.pieces(metadata.size, &base),
+                }
+            }
+            _ => Content::Empty,
+        };
+        Ok(Inode { metadata, content })
+    }
+
+    fn children(
+        &mut self,
+        reader: &mut Reader<'_>,
+        ino: u64,
+        each: &mut dyn FnMut(Child<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(names) = self.directories.get(&ino) else {
+            return self.base.entries(reader, ino, each);
+        };
+        for (name, child) in &names.order {
+            if let Some(ino) = *child {
+                each(Child { name, ino })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expected_entries(&self) -> u64 {
+        self.base.expected_entries() + self.entries
+    }
+
+    fn unreachable_directory(&self, _reached: &dyn Fn(u64) -> bool) -> Option<u64> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replays writes and truncations on bytes and on pieces, and compares.
+    #[test]
+    fn pieces_equal_a_byte_array() {
+        let mut state = 7_u64;
+        let mut random = move |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        for _ in 0..500 {
+            let image: Vec<u8> = (0..400).map(|_| random(256) as u8).collect();
+            let mut bytes = image[100..130].to_vec();
+            let mut data = Data { base_len: 30, written: BTreeMap::new() };
+            for _ in 0..random(8) {
+                if random(3) == 0 {
+                    let size = random(60);
+                    data.truncate(size);
+                    bytes.resize(usize::try_from(size).unwrap(), 0);
+                } else {
+                    let (start, len, source) = (random(60), random(20), 200 + random(100));
+                    data.write(start, len, source);
+                    let (start, len, source) = (start as usize, len as usize, source as usize);
+                    bytes.resize(bytes.len().max(start + len), 0);
+                    bytes[start..start + len].copy_from_slice(&image[source..source + len]);
+                }
+            }
+            let content = data.pieces(bytes.len() as u64, &Content::Image(100..130));
+            let mut got = Vec::new();
+            if let Content::Pieces(pieces) = content {
+                for piece in pieces {
+                    assert_eq!(piece.start, got.len() as u64);
+                    match piece.source {
+                        PieceSource::Image(at) => got.extend(&image[at as usize..(at + piece.len) as usize]),
+                        PieceSource::Zeros => got.resize(got.len() + piece.len as usize, 0),
+                        PieceSource::Backing(_) => unreachable!(),
+                    }
+                }
+            }
+            assert_eq!(got, bytes);
+        }
+    }
+}

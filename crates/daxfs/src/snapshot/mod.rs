@@ -1,0 +1,196 @@
+//! The metadata of an image, copied once and validated; nothing here is ever read from the image again.
+//!
+//! [`Reader`] is the one place that copies out of the region, under the caller's limit. [`base`] checks the inode
+//! table and reads base directories; [`overlay`] (version 8) and [`branch`] (version 5) lay later changes over
+//! them; [`tree`] walks from the root, refuses what is no tree, and builds the path table.
+
+#![forbid(unsafe_code)]
+
+mod base;
+mod branch;
+mod overlay;
+mod tree;
+
+use std::ops::Range;
+
+use dmabuf::SharedBytes;
+use zerocopy::FromBytes;
+
+pub(crate) use tree::{Tree, components};
+
+use crate::error::{Error, Result, Rule};
+use crate::format;
+use crate::superblock::{Superblock, bounded, invalid};
+
+/// What was laid over the base image to get the tree that a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ViewKind {
+    /// The base image as it was packed; an overlay, if there is one, is empty.
+    Base,
+    /// The overlay's entries were applied (version 8).
+    Overlay {
+        /// Buckets in use.
+        entries: u64,
+    },
+    /// The log of the branch "main" was applied (version 5).
+    Branch {
+        /// Entries of the log.
+        entries: u64,
+    },
+}
+
+/// Where the bytes of a file lie. Offsets are absolute in the region that holds them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Nothing to read: an empty file, a directory, a special file.
+    Empty,
+    /// One extent of the image.
+    Image(Range<u64>),
+    /// One extent of the backing file.
+    Backing(Range<u64>),
+    /// The target of a symbolic link, in the tree's arena.
+    Target(Range<u32>),
+    /// Pieces in order and without gaps.
+    Pieces(Box<[Piece]>),
+    /// Not in the image, and no backing file was given.
+    Elsewhere(&'static str),
+}
+
+/// Part of a file that was changed after packing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// First byte in the file.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they are.
+    pub source: PieceSource,
+}
+
+/// Largest size of a file that was changed after packing: what a kernel can write (0xffffe pages), or what is
+/// there anyway. Without a bound one inode could promise 2^64 zeros to everybody who hashes it.
+fn check_changed_size(ino: u64, size: u64, packed: u64, region: u64) -> Result<()> {
+    const PAGES: u64 = 0xf_fffe;
+    if size > (PAGES * 4096).max(packed).max(region) {
+        return Err(invalid(format!("inode {ino}"), Rule::ChangedSize, format_args!("{size:#x} bytes")));
+    }
+    Ok(())
+}
+
+/// Where a piece lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PieceSource {
+    /// At this offset of the image.
+    Image(u64),
+    /// At this offset of the backing file.
+    Backing(u64),
+    /// A hole.
+    Zeros,
+}
+
+/// Metadata and place of one inode, validated.
+#[derive(Debug, Clone)]
+pub(crate) struct Inode {
+    pub metadata: crate::Metadata,
+    pub content: Content,
+}
+
+/// Copies metadata out of the region, counting every byte against the limit.
+pub(crate) struct Reader<'a> {
+    view: SharedBytes<'a>,
+    copied: u64,
+    limit: u64,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(view: SharedBytes<'a>, limit: u64) -> Self {
+        Self { view, copied: 0, limit }
+    }
+
+    /// Bytes of the region.
+    pub fn len(&self) -> u64 {
+        self.view.len() as u64
+    }
+
+    /// Counts `len` bytes that are about to be copied or built for `place`.
+    pub fn charge(&mut self, place: impl FnOnce() -> String, len: u64) -> Result<()> {
+        let needed = self.copied.saturating_add(len);
+        if needed > self.limit {
+            return Err(Error::MetadataLimit { place: place(), needed, limit: self.limit });
+        }
+        self.copied = needed;
+        Ok(())
+    }
+
+    /// Copies a range that was bounds-checked before, replacing the contents of `buffer`.
+    pub fn copy(&mut self, place: impl FnOnce() -> String, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<()> {
+        let len = range.end - range.start;
+        self.charge(place, len)?;
+        buffer.clear();
+        // The charge bounds the length, but only the region's own bound makes it safe to allocate.
+        let view = self.view.get(range.start, len)?;
+        buffer.resize(view.len(), 0);
+        view.read_at(0, buffer)?;
+        Ok(())
+    }
+
+    /// Copies one struct.
+    pub fn read<T: FromBytes, const N: usize>(&mut self, place: &str, offset: u64) -> Result<T> {
+        const { assert!(size_of::<T>() == N) };
+        let range = bounded(place, offset, N as u64, self.len(), "region")?;
+        self.charge(|| place.to_owned(), N as u64)?;
+        let mut bytes = [0; N];
+        self.view.read_at(range.start, &mut bytes)?;
+        T::read_from_bytes(&bytes).map_err(|_| unreachable_size(place, N))
+    }
+}
+
+/// `read_from_bytes` fails only for a wrong size, which the constant above excludes; an error all the same.
+fn unreachable_size(place: &str, len: usize) -> Error {
+    Error::TooSmall { len: place.len() as u64, need: len as u64 }
+}
+
+/// Everything that was copied and checked.
+pub(crate) struct Snapshot {
+    pub superblock: Superblock,
+    pub tree: Tree,
+    pub view_kind: ViewKind,
+}
+
+/// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given.
+pub(crate) fn take(view: SharedBytes<'_>, backing_len: Option<u64>, strict: bool, limit: u64) -> Result<Snapshot> {
+    let mut reader = Reader::new(view, limit);
+    let block_size = format::SUPERBLOCK_SIZE;
+    if reader.len() < block_size as u64 {
+        return Err(Error::TooSmall { len: reader.len(), need: block_size as u64 });
+    }
+    let mut block = [0; format::SUPERBLOCK_SIZE];
+    view.read_at(0, &mut block)?;
+    let superblock = Superblock::parse(&block, reader.len(), strict, &mut |place, offset| {
+        let end = offset.saturating_add(block_size as u64).min(view.len() as u64);
+        let mut buffer = Vec::new();
+        reader.copy(|| place.to_owned(), offset.min(end)..end, &mut buffer)?;
+        Ok(buffer)
+    })?;
+    let base = base::Base::read(&mut reader, &superblock, backing_len, strict)?;
+    if superblock.overlay.is_some() {
+        let overlay = overlay::Overlay::read(&mut reader, &superblock)?;
+        if overlay.entries() > 0 {
+            let view_kind = ViewKind::Overlay { entries: overlay.entries() };
+            let mut source = overlay::Merged::new(overlay, base);
+            let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
+            return Ok(Snapshot { superblock, tree, view_kind });
+        }
+    }
+    if let Some(log) = branch::find_main_log(&mut reader, &superblock)? {
+        let mut source = branch::Replayed::new(&mut reader, base, log)?;
+        let entries = source.entries();
+        let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
+        let view_kind = if entries > 0 { ViewKind::Branch { entries } } else { ViewKind::Base };
+        return Ok(Snapshot { superblock, tree, view_kind });
+    }
+    let mut source = base;
+    let tree = tree::build(&mut reader, &mut source, &superblock, true)?;
+    Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base })
+}

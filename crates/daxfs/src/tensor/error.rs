@@ -1,0 +1,313 @@
+//! What can be wrong with tensors: their headers, the index, checkpoints, and what was asked of them.
+
+use super::Dtype;
+
+/// Why tensors could not be found, read or exported.
+///
+/// Names come from the image and may hold anything, so messages show them quoted and escaped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// One of the other errors, with the file it was found in.
+    #[error("{file}: {fault}")]
+    InFile {
+        /// Path in the image, escaped.
+        file: String,
+        /// What is wrong.
+        fault: Box<TensorError>,
+    },
+
+    /// Too short to be a safetensors file.
+    #[error("{len} bytes are too few, a safetensors file begins with 8 bytes that give its header's length")]
+    TooShort {
+        /// Bytes of the file.
+        len: u64,
+    },
+
+    /// The header is longer than the format allows.
+    #[error("header of {len} bytes is longer than the format's limit of {bound}; is this a safetensors file?")]
+    HeaderTooLong {
+        /// Length that the first 8 bytes give.
+        len: u64,
+        /// [`MAX_HEADER`](super::safetensors::MAX_HEADER).
+        bound: u64,
+    },
+
+    /// A checkpoint file is longer than any real one.
+    #[error("{len} bytes are more than the limit of {bound} for a checkpoint")]
+    DocumentTooLong {
+        /// Bytes of the file.
+        len: u64,
+        /// [`MAX_DOCUMENT`](super::checkpoint::MAX_DOCUMENT).
+        bound: u64,
+    },
+
+    /// The header does not end inside the file.
+    #[error("header 0x8..{end:#x} is outside the file ({file_len:#x} bytes); is the file cut off?")]
+    HeaderOutsideFile {
+        /// Where the header would end.
+        end: u64,
+        /// Bytes of the file.
+        file_len: u64,
+    },
+
+    /// A document is not UTF-8.
+    #[error("{what}: not UTF-8 at byte {valid}")]
+    NotText {
+        /// Which document.
+        what: &'static str,
+        /// How many bytes are valid.
+        valid: usize,
+    },
+
+    /// A document is not the JSON that it should be.
+    #[error("{what}: {error}")]
+    Json {
+        /// Which document.
+        what: &'static str,
+        /// What the parser says, with line and column where it knows them.
+        error: serde_json::Error,
+    },
+
+    /// The same key twice in one object. Readers disagree about which one counts, so neither is taken.
+    #[error("{what}: key {key:?} stands there twice")]
+    DuplicateKey {
+        /// Which object.
+        what: &'static str,
+        /// The key.
+        key: String,
+    },
+
+    /// A data type of a newer safetensors.
+    #[error("data type {name} is not known to this library")]
+    UnknownDtype {
+        /// Its name.
+        name: String,
+    },
+
+    /// A tensor's data does not begin where the data of the tensor before it ends.
+    #[error("tensor {tensor:?}: data {begin:#x}..{end:#x} must begin at {expected:#x} and not end before it begins; gaps and overlaps are not allowed")]
+    Offsets {
+        /// The tensor.
+        tensor: String,
+        /// First byte, from the start of the data.
+        begin: u64,
+        /// Byte behind the last.
+        end: u64,
+        /// Where the data before it ends.
+        expected: u64,
+    },
+
+    /// The size of a tensor does not fit 64 bits.
+    #[error("tensor {tensor:?}: {dtype}{shape:?} has more than 2^64 bits")]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+    },
+
+    /// A tensor of a sub-byte type does not fill its last byte.
+    #[error("tensor {tensor:?}: {dtype}{shape:?} does not end on a byte boundary")]
+    PartialByte {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+    },
+
+    /// The data of a tensor is not as long as its type and dimensions say.
+    #[error("tensor {tensor:?}: {got} bytes of data, but {dtype}{shape:?} takes {expected}")]
+    Size {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+        /// Bytes of data.
+        got: u64,
+        /// Bytes needed.
+        expected: u64,
+    },
+
+    /// The tensors do not cover the rest of the file exactly.
+    #[error("tensor data ends at {data_end:#x}, the file at {file_len:#x}; is the file cut off, or was something added?")]
+    DataEnd {
+        /// Where the last tensor ends, from the start of the file.
+        data_end: u64,
+        /// Bytes of the file.
+        file_len: u64,
+    },
+
+    /// A tensor's bytes are outside its file.
+    #[error("tensor {tensor:?}: {begin:#x}..{end:#x} is outside the file ({file_len:#x} bytes)")]
+    OutsideFile {
+        /// The tensor.
+        tensor: String,
+        /// First byte, from the start of the file.
+        begin: u64,
+        /// Byte behind the last; saturates.
+        end: u64,
+        /// Bytes of the file.
+        file_len: u64,
+    },
+
+    /// A record of the index breaks a rule.
+    #[error("/.daxfs/index: {place}: {rule} (found {found})")]
+    Index {
+        /// Which record.
+        place: String,
+        /// The rule.
+        rule: &'static str,
+        /// What was found.
+        found: String,
+    },
+
+    /// The index says something else than the file that it describes.
+    #[error("/.daxfs/index: {file}: {what}: the index has {index}, the file {header}")]
+    IndexMismatch {
+        /// Path of the file, escaped.
+        file: String,
+        /// What differs.
+        what: String,
+        /// According to the index.
+        index: String,
+        /// According to the file.
+        header: String,
+    },
+
+    /// A checkpoint names a shard by a path that is absolute, empty, or leaves the checkpoint's directory.
+    #[error("shard {shard:?}: must be a relative path without `..` that stays in the checkpoint's directory")]
+    ShardPath {
+        /// The path.
+        shard: String,
+    },
+
+    /// A shard of a checkpoint is not in the image.
+    #[error("shard {shard:?} is not in the image (looked for {path})")]
+    MissingShard {
+        /// As the checkpoint names it.
+        shard: String,
+        /// Where it was looked for, escaped.
+        path: String,
+    },
+
+    /// A checkpoint promises a tensor that its shard does not have.
+    #[error("tensor {tensor:?} should be in shard {shard:?}, which does not have it")]
+    MissingTensor {
+        /// The tensor.
+        tensor: String,
+        /// The shard.
+        shard: String,
+    },
+
+    /// There is no tensor of this name.
+    #[error("{file}: no tensor {name:?}")]
+    NoTensor {
+        /// The name that was asked for.
+        name: String,
+        /// Path of the safetensors file or checkpoint, escaped.
+        file: String,
+    },
+
+    /// No tensors where they were looked for.
+    #[error("{place}: no *.safetensors file and no *.safetensors.index.json")]
+    NoTensors {
+        /// Directory or image.
+        place: String,
+    },
+
+    /// More than one candidate, and no rule to choose between them.
+    #[error("{place}: {count} sets of tensors, name one of them: {}{}", .paths.join(", "), if paths.len() < *count { ", ..." } else { "" })]
+    Ambiguous {
+        /// Directory or image.
+        place: String,
+        /// How many candidates.
+        count: usize,
+        /// Paths of the first five, escaped.
+        paths: Vec<String>,
+    },
+
+    /// A tensor cannot be handed over as DLPack.
+    #[error("tensor {tensor:?}: {dtype}{shape:?} cannot be exported as DLPack: {why}")]
+    NotExportable {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+        /// Why, and what to do instead.
+        why: &'static str,
+    },
+}
+
+impl TensorError {
+    /// True when a tensor or shard does not exist, as opposed to being broken.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::InFile { fault, .. } => fault.is_not_found(),
+            Self::MissingShard { .. }
+            | Self::MissingTensor { .. }
+            | Self::NoTensor { .. }
+            | Self::NoTensors { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Adds the file that the error was found in.
+    pub(crate) fn in_file(self, path: &[u8]) -> Self {
+        Self::InFile { file: escaped(path), fault: Box::new(self) }
+    }
+}
+
+/// A path as readable text.
+pub(crate) fn escaped(path: &[u8]) -> String {
+    crate::error::Escaped(path).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_place_found_and_bound() {
+        let fault = TensorError::Size {
+            tensor: "a\n".into(),
+            dtype: Dtype::BF16,
+            shape: vec![2, 3],
+            got: 8,
+            expected: 12,
+        };
+        assert_eq!(
+            fault.in_file(b"/m/\xff.safetensors").to_string(),
+            "/m/\\xff.safetensors: tensor \"a\\n\": 8 bytes of data, but BF16[2, 3] takes 12"
+        );
+    }
+
+    #[test]
+    fn ambiguity_shows_when_the_list_was_cut() {
+        let error = |count| TensorError::Ambiguous {
+            place: "/".into(),
+            count,
+            paths: vec!["/a.safetensors".into(), "/b.safetensors".into()],
+        };
+        assert_eq!(
+            error(2).to_string(),
+            "/: 2 sets of tensors, name one of them: /a.safetensors, /b.safetensors"
+        );
+        assert!(error(9).to_string().ends_with("/b.safetensors, ..."));
+    }
+
+    #[test]
+    fn not_found_is_seen_through_the_file() {
+        let missing = TensorError::MissingShard { shard: "x".into(), path: "/x".into() };
+        assert!(missing.in_file(b"/i.json").is_not_found());
+        assert!(!TensorError::TooShort { len: 3 }.is_not_found());
+    }
+}

@@ -1,0 +1,283 @@
+//! Reader of `/.daxfs/index` ([`crate::format::index`]): tensors by binary search in the mapped memory, no JSON.
+//!
+//! The header is copied once and checked when the index is opened; each record is copied once, checked and then
+//! used. Nothing is trusted beyond that: whatever the index holds, a lookup reads a bounded number of records,
+//! allocates no more than the caps below, and yields a tensor inside its file, or an error, or nothing. Whether the
+//! index tells the truth about the headers is what [`Index::verify_file`] checks.
+
+mod record;
+mod verify;
+
+use std::ops::Range;
+
+pub use record::{IndexedCheckpoint, IndexedFile};
+use record::{Section, place};
+
+use super::{TensorError, TensorInfo};
+use crate::format::index as raw;
+use crate::{Error, Extent, Image, Region, Result, SharedBytes, ViewKind};
+
+/// Longest tensor name in an index, in bytes.
+pub const MAX_NAME: usize = 64 << 10;
+/// Longest path in an index, in bytes.
+pub const MAX_PATH: usize = 1 << 20;
+/// Most dimensions of a tensor in an index.
+pub const MAX_RANK: usize = 64;
+
+/// The tensor index of an image. Cloning it shares the memory.
+#[derive(Debug, Clone)]
+pub struct Index {
+    region: Region,
+    /// The index file in the region.
+    extent: Extent,
+    flags: u32,
+    content_hash: [u8; 32],
+    files: Section<raw::FileRecord>,
+    tensors: Section<raw::TensorRecord>,
+    checkpoints: Section<raw::CheckpointRecord>,
+    entries: Section<crate::format::U32>,
+    dims: Section<crate::format::U64>,
+    strings: Range<u64>,
+}
+
+/// Opens the index of an image.
+///
+/// `Ok(None)` when the image has none, or when an overlay or a branch may have changed files since the index was
+/// written: the tensors are then parsed from their headers.
+///
+/// # Errors
+/// What [`Index`] finds wrong with the header; [`Error::UnsupportedVersion`] and [`Error::UnknownFlags`] for an
+/// index of a later packer, [`Error::NotAFile`] when the path is something else.
+pub(crate) fn load_index(image: &Image) -> Result<Option<Index>> {
+    match image.view_kind() {
+        ViewKind::Base => {}
+        _ => return Ok(None),
+    }
+    let file = match image.entry_no_follow(raw::PATH) {
+        Ok(entry) => entry.file()?,
+        Err(Error::NotFound { .. } | Error::NotADirectory { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let extent = file.extent().ok_or_else(|| TensorError::Index {
+        place: "file".into(),
+        rule: "it must lie in one place",
+        found: "pieces".into(),
+    })?;
+    Index::open(file.region().clone(), extent).map(Some)
+}
+
+impl Index {
+    /// Copies and checks the header of the index that lies in `extent` of `region`.
+    pub(crate) fn open(region: Region, extent: Extent) -> Result<Self> {
+        let view = region.view().get(extent.offset, extent.len)?;
+        let header: raw::Header = record::copy(view, 0).map_err(|_| Error::OutOfBounds {
+            place: "index: header".into(),
+            range: 0..size_of::<raw::Header>() as u64,
+            within: "index",
+            bound: extent.len,
+        })?;
+        let rule = |rule, found: String| TensorError::Index { place: "header".into(), rule, found };
+        if header.magic != raw::MAGIC {
+            return Err(rule("it must begin with \"DAXINDEX\"", format!("{:02x?}", header.magic)).into());
+        }
+        if header.version.get() != raw::VERSION {
+            let (place, found) = ("/.daxfs/index", header.version.get());
+            return Err(Error::UnsupportedVersion { place, found, supported: "1" });
+        }
+        let flags = header.flags.get();
+        if flags & !raw::HAS_HASHES != 0 {
+            return Err(Error::UnknownFlags { place: "/.daxfs/index", bits: flags & !raw::HAS_HASHES });
+        }
+        let bound = header.total_size.get();
+        if bound != extent.len {
+            let found = format!("{bound:#x} in a file of {:#x}", extent.len);
+            return Err(rule("its size must be that of the file", found).into());
+        }
+        let strings = record::range("strings", header.strings_offset.get(), header.strings_size.get(), bound)?;
+        Ok(Self {
+            flags,
+            content_hash: header.content_hash,
+            files: Section::new("file records", header.files_offset, header.file_count.into(), bound)?,
+            tensors: Section::new("tensor records", header.tensors_offset, header.tensor_count.into(), bound)?,
+            checkpoints: Section::new(
+                "checkpoint records",
+                header.checkpoints_offset,
+                header.checkpoint_count.into(),
+                bound,
+            )?,
+            entries: Section::new("checkpoint entries", header.entries_offset, header.entry_count.into(), bound)?,
+            dims: Section::new("dimensions", header.dims_offset, header.dim_count.get(), bound)?,
+            strings,
+            region,
+            extent,
+        })
+    }
+
+    /// True when the index holds hashes of the files and of the content.
+    pub fn has_hashes(&self) -> bool {
+        self.flags & raw::HAS_HASHES != 0
+    }
+
+    /// BLAKE3 over all paths and contents, as [`crate::format::index`] defines it.
+    pub fn content_hash(&self) -> Option<[u8; 32]> {
+        self.has_hashes().then_some(self.content_hash)
+    }
+
+    /// Number of file records: one per regular file, hard links counted once, the index left out.
+    pub fn file_count(&self) -> u32 {
+        self.files.count()
+    }
+
+    /// Number of tensor records.
+    pub fn tensor_count(&self) -> u32 {
+        self.tensors.count()
+    }
+
+    /// Number of checkpoint records.
+    pub fn checkpoint_count(&self) -> u32 {
+        self.checkpoints.count()
+    }
+
+    /// The record of the file with this inode number, by binary search.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] with [`TensorError::Index`], or [`Error::UnknownFlags`], when the record is wrong.
+    pub fn file(&self, ino: u64) -> Result<Option<IndexedFile>> {
+        let Ok(ino) = u32::try_from(ino) else { return Ok(None) };
+        let found = self.search(0..self.file_count(), |index, number| {
+            Ok(index.files.read(index.view()?, number)?.ino.get().cmp(&ino))
+        })?;
+        found.map(|number| self.file_record(number)).transpose()
+    }
+
+    /// All file records, in the order of their inode numbers.
+    pub fn files(&self) -> impl Iterator<Item = Result<IndexedFile>> + '_ {
+        (0..self.file_count()).map(|number| self.file_record(number))
+    }
+
+    /// BLAKE3 of the contents of the file with this inode number.
+    ///
+    /// # Errors
+    /// As for [`Index::file`].
+    pub fn file_hash(&self, ino: u64) -> Result<Option<[u8; 32]>> {
+        Ok(self.file(ino)?.and_then(|file| file.hash))
+    }
+
+    /// First path of a file, absolute.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when the path lies outside the strings or is longer than [`MAX_PATH`].
+    pub fn path(&self, file: &IndexedFile) -> Result<Vec<u8>> {
+        let what = || format!("path of {}", place("file record", file.number));
+        self.string(file.path_offset, file.path_len, MAX_PATH, what).map(SharedBytes::to_vec)
+    }
+
+    /// The `position`th tensor of a file, in the order of names.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when there is no such tensor or its record is wrong: names that are not UTF-8, hidden
+    /// or too long, unknown types, a size that does not fit type and dimensions, data outside the file.
+    pub fn tensor(&self, file: &IndexedFile, position: u32) -> Result<TensorInfo> {
+        let number = file.tensors.start.checked_add(position).filter(|number| *number < file.tensors.end);
+        let number = number.ok_or_else(|| TensorError::Index {
+            place: place("file record", file.number),
+            rule: "the tensor's position must be less than their number",
+            found: format!("{position} of {}", file.tensors.len()),
+        })?;
+        self.tensor_record(number).and_then(|record| self.tensor_info(number, &record, file))
+    }
+
+    /// The tensor of a file with this name, by binary search; `None` also where an unsorted index hides it.
+    ///
+    /// # Errors
+    /// As for [`Index::tensor`].
+    pub fn find(&self, file: &IndexedFile, name: &str) -> Result<Option<TensorInfo>> {
+        let found = self.search(file.tensors.clone(), |index, number| {
+            let record = index.tensor_record(number)?;
+            index.compare_name(number, &record, name)
+        })?;
+        match found {
+            Some(number) => self.tensor(file, number - file.tensors.start).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The record of the checkpoint whose JSON file has this inode number.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when the record is wrong.
+    pub fn checkpoint(&self, ino: u64) -> Result<Option<IndexedCheckpoint>> {
+        for checkpoint in self.checkpoints() {
+            match checkpoint {
+                Ok(checkpoint) if checkpoint.ino != ino => {}
+                found => return found.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// All checkpoint records.
+    pub fn checkpoints(&self) -> impl Iterator<Item = Result<IndexedCheckpoint>> + '_ {
+        (0..self.checkpoint_count()).map(|number| self.checkpoint_record(number))
+    }
+
+    /// The `position`th tensor of a checkpoint, in the order of names, and the file that holds it.
+    ///
+    /// # Errors
+    /// As for [`Index::tensor`].
+    pub fn checkpoint_tensor(
+        &self,
+        checkpoint: &IndexedCheckpoint,
+        position: u32,
+    ) -> Result<(IndexedFile, TensorInfo)> {
+        let entry = checkpoint.entries.start.checked_add(position).filter(|n| *n < checkpoint.entries.end);
+        let entry = entry.ok_or_else(|| TensorError::Index {
+            place: place("checkpoint record", checkpoint.number),
+            rule: "the tensor's position must be less than their number",
+            found: format!("{position} of {}", checkpoint.entries.len()),
+        })?;
+        self.entry_tensor(entry)
+    }
+
+    /// The tensor of a checkpoint with this name, and the file that holds it.
+    ///
+    /// # Errors
+    /// As for [`Index::tensor`].
+    pub fn checkpoint_find(
+        &self,
+        checkpoint: &IndexedCheckpoint,
+        name: &str,
+    ) -> Result<Option<(IndexedFile, TensorInfo)>> {
+        let found = self.search(checkpoint.entries.clone(), |index, entry| {
+            let number = index.entry(entry)?;
+            let record = index.tensor_record(number)?;
+            index.compare_name(number, &record, name)
+        })?;
+        found.map(|entry| self.entry_tensor(entry)).transpose()
+    }
+
+    /// Binary search: at most 32 probes, whatever the records hold.
+    fn search(
+        &self,
+        range: Range<u32>,
+        compare: impl Fn(&Self, u32) -> Result<std::cmp::Ordering>,
+    ) -> Result<Option<u32>> {
+        let Range { mut start, mut end } = range;
+        while start < end {
+            let middle = start + (end - start) / 2;
+            match compare(self, middle)? {
+                std::cmp::Ordering::Less => start = middle + 1,
+                std::cmp::Ordering::Equal => return Ok(Some(middle)),
+                std::cmp::Ordering::Greater => end = middle,
+            }
+        }
+        Ok(None)
+    }
+
+    fn view(&self) -> Result<SharedBytes<'_>> {
+        Ok(self.region.view().get(self.extent.offset, self.extent.len)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

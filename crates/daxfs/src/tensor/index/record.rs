@@ -1,0 +1,302 @@
+//! Records of the index: where they lie, how one is copied, and what must hold before it is used.
+
+use std::cmp::Ordering;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::{Index, MAX_NAME, MAX_RANK};
+use crate::format::index as raw;
+use crate::format::{U32, U64};
+use crate::tensor::dtype::{Dtype, SizeFault};
+use crate::tensor::{TensorError, TensorInfo};
+use crate::{Error, Result, SharedBytes};
+
+/// A regular file as the index describes it. Its values are as the packer wrote them; only their bounds inside the
+/// index were checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedFile {
+    /// Number of the record.
+    pub number: u32,
+    /// Inode number.
+    pub ino: u64,
+    /// Bytes of the file.
+    pub size: u64,
+    /// BLAKE3 of the contents, if the index has hashes.
+    pub hash: Option<[u8; 32]>,
+    /// True for a safetensors file whose tensors are listed.
+    pub has_tensors: bool,
+    /// Where tensor data begins in the file; 0 for other files.
+    pub data_start: u64,
+    /// Numbers of its tensor records.
+    pub tensors: Range<u32>,
+    pub(super) path_offset: u64,
+    pub(super) path_len: u32,
+}
+
+/// A sharded checkpoint as the index describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedCheckpoint {
+    /// Number of the record.
+    pub number: u32,
+    /// Inode number of its JSON file.
+    pub ino: u64,
+    /// Numbers of its entries.
+    pub entries: Range<u32>,
+}
+
+/// Copies one record out of the shared memory.
+pub(super) fn copy<T: FromBytes + IntoBytes>(view: SharedBytes<'_>, offset: u64) -> dmabuf::Result<T> {
+    let mut record = T::new_zeroed();
+    view.read_at(offset, record.as_mut_bytes())?;
+    Ok(record)
+}
+
+/// Checks that a section lies in the index, behind the header. Empty sections lie anywhere.
+pub(super) fn range(what: &str, offset: u64, size: u64, bound: u64) -> Result<Range<u64>> {
+    let end = offset.saturating_add(size);
+    if size != 0 && (offset < size_of::<raw::Header>() as u64 || end > bound) {
+        let place = format!("index: {what}");
+        return Err(Error::OutOfBounds { place, range: offset..end, within: "index behind its header", bound });
+    }
+    Ok(offset..end)
+}
+
+/// An array of records that lies inside the index.
+#[derive(Debug)]
+pub(super) struct Section<T> {
+    offset: u64,
+    count: u64,
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Section<T> {
+    fn clone(&self) -> Self {
+        Self { offset: self.offset, count: self.count, record: PhantomData }
+    }
+}
+
+impl<T: FromBytes + IntoBytes> Section<T> {
+    pub(super) fn new(what: &str, offset: U64, count: u64, bound: u64) -> Result<Self> {
+        let size = count.saturating_mul(size_of::<T>() as u64);
+        let range = range(what, offset.get(), size, bound)?;
+        Ok(Self { offset: range.start, count, record: PhantomData })
+    }
+
+    /// Number of records. Only the dimensions are counted in 64 bits, and they are not asked.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.count).unwrap_or(u32::MAX)
+    }
+
+    /// Copies a record. Numbers at or behind the count read other bytes of the index or fail; callers check them
+    /// where that matters.
+    pub(super) fn read(&self, view: SharedBytes<'_>, number: u32) -> dmabuf::Result<T> {
+        copy(view, self.offset.saturating_add(u64::from(number) * size_of::<T>() as u64))
+    }
+}
+
+/// How errors name a record.
+pub(super) fn place(kind: &str, number: u32) -> String {
+    format!("{kind} {number}")
+}
+
+/// Checks that records `first..first + count` exist.
+fn numbers(
+    place: impl Fn() -> String,
+    rule: &'static str,
+    first: U32,
+    count: U32,
+    bound: u32,
+) -> Result<Range<u32>> {
+    let (first, count) = (first.get(), count.get());
+    match first.checked_add(count) {
+        Some(end) if end <= bound => Ok(first..end),
+        _ if count == 0 => Ok(0..0),
+        _ => {
+            let found = format!("{count} from {first} on, of {bound}");
+            Err(TensorError::Index { place: place(), rule, found }.into())
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn file_record(&self, number: u32) -> Result<IndexedFile> {
+        let record = self.files.read(self.view()?, number)?;
+        let flags = record.flags.get();
+        if flags & !raw::FILE_TENSORS != 0 {
+            let bits = flags & !raw::FILE_TENSORS;
+            return Err(Error::UnknownFlags { place: "/.daxfs/index: file record", bits });
+        }
+        let tensors = numbers(
+            || place("file record", number),
+            "its tensors must be in the index",
+            record.first_tensor,
+            record.tensor_count,
+            self.tensor_count(),
+        )?;
+        Ok(IndexedFile {
+            number,
+            ino: record.ino.get().into(),
+            size: record.size.get(),
+            hash: self.has_hashes().then_some(record.hash),
+            has_tensors: flags & raw::FILE_TENSORS != 0,
+            data_start: record.data_start.get(),
+            tensors,
+            path_offset: record.path_offset.get(),
+            path_len: record.path_len.get(),
+        })
+    }
+
+    pub(super) fn checkpoint_record(&self, number: u32) -> Result<IndexedCheckpoint> {
+        let record = self.checkpoints.read(self.view()?, number)?;
+        let entries = numbers(
+            || place("checkpoint record", number),
+            "its entries must be in the index",
+            record.first_entry,
+            record.entry_count,
+            self.entries.count(),
+        )?;
+        Ok(IndexedCheckpoint { number, ino: record.ino.get().into(), entries })
+    }
+
+    /// The tensor record that a checkpoint entry names.
+    pub(super) fn entry(&self, entry: u32) -> Result<u32> {
+        let number = self.entries.read(self.view()?, entry)?.get();
+        if number < self.tensor_count() {
+            return Ok(number);
+        }
+        let (rule, found) = ("it must name a tensor record", format!("{number} of {}", self.tensor_count()));
+        Err(TensorError::Index { place: place("checkpoint entry", entry), rule, found }.into())
+    }
+
+    /// The tensor that a checkpoint entry names, and its file.
+    pub(super) fn entry_tensor(&self, entry: u32) -> Result<(IndexedFile, TensorInfo)> {
+        let number = self.entry(entry)?;
+        let record = self.tensor_record(number)?;
+        let file = record.file.get();
+        if file >= self.file_count() {
+            let (rule, found) = ("it must name a file record", format!("{file} of {}", self.file_count()));
+            return Err(TensorError::Index { place: place("tensor record", number), rule, found }.into());
+        }
+        let file = self.file_record(file)?;
+        let info = self.tensor_info(number, &record, &file)?;
+        Ok((file, info))
+    }
+
+    pub(super) fn tensor_record(&self, number: u32) -> Result<raw::TensorRecord> {
+        Ok(self.tensors.read(self.view()?, number)?)
+    }
+
+    /// Checks a copied tensor record against its file record, and resolves its name and dimensions.
+    pub(super) fn tensor_info(
+        &self,
+        number: u32,
+        record: &raw::TensorRecord,
+        file: &IndexedFile,
+    ) -> Result<TensorInfo> {
+        let fault = |rule, found: String| -> Error {
+            TensorError::Index { place: place("tensor record", number), rule, found }.into()
+        };
+        if record.file.get() != file.number {
+            let found = format!("{}, reached from {}", record.file.get(), file.number);
+            return Err(fault("it must name the file record that lists it", found));
+        }
+        let name = self.name(number, record)?.to_vec();
+        let name = String::from_utf8(name)
+            .map_err(|error| fault("its name must be UTF-8", crate::tensor::error::escaped(error.as_bytes())))?;
+        if name.starts_with(raw::FILLER_PREFIX) {
+            return Err(fault("fillers are not listed", format!("{name:?}")));
+        }
+        let dtype = Dtype::from_code(record.dtype.get())
+            .ok_or_else(|| fault("its data type must be 1 to 22", record.dtype.get().to_string()))?;
+        let shape = self.shape(number, record)?;
+        let (offset, size) = (record.offset.get(), record.size.get());
+        let needed = dtype.size_of(&shape).map_err(|error| {
+            let rule = match error {
+                SizeFault::Overflow => "its size must fit 64 bits",
+                SizeFault::PartialByte => "it must end on a byte boundary",
+            };
+            fault(rule, format!("{dtype}{shape:?}"))
+        })?;
+        if size != needed {
+            let found = format!("{size} bytes for {dtype}{shape:?}, which takes {needed}");
+            return Err(fault("its size must be what type and dimensions take", found));
+        }
+        let end = offset.checked_add(size).filter(|end| *end <= file.size);
+        if end.is_none() {
+            let end = offset.saturating_add(size);
+            let found = format!("{offset:#x}..{end:#x} in a file of {:#x} bytes", file.size);
+            return Err(fault("its data must lie in its file", found));
+        }
+        Ok(TensorInfo { name, dtype, shape, offset, size })
+    }
+
+    fn shape(&self, number: u32, record: &raw::TensorRecord) -> Result<Vec<u64>> {
+        let rank = usize::from(record.rank.get());
+        let fault = |rule, found: String| -> Error {
+            TensorError::Index { place: place("tensor record", number), rule, found }.into()
+        };
+        if rank > MAX_RANK {
+            return Err(fault("it must have at most 64 dimensions", rank.to_string()));
+        }
+        let first = record.first_dim.get();
+        if rank != 0 && u64::from(first) + rank as u64 > self.dims.count {
+            let found = format!("{rank} from {first} on, of {}", self.dims.count);
+            return Err(fault("its dimensions must be in the index", found));
+        }
+        let mut dims = [U64::ZERO; MAX_RANK];
+        let dims = &mut dims[..rank];
+        if rank != 0 {
+            self.view()?.read_at(self.dims.offset + u64::from(first) * 8, dims.as_mut_bytes())?;
+        }
+        Ok(dims.iter().map(|dim| dim.get()).collect())
+    }
+
+    fn name(&self, number: u32, record: &raw::TensorRecord) -> Result<SharedBytes<'_>> {
+        let what = || format!("name of {}", place("tensor record", number));
+        self.string(record.name_offset.get(), record.name_len.get(), MAX_NAME, what)
+    }
+
+    /// Compares a tensor's name with `name` bytewise, without allocating.
+    pub(super) fn compare_name(
+        &self,
+        number: u32,
+        record: &raw::TensorRecord,
+        name: &str,
+    ) -> Result<Ordering> {
+        let (view, theirs) = (self.name(number, record)?, name.as_bytes());
+        let mut buffer = [0; 128];
+        let common = view.len().min(theirs.len());
+        for (at, theirs) in (0u64..).step_by(buffer.len()).zip(theirs[..common].chunks(buffer.len())) {
+            let ours = &mut buffer[..theirs.len()];
+            view.read_at(at, ours)?;
+            match (*ours).cmp(theirs) {
+                Ordering::Equal => {}
+                different => return Ok(different),
+            }
+        }
+        Ok(view.len().cmp(&theirs.len()))
+    }
+
+    /// A string, `len` bytes from `offset` in the strings.
+    pub(super) fn string(
+        &self,
+        offset: u64,
+        len: u32,
+        cap: usize,
+        what: impl Fn() -> String,
+    ) -> Result<SharedBytes<'_>> {
+        let bound = self.strings.end - self.strings.start;
+        let end = offset.saturating_add(len.into());
+        if end > bound {
+            let found = format!("{offset:#x}..{end:#x} of {bound:#x} bytes");
+            return Err(TensorError::Index { place: what(), rule: "it must lie in the strings", found }.into());
+        }
+        if len as usize > cap {
+            let found = format!("{len} bytes, more than {cap}");
+            return Err(TensorError::Index { place: what(), rule: "it must not be too long", found }.into());
+        }
+        Ok(self.view()?.get(self.strings.start + offset, len.into())?)
+    }
+}

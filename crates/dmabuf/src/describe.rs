@@ -1,0 +1,258 @@
+//! What a descriptor is: which kind of memory stands behind it, how long it is, who may write it.
+
+#![allow(unsafe_code, reason = "fcntl on a descriptor that is known by its number only")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::statfs::{Statfs, fstatfs};
+use nix::unistd::{Whence, lseek};
+
+use crate::error::{Error, Result};
+use crate::memfd::{Seals, seals};
+
+/// `DMA_BUF_MAGIC` of `linux/magic.h`: the file system type of every dma-buf.
+const DMA_BUF_MAGIC: u32 = 0x444d_4142;
+/// `HUGETLBFS_MAGIC` of `linux/magic.h`.
+const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
+
+/// Kind of memory behind a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FdKind {
+    /// Anonymous memory made by `memfd_create(2)`.
+    Memfd {
+        /// Seals at the time of the call; more may be added later unless [`Seals::SEAL`] is among them.
+        seals: Seals,
+        /// Size of a page in bytes if it is made of hugetlb pages.
+        hugetlb: Option<u64>,
+    },
+    /// A dma-buf: cannot shrink, has only shared mappings, needs [`CpuAccess`](crate::CpuAccess) around CPU access.
+    DmaBuf {
+        /// Name of the driver that made it: `udmabuf`, `system` (the heap), `drm`, ...
+        exporter: String,
+        /// Name given with `DMA_BUF_SET_NAME`, if any.
+        name: Option<String>,
+    },
+    /// A regular file, on tmpfs too. Whoever may write it may also cut it short under a mapping (SIGBUS).
+    File,
+    /// A device-dax character device: the memory itself, without a page cache.
+    DevDax {
+        /// Alignment in bytes that mappings need; [`Mapping`](crate::Mapping) takes care of it.
+        align: u64,
+    },
+}
+
+/// What [`describe`] finds out.
+#[derive(Clone, Debug)]
+pub struct FdInfo {
+    /// Kind of memory.
+    pub kind: FdKind,
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether the descriptor's access mode allows writing (seals may still forbid it).
+    pub writable: bool,
+    /// `st_dev`; together with `ino` the same for two descriptors exactly when they are of one object.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// Where `/proc/self/fd` says the descriptor leads (`/memfd:NAME (deleted)`, `/dmabuf:NAME`, a path). For
+    /// people only: a file may have been renamed or replaced since. `None` without a mounted `/proc`.
+    pub path: Option<PathBuf>,
+}
+
+/// Finds out what `fd` is.
+///
+/// # Errors
+/// [`Error::NotShareable`] for everything that is not memory: directories, pipes, sockets, terminals, block devices,
+/// other character devices. [`Error::Invalid`] for descriptors that cannot be read (O_WRONLY, O_PATH).
+pub fn describe(fd: BorrowedFd<'_>) -> Result<FdInfo> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl F_GETFL", fd_name(fd), e))?;
+    if flags & libc::O_PATH != 0 {
+        return Err(Error::invalid(fd_name(fd), "opened with O_PATH, which gives no access to the contents"));
+    }
+    let access = flags & libc::O_ACCMODE;
+    let probe = probe(fd)?;
+    if access == libc::O_WRONLY {
+        return Err(Error::invalid(fd_name(fd), "open for writing only, but it has to be read"));
+    }
+    let path = fd_link(fd);
+    let kind = match probe.class {
+        Class::DmaBuf => dma_buf_kind(fd),
+        Class::DevDax { align } => FdKind::DevDax { align },
+        Class::Pages { hugetlb } => match seals(fd)? {
+            Some(seals) if is_memfd(path.as_deref(), &probe.stat) => FdKind::Memfd { seals, hugetlb },
+            _ => FdKind::File,
+        },
+    };
+    Ok(FdInfo {
+        kind,
+        len: probe.len,
+        writable: access != libc::O_RDONLY,
+        dev: probe.stat.st_dev,
+        ino: probe.stat.st_ino,
+        path,
+    })
+}
+
+/// What matters for mapping a descriptor: the class decides on lengths, alignment and the bound.
+pub(crate) struct Probe {
+    pub(crate) class: Class,
+    pub(crate) len: u64,
+    stat: FileStat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Page cache pages: regular files and memfds, those of hugetlb with their page size.
+    Pages {
+        hugetlb: Option<u64>,
+    },
+    DmaBuf,
+    DevDax {
+        align: u64,
+    },
+}
+
+/// Classifies a descriptor with three system calls (and sysfs for devdax).
+pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
+    let stat = fstat(fd).map_err(|e| Error::os("fstat", fd_name(fd), e))?;
+    let refuse = |why| Err(Error::NotShareable { what: fd_name(fd), why });
+    // A dma-buf has no type bits in st_mode: the file system type tells.
+    let fs = fstatfs(fd).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
+    if fs_type(&fs) == DMA_BUF_MAGIC {
+        let len = lseek(fd, 0, Whence::SeekEnd).map_err(|e| Error::os("lseek", fd_name(fd), e))?;
+        return Ok(Probe { class: Class::DmaBuf, len: len.try_into().unwrap_or(0), stat });
+    }
+    match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG => {
+            let hugetlb = (fs_type(&fs) == HUGETLBFS_MAGIC).then(|| block_size(&fs));
+            Ok(Probe { class: Class::Pages { hugetlb }, len: stat.st_size.try_into().unwrap_or(0), stat })
+        }
+        SFlag::S_IFCHR => match devdax(&stat)? {
+            Some((len, align)) => Ok(Probe { class: Class::DevDax { align }, len, stat }),
+            None if nix::unistd::isatty(fd).unwrap_or(false) => refuse("it is a terminal"),
+            None => refuse("it is a character device other than device-dax"),
+        },
+        SFlag::S_IFBLK => refuse(
+            "it is a block device: its mapping is this kernel's page cache, not the device, and goes stale; \
+             use devdax or a file",
+        ),
+        SFlag::S_IFDIR => refuse("it is a directory"),
+        SFlag::S_IFIFO => refuse("it is a pipe; write it to a file or a memfd first"),
+        SFlag::S_IFSOCK => refuse("it is a socket; receive into a file or a memfd first"),
+        _ => refuse("it is neither a file, a memfd, a dma-buf nor a device-dax device"),
+    }
+}
+
+fn fs_type(fs: &Statfs) -> u32 {
+    // The magic numbers have 32 bits; f_type is a signed word of the architecture's size.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "keeps the 32 bits that are defined"
+    )]
+    let magic = fs.filesystem_type().0 as u32;
+    magic
+}
+
+fn block_size(fs: &Statfs) -> u64 {
+    #[allow(
+        clippy::unnecessary_fallible_conversions,
+        reason = "the field's type differs between architectures"
+    )]
+    u64::try_from(fs.block_size()).unwrap_or(2 << 20)
+}
+
+/// A memfd answers F_GET_SEALS, but so do tmpfs and hugetlbfs files: only a memfd has the link `/memfd:NAME` and
+/// never had a directory entry.
+fn is_memfd(path: Option<&Path>, stat: &FileStat) -> bool {
+    stat.st_nlink == 0 && path.is_none_or(|p| p.as_os_str().as_bytes().starts_with(b"/memfd:"))
+}
+
+/// Size and alignment of a device-dax device, `None` for other character devices. fstat knows neither.
+fn devdax(stat: &FileStat) -> Result<Option<(u64, u64)>> {
+    let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
+    let dir = PathBuf::from(format!("/sys/dev/char/{major}:{minor}"));
+    match fs::read_link(dir.join("subsystem")) {
+        Ok(link) if link.file_name() == Some(OsStr::new("dax")) => {}
+        _ => return Ok(None),
+    }
+    let number = |name: &str| -> Result<u64> {
+        let path = dir.join(name);
+        let text = fs::read_to_string(&path).map_err(|e| Error::os("read", path.display().to_string(), e))?;
+        text.trim().parse().map_err(|_| {
+            Error::invalid(path.display().to_string(), format!("{:?} is no number", text.trim()))
+        })
+    };
+    let (size, align) = (number("size")?, number("align")?);
+    if !align.is_power_of_two() {
+        return Err(Error::invalid(
+            dir.display().to_string(),
+            format!("alignment {align} is no power of two"),
+        ));
+    }
+    Ok(Some((size, align)))
+}
+
+fn dma_buf_kind(fd: BorrowedFd<'_>) -> FdKind {
+    // Not an error if /proc is missing: the names are for people.
+    let text = fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map(|v| v.trim().to_owned());
+    FdKind::DmaBuf { exporter: field("exp_name:").unwrap_or_default(), name: field("name:") }
+}
+
+fn fd_link(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
+}
+
+/// A name for messages: `memfd:llama`, `dmabuf:`, a path, or `fd 7`.
+pub(crate) fn fd_name(fd: BorrowedFd<'_>) -> String {
+    let Some(link) = fd_link(fd) else { return format!("fd {}", fd.as_raw_fd()) };
+    let text = link.to_string_lossy();
+    let text = text.strip_suffix(" (deleted)").unwrap_or(&text);
+    match text.strip_prefix('/') {
+        Some(rest) if rest.starts_with("memfd:") || rest.starts_with("dmabuf:") => rest.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+/// Duplicates a descriptor that this process inherited and knows by its number only, as `fd:N` on a command line.
+/// The copy is close-on-exec; the original stays as it is.
+///
+/// # Errors
+/// [`Error::Os`] with EBADF if no such descriptor is open.
+pub fn duplicate(raw: RawFd) -> Result<OwnedFd> {
+    // SAFETY: this fcntl takes integers only and touches no memory; a number that is not open is answered EBADF.
+    let new = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, 3) };
+    if new < 0 {
+        return Err(Error::os("duplicate", format!("fd {raw}"), io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just opened `new` for this call, so it is valid and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Opens `path` for reading, close-on-exec. A FIFO does not block and a terminal does not become the controlling one.
+///
+/// # Errors
+/// [`Error::Os`] with the kernel's answer.
+pub fn open_read_only(path: &Path) -> Result<OwnedFd> {
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|e| Error::os("open", path.display().to_string(), e))
+}
+
+#[cfg(test)]
+#[path = "describe_tests.rs"]
+mod tests;

@@ -1,0 +1,305 @@
+//! Owners of mappings, and nothing else: bytes are reached through the views they hand out.
+//!
+//! Every mapping lies within the file or device as it is at that moment, so a view touches no page that is not there
+//! (unless somebody cuts the file short later, which only [`Seals::SHRINK`](crate::Seals::SHRINK), a dma-buf or a
+//! device excludes).
+
+#![allow(unsafe_code, reason = "mmap and munmap")]
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use nix::libc::c_void;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use crate::advice::{self, PageStats};
+use crate::describe::{Class, fd_name, probe};
+use crate::error::{Error, Result};
+use crate::memfd::HUGE;
+use crate::view::{SharedBytes, SharedBytesMut};
+
+/// How often another thread may take the address found for an aligned mapping before any address will do.
+const PLACE_ATTEMPTS: usize = 8;
+
+/// One mapping of a file, memfd, dma-buf or device; unmapped on drop. It outlives the descriptor it was made from.
+///
+/// A length of 0 is allowed and maps nothing.
+pub struct Mapping {
+    owner: Owner,
+    /// First byte that was asked for; the mapping may start earlier (its offset is rounded down).
+    ptr: NonNull<u8>,
+    len: usize,
+    access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+    Private,
+}
+
+/// Who unmaps.
+enum Owner {
+    Nothing,
+    /// What needs no particular address is left to memmap2, which gives pointers and makes no reference.
+    Anywhere(#[allow(dead_code, reason = "held for its Drop")] MmapRaw),
+    /// memmap2 has neither a wished-for address nor MAP_PRIVATE without a reference: nix's mmap.
+    Placed(#[allow(dead_code, reason = "held for its Drop")] Span),
+}
+
+// SAFETY: the pointer is to memory that stays mapped until the drop of the owner, whatever thread that happens on;
+// mapping and unmapping are not bound to a thread. Access goes through views, which see to their own threads.
+unsafe impl Send for Mapping {}
+// SAFETY: `&Mapping` gives reading views (atomic loads) and advice to the kernel; writing views need `&mut Mapping`.
+unsafe impl Sync for Mapping {}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mapping({:p}, {} bytes, {:?})", self.ptr, self.len, self.access)
+    }
+}
+
+impl Mapping {
+    /// Maps `len` bytes from `offset` on for reading, shared.
+    ///
+    /// From 2 MiB on, a file or memfd is mapped at an address that is congruent to the offset modulo 2 MiB, so that
+    /// the kernel can map its huge pages as such. Any `offset` is allowed; the mapping covers whole pages (of the
+    /// size that the object needs), the view exactly the bytes asked for.
+    ///
+    /// # Errors
+    /// [`Error::NotShareable`] for what is not memory (see [`describe`](crate::describe)), [`Error::OutOfBounds`] if
+    /// the range is not within the object, [`Error::Os`] if the kernel refuses.
+    pub fn read_only(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Mapping> {
+        Self::new(fd, offset, len, Access::ReadOnly)
+    }
+
+    /// Maps `len` bytes from `offset` on for reading and writing, shared; else as [`read_only`](Self::read_only).
+    ///
+    /// # Errors
+    /// As [`read_only`](Self::read_only); EACCES for a descriptor that is open for reading only, EPERM for a memfd
+    /// that is sealed against writing.
+    pub fn read_write(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Mapping> {
+        Self::new(fd, offset, len, Access::ReadWrite)
+    }
+
+    /// Maps `len` bytes from `offset` on as a private copy: pages are copied when first written, and nobody else sees
+    /// the writes. Whether later writes of others to pages not yet copied show is up to the kernel.
+    ///
+    /// # Errors
+    /// As [`read_only`](Self::read_only); EINVAL for dma-bufs (but for the heaps of newer kernels) and devices.
+    pub fn private(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Mapping> {
+        Self::new(fd, offset, len, Access::Private)
+    }
+
+    fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> Result<Mapping> {
+        let probe = probe(fd)?;
+        let out_of_bounds = || Error::OutOfBounds { offset, len: len as u64, bound: probe.len };
+        let end = offset.checked_add(len as u64).ok_or_else(out_of_bounds)?;
+        if end > probe.len {
+            return Err(out_of_bounds());
+        }
+        if len == 0 {
+            return Ok(Mapping { owner: Owner::Nothing, ptr: NonNull::dangling(), len, access });
+        }
+        // Offset, length and, at munmap, the length again have to be whole units of the object. Its size is a
+        // multiple of its unit (page cache pages aside, whose last one is zero-filled), so rounding never leaves it.
+        let unit = match probe.class {
+            Class::Pages { hugetlb: Some(size) } => size,
+            Class::DevDax { align } => align,
+            Class::Pages { hugetlb: None } | Class::DmaBuf => page_size(),
+        };
+        let placed = probe.class == Class::Pages { hugetlb: None } && len as u64 >= HUGE;
+        let failed = |e: std::io::Error| Error::os("mmap", fd_name(fd), e);
+        if !placed && unit == page_size() && access != Access::Private {
+            let mut options = MmapOptions::new();
+            options.offset(offset).len(len);
+            let raw = match access {
+                Access::ReadOnly => options.map_raw_read_only(fd.as_raw_fd()),
+                Access::ReadWrite | Access::Private => options.map_raw(fd.as_raw_fd()),
+            };
+            let raw = raw.map_err(failed)?;
+            // memmap2 counts from a non-null address that mmap(2) returned; null cannot be.
+            let ptr = NonNull::new(raw.as_mut_ptr()).unwrap_or(NonNull::dangling());
+            return Ok(Mapping { owner: Owner::Anywhere(raw), ptr, len, access });
+        }
+
+        let start = offset - offset % unit;
+        let too_long = || Error::invalid(fd_name(fd), format!("{len} bytes exceed the address space"));
+        let span_len = end.checked_next_multiple_of(unit).map(|end| end - start).ok_or_else(too_long)?;
+        let span_len = usize::try_from(span_len).ok().and_then(NonZeroUsize::new).ok_or_else(too_long)?;
+        let span = if placed {
+            Span::congruent(fd, start, span_len, access).map_err(|e| failed(e.into()))?
+        } else {
+            Span::map(None, fd, start, span_len, access).map_err(|e| failed(e.into()))?
+        };
+        let skip = usize::try_from(offset - start).map_err(|_| too_long())?;
+        // SAFETY: `skip + len <= span_len` since the span reaches to `end` or behind, and it is one mapping.
+        let ptr = unsafe { span.start.cast::<u8>().add(skip) };
+        Ok(Mapping { owner: Owner::Placed(span), ptr, len, access })
+    }
+
+    /// Number of bytes asked for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is mapped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        matches!(self.owner, Owner::Nothing)
+    }
+
+    /// A reading view of all bytes.
+    #[must_use]
+    pub fn view(&self) -> SharedBytes<'_> {
+        // SAFETY: the bytes stay mapped readable as one mapping while `self` is borrowed, the kernel gives no mapping
+        // above `isize::MAX`; the address comes from mmap(2), not from a reference. This process writes them only
+        // through `view_mut` (needs `&mut self`, so ordered with this borrow) or through another mapping.
+        unsafe { SharedBytes::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Whether the mapping was made by [`read_write`](Self::read_write) or [`private`](Self::private).
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.access != Access::ReadOnly
+    }
+
+    /// Whether the mapping was made by [`private`](Self::private): writes stay in this process.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.access == Access::Private
+    }
+
+    /// A writing view of all bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a mapping made by [`read_only`](Self::read_only).
+    pub fn view_mut(&mut self) -> Result<SharedBytesMut<'_>> {
+        if !self.is_writable() {
+            return Err(Error::invalid("view_mut", "the mapping is read-only"));
+        }
+        // SAFETY: the bytes stay mapped readable and writable (checked above) as one mapping while `self` is
+        // mutably borrowed, and that borrow excludes every other view made from this mapping.
+        Ok(unsafe { SharedBytesMut::from_raw_parts(self.ptr, self.len) })
+    }
+
+    /// Maps all pages now, so that later reads (and writes, if the mapping is shared and writable) do not fault.
+    ///
+    /// `Ok(false)` where the kernel cannot: mappings of dma-bufs and other memory without pages of its own are made
+    /// whole or on demand by their driver, and kernels before 5.14 lack the call. Nothing is wrong then.
+    ///
+    /// # Errors
+    /// [`Error::Os`] for other failures, for instance ENOMEM.
+    pub fn populate(&self) -> Result<bool> {
+        advice::populate(self.view(), self.access == Access::ReadWrite)
+    }
+
+    /// Gathers the pages of each whole 2 MiB block into a huge page (MADV_COLLAPSE, Linux 6.1); blocks must have pages
+    /// already, for empty memfds see [`allocate_huge`](crate::allocate_huge). `Ok(true)` if at least one block is a
+    /// huge page now ([`pages`](Self::pages) counts), `Ok(false)` if the kernel cannot for this memory.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if no block could be collapsed for want of memory.
+    pub fn collapse(&self) -> Result<bool> {
+        let collapsed = advice::collapse(self.view())?;
+        Ok(collapsed > 0)
+    }
+
+    /// How the range is mapped at the moment, from `/proc/self/smaps`.
+    ///
+    /// Dma-bufs, and devdax before Linux 7.2, count as not resident there. If the kernel has merged this mapping with
+    /// a neighbour of the same file, numbers of the two cannot be told apart and are cut to this mapping's length.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if smaps cannot be read.
+    pub fn pages(&self) -> Result<PageStats> {
+        advice::page_stats(self.view())
+    }
+
+    /// The work of [`allocate_huge`](crate::allocate_huge) on `part` of this mapping.
+    pub(crate) fn allocate_huge_blocks(&self, part: SharedBytes<'_>) -> Result<u64> {
+        advice::touch_blocks(part)?;
+        advice::collapse(part)
+    }
+}
+
+/// A whole mapping: start and length of one successful mmap(2).
+struct Span {
+    start: NonNull<c_void>,
+    len: NonZeroUsize,
+}
+
+impl Span {
+    /// Maps at `hint` if those addresses are free, else where the kernel likes.
+    fn map(
+        hint: Option<NonZeroUsize>,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: NonZeroUsize,
+        access: Access,
+    ) -> nix::Result<Span> {
+        let (prot, flags) = match access {
+            Access::ReadOnly => (ProtFlags::PROT_READ, MapFlags::MAP_SHARED),
+            Access::ReadWrite => (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED),
+            Access::Private => (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE),
+        };
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: without MAP_FIXED an address is only a hint and mmap never replaces what is mapped there; a new
+        // mapping is reached by nobody but through the address returned here.
+        let start = unsafe { mmap(hint, len, prot, flags, fd, offset) }?;
+        Ok(Span { start, len })
+    }
+
+    /// Maps at an address congruent to `offset` modulo 2 MiB.
+    ///
+    /// A free place is found by reserving 2 MiB more than needed; the reservation is given back and the address
+    /// inside it passed as a hint. MAP_FIXED over the reservation would save the window between the two, but when it
+    /// fails it may leave a hole that another thread fills before the reservation is unmapped.
+    fn congruent(fd: BorrowedFd<'_>, offset: u64, len: NonZeroUsize, access: Access) -> nix::Result<Span> {
+        let huge = usize::try_from(HUGE).map_err(|_| Errno::EOVERFLOW)?;
+        let phase = usize::try_from(offset % HUGE).map_err(|_| Errno::EOVERFLOW)?;
+        for _ in 0..PLACE_ATTEMPTS {
+            let reserve = len.checked_add(huge).ok_or(Errno::ENOMEM)?;
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+            // SAFETY: no MAP_FIXED, so nothing is replaced; nobody but this function knows the new address.
+            let base = unsafe { mmap_anonymous(None, reserve, ProtFlags::PROT_NONE, flags) }?;
+            drop(Span { start: base, len: reserve });
+            let base = base.addr().get();
+            let wanted = base + (phase + huge - base % huge) % huge;
+            let span = Self::map(NonZeroUsize::new(wanted), fd, offset, len, access)?;
+            if span.start.addr().get() % huge == phase {
+                return Ok(span);
+            }
+        }
+        // Correct all the same, only not with huge pages.
+        Self::map(None, fd, offset, len, access)
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        // SAFETY: exactly the range that one mmap of this value's making returned (whole units of the object), which
+        // it owns; whoever holds a view of it borrows the `Mapping` that owns this value.
+        let result = unsafe { munmap(self.start, self.len.get()) };
+        debug_assert!(result.is_ok(), "munmap {:p}, {} bytes: {result:?}", self.start, self.len);
+    }
+}
+
+/// Size of an ordinary page in bytes.
+pub fn page_size() -> u64 {
+    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+        Ok(Some(size)) if size > 0 => size.cast_unsigned(),
+        // POSIX wants an answer; 64 KiB is a multiple of every page size that Linux uses.
+        _ => 64 << 10,
+    }
+}
+
+#[cfg(test)]
+#[path = "map_tests.rs"]
+mod tests;

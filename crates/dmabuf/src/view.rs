@@ -1,0 +1,449 @@
+//! Bounded views of memory that somebody else may write at any time.
+//!
+//! Head rules of this module:
+//! 1. No `&[u8]` or `&mut [u8]` to such memory is ever formed, except through the two `unsafe` doors
+//!    [`SharedBytes::as_slice`] and [`SharedBytesMut::as_mut_slice`], whose callers promise that nobody writes.
+//! 2. Reads are relaxed atomic loads of whole words (single bytes at the edges): defined when another thread or
+//!    process stores meanwhile, and as fast as `memcpy` for what does not fit the caches.
+//! 3. A byte is copied once and the copy is judged: two reads of one place may differ.
+
+#![allow(
+    unsafe_code,
+    reason = "reads and writes memory through raw pointers, so that no reference to it exists"
+)]
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Bytes per step where a bounce buffer is needed: it stays in the second-level cache.
+const BOUNCE: usize = 128 << 10;
+const WORD: usize = size_of::<u64>();
+
+/// A bounded pointer to `len` readable bytes, which others may be writing. Copying it copies no bytes.
+///
+/// It has no `Deref` and no `AsRef<[u8]>` on purpose: a `&[u8]` promises the compiler that the bytes do not change.
+/// For system calls and devices take [`as_ptr`](Self::as_ptr) and [`len`](Self::len).
+#[derive(Clone, Copy)]
+pub struct SharedBytes<'a> {
+    ptr: NonNull<u8>,
+    len: usize,
+    /// The bytes come from a `&'a [u8]`: nobody may write them for `'a`, so a plain copy is right.
+    frozen: bool,
+    memory: PhantomData<&'a [UnsafeCell<u8>]>,
+}
+
+// SAFETY: a view only reads, by relaxed atomic loads (or plain ones of bytes that a `&[u8]` keeps unchanged); both
+// are defined from any thread. Its lifetime keeps the memory mapped on whichever thread it is.
+unsafe impl Send for SharedBytes<'_> {}
+// SAFETY: as for `Send`: the type has no state of its own that could be changed through `&self`.
+unsafe impl Sync for SharedBytes<'_> {}
+
+impl fmt::Debug for SharedBytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBytes({:p}, {} bytes)", self.ptr, self.len)
+    }
+}
+
+impl<'a> SharedBytes<'a> {
+    /// A view of no bytes.
+    #[must_use]
+    pub const fn empty() -> Self {
+        SharedBytes { ptr: NonNull::dangling(), len: 0, frozen: true, memory: PhantomData }
+    }
+
+    /// A view of ordinary memory of this process, which nobody writes while it is borrowed.
+    #[must_use]
+    pub fn from_slice(bytes: &'a [u8]) -> Self {
+        SharedBytes { ptr: NonNull::from(bytes).cast(), len: bytes.len(), frozen: true, memory: PhantomData }
+    }
+
+    /// A view of `len` bytes at `ptr`; a null `ptr` is allowed when `len` is 0.
+    ///
+    /// # Safety
+    /// For all of `'a`: the bytes are mapped readable within one allocation or mapping of at most `isize::MAX` bytes;
+    /// `ptr` does not come from a `&[u8]` (use [`from_slice`](Self::from_slice) there); and this process writes them only by atomic stores, through another mapping of the memory, or ordered before or after
+    /// the reads by synchronisation. Other processes and devices may write at will.
+    #[must_use]
+    pub unsafe fn from_raw_parts(ptr: *const u8, len: usize) -> Self {
+        match NonNull::new(ptr.cast_mut()) {
+            Some(ptr) => SharedBytes { ptr, len, frozen: false, memory: PhantomData },
+            None => Self::empty(),
+        }
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte, for system calls and devices: valid for reads of [`len`](Self::len) bytes for
+    /// `'a`. Dangling (but not null) when the view is empty.
+    #[must_use]
+    pub fn as_ptr(self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// The sub-view of `len` bytes that starts at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless the range lies within the view.
+    pub fn get(self, offset: u64, len: u64) -> Result<SharedBytes<'a>> {
+        let (start, len) = check_range(offset, len, self.len)?;
+        // SAFETY: `start <= self.len` (checked above), so the sum stays within the view's memory or one past its
+        // end, which is one allocation or mapping by the contract of the constructors.
+        let ptr = unsafe { self.ptr.add(start) };
+        Ok(SharedBytes { ptr, len, ..self })
+    }
+
+    /// Copies exactly `dst.len()` bytes from `offset` on into `dst`.
+    ///
+    /// The copy as a whole is not atomic: a concurrent writer may show up in some words and not in others.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless the range lies within the view; `dst` is then untouched.
+    pub fn read_at(self, offset: u64, dst: &mut [u8]) -> Result<()> {
+        let source = self.get(offset, dst.len() as u64)?;
+        // SAFETY: `dst` is valid for writes of its own length, which is `source.len` by the line above, and as a
+        // `&mut` it overlaps no live view of ordinary memory; foreign writers do not matter to the loads.
+        unsafe { source.copy_to(dst.as_mut_ptr()) };
+        Ok(())
+    }
+
+    /// Copies all bytes.
+    #[must_use]
+    pub fn to_vec(self) -> Vec<u8> {
+        let mut copy: Vec<u8> = Vec::with_capacity(self.len);
+        let spare: &mut [MaybeUninit<u8>] = copy.spare_capacity_mut();
+        // SAFETY: the fresh buffer has room for `self.len` bytes and overlaps nothing.
+        unsafe { self.copy_to(spare.as_mut_ptr().cast()) };
+        // SAFETY: the capacity is at least `self.len` and `copy_to` has initialised that many bytes.
+        unsafe { copy.set_len(self.len) };
+        copy
+    }
+
+    /// Visits the bytes in order through the caller's bounce buffer: `f` gets the offset of each piece and a private
+    /// copy of it, at most `buf.len()` bytes (an empty `buf` is replaced by a small one).
+    ///
+    /// # Errors
+    /// The first error of `f` ends the visit and is returned.
+    pub fn chunks<E>(
+        self,
+        buf: &mut [u8],
+        mut f: impl FnMut(u64, &[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let mut small = [0u8; 512];
+        let buf = if buf.is_empty() { &mut small[..] } else { buf };
+        let mut start = 0;
+        while start < self.len {
+            let len = buf.len().min(self.len - start);
+            let piece = &mut buf[..len];
+            // SAFETY: `start < self.len`, so the sum stays within the view's one allocation or mapping.
+            let ptr = unsafe { self.ptr.add(start) };
+            let source = SharedBytes { ptr, len, ..self };
+            // SAFETY: `piece` is valid for writes of `len` bytes, which is `source.len`, and overlaps nothing.
+            unsafe { source.copy_to(piece.as_mut_ptr()) };
+            f(start as u64, piece)?;
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// Writes all bytes to `w` through a bounce buffer and returns their number.
+    ///
+    /// # Errors
+    /// Those of `w`.
+    pub fn write_to(self, w: &mut impl io::Write) -> io::Result<u64> {
+        let mut buf = vec![0; BOUNCE.min(self.len)];
+        self.chunks(&mut buf, |_, piece| w.write_all(piece))?;
+        Ok(self.len as u64)
+    }
+
+    /// The bytes as a slice.
+    ///
+    /// # Safety
+    /// Nobody, in this process or outside of it, writes any of the bytes or cuts the memory short during `'a`. A
+    /// memfd sealed with WRITE, SHRINK and GROW is proof of that.
+    #[must_use]
+    pub unsafe fn as_slice(self) -> &'a [u8] {
+        // SAFETY: pointer and length describe readable memory for `'a` by the constructors' contract, at most
+        // `isize::MAX` bytes of one mapping, aligned for `u8`, never null; the caller promises that it is unchanged.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Copies all `self.len` bytes to `dst`.
+    ///
+    /// # Safety
+    /// `dst` is valid for writes of `self.len` bytes, which do not overlap the view.
+    unsafe fn copy_to(self, dst: *mut u8) {
+        let src = self.as_ptr();
+        if self.frozen {
+            // SAFETY: `src` comes from a `&[u8]` of `self.len` bytes (or is dangling with length 0), `dst` is valid
+            // for as many writes and does not overlap by this function's contract.
+            unsafe { std::ptr::copy_nonoverlapping(src, dst, self.len) };
+            return;
+        }
+        let head = src.align_offset(WORD).min(self.len);
+        let words = (self.len - head) / WORD;
+        // SAFETY: `head <= self.len`: a prefix of the two ranges that the contracts of view and caller vouch for.
+        unsafe { load_bytes(src, dst, head) };
+        // SAFETY: `head + words * WORD <= self.len` keeps both ranges inside; `head` made the source word-aligned
+        // unless it took all bytes, and then `words` is 0.
+        unsafe { load_words(src.wrapping_add(head), dst.wrapping_add(head), words) };
+        let tail = head + words * WORD;
+        // SAFETY: the rest of the same two ranges.
+        unsafe { load_bytes(src.wrapping_add(tail), dst.wrapping_add(tail), self.len - tail) };
+    }
+}
+
+/// Copies `len` bytes one by one with relaxed loads: for the unaligned edges.
+///
+/// # Safety
+/// `src` is valid for reads and `dst` for writes of `len` bytes; they do not overlap.
+unsafe fn load_bytes(src: *const u8, dst: *mut u8, len: usize) {
+    for i in 0..len {
+        // SAFETY: in bounds by contract, alignment 1. A shared reference to an atomic allows concurrent stores, and
+        // relaxed loads of up to 8 bytes are allowed on read-only pages (documentation of `core::sync::atomic`).
+        let byte = unsafe { &*src.wrapping_add(i).cast::<AtomicU8>() }.load(Ordering::Relaxed);
+        // SAFETY: `i < len`, and `dst` is valid for writes of `len` bytes.
+        unsafe { dst.wrapping_add(i).write(byte) };
+    }
+}
+
+/// Copies `count` words with relaxed loads, eight in flight.
+///
+/// # Safety
+/// `src` is valid for reads and `dst` for writes of `8 * count` bytes, they do not overlap, and `src` is aligned to
+/// 8 bytes unless `count` is 0.
+unsafe fn load_words(src: *const u8, dst: *mut u8, count: usize) {
+    #[allow(
+        clippy::cast_ptr_alignment,
+        reason = "the contract asks for an aligned source; `dst` is written unaligned"
+    )]
+    let (src, dst) = (src.cast::<AtomicU64>(), dst.cast::<u64>());
+    let load = |i: usize| {
+        // SAFETY: only called with `i < count`, so in bounds and, by contract, aligned; for the shared reference to
+        // an atomic see `load_bytes`.
+        unsafe { &*src.wrapping_add(i) }.load(Ordering::Relaxed)
+    };
+    let store = |i: usize, word: u64| {
+        // SAFETY: only called with `i < count`, within the range that the contract makes writable.
+        unsafe { dst.wrapping_add(i).write_unaligned(word) };
+    };
+    let mut i = 0;
+    while count - i >= 8 {
+        let words = (
+            load(i),
+            load(i + 1),
+            load(i + 2),
+            load(i + 3),
+            load(i + 4),
+            load(i + 5),
+            load(i + 6),
+            load(i + 7),
+        );
+        store(i, words.0);
+        store(i + 1, words.1);
+        store(i + 2, words.2);
+        store(i + 3, words.3);
+        store(i + 4, words.4);
+        store(i + 5, words.5);
+        store(i + 6, words.6);
+        store(i + 7, words.7);
+        i += 8;
+    }
+    while i < count {
+        store(i, load(i));
+        i += 1;
+    }
+}
+
+/// A bounded pointer to writable memory that no other part of this process uses meanwhile: it comes from a mutable
+/// borrow and can be split into disjoint parts for threads. Other processes may still read and write the bytes.
+pub struct SharedBytesMut<'a> {
+    ptr: NonNull<u8>,
+    len: usize,
+    memory: PhantomData<&'a mut [UnsafeCell<u8>]>,
+}
+
+// SAFETY: the view is the only path to its bytes within this process (made from a mutable borrow, parts are
+// disjoint), so moving it to another thread moves that right; its lifetime keeps the memory mapped.
+unsafe impl Send for SharedBytesMut<'_> {}
+
+impl fmt::Debug for SharedBytesMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBytesMut({:p}, {} bytes)", self.ptr, self.len)
+    }
+}
+
+impl<'a> SharedBytesMut<'a> {
+    /// A view of ordinary memory of this process, for code that fills either kind.
+    pub fn from_slice(bytes: &'a mut [u8]) -> Self {
+        SharedBytesMut { len: bytes.len(), ptr: NonNull::from(bytes).cast(), memory: PhantomData }
+    }
+
+    /// # Safety
+    /// For all of `'a` the `len` bytes at `ptr` are mapped readable and writable within one mapping of at most
+    /// `isize::MAX` bytes, and this process reaches them through this value alone.
+    pub(crate) unsafe fn from_raw_parts(ptr: NonNull<u8>, len: usize) -> Self {
+        SharedBytesMut { ptr, len, memory: PhantomData }
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte, for system calls and devices: valid for reads and writes of [`len`](Self::len)
+    /// bytes while `self` is borrowed. Dangling (but not null) when the view is empty.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Divides the view at `mid` into two that share no byte, for instance one per thread.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if `mid` is behind the end.
+    pub fn split_at(self, mid: usize) -> Result<(Self, Self)> {
+        check_range(mid as u64, 0, self.len)?;
+        // SAFETY: `mid <= self.len`, so the sum stays within the mapping or one past its end.
+        let second = unsafe { self.ptr.add(mid) };
+        Ok((
+            SharedBytesMut { ptr: self.ptr, len: mid, memory: PhantomData },
+            SharedBytesMut { ptr: second, len: self.len - mid, memory: PhantomData },
+        ))
+    }
+
+    /// The same view for a shorter time.
+    pub fn reborrow(&mut self) -> SharedBytesMut<'_> {
+        SharedBytesMut { ptr: self.ptr, len: self.len, memory: PhantomData }
+    }
+
+    /// The sub-view of `len` bytes that starts at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless the range lies within the view.
+    pub fn get_mut(&mut self, offset: u64, len: u64) -> Result<SharedBytesMut<'_>> {
+        let (start, len) = check_range(offset, len, self.len)?;
+        // SAFETY: `start <= self.len` (checked above), so the sum stays within the mapping or one past its end.
+        let ptr = unsafe { self.ptr.add(start) };
+        Ok(SharedBytesMut { ptr, len, memory: PhantomData })
+    }
+
+    /// A reading view of the same bytes; they cannot be written through `self` while it lives.
+    #[must_use]
+    pub fn as_shared(&self) -> SharedBytes<'_> {
+        SharedBytes { ptr: self.ptr, len: self.len, frozen: false, memory: PhantomData }
+    }
+
+    /// Copies `src` to `offset`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless all of `src` fits; nothing is then written.
+    pub fn copy_from(&mut self, offset: u64, src: &[u8]) -> Result<()> {
+        let target = self.get_mut(offset, src.len() as u64)?;
+        // SAFETY: `src` is readable and `target` writable, both for `src.len()` bytes; a slice cannot overlap memory
+        // that this process reaches through `self` alone; alignment 1.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), target.ptr.as_ptr(), src.len()) };
+        Ok(())
+    }
+
+    /// Writes zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless the range lies within the view; nothing is then written.
+    pub fn fill_zero(&mut self, offset: u64, len: u64) -> Result<()> {
+        let target = self.get_mut(offset, len)?;
+        // SAFETY: `target` is writable for `target.len` bytes and reached through `self` alone; alignment 1.
+        unsafe { std::ptr::write_bytes(target.ptr.as_ptr(), 0, target.len) };
+        Ok(())
+    }
+
+    /// Reads from `fd` at `file_offset` into the start of the view with one `pread(2)` and returns the number of
+    /// bytes, which is less than [`len`](Self::len) at the end of the file and 0 behind it.
+    ///
+    /// Where the kernel cannot put bytes straight into the memory (EFAULT: O_DIRECT into a dma-buf), they go through
+    /// a buffer of this process, at most 128 KiB in one call.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`; a call interrupted by a signal is repeated.
+    pub fn pread_from(&mut self, fd: BorrowedFd<'_>, file_offset: u64) -> io::Result<usize> {
+        let offset = libc::off_t::try_from(file_offset)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "file offset exceeds i64"))?;
+        loop {
+            // SAFETY: the kernel writes at most `self.len` bytes to memory that is writable for as many and that
+            // nothing else in this process uses (the view is exclusive and mutably borrowed); `fd` is open.
+            let n = unsafe { libc::pread(fd.as_raw_fd(), self.ptr.as_ptr().cast(), self.len, offset) };
+            if let Ok(n) = usize::try_from(n) {
+                return Ok(n);
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EFAULT) => return self.pread_bounced(fd, offset),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    fn pread_bounced(&mut self, fd: BorrowedFd<'_>, offset: libc::off_t) -> io::Result<usize> {
+        // Twice the largest sector size in use, so that an aligned part exists for O_DIRECT.
+        const SECTOR: usize = 4096;
+        let mut buf = vec![0u8; BOUNCE.min(self.len.next_multiple_of(SECTOR)) + SECTOR];
+        let start = buf.as_ptr().align_offset(SECTOR).min(SECTOR);
+        let len = buf.len() - SECTOR;
+        let n = loop {
+            match nix::sys::uio::pread(fd, &mut buf[start..start + len], offset) {
+                Err(nix::errno::Errno::EINTR) => {}
+                other => break other?.min(self.len),
+            }
+        };
+        self.copy_from(0, &buf[start..start + n]).map_err(io::Error::other)?;
+        Ok(n)
+    }
+
+    /// The bytes as a slice.
+    ///
+    /// # Safety
+    /// While the slice lives nobody else reads or writes these bytes: no other process, no device, no other mapping
+    /// of the memory in this process; and nobody cuts the file short.
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: readable and writable for `self.len <= isize::MAX` bytes of one mapping by the constructor's
+        // contract, aligned for `u8`, not null; exclusive within the process by `&mut self`, outside by promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+/// Converts a range to `usize` if it lies within `bound` bytes.
+fn check_range(offset: u64, len: u64, bound: usize) -> Result<(usize, usize)> {
+    let error = Error::OutOfBounds { offset, len, bound: bound as u64 };
+    match (usize::try_from(offset), usize::try_from(len)) {
+        (Ok(start), Ok(n)) if start.checked_add(n).is_some_and(|end| end <= bound) => Ok((start, n)),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Writes the inputs that the fuzzers start from: seeds.py DAXFS_PACK CORPUS
+
+DAXFS_PACK is the packer's command; it packs small trees in every format, with and without the tensor index. Golden images
+are added where they are found: the project's own, and the set that lies beside the project in continuous integration.
+CORPUS gets one folder for each target. Nothing in there is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 128 << 10  # larger images make the fuzzer slow and teach it nothing new
+GOLDEN = (ROOT / "tests/golden", ROOT.parent / "shared/golden/images")
+
+PACKINGS = {
+    "v8": [],
+    "v8-plain": ["--plain"],
+    "v8-aligned": ["--align-tensors"],
+    "v8-dedupe": ["--dedupe"],
+    "v8-block16k": ["--block-size", "16384"],
+    "v5": ["--format", "5"],
+    "v5-plain": ["--format", "5", "--plain"],
+}
+
+HEADERS = {
+    "empty": ({}, 0),
+    "one": ({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}, 24),
+    "scalar": ({"s": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}}, 8),
+    "no-elements": ({"z": {"dtype": "F16", "shape": [0, 5], "data_offsets": [0, 0]}}, 0),
+    "metadata": ({"__metadata__": {"format": "pt"}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, 4),
+    "sub-byte": (
+        {
+            "f4": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]},
+            "f6": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [2, 5]},
+            "f8": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [5, 8]},
+        },
+        8,
+    ),
+    "filler": (
+        {
+            "__daxfs_pad_0": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+            "b": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [3, 11]},
+        },
+        11,
+    ),
+}
+
+
+def safetensors(header: dict, data: int) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(range(data))
+
+
+def write_headers(folder: Path) -> None:
+    """Whole files, and the JSON alone behind the length of its data: the two forms in which the target reads its input."""
+    for name, (header, data) in HEADERS.items():
+        (folder / f"file-{name}").write_bytes(safetensors(header, data))
+        (folder / f"json-{name}").write_bytes(struct.pack("<H", data) + json.dumps(header).encode())
+    repeated = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    (folder / "json-repeated").write_bytes(struct.pack("<H", 1) + repeated)
+
+
+def make_tree(root: Path) -> None:
+    """A little of everything, few bytes."""
+    (root / "d/deep").mkdir(parents=True)
+    (root / "empty-dir").mkdir()
+    (root / "f").write_bytes(b"0123456789")
+    (root / "d/g").write_bytes(bytes(i % 251 for i in range(5000)))
+    (root / "d/deep/empty").touch()
+    os.link(root / "f", root / "d/again")
+    (root / "same").write_bytes(b"0123456789")
+    os.symlink("d/g", root / "link")
+    os.symlink("/d/../nowhere", root / "dangling")
+    (root / ("n" * 255)).write_bytes(b"n")
+    (root / "model-1.safetensors").write_bytes(safetensors(*HEADERS["one"]))
+    (root / "model-2.safetensors").write_bytes(safetensors(*HEADERS["sub-byte"]))
+    parts = {"w": "model-1.safetensors", "f4": "model-2.safetensors", "f8": "model-2.safetensors"}
+    (root / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+
+
+def make_small_tree(root: Path) -> None:
+    """One file of tensors and a link: the shortest image that has an index."""
+    (root / "m.safetensors").write_bytes(safetensors(*HEADERS["metadata"]))
+    os.symlink("m.safetensors", root / "l")
+
+
+def pack_trees(packer: str, folder: Path) -> None:
+    for tree, make in (("tree", make_tree), ("small", make_small_tree)):
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+            for name, options in PACKINGS.items():
+                image = folder / f"{tree}-{name}"
+                # Files of a few bytes: the default alignment of large files plays no part.
+                subprocess.run([packer, scratch, "--quiet", *options, "-o", image], check=True)
+
+
+def copy_golden(folder: Path) -> int:
+    """Golden images that are short enough; they are stored as they are or compressed with zstd."""
+    copied = 0
+    for place in GOLDEN:
+        for path in sorted(place.rglob("*")) if place.is_dir() else ():
+            compressed = path.suffix == ".zst"
+            name = path.stem if compressed else path.name
+            if not name.endswith((".img", ".daxfs")) or (compressed and not shutil.which("zstd")):
+                continue
+            image = subprocess.check_output(["zstd", "-dqc", path]) if compressed else path.read_bytes()
+            if len(image) <= LONGEST:
+                (folder / f"golden-{name}").write_bytes(image)
+                copied += 1
+    return copied
+
+
+def main(packer: str, corpus: Path) -> None:
+    for target in ("image", "safetensors"):
+        (corpus / target).mkdir(parents=True, exist_ok=True)
+    write_headers(corpus / "safetensors")
+    pack_trees(packer, corpus / "image")
+    golden = copy_golden(corpus / "image")
+    if not golden:
+        print("seeds.py: no golden images found; only our own packer's images")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

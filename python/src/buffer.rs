@@ -1,0 +1,269 @@
+//! The buffer protocol, from one wheel for Python 3.9 and later.
+//!
+//! The stable ABI names the two buffer slots only since 3.11, so PyO3 offers none for `abi3-py39`. But the
+//! interpreter accepts them in `PyType_FromSpec` since 3.9 (C API manual, `PyBufferProcs`: "Changed in version 3.9:
+//! PyBufferProcs ... may be set" through `Py_bf_*`), with slot numbers 1 and 2 and a `Py_buffer` that have not
+//! changed since. So each class with a buffer is a PyO3 class plus a subclass made here with just those slots;
+//! Python sees the subclass.
+//!
+//! What keeps memory alive: the view holds a reference to the object, the object holds the region's owner.
+
+#![allow(unsafe_code, reason = "the buffer protocol is made of raw pointers")]
+
+use std::any::Any;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::Mutex;
+
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::pyclass::boolean_struct::True;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyTuple, PyType};
+use pyo3::{IntoPyObjectExt, PyClass};
+
+/// `Py_buffer` of CPython 3.9 to 3.14 (`Include/pybuffer.h`), which `abi3-py39` leaves out of PyO3.
+#[repr(C)]
+struct PyBuffer {
+    buf: *mut c_void,
+    obj: *mut ffi::PyObject,
+    len: ffi::Py_ssize_t,
+    itemsize: ffi::Py_ssize_t,
+    readonly: c_int,
+    ndim: c_int,
+    format: *mut c_char,
+    shape: *mut ffi::Py_ssize_t,
+    strides: *mut ffi::Py_ssize_t,
+    suboffsets: *mut ffi::Py_ssize_t,
+    internal: *mut c_void,
+}
+
+const _: () = assert!(size_of::<PyBuffer>() == 9 * size_of::<*mut c_void>() + 2 * size_of::<c_int>());
+
+impl PyBuffer {
+    const EMPTY: Self = Self {
+        buf: ptr::null_mut(),
+        obj: ptr::null_mut(),
+        len: 0,
+        itemsize: 0,
+        readonly: 1,
+        ndim: 0,
+        format: ptr::null_mut(),
+        shape: ptr::null_mut(),
+        strides: ptr::null_mut(),
+        suboffsets: ptr::null_mut(),
+        internal: ptr::null_mut(),
+    };
+}
+
+// Flags of a request and slot numbers (`Include/pybuffer.h`, `Include/typeslots.h`).
+const WRITABLE: c_int = 0x01;
+const FORMAT: c_int = 0x04;
+const ND: c_int = 0x08;
+const STRIDES: c_int = 0x10 | ND;
+const F_CONTIGUOUS: c_int = 0x40;
+const BF_GETBUFFER: c_int = 1;
+const BF_RELEASEBUFFER: c_int = 2;
+
+/// Most dimensions that a `memoryview` takes (`PyBUF_MAX_NDIM`).
+const MAX_NDIM: usize = 64;
+
+/// Memory as the buffer protocol describes it: contiguous, the last index running fastest.
+pub struct Export {
+    /// First byte; never null.
+    pub data: *const u8,
+    /// Length in bytes.
+    pub len: usize,
+    /// Whether writing through the buffer is ruled out.
+    pub readonly: bool,
+    /// Format of one item as module `struct` names it, or why there is none: such memory goes only to those who
+    /// ask for plain bytes (`bytes()`, hashes, sockets), not to `memoryview`, which would show a wrong type.
+    pub format: Result<&'static CStr, String>,
+    /// Bytes of an item.
+    pub itemsize: usize,
+    /// Items per dimension.
+    pub shape: Vec<u64>,
+}
+
+/// A class whose objects lend memory.
+///
+/// # Safety
+/// The memory that `export` describes stays mapped while the object lives, and is writable unless `readonly`.
+pub unsafe trait Exporter: PyClass<Frozen = True> + Send + Sync {
+    /// Name of the class in Python, with its module.
+    const NAME: &'static CStr;
+    /// Documentation of the class in Python.
+    const DOC: &'static CStr;
+
+    /// Where the class in Python is kept.
+    fn class() -> &'static PyOnceLock<Py<PyType>>;
+
+    /// Describes the memory.
+    fn export(&self) -> PyResult<Export>;
+}
+
+/// The class as Python sees it.
+pub fn class<T: Exporter>(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    Ok(T::class().get_or_try_init(py, || subclass::<T>(py))?.bind(py))
+}
+
+/// Makes an object of the class that Python sees.
+pub fn create<T: Exporter>(py: Python<'_>, value: T) -> PyResult<Bound<'_, PyAny>> {
+    let token = Token(Mutex::new(Some(Box::new(value)))).into_bound_py_any(py)?;
+    class::<T>(py)?.call1((token,))
+}
+
+/// Carries a value from [`create`] through the call of the class to its `#[new]`. Python code cannot make one.
+#[pyclass(frozen)]
+struct Token(Mutex<Option<Box<dyn Any + Send + Sync>>>);
+
+/// For `#[new]`: the value in the token, or a `TypeError` when Python code called the class.
+pub fn take<T: Exporter>(token: Option<&Bound<'_, PyAny>>) -> PyResult<T> {
+    token
+        .and_then(|token| token.cast::<Token>().ok())
+        .and_then(|token| token.get().0.lock().ok()?.take())
+        .and_then(|value| value.downcast::<T>().ok())
+        .map(|value| *value)
+        .ok_or_else(|| {
+            let name = T::NAME.to_string_lossy();
+            PyTypeError::new_err(format!("{name} cannot be created directly; daxfs.open() leads to one"))
+        })
+}
+
+fn subclass<T: Exporter>(py: Python<'_>) -> PyResult<Py<PyType>> {
+    let getbuffer: unsafe extern "C" fn(*mut ffi::PyObject, *mut PyBuffer, c_int) -> c_int = getbuffer::<T>;
+    let releasebuffer: unsafe extern "C" fn(*mut ffi::PyObject, *mut PyBuffer) = releasebuffer;
+    let mut slots = [
+        ffi::PyType_Slot { slot: BF_GETBUFFER, pfunc: getbuffer as *mut c_void },
+        ffi::PyType_Slot { slot: BF_RELEASEBUFFER, pfunc: releasebuffer as *mut c_void },
+        ffi::PyType_Slot { slot: ffi::Py_tp_doc, pfunc: T::DOC.as_ptr().cast_mut().cast() },
+        ffi::PyType_Slot { slot: 0, pfunc: ptr::null_mut() },
+    ];
+    let mut spec = ffi::PyType_Spec {
+        name: T::NAME.as_ptr(),
+        // 0: the size, the destructor and all else are inherited.
+        basicsize: 0,
+        itemsize: 0,
+        flags: ffi::Py_TPFLAGS_DEFAULT as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    let bases = PyTuple::new(py, [py.get_type::<T>()])?;
+    // SAFETY: the thread is attached (`py`). `spec` and `slots` live through the call, which copies them, as it
+    // does the documentation; the name is static, as versions before 3.11 need it. Slots 1 and 2 hold functions
+    // with the signatures of `getbufferproc` and `releasebufferproc` over the same `Py_buffer`; a zero slot ends
+    // the list. `bases` is a tuple with one class, which PyO3 made with `subclass`.
+    let class = unsafe { ffi::PyType_FromSpecWithBases(&mut spec, bases.as_ptr()) };
+    // SAFETY: the thread is attached, and the call returns a new reference, or null with an exception set.
+    let class = unsafe { Bound::from_owned_ptr_or_err(py, class) }?;
+    Ok(class.cast_into::<PyType>()?.unbind())
+}
+
+/// `bf_getbuffer`: fills in `view` and returns 0, or sets an exception and returns -1.
+///
+/// # Safety
+/// As CPython calls it: the thread is attached, `object` is an instance of the subclass of `T`, and `view` is
+/// valid for writing.
+unsafe extern "C" fn getbuffer<T: Exporter>(
+    object: *mut ffi::PyObject,
+    view: *mut PyBuffer,
+    flags: c_int,
+) -> c_int {
+    Python::attach(|py| {
+        // SAFETY: `object` points to a live object for the length of this call (the caller's promise), and the
+        // thread is attached.
+        let object = unsafe { Bound::from_borrowed_ptr(py, object) };
+        let (filled, status) = match fill::<T>(&object, flags) {
+            Ok(filled) => (filled, 0),
+            Err(error) => {
+                error.restore(py);
+                (PyBuffer::EMPTY, -1)
+            }
+        };
+        // SAFETY: `view` is valid for writing and properly aligned (the caller's promise); what it held before is
+        // uninitialised or plain pointers, so nothing has to be dropped.
+        unsafe { view.write(filled) };
+        status
+    })
+}
+
+/// Dimensions of a view, which its pointers lead into; owned by `PyBuffer::internal`.
+struct Dimensions {
+    shape: Vec<ffi::Py_ssize_t>,
+    strides: Vec<ffi::Py_ssize_t>,
+}
+
+fn fill<T: Exporter>(object: &Bound<'_, PyAny>, flags: c_int) -> PyResult<PyBuffer> {
+    let export = object.cast::<T>()?.get().export()?;
+    let asked = |flag| flags & flag == flag;
+    if asked(WRITABLE) && export.readonly {
+        return Err(PyBufferError::new_err(
+            "the memory is read-only; daxfs.open(..., private=True) gives writable, private memory",
+        ));
+    }
+    let mut view = PyBuffer {
+        buf: export.data.cast_mut().cast(),
+        len: ssize(export.len)?,
+        itemsize: ssize(export.itemsize)?,
+        readonly: c_int::from(export.readonly),
+        ndim: 1,
+        ..PyBuffer::EMPTY
+    };
+    if asked(FORMAT) {
+        let format = export.format.map_err(PyBufferError::new_err)?;
+        view.format = format.as_ptr().cast_mut();
+    }
+    let mut dimensions = Dimensions::new(&export.shape, export.itemsize)?;
+    if asked(F_CONTIGUOUS) && dimensions.shape.iter().filter(|&&n| n > 1).count() > 1 {
+        return Err(PyBufferError::new_err("the memory is C-contiguous, not Fortran-contiguous"));
+    }
+    if asked(ND) {
+        view.ndim = c_int::try_from(dimensions.shape.len()).unwrap_or(c_int::MAX);
+        // Moving the box below does not move what the vectors point to.
+        view.shape = dimensions.shape.as_mut_ptr();
+        if asked(STRIDES) {
+            view.strides = dimensions.strides.as_mut_ptr();
+        }
+    } else if !view.format.is_null() && dimensions.shape.len() != 1 {
+        return Err(PyBufferError::new_err("a format without a shape makes no sense"));
+    }
+    view.internal = Box::into_raw(Box::new(dimensions)).cast();
+    // A strong reference; `PyBuffer_Release` gives it back after `bf_releasebuffer`.
+    view.obj = object.clone().into_ptr();
+    Ok(view)
+}
+
+impl Dimensions {
+    fn new(shape: &[u64], itemsize: usize) -> PyResult<Self> {
+        if shape.len() > MAX_NDIM {
+            let ndim = shape.len();
+            return Err(PyBufferError::new_err(format!("{ndim} dimensions, a buffer has at most {MAX_NDIM}")));
+        }
+        let shape = shape.iter().map(|&n| ssize(n)).collect::<PyResult<Vec<_>>>()?;
+        let mut strides = vec![0; shape.len()];
+        let mut stride = ssize(itemsize)?;
+        for (slot, &n) in strides.iter_mut().zip(&shape).rev() {
+            *slot = stride;
+            // Saturates only where a dimension of 0 leaves nothing to reach.
+            stride = stride.saturating_mul(n.max(1));
+        }
+        Ok(Self { shape, strides })
+    }
+}
+
+fn ssize(value: impl TryInto<ffi::Py_ssize_t>) -> PyResult<ffi::Py_ssize_t> {
+    value.try_into().map_err(|_| PyBufferError::new_err("a size does not fit this machine's address space"))
+}
+
+/// `bf_releasebuffer`: frees the dimensions. CPython drops the reference in `obj` itself.
+///
+/// # Safety
+/// As CPython calls it: once, with a view that [`getbuffer`] filled in.
+unsafe extern "C" fn releasebuffer(_object: *mut ffi::PyObject, view: *mut PyBuffer) {
+    // SAFETY: `view` is valid for reading: it is a view that is being released (the caller's promise). Copies of it
+    // that consumers made keep the pointers of the original.
+    let internal = unsafe { (&raw const (*view).internal).read() };
+    // SAFETY: `fill` put a `Box<Dimensions>` there, turned into a pointer; nobody else frees it, and the protocol
+    // has each view released exactly once.
+    drop(unsafe { Box::from_raw(internal.cast::<Dimensions>()) });
+}

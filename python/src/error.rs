@@ -1,0 +1,158 @@
+//! Exceptions: a small hierarchy of our own, and Python's built-in ones where those say it better.
+//!
+//! `DaxfsError` is the root. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
+//! `ValueError`. What the operating system refuses is an `OSError` with its number, and so becomes
+//! `FileNotFoundError`, `PermissionError` and the like by itself.
+
+use pyo3::exceptions::{
+    PyBufferError, PyException, PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError,
+};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{IntoPyDict, PyTuple, PyType};
+
+struct Hierarchy {
+    base: Py<PyType>,
+    format: Py<PyType>,
+    not_found: Py<PyType>,
+    source: Py<PyType>,
+}
+
+static HIERARCHY: PyOnceLock<Hierarchy> = PyOnceLock::new();
+
+impl Hierarchy {
+    fn get(py: Python<'_>) -> PyResult<&Self> {
+        HIERARCHY.get_or_try_init(py, || Self::new(py))
+    }
+
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let exception = py.get_type::<PyException>();
+        let value = py.get_type::<PyValueError>();
+        let base = class(py, "DaxfsError", "What daxfs itself has to complain about.", &[&exception])?;
+        let format = class(
+            py,
+            "FormatError",
+            "An image, a safetensors header or a checkpoint breaks a rule; the message names place and rule.",
+            &[&base, &value],
+        )?;
+        let not_found = class(
+            py,
+            "NotFoundError",
+            "No such file, directory or tensor.",
+            &[&base, &py.get_type::<PyKeyError>()],
+        )?;
+        // A `KeyError` shows the repr of its argument; ours is a sentence.
+        not_found.setattr("__str__", exception.getattr("__str__")?)?;
+        let source = class(
+            py,
+            "SourceError",
+            "This cannot hold an image or be mapped: a pipe, a raw block device, a device that is not there.",
+            &[&base, &value],
+        )?;
+        Ok(Self {
+            base: base.unbind(),
+            format: format.unbind(),
+            not_found: not_found.unbind(),
+            source: source.unbind(),
+        })
+    }
+}
+
+/// `type(name, bases, {...})`, which is how Python makes a class with several bases.
+fn class<'py>(
+    py: Python<'py>,
+    name: &str,
+    doc: &str,
+    bases: &[&Bound<'py, PyType>],
+) -> PyResult<Bound<'py, PyType>> {
+    let body = [("__module__", "daxfs"), ("__doc__", doc)].into_py_dict(py)?;
+    let class = py.get_type::<PyType>().call1((name, PyTuple::new(py, bases)?, body))?;
+    Ok(class.cast_into::<PyType>()?)
+}
+
+/// Adds the exception classes to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let types = Hierarchy::get(py)?;
+    for class in [&types.base, &types.format, &types.not_found, &types.source] {
+        let class = class.bind(py);
+        module.add(class.name()?, class)?;
+    }
+    Ok(())
+}
+
+fn raise(
+    message: impl Into<String>,
+    choose: impl FnOnce(&Hierarchy) -> &Py<PyType>,
+) -> PyErr {
+    let message = message.into();
+    Python::attach(|py| match Hierarchy::get(py) {
+        Ok(types) => PyErr::from_type(choose(types).bind(py).clone(), message),
+        Err(error) => error,
+    })
+}
+
+/// A `NotFoundError`.
+pub fn not_found(message: impl Into<String>) -> PyErr {
+    raise(message, |types| &types.not_found)
+}
+
+/// A `SourceError`.
+pub fn source(message: impl Into<String>) -> PyErr {
+    raise(message, |types| &types.source)
+}
+
+/// Turns errors of the Rust crates into exceptions.
+pub trait OrRaise<T> {
+    /// The value, or the exception that fits.
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for Result<T, dmabuf::Error> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_memory(&error))
+    }
+}
+
+impl<T> OrRaise<T> for Result<T, daxfs::Error> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_daxfs(&error))
+    }
+}
+
+fn from_memory(error: &dmabuf::Error) -> PyErr {
+    match error {
+        dmabuf::Error::Os { op, subject, source } => match source.raw_os_error() {
+            Some(number) => os_error(op, subject, number),
+            None => PyOSError::new_err(error.to_string()),
+        },
+        dmabuf::Error::OutOfBounds { .. } => raise(error.to_string(), |types| &types.format),
+        _ => self::source(error.to_string()),
+    }
+}
+
+/// `OSError(number, text, subject)`: Python picks the subclass by the number.
+fn os_error(op: &str, subject: &str, number: i32) -> PyErr {
+    Python::attach(|py| {
+        let text = py
+            .import("os")
+            .and_then(|os| os.call_method1("strerror", (number,)))
+            .and_then(|text| text.extract::<String>());
+        match text {
+            // For `open` the number and the path say it all, as everywhere in Python.
+            Ok(text) if op == "open" => PyOSError::new_err((number, text, subject.to_owned())),
+            Ok(text) => PyOSError::new_err((number, format!("{op}: {text}"), subject.to_owned())),
+            Err(error) => error,
+        }
+    })
+}
+
+fn from_daxfs(error: &daxfs::Error) -> PyErr {
+    match error {
+        daxfs::Error::Memory(error) => from_memory(error),
+        daxfs::Error::Write(error) => PyOSError::new_err(error.to_string()),
+        daxfs::Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
+        error if error.is_not_found() => not_found(error.to_string()),
+        _ => raise(error.to_string(), |types| &types.format),
+    }
+}

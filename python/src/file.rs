@@ -1,0 +1,197 @@
+//! `daxfs.File`: a file of an image, lent out as a buffer.
+
+#![allow(unsafe_code, reason = "promises of the buffer protocol")]
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyIterator, PyString, PyType};
+
+use crate::buffer::{self, Export, Exporter};
+use crate::error::OrRaise;
+use crate::tensors::Tensors;
+use crate::{mapping, text};
+
+/// The PyO3 half of `daxfs.File`; see [`crate::buffer`].
+#[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_FileBase")]
+#[derive(Debug)]
+pub struct FileBase {
+    file: daxfs::File,
+    /// Parsed at first use; the files of one image share it below, this saves the way there.
+    tensors: OnceLock<daxfs::Tensors>,
+}
+
+// SAFETY: the memory is a view into the file's region, which the `daxfs::File` in the object keeps mapped. It is
+// declared writable only for a region that is mapped so.
+unsafe impl Exporter for FileBase {
+    const NAME: &'static CStr = c"daxfs.File";
+    const DOC: &'static CStr = c"A file of an image.
+
+It is a buffer: memoryview(file), numpy.frombuffer(file, ...), hashlib.sha256(file) read the image's memory in place.
+A safetensors file gives its tensors by name: file[\"lm_head.weight\"].";
+
+    fn class() -> &'static PyOnceLock<Py<PyType>> {
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        &CLASS
+    }
+
+    fn export(&self) -> PyResult<Export> {
+        let bytes = self.file.bytes().or_raise()?;
+        Ok(Export {
+            data: bytes.as_ptr(),
+            len: bytes.len(),
+            readonly: !self.file.region().is_writable(),
+            format: Ok(c"B"),
+            itemsize: 1,
+            shape: vec![bytes.len() as u64],
+        })
+    }
+}
+
+/// Makes a `daxfs.File`.
+pub fn create(py: Python<'_>, file: daxfs::File) -> PyResult<Bound<'_, PyAny>> {
+    buffer::create(py, FileBase { file, tensors: OnceLock::new() })
+}
+
+impl FileBase {
+    fn parsed(&self, py: Python<'_>) -> PyResult<&daxfs::Tensors> {
+        if let Some(tensors) = self.tensors.get() {
+            return Ok(tensors);
+        }
+        let tensors = py.detach(|| self.file.tensors()).or_raise()?;
+        Ok(self.tensors.get_or_init(|| tensors))
+    }
+}
+
+#[pymethods]
+impl FileBase {
+    #[new]
+    #[pyo3(signature = (token=None), text_signature = None)]
+    fn new(token: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        buffer::take(token)
+    }
+
+    /// Name of the file, without directories.
+    #[getter]
+    fn name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        text::decode(py, self.file.entry().name())
+    }
+
+    /// Path in the image.
+    #[getter]
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        text::relative(py, &self.file.path())
+    }
+
+    /// Size in bytes.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.file.len()
+    }
+
+    /// Inode number in the image; names with the same number are hard links of one file.
+    #[getter]
+    fn ino(&self) -> u64 {
+        self.file.ino()
+    }
+
+    /// Type and permission bits, as in os.stat_result.st_mode.
+    #[getter]
+    fn mode(&self) -> u32 {
+        self.file.entry().metadata().mode
+    }
+
+    /// Where the contents lie: (offset in the image's memory, bytes). None when they lie in several places.
+    #[getter]
+    fn extent(&self) -> Option<(u64, u64)> {
+        self.file.extent().map(|extent| (extent.offset, extent.len))
+    }
+
+    /// A copy of all contents.
+    fn read_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.read(py, 0, None)
+    }
+
+    /// A copy of size bytes from offset on, or of all from there; fewer where the file ends.
+    #[pyo3(signature = (offset=0, size=None))]
+    fn read<'py>(&self, py: Python<'py>, offset: u64, size: Option<u64>) -> PyResult<Bound<'py, PyBytes>> {
+        let left = self.file.len().saturating_sub(offset);
+        let size = usize::try_from(size.unwrap_or(left).min(left))
+            .map_err(|_| PyValueError::new_err("the size does not fit the address space"))?;
+        PyBytes::new_with(py, size, |target| {
+            py.detach(|| {
+                let mut done = 0;
+                while done < target.len() {
+                    match self.file.read_at(offset + done as u64, &mut target[done..])? {
+                        0 => break,
+                        n => done += n,
+                    }
+                }
+                Ok(())
+            })
+            .or_raise()
+        })
+    }
+
+    /// BLAKE3 of the contents, in hexadecimal, computed now.
+    fn hash(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(text::hex(&py.detach(|| self.file.hash()).or_raise()?))
+    }
+
+    /// The tensors of a safetensors file.
+    fn tensors(&self, py: Python<'_>) -> PyResult<Tensors> {
+        self.parsed(py).cloned().map(Tensors)
+    }
+
+    /// The __metadata__ of a safetensors file.
+    #[getter]
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.tensors(py)?.metadata(py)
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        crate::tensor::create(py, self.parsed(py)?.get(name).or_raise()?)
+    }
+
+    fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        self.tensors(py)?.__contains__(name)
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        self.tensors(py)?.__iter__(py)
+    }
+
+    /// The tensor of that name, or default when there is none.
+    #[pyo3(signature = (name, default=None, /))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        mapping::or_default(py, self.__getitem__(py, name), default)
+    }
+
+    /// The names of the tensors.
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::keys(&Bound::new(py, self.tensors(py)?)?)
+    }
+
+    /// The tensors.
+    fn values<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::values(&Bound::new(py, self.tensors(py)?)?)
+    }
+
+    /// All pairs of name and tensor.
+    fn items<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::items(&Bound::new(py, self.tensors(py)?)?)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let path = text::relative(py, &self.file.path())?.repr()?;
+        Ok(format!("<daxfs.File {path}: {}>", text::size(self.file.len())))
+    }
+}

@@ -1,0 +1,336 @@
+//! `daxfs.open` and `daxfs.Image`.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use daxfs::{Entry, FileType, OpenOptions, ViewKind};
+use dmabuf::FdKind;
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyIterator, PyString, PyTuple};
+
+use crate::directory::Directory;
+use crate::error::{OrRaise, not_found};
+use crate::tensors::Tensors;
+use crate::text::{self, ImagePath};
+use crate::walk::Walk;
+use crate::{file, mapping, source, stat};
+
+/// Opens an image.
+///
+/// source: a path (str, bytes, os.PathLike), a file descriptor (duplicated: the caller keeps his), an object with
+///     fileno(), or the text "fd:N". None takes the source from the environment variable DAXFS_IMAGE.
+/// strict: refuse what the kernel's own validation refuses.
+/// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
+/// backing: the file with the data of a split image; same forms as source.
+/// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
+#[pyfunction]
+#[pyo3(signature = (source=None, *, strict=false, private=false, backing=None, max_metadata=None))]
+pub fn open(
+    py: Python<'_>,
+    source: Option<&Bound<'_, PyAny>>,
+    strict: bool,
+    private: bool,
+    backing: Option<&Bound<'_, PyAny>>,
+    max_metadata: Option<u64>,
+) -> PyResult<Image> {
+    let source = match source {
+        Some(source) => source.clone(),
+        None => source::from_environment(py)?,
+    };
+    let region = source::region(&source, private)?;
+    let mut options = OpenOptions::new().strict(strict);
+    if let Some(limit) = max_metadata {
+        options = options.max_metadata(limit);
+    }
+    if let Some(backing) = backing {
+        options = options.backing(source::region(backing, private)?);
+    }
+    py.detach(|| options.open_region(region)).or_raise().map(Image::new)
+}
+
+/// An opened image: a read-only mapping from paths to files.
+///
+/// Paths are relative to the root of the image; symbolic links are followed inside it. Close it, or use it in a
+/// `with` statement; files, tensors and arrays taken from it stay valid after that.
+#[pyclass(frozen, weakref, module = "daxfs")]
+#[derive(Debug)]
+pub struct Image(Mutex<Option<daxfs::Image>>);
+
+impl Image {
+    pub fn new(image: daxfs::Image) -> Self {
+        Self(Mutex::new(Some(image)))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<daxfs::Image>> {
+        // The slot holds a whole value at any time, so a panic elsewhere cannot have left it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image, or a `ValueError` when it was closed.
+    fn opened(&self) -> PyResult<daxfs::Image> {
+        self.slot().clone().ok_or_else(|| PyValueError::new_err("the image is closed"))
+    }
+}
+
+/// Regular files, and symbolic links that lead to one, in the order of a walk.
+fn files(image: &daxfs::Image) -> impl Iterator<Item = Entry> {
+    image.walk().filter(|entry| match entry.file_type() {
+        FileType::File => !is_index(&entry.path()),
+        FileType::Symlink => {
+            image.entry(entry.path()).is_ok_and(|target| target.file_type() == FileType::File)
+        }
+        _ => false,
+    })
+}
+
+/// True for the packer's own directory, which is not part of what was packed.
+pub fn is_index(path: &[u8]) -> bool {
+    path.strip_prefix(b"/.daxfs").is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+#[pymethods]
+impl Image {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().opened()?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
+        self.close();
+    }
+
+    /// Lets go of the memory. It stays mapped as long as files, tensors or arrays of it are alive.
+    fn close(&self) {
+        let image = self.slot().take();
+        // Unmapping, if it comes to that, does not need the lock.
+        drop(image);
+    }
+
+    /// True after close().
+    #[getter]
+    fn closed(&self) -> bool {
+        self.slot().is_none()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyAny>> {
+        let entry = self.opened()?.entry(&path.0).or_raise()?;
+        if entry.file_type() == FileType::Directory {
+            let name = text::quoted(py, &path.0)?;
+            return Err(not_found(format!("{name} is a directory; image.directory({name}) opens it")));
+        }
+        file::create(py, entry.file().or_raise()?)
+    }
+
+    /// The file at path, or default when there is none.
+    #[pyo3(signature = (path, default=None, /))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        path: ImagePath,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        mapping::or_default(py, self.__getitem__(py, path), default)
+    }
+
+    fn __contains__(&self, path: ImagePath) -> PyResult<bool> {
+        Ok(self.opened()?.entry(&path.0).is_ok_and(|entry| entry.file_type() == FileType::File))
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        let names = files(&self.opened()?).map(|entry| text::relative(py, &entry.path()));
+        mapping::iter(py, names.collect::<PyResult<_>>()?)
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        Ok(files(&self.opened()?).count())
+    }
+
+    /// The paths of all files; symbolic links that lead to a file are among them.
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::keys(slf)
+    }
+
+    /// All files.
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::values(slf)
+    }
+
+    /// All pairs of path and file.
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::items(slf)
+    }
+
+    /// A directory of the image, by default its root.
+    #[pyo3(signature = (path=ImagePath(Vec::new())))]
+    fn directory(&self, py: Python<'_>, path: ImagePath) -> PyResult<Directory> {
+        let entry = self.opened()?.entry(&path.0).or_raise()?;
+        if entry.file_type() != FileType::Directory {
+            return Err(not_found(format!("{} is not a directory", text::quoted(py, &path.0)?)));
+        }
+        Ok(Directory(entry))
+    }
+
+    /// The tensors of a safetensors file, of a checkpoint (its index.json) or of a directory that holds one of them.
+    ///
+    /// Without a path: of the one checkpoint or safetensors file that the image holds.
+    #[pyo3(signature = (path=None))]
+    fn tensors(&self, py: Python<'_>, path: Option<ImagePath>) -> PyResult<Tensors> {
+        let image = self.opened()?;
+        py.detach(|| match path {
+            Some(path) => image.tensors_at(path.0),
+            None => image.tensors(),
+        })
+        .or_raise()
+        .map(Tensors)
+    }
+
+    /// Walks the tree like os.walk: (path, names of directories, names of everything else) from top downward.
+    ///
+    /// Symbolic links are among the names of everything else and are not followed.
+    #[pyo3(signature = (top=ImagePath(Vec::new())))]
+    fn walk(&self, py: Python<'_>, top: ImagePath) -> PyResult<Walk> {
+        Ok(Walk::new(self.directory(py, top)?.0))
+    }
+
+    /// What os.stat would say of path: type and mode, inode, links, owner, size. An image keeps no times.
+    #[pyo3(signature = (path, *, follow_symlinks=true))]
+    fn stat<'py>(
+        &self,
+        py: Python<'py>,
+        path: ImagePath,
+        follow_symlinks: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let image = self.opened()?;
+        let entry =
+            if follow_symlinks { image.entry(&path.0) } else { image.entry_no_follow(&path.0) }.or_raise()?;
+        stat::result(py, entry.metadata())
+    }
+
+    /// The target of the symbolic link at path.
+    fn readlink<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyString>> {
+        let entry = self.opened()?.entry_no_follow(&path.0).or_raise()?;
+        text::decode(py, entry.read_link().or_raise()?)
+    }
+
+    /// The descriptor of the memory, to pass it on: subprocess.Popen(..., pass_fds=[image.fileno()]).
+    ///
+    /// It belongs to the image: it is closed when the memory goes.
+    fn fileno(&self) -> PyResult<RawFd> {
+        let image = self.opened()?;
+        let fd = image.region().fd().map(|fd| fd.as_raw_fd());
+        fd.ok_or_else(|| PyOSError::new_err("memory of this process has no descriptor"))
+    }
+
+    /// Maps all pages now, not at first touch. False where the kernel cannot.
+    fn populate(&self, py: Python<'_>) -> PyResult<bool> {
+        let image = self.opened()?;
+        py.detach(|| image.region().populate()).or_raise()
+    }
+
+    /// Asks the kernel to move the memory to 2 MiB pages, for everybody who maps it. False where it cannot.
+    fn collapse(&self, py: Python<'_>) -> PyResult<bool> {
+        let image = self.opened()?;
+        py.detach(|| image.region().collapse()).or_raise()
+    }
+
+    /// Bytes of the memory that this process has "mapped", that are "resident", and that "huge" pages map, and the
+    /// "page_size".
+    #[getter]
+    fn pages<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let image = self.opened()?;
+        let pages = PyDict::new(py);
+        if let Some(stats) = py.detach(|| image.region().pages()).or_raise()? {
+            pages.set_item("mapped", stats.mapped)?;
+            pages.set_item("resident", stats.resident)?;
+            pages.set_item("huge", stats.huge)?;
+            pages.set_item("page_size", stats.page_size)?;
+        }
+        Ok(pages)
+    }
+
+    /// Format version, 5 or 8.
+    #[getter]
+    fn version(&self) -> PyResult<u32> {
+        Ok(self.opened()?.superblock().version)
+    }
+
+    /// Block size in bytes: files start at multiples of it.
+    #[getter]
+    fn block_size(&self) -> PyResult<u32> {
+        Ok(self.opened()?.superblock().block_size)
+    }
+
+    /// Bytes of the image.
+    #[getter]
+    fn size(&self) -> PyResult<u64> {
+        Ok(self.opened()?.superblock().total_size)
+    }
+
+    /// What is known of writers: "sealed" (nobody can write), "trusted" or "shared" (others may write).
+    #[getter]
+    fn provenance(&self) -> PyResult<String> {
+        Ok(self.opened()?.region().provenance().to_string())
+    }
+
+    /// The kind of memory: "memfd", "dma-buf", "file" or "dax device".
+    #[getter]
+    fn kind(&self) -> PyResult<&'static str> {
+        Ok(kind(&self.opened()?))
+    }
+
+    /// The driver that made the dma-buf, for example "udmabuf"; None for other memory.
+    #[getter]
+    fn exporter(&self) -> PyResult<Option<String>> {
+        Ok(match self.opened()?.region().info().map(|info| &info.kind) {
+            Some(FdKind::DmaBuf { exporter, .. }) => Some(exporter.clone()),
+            _ => None,
+        })
+    }
+
+    /// What was applied to get the tree: "base", "overlay" (changes of a kernel that mounted it) or "branch".
+    #[getter]
+    fn view(&self) -> PyResult<&'static str> {
+        Ok(match self.opened()?.view_kind() {
+            ViewKind::Overlay { .. } => "overlay",
+            ViewKind::Branch { .. } => "branch",
+            _ => "base",
+        })
+    }
+
+    /// BLAKE3 over all paths and contents as the packer recorded it, in hexadecimal; None when it did not.
+    #[getter]
+    fn content_hash(&self) -> PyResult<Option<String>> {
+        Ok(self.opened()?.content_hash().map(|hash| text::hex(&hash)))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let Ok(image) = self.opened() else {
+            return Ok("<daxfs.Image, closed>".into());
+        };
+        let superblock = image.superblock();
+        let path = match image.region().info().and_then(|info| info.path.as_ref()) {
+            Some(path) => format!(" {}", path.into_pyobject(py)?.str()?.repr()?),
+            None => String::new(),
+        };
+        Ok(format!(
+            "<daxfs.Image{path}: version {}, {} entries, {}, {}, {}>",
+            superblock.version,
+            image.len(),
+            text::size(superblock.total_size),
+            kind(&image),
+            image.region().provenance(),
+        ))
+    }
+}
+
+fn kind(image: &daxfs::Image) -> &'static str {
+    match image.region().info().map(|info| &info.kind) {
+        Some(FdKind::Memfd { .. }) => "memfd",
+        Some(FdKind::DmaBuf { .. }) => "dma-buf",
+        Some(FdKind::DevDax { .. }) => "dax device",
+        Some(_) => "file",
+        None => "process memory",
+    }
+}

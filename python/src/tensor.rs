@@ -1,0 +1,191 @@
+//! `daxfs.Tensor`: a named, typed, shaped part of a file, lent out as a buffer, a numpy array or a DLPack capsule.
+
+#![allow(unsafe_code, reason = "promises of the buffer protocol")]
+
+use std::ffi::CStr;
+
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCapsule, PySlice, PyTuple, PyType};
+
+use crate::buffer::{self, Export, Exporter};
+use crate::dtype::{Layout, Numpy};
+use crate::error::OrRaise;
+use crate::{array, dlpack, file, text};
+
+/// The PyO3 half of `daxfs.Tensor`; see [`crate::buffer`].
+#[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_TensorBase")]
+#[derive(Debug)]
+pub struct TensorBase(daxfs::Tensor);
+
+// SAFETY: the memory is a view into the region of the tensor's file, which the `daxfs::Tensor` in the object keeps
+// mapped. It is declared writable only for a region that is mapped so.
+unsafe impl Exporter for TensorBase {
+    const NAME: &'static CStr = c"daxfs.Tensor";
+    const DOC: &'static CStr = c"A tensor of an image. Nothing is read before it is used.
+
+numpy.asarray(tensor), torch.from_dlpack(tensor), jax.dlpack.from_dlpack(tensor) and memoryview(tensor) are views of
+the image's memory: they copy nothing, keep it mapped, and are read-only unless the image was opened private.";
+
+    fn class() -> &'static PyOnceLock<Py<PyType>> {
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        &CLASS
+    }
+
+    fn export(&self) -> PyResult<Export> {
+        let bytes = self.0.bytes().or_raise()?;
+        let layout = Layout::of(self.0.dtype(), self.0.shape(), self.0.nbytes());
+        let flat = layout.format.is_none();
+        Ok(Export {
+            data: bytes.as_ptr(),
+            len: bytes.len(),
+            readonly: !self.0.file().region().is_writable(),
+            format: layout.format.ok_or_else(|| {
+                let dtype = self.0.dtype().name();
+                format!("the buffer protocol has no name for {dtype}; use numpy.asarray(tensor), or tensor.raw")
+            }),
+            itemsize: if flat { 1 } else { layout.itemsize },
+            shape: if flat { vec![bytes.len() as u64] } else { layout.shape },
+        })
+    }
+}
+
+/// Makes a `daxfs.Tensor`.
+pub fn create(py: Python<'_>, tensor: daxfs::Tensor) -> PyResult<Bound<'_, PyAny>> {
+    buffer::create(py, TensorBase(tensor))
+}
+
+impl TensorBase {
+    fn array<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let tensor = &slf.get().0;
+        array::view(slf, tensor.dtype(), &Layout::of(tensor.dtype(), tensor.shape(), tensor.nbytes()))
+    }
+}
+
+#[pymethods]
+impl TensorBase {
+    #[new]
+    #[pyo3(signature = (token=None), text_signature = None)]
+    fn new(token: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        buffer::take(token)
+    }
+
+    /// Name of the tensor.
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.0.dtype().name()
+    }
+
+    /// Elements per dimension.
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.shape())
+    }
+
+    /// Number of dimensions.
+    #[getter]
+    fn ndim(&self) -> usize {
+        self.0.shape().len()
+    }
+
+    /// Number of elements.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.0.elements()
+    }
+
+    /// Bytes of memory.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes()
+    }
+
+    /// Largest power of two, up to 2 MiB, that divides the position in the image's memory.
+    #[getter]
+    fn alignment(&self) -> u64 {
+        self.0.alignment()
+    }
+
+    /// Position of the first byte in its file.
+    #[getter]
+    fn offset(&self) -> u64 {
+        self.0.offset()
+    }
+
+    /// The file that holds the tensor.
+    #[getter]
+    fn file<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        file::create(py, self.0.file().clone())
+    }
+
+    /// The bytes, as a flat memoryview of type "B". Works for every dtype and needs no other package.
+    #[getter]
+    fn raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let file = file::create(py, self.0.file().clone())?;
+        let view = py.import("builtins")?.getattr("memoryview")?.call1((file,))?;
+        let start = self.0.offset();
+        view.get_item((start, start + self.0.nbytes()))
+    }
+
+    /// The tensor as a numpy array without a copy.
+    ///
+    /// BF16 and the 8-bit floats take the types of ml_dtypes. F4 comes as uint8, two elements a byte, with the last
+    /// dimension halved; the 6-bit floats come as flat uint8.
+    fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        Self::array(slf)
+    }
+
+    #[pyo3(signature = (dtype=None, copy=None))]
+    fn __array__<'py>(
+        slf: &Bound<'py, Self>,
+        dtype: Option<&Bound<'py, PyAny>>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        array::convert(Self::array(slf)?, dtype, copy)
+    }
+
+    /// Part of the tensor, as numpy indexes it; basic slices are views.
+    fn __getitem__<'py>(slf: &Bound<'py, Self>, key: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        Self::array(slf)?.get_item(key)
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        let first = self.0.shape().first().ok_or_else(|| PyTypeError::new_err("a scalar has no len()"))?;
+        usize::try_from(*first).map_err(|_| PyTypeError::new_err("the length does not fit"))
+    }
+
+    /// A DLPack capsule, for the from_dlpack functions of array libraries.
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyCapsule>> {
+        let request =
+            dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
+        dlpack::capsule(py, &self.0, &request)
+    }
+
+    /// (1, 0): the CPU.
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        dlpack::CPU
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let name = self.0.name().into_pyobject(py)?.repr()?;
+        let shape = self.shape(py)?.repr()?;
+        let file = text::relative(py, &self.0.file().path())?.repr()?;
+        let (dtype, size) = (self.0.dtype().name(), text::size(self.0.nbytes()));
+        Ok(format!("<daxfs.Tensor {name}: {dtype} {shape}, {size} in {file}>"))
+    }
+}

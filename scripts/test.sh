@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Every check of the project, one step after the other: `make test`.
+#
+#   scripts/test.sh              all steps
+#   scripts/test.sh STEP...      only these (names as in the table at the end)
+#
+# A step that fails does not stop the others. A step that cannot run on this machine is listed with the reason; with
+# CI=true that counts as a failure too, except for steps marked optional. Exit status 1 if any step failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export CARGO_TERM_PROGRESS_WHEN=never RUST_BACKTRACE=1
+
+NOT_RUN=77
+FUZZ_SECONDS=${FUZZ_SECONDS:-30}
+wanted=("$@")
+table=() passed=0 failed=0 skipped=0 number=0
+reason=
+
+# cannot WHY: ends a step that cannot run here.
+cannot() {
+    reason=$1
+    return $NOT_RUN
+}
+
+# step NAME [optional] FUNCTION
+step() {
+    local name=$1 optional=false
+    shift
+    if [ "$1" = optional ]; then optional=true; shift; fi
+    if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
+    number=$((number + 1)) reason=
+    printf '\n=== %d %s\n' "$number" "$name"
+    local start=$SECONDS status=0 word
+    "$1" || status=$?
+    if [ "$status" -eq $NOT_RUN ] && [ "${CI:-}" = true ] && ! $optional; then status=1; fi
+    case $status in
+        0) word=passed passed=$((passed + 1)) ;;
+        "$NOT_RUN") word="not run" skipped=$((skipped + 1)) ;;
+        *) word=FAILED failed=$((failed + 1)) ;;
+    esac
+    printf -- '--- %s: %s after %d s %s\n' "$name" "$word" $((SECONDS - start)) "${reason:+($reason)}"
+    table+=("$(printf '%2d  %-12s %-8s %5d s  %s' "$number" "$name" "$word" $((SECONDS - start)) "$reason")")
+}
+
+setup() {
+    scripts/setup.sh system && scripts/setup.sh python
+}
+
+format() {
+    cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
+
+clippy() {
+    cargo clippy --quiet --workspace --all-targets -- -D warnings
+}
+
+rust() {
+    # The commands too: tests across the crates start them.
+    cargo build --quiet --bins --tests --examples || return
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --profile ci
+    else
+        cargo test --no-fail-fast --lib --bins --tests --examples
+    fi
+}
+
+doctests() {
+    cargo test --quiet --doc
+}
+
+docs() {
+    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
+}
+
+wheel() {
+    rm -f .venv/wheel-is-current
+    [ -x .venv/bin/maturin ] || cannot "no .venv with maturin: see the step setup" || return
+    scripts/wheel.sh && touch .venv/wheel-is-current
+}
+
+# Steps that use the installed wheel.
+need_wheel() {
+    [ -e .venv/wheel-is-current ] || cannot "the wheel was not built"
+}
+
+python() {
+    need_wheel || return
+    .venv/bin/python -m pytest -q python/tests --ignore python/tests/kernel
+}
+
+stubs() {
+    need_wheel || return
+    .venv/bin/python -m mypy.stubtest daxfs && .venv/bin/python -m mypy
+}
+
+ruff() {
+    [ -x .venv/bin/ruff ] || cannot "no .venv with ruff: see the step setup" || return
+    .venv/bin/ruff check . && .venv/bin/ruff format --check .
+}
+
+demo() {
+    need_wheel || return
+    scripts/demo.sh --installed
+}
+
+fuzz() {
+    command -v c++ >/dev/null || cannot "no C++ compiler for libFuzzer" || return
+    scripts/fuzz.sh "$FUZZ_SECONDS"
+}
+
+deny() {
+    cargo deny --version >/dev/null 2>&1 || cannot "cargo-deny is not installed" || return
+    cargo deny check licenses bans sources
+}
+
+kernel() {
+    need_wheel || return
+    reason=$(tests/kernel/run.py --available 2>&1) || return $NOT_RUN
+    reason=
+    tests/kernel/run.py
+}
+
+step setup setup
+step format format
+step clippy clippy
+step rust rust
+step doctests doctests
+step docs docs
+step wheel wheel
+step python python
+step stubs stubs
+step ruff ruff
+step demo demo
+step kernel kernel
+step fuzz fuzz
+step deny optional deny
+
+printf '\n'
+printf '%s\n' "${table[@]}"
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" -eq 0 ]

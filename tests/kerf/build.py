@@ -1,0 +1,28 @@
+"""Build a DAXFS image of a directory with kerf's builder.
+
+Usage: build.py SOURCE IMAGE POOL_BYTES
+
+kerf's own command writes into a dma-heap and mounts the result; its builder class writes into any mapping, here
+one of an ordinary file.
+"""
+
+import mmap
+import sys
+
+from kerf.daxfs.mkdaxfs import DaxfsBuilder
+
+
+def main(source: str, image: str, pool: int) -> None:
+    builder = DaxfsBuilder(source, overlay_pool_size=pool)
+    builder.scan()
+    builder.build_tree()
+    builder.calculate_offsets()
+    size = builder.calculate_total_size()
+    with open(image, "w+b") as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size) as memory:
+            builder.write_image(memory, size)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

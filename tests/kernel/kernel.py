@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Fetch a Linux kernel that has udmabuf and dma-heap, and unpack it into a cache folder. Nothing is installed.
+
+    kernel.py           print the folder, fetching the kernel first if it is not there yet
+
+The kernel is Debian's 6.12 (in Debian 12 it comes from the security suite; in Debian 13 it is the standard one). Its package
+name carries a version that moves with every security update, so the name is asked of apt each time and never written down.
+Cache: $XDG_CACHE_HOME/daxfs/kernel, by default ~/.cache/daxfs/kernel (about 115 MB). DAXFS_VM_KERNEL names another folder
+in which a kernel package was unpacked. Delete the folder to get a newer kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+META_PACKAGES = ("linux-image-6.12-amd64", "linux-image-amd64")
+NEEDED_OPTIONS = ("CONFIG_UDMABUF=y", "CONFIG_DMABUF_HEAPS_SYSTEM=y")
+
+
+class Unavailable(Exception):
+    """The kernel cannot be had on this machine; the message says why and what would help."""
+
+
+def cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "daxfs"
+
+
+def boot_image(folder: Path) -> Path | None:
+    """The bzImage in an unpacked kernel package."""
+    found = sorted([*folder.glob("boot/vmlinuz-*"), *folder.glob("usr/lib/modules/*/vmlinuz")])
+    return found[-1] if found else None
+
+
+def missing_options(folder: Path) -> list[str]:
+    """Options that the kernel's configuration file lacks; empty where the package has no such file."""
+    configs = [*folder.glob("boot/config-*"), *folder.glob("usr/lib/modules/*/config")]
+    if not configs:
+        return []
+    lines = set(configs[0].read_text().splitlines())
+    return [option for option in NEEDED_OPTIONS if option not in lines]
+
+
+def run(*command: str, cwd: Path | None = None) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise Unavailable(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def package_behind(meta: str) -> str | None:
+    """Name of the versioned package that a meta package depends on."""
+    asked = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True)
+    for line in asked.stdout.splitlines():
+        kind, _, name = line.strip().partition(": ")
+        if kind == "Depends" and name.startswith("linux-image-"):
+            return name
+    return None
+
+
+def current_package() -> str:
+    """The package to download; apt's lists are brought up to date once if they know none."""
+    for attempt in ("as is", "after update"):
+        for meta in META_PACKAGES:
+            if name := package_behind(meta):
+                return name
+        if attempt == "as is":
+            if os.geteuid() != 0:
+                break
+            run("apt-get", "-q", "-o", "Acquire::Retries=3", "update")
+    raise Unavailable("apt knows no linux-image package: run `apt-get update` as root, then try again")
+
+
+def fetch() -> Path:
+    """The folder with the unpacked kernel, downloaded if need be."""
+    if named := os.environ.get("DAXFS_VM_KERNEL"):
+        if not boot_image(Path(named)):
+            raise Unavailable(f"DAXFS_VM_KERNEL={named}: no boot/vmlinuz-* in there")
+        return Path(named)
+    if platform.machine() != "x86_64":
+        raise Unavailable(f"the guest kernel is x86-64 only, this machine is {platform.machine()}")
+    folder = cache_dir() / "kernel"
+    if not boot_image(folder):
+        for tool in ("apt-get", "apt-cache", "dpkg"):
+            if not shutil.which(tool):
+                raise Unavailable(
+                    f"no {tool}: unpack a kernel with {' and '.join(NEEDED_OPTIONS)} yourself, name it in DAXFS_VM_KERNEL"
+                )
+        download(folder)
+    if lacking := missing_options(folder):
+        raise Unavailable(f"the kernel in {folder} lacks {' and '.join(lacking)}; delete the folder to fetch another")
+    return folder
+
+
+def download(folder: Path) -> None:
+    """Download and unpack beside `folder`, then rename: an interrupted run leaves nothing half done."""
+    package = current_package()
+    print(f"kernel.py: downloading {package} (about 110 MB) to {folder}", file=sys.stderr, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="kernel-") as scratch:
+        # As root, apt would warn that its sandbox user cannot write here.
+        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+        run("apt-get", "-q", "-o", "Acquire::Retries=3", *sandbox, "download", package, cwd=Path(scratch))
+        (archive,) = Path(scratch).glob("*.deb")
+        run("dpkg", "-x", str(archive), f"{scratch}/unpacked")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(f"{scratch}/unpacked", folder)
+
+
+if __name__ == "__main__":
+    try:
+        print(fetch())
+    except Unavailable as why:
+        sys.exit(f"kernel.py: {why}")

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Run the tests that need a real udmabuf and dma-heap: `make test-kernel`.
+
+    run.py [--vm | --direct] [--no-python] [FILTER]
+    run.py --available      only say whether they could run here, fetching the kernel if need be
+
+Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly where this
+machine has both devices. FILTER is passed to each program as the name of the tests to run. A test that finds no device
+fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
+
+Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from kernel import Unavailable
+from vm import Guest, check_requirements
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
+RUST_TESTS = ("devices", "kernel")
+PYTHON_TESTS = "python/tests/kernel"
+GUEST_TIMEOUT = 600
+FAILED, NOT_RUN = 1, 77
+
+# Runs every program even when an earlier one fails, and says at the end which did.
+RUNNER = """
+failed=
+program() { name=$1; shift; echo "--- $name"; "$@" || failed="$failed $name"; }
+%s
+[ -z "$failed" ] || { echo "kernel tests failed in:$failed"; exit 1; }
+"""
+
+
+def build() -> dict[str, str]:
+    """Path of each Rust test program by name. The commands that the tests start are built too, beside them."""
+    command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
+    for name in RUST_TESTS:
+        command += ["--test", name]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(FAILED)
+    programs = {}
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message["reason"] == "compiler-artifact" and "test" in message["target"]["kind"]:
+            programs[message["target"]["name"]] = message["executable"]
+    return {name: programs[name] for name in RUST_TESTS}
+
+
+def python_with_daxfs() -> str:
+    """The interpreter in which the wheel is installed. Importing here also leaves compiled .pyc files for the guest."""
+    python = ROOT / ".venv/bin/python"
+    probe = "import daxfs, numpy, pytest"
+    if not python.exists() or subprocess.run([python, "-c", probe], cwd=ROOT, check=False).returncode != 0:
+        sys.exit(f"run.py: {python} cannot run `{probe}`: run `make wheel` first, or give --no-python")
+    return str(python)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--vm", action="store_true", help="boot the guest even where this machine has the devices")
+    where.add_argument("--direct", action="store_true", help="never boot the guest")
+    parser.add_argument("--no-python", action="store_true", help="Rust tests only")
+    parser.add_argument("--available", action="store_true", help="fetch what is needed, build and run nothing")
+    parser.add_argument("filter", nargs="?", help="run only tests whose name contains this")
+    a = parser.parse_args()
+    on_this_machine = a.direct or (not a.vm and all(os.access(device, os.R_OK) for device in DEVICES))
+    try:
+        if not on_this_machine:
+            check_requirements()
+    except Unavailable as why:
+        print(f"not run: {why}", file=sys.stderr)
+        return NOT_RUN
+    if a.available:
+        return 0
+
+    lines = []
+    for name, program in build().items():
+        lines.append(["program", name, program, *([a.filter] if a.filter else [])])
+    if not a.no_python:
+        pytest = [python_with_daxfs(), "-m", "pytest", "-q", "-p", "no:cacheprovider", PYTHON_TESTS]
+        lines.append(["program", "python", *pytest, *(["-k", a.filter] if a.filter else [])])
+    script = ["sh", "-c", RUNNER % "\n".join(map(shlex.join, lines))]
+    env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    os.chdir(ROOT)
+    if on_this_machine:
+        print("run.py: on this machine's own devices", flush=True)
+        return subprocess.run(script, env={**os.environ, **env}, check=False).returncode
+    print("run.py: in a guest, on a Debian kernel under emulation", flush=True)
+    return Guest(env=env, timeout=GUEST_TIMEOUT).run(script)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Run one command in a QEMU guest whose kernel has udmabuf and dma-heap.
+
+The guest sees this machine's root directory copy-on-write: what the command writes stays in the guest's memory and is lost,
+except below each --rw DIR. Environment, working directory, output and exit status are passed on; standard input is empty and
+there is no network. Exit status 125 means that the guest itself failed (its console is then printed), 124 that time ran out.
+No root needed. Software emulation runs user code about twelve times slower; DAXFS_VM_ACCEL=kvm uses KVM where that works.
+
+How it works: an initramfs made here holds busybox, a handful of kernel modules and the two scripts below. It mounts the
+host's / over 9p, puts an overlay on top, switches root and runs the command. Output leaves through a virtio serial port,
+the exit status through the console.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernel import Unavailable, boot_image, fetch
+
+GUEST_FAILED, TIMED_OUT = 125, 124
+BASE_MODULES = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"]
+STATUS_MARK = "daxfs-vm: exit status "
+
+# The first process of the guest.
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
+fail() { echo "daxfs-vm: $*" >/dev/ttyS0; poweroff -f; }
+for module in $(cat /modules/order); do insmod /modules/$module.ko || fail "cannot load module $module"; done
+
+p9=trans=virtio,version=9p2000.L,msize=512000
+mount -t tmpfs scratch /scratch; mkdir /scratch/upper /scratch/work /scratch/host
+mount -t 9p -o ro,cache=loose,$p9 root /scratch/host || fail "cannot mount the host's root"
+mount -t overlay -o lowerdir=/scratch/host,upperdir=/scratch/upper,workdir=/scratch/work overlay /root || fail "no overlay"
+for dir in dev proc sys; do mount --move /$dir /root/$dir; done
+mount -t tmpfs run /root/run
+mkdir -p /root/dev/shm /root/dev/pts
+mount -t devpts pts /root/dev/pts; mount -t tmpfs -o mode=1777 shm /root/dev/shm
+mount -t debugfs debug /root/sys/kernel/debug
+while read tag dir; do mkdir -p "/root$dir"; mount -t 9p -o cache=mmap,$p9 $tag "/root$dir" || fail "cannot mount $dir"; done </writable
+
+# Nobody runs udev here, so the device nodes would be for root alone.
+chmod 666 /root/dev/udmabuf /root/dev/dma_heap/* /root/dev/dri/* /root/dev/fuse 2>/dev/null
+ip link set lo up; hostname daxfs-vm
+mkdir /root/run/daxfs-vm; cp /bin/busybox /stage2 /command /root/run/daxfs-vm/
+# Not chroot: the kernel forbids new user namespaces in a chroot.
+exec switch_root /root /run/daxfs-vm/busybox sh /run/daxfs-vm/stage2
+"""
+
+STAGE2 = f"""
+/bin/sh /run/daxfs-vm/command </dev/null >/dev/vport0p1 2>&1
+echo "{STATUS_MARK}$?" >/dev/ttyS0
+exec /run/daxfs-vm/busybox poweroff -f
+"""
+
+
+def emulator() -> str:
+    program = shutil.which("qemu-system-x86_64")
+    if not program:
+        raise Unavailable("no qemu-system-x86_64: install the package qemu-system-x86")
+    return program
+
+
+def busybox() -> Path:
+    """A busybox that runs where no dynamic linker is."""
+    program = shutil.which("busybox")
+    if not program or b"/ld-linux" in Path(program).read_bytes()[:4096]:
+        raise Unavailable("no static busybox: install the package busybox-static")
+    return Path(program)
+
+
+def check_requirements() -> None:
+    """Raises Unavailable where no guest can be booted; fetches the kernel if it is not there."""
+    emulator()
+    busybox()
+    fetch()
+
+
+@dataclass
+class Guest:
+    """What one boot looks like."""
+
+    memory: str = "2G"
+    cpus: int = 2
+    modules: list[str] = field(default_factory=list)  # loaded at boot, besides those that the root file system needs
+    writable: list[str] = field(default_factory=list)  # host folders in which writes are kept
+    user: str | None = None  # run as this user; root otherwise
+    env: dict[str, str] = field(default_factory=dict)  # added to the caller's environment
+    append: str = ""  # more kernel parameters
+    timeout: float = 600
+    debug: bool = False  # print the console at the end
+
+    def run(self, command: list[str]) -> int:
+        """Boot, run the command, power off; its exit status."""
+        with tempfile.TemporaryDirectory(prefix="daxfs-vm-") as scratch:
+            initramfs, console = Path(scratch, "initramfs"), Path(scratch, "console")
+            kernel = fetch()
+            initramfs.write_bytes(b"".join(cpio(self.initramfs(kernel, command))))
+            # QEMU drops the guest's output port when its standard input ends, so it gets a pipe that never does.
+            reader, writer = os.pipe()
+            try:
+                subprocess.run(self.qemu(kernel, initramfs, console), stdin=reader, timeout=self.timeout, check=False)
+                late = False
+            except subprocess.TimeoutExpired:
+                late = True
+            finally:
+                os.close(reader)
+                os.close(writer)
+            log = console.read_text(errors="replace") if console.exists() else ""
+        status = re.search(re.escape(STATUS_MARK) + r"(\d+)", log)
+        if self.debug or not status:
+            sys.stderr.write(log)
+        if late:
+            print(f"vm.py: the command did not end within {self.timeout:.0f} s", file=sys.stderr)
+            return TIMED_OUT
+        return int(status[1]) if status else GUEST_FAILED
+
+    def initramfs(self, kernel: Path, command: list[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Entries of the initial file system."""
+        for folder in ("bin", "dev", "proc", "sys", "scratch", "root", "modules"):
+            yield folder, 0o40755, b""
+        yield "bin/busybox", 0o100755, busybox().read_bytes()
+        yield "init", 0o100755, INIT.encode()
+        yield "stage2", 0o100644, STAGE2.encode()
+        yield "command", 0o100644, self.script(command).encode()
+        yield "writable", 0o100644, "".join(f"rw{i} {d}\n" for i, d in enumerate(self.shares())).encode()
+        loaded = modules(kernel, BASE_MODULES + self.modules)
+        yield "modules/order", 0o100644, "\n".join(loaded).encode()
+        for name, binary in loaded.items():
+            yield f"modules/{name}.ko", 0o100644, binary
+
+    def script(self, command: list[str]) -> str:
+        """The shell script that stands for the command."""
+        words = list(command)
+        if self.user:
+            group = pwd.getpwnam(self.user).pw_gid
+            words = ["setpriv", f"--reuid={self.user}", f"--regid={group}", "--init-groups", "--", *words]
+        env = {name: value for name, value in {**os.environ, **self.env}.items() if re.fullmatch(r"[A-Za-z_]\w*", name)}
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+        return "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} || exit {GUEST_FAILED}", f"exec {shlex.join(words)}\n"])
+
+    def shares(self) -> list[str]:
+        return [os.path.realpath(d) for d in self.writable]
+
+    def qemu(self, kernel: Path, initramfs: Path, console: Path) -> list[str]:
+        """QEMU's command line."""
+        parameters = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr cryptomgr.notests " + self.append
+        line = [emulator(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
+        line += ["-machine", "q35,hpet=off", "-cpu", "max", "-m", self.memory, "-smp", str(self.cpus)]
+        line += ["-accel", os.environ.get("DAXFS_VM_ACCEL", "tcg")]
+        line += ["-kernel", str(boot_image(kernel)), "-initrd", str(initramfs), "-append", parameters]
+        line += ["-serial", f"file:{console}"]
+        line += ["-chardev", "stdio,id=output,signal=on", "-device", "virtio-serial-pci"]
+        line += ["-device", "virtserialport,chardev=output,nr=1", "-device", "virtio-rng-pci"]
+        shares = [("root", "/", ",readonly=on"), *((f"rw{i}", d, "") for i, d in enumerate(self.shares()))]
+        for tag, folder, mode in shares:
+            path = folder.replace(",", ",,")
+            line += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{mode}"]
+            line += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        return line
+
+
+def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
+    """Module binaries by name, each after those that it depends on. A name without a file is built into the kernel."""
+    files = {path.name.split(".ko")[0].replace("-", "_"): path for path in kernel.glob("**/kernel/**/*.ko*")}
+    loaded: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        name = name.replace("-", "_")
+        path = files.get(name)
+        if name in loaded or path is None:
+            return
+        binary = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        depends = re.search(rb"\0depends=([^\0]*)\0", binary)
+        for other in depends[1].decode().split(",") if depends else ():
+            load(other)
+        loaded[name] = binary
+
+    for name in wanted:
+        load(name)
+    return loaded
+
+
+def cpio(entries: Iterator[tuple[str, int, bytes]]) -> Iterator[bytes]:
+    """An archive in the "newc" format of cpio, which the kernel unpacks at boot; every entry belongs to root."""
+
+    def record(number: int, name: str, mode: int, data: bytes) -> bytes:
+        path = name.encode() + b"\0"
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path), 0)
+        head = b"070701" + b"".join(b"%08X" % value for value in fields) + path
+        return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+
+    number = 0
+    for number, entry in enumerate(entries, 1):
+        yield record(number, *entry)
+    yield record(number + 1, "TRAILER!!!", 0, b"")
+
+
+def assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text}: not NAME=VALUE")
+    return name, value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mem", default="2G", help="the guest's memory (2G)")
+    parser.add_argument("--cpus", type=int, default=2, help="virtual processors (2)")
+    parser.add_argument("--mod", action="append", default=[], metavar="NAME", help="load a kernel module, for example vgem")
+    parser.add_argument("--rw", action="append", default=[], metavar="DIR", help="keep what is written below DIR")
+    parser.add_argument("--user", metavar="NAME", help="run the command as this user instead of root")
+    parser.add_argument("--env", action="append", default=[], type=assignment, metavar="NAME=VALUE")
+    parser.add_argument("--append", default="", metavar="TEXT", help="kernel parameters, for example udmabuf.size_limit_mb=256")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
+    parser.add_argument("--debug", action="store_true", help="print the guest's console at the end")
+    parser.add_argument("command", nargs="+", help="the command, after --")
+    a = parser.parse_args()
+    guest = Guest(a.mem, a.cpus, a.mod, a.rw, a.user, dict(a.env), a.append, a.timeout, a.debug)
+    try:
+        return guest.run(a.command)
+    except Unavailable as why:
+        print(f"vm.py: {why}", file=sys.stderr)
+        return GUEST_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
