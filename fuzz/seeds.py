@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the inputs that the fuzzers start from: seeds.py DAXFS_PACK CORPUS
+"""Write the inputs that the fuzzers start from.
 
-DAXFS_PACK is the packer's command; it packs small trees in every format, with and without the tensor index. Golden images
-are added where they are found: the project's own, and the set that lies beside the project in continuous integration.
-CORPUS gets one folder for each target. Nothing in there is removed.
+    seeds.py DAXFS_PACK CORPUS
+
+DAXFS_PACK is the packer's command; it packs small trees in every format, with and without the tensor index.
+Golden images are added where they are found: the project's own, and the set that lies beside the project in
+continuous integration. CORPUS gets one folder for each target. Nothing in there is removed.
 """
+
+# The programs started here are the project's own and zstd.
+# ruff: noqa: S603, S607
 
 from __future__ import annotations
 
@@ -31,12 +36,18 @@ PACKINGS = {
     "v5-plain": ["--format", "5", "--plain"],
 }
 
-HEADERS = {
+Header = dict[str, object]
+
+# Headers, and how many bytes of tensor data follow them.
+HEADERS: dict[str, tuple[Header, int]] = {
     "empty": ({}, 0),
     "one": ({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}, 24),
     "scalar": ({"s": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}}, 8),
     "no-elements": ({"z": {"dtype": "F16", "shape": [0, 5], "data_offsets": [0, 0]}}, 0),
-    "metadata": ({"__metadata__": {"format": "pt"}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, 4),
+    "metadata": (
+        {"__metadata__": {"format": "pt"}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}},
+        4,
+    ),
     "sub-byte": (
         {
             "f4": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]},
@@ -55,22 +66,24 @@ HEADERS = {
 }
 
 
-def safetensors(header: dict, data: int) -> bytes:
+def safetensors(header: Header, data: int) -> bytes:
+    """Return a file with this header and that many bytes of tensor data."""
     text = json.dumps(header, separators=(",", ":")).encode()
     return struct.pack("<Q", len(text)) + text + bytes(range(data))
 
 
 def write_headers(folder: Path) -> None:
-    """Whole files, and the JSON alone behind the length of its data: the two forms in which the target reads its input."""
+    """Write whole files, and JSON alone behind the length of its data: both forms of the input."""
     for name, (header, data) in HEADERS.items():
         (folder / f"file-{name}").write_bytes(safetensors(header, data))
         (folder / f"json-{name}").write_bytes(struct.pack("<H", data) + json.dumps(header).encode())
-    repeated = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    member = b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    repeated = b"{" + member + b"," + member + b"}"
     (folder / "json-repeated").write_bytes(struct.pack("<H", 1) + repeated)
 
 
 def make_tree(root: Path) -> None:
-    """A little of everything, few bytes."""
+    """Write a little of everything, few bytes."""
     (root / "d/deep").mkdir(parents=True)
     (root / "empty-dir").mkdir()
     (root / "f").write_bytes(b"0123456789")
@@ -78,8 +91,8 @@ def make_tree(root: Path) -> None:
     (root / "d/deep/empty").touch()
     os.link(root / "f", root / "d/again")
     (root / "same").write_bytes(b"0123456789")
-    os.symlink("d/g", root / "link")
-    os.symlink("/d/../nowhere", root / "dangling")
+    (root / "link").symlink_to("d/g")
+    (root / "dangling").symlink_to("/d/../nowhere")
     (root / ("n" * 255)).write_bytes(b"n")
     (root / "model-1.safetensors").write_bytes(safetensors(*HEADERS["one"]))
     (root / "model-2.safetensors").write_bytes(safetensors(*HEADERS["sub-byte"]))
@@ -88,23 +101,23 @@ def make_tree(root: Path) -> None:
 
 
 def make_small_tree(root: Path) -> None:
-    """One file of tensors and a link: the shortest image that has an index."""
+    """Write one file of tensors and a link: the shortest image that has an index."""
     (root / "m.safetensors").write_bytes(safetensors(*HEADERS["metadata"]))
-    os.symlink("m.safetensors", root / "l")
+    (root / "l").symlink_to("m.safetensors")
 
 
 def pack_trees(packer: str, folder: Path) -> None:
+    """Pack both trees in every way."""
     for tree, make in (("tree", make_tree), ("small", make_small_tree)):
         with tempfile.TemporaryDirectory() as scratch:
             make(Path(scratch))
             for name, options in PACKINGS.items():
                 image = folder / f"{tree}-{name}"
-                # Files of a few bytes: the default alignment of large files plays no part.
                 subprocess.run([packer, scratch, "--quiet", *options, "-o", image], check=True)
 
 
 def copy_golden(folder: Path) -> int:
-    """Golden images that are short enough; they are stored as they are or compressed with zstd."""
+    """Copy golden images that are short enough, compressed with zstd or not; return how many."""
     copied = 0
     for place in GOLDEN:
         for path in sorted(place.rglob("*")) if place.is_dir() else ():
@@ -120,6 +133,7 @@ def copy_golden(folder: Path) -> int:
 
 
 def main(packer: str, corpus: Path) -> None:
+    """Write the seeds of every target."""
     for target in ("image", "safetensors"):
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")

@@ -12,8 +12,8 @@ shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(image safetensors)
 
-# The packer first, built as the tests build it: its images are the seeds.
-cargo build --quiet --bins --tests
+# The packer first, its images are the seeds. A test beside it, so that both get the features that `cargo test` gives them.
+cargo build --quiet --bins --test kernel
 packer=$(realpath "${CARGO_TARGET_DIR:-target}/debug/daxfs-pack")
 python3 fuzz/seeds.py "$packer" fuzz/corpus
 

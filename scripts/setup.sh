@@ -45,10 +45,11 @@ system() {
 
 python() {
     [ -x .venv/bin/python ] || python3 -m venv .venv
-    # A copy of the list beside what was installed from it: nothing to do while both are the same.
-    if ! cmp -s scripts/requirements.txt .venv/requirements.txt; then
+    # What was installed is noted beside it: nothing to do while the lists are the same.
+    local lists=(scripts/requirements.txt tests/kerf/requirements.txt)
+    if ! cat "${lists[@]}" | cmp -s - .venv/installed-requirements.txt; then
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 5 -r scripts/requirements.txt
-        cp scripts/requirements.txt .venv/requirements.txt
+        cat "${lists[@]}" >.venv/installed-requirements.txt
     fi
     echo "setup: .venv is ready ($(.venv/bin/python --version))"
 }

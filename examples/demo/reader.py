@@ -1,7 +1,7 @@
-"""One reader: a process that is given nothing but a descriptor of an image, and computes with the model in it.
+"""One reader: a process that gets nothing but a descriptor of an image, and computes with the model in it.
 
-It speaks in lines with the process that started it (see readers.py), so that several readers measure their memory
-at the same moments: when all have imported their modules, hold every tensor, and have computed.
+It speaks in lines with the process that started it (see readers.py), so that several readers measure their
+memory at the same moments: when all have imported their modules, hold every tensor, and have computed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import asdict
 from typing import Any
 
 import daxfs
-import memory
 import numpy as np
+
+import memory
 from encoder import Encoder
 from tokenizer import WordPiece
 

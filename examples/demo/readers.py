@@ -1,8 +1,8 @@
 """Start several readers at once on one descriptor, keep them in step, and collect what they report.
 
-As a command, under `daxfs-pack ... --into memfd -- python readers.py COUNT SENTENCES.json`, it hands the descriptor
-that daxfs-pack left it (number in $DAXFS_FD) on to the readers and prints their reports as JSON. It never opens the
-image itself.
+As a command, `daxfs-pack ... --into memfd -- python readers.py COUNT SENTENCES.json`, it hands the descriptor
+that daxfs-pack left it (number in $DAXFS_FD) on to the readers, and prints their reports as JSON. It never
+opens the image itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ READER = Path(__file__).with_name("reader.py")
 
 def answer(reader: subprocess.Popen[str]) -> str:
     """The next line of a reader; its death is an error."""
-    assert reader.stdout is not None
     line = reader.stdout.readline()
     if not line:
         raise RuntimeError(f"reader {reader.pid} ended with status {reader.wait()}")
@@ -28,14 +27,13 @@ def answer(reader: subprocess.Popen[str]) -> str:
 
 def tell(reader: subprocess.Popen[str], message: str) -> None:
     """One line to a reader."""
-    assert reader.stdin is not None
     reader.stdin.write(message + "\n")
     reader.stdin.flush()
 
 
 def run(fd: int, count: int, sentences: list[str]) -> list[dict[str, Any]]:
     """Reports of `count` readers that ran side by side; each one got the descriptor and nothing else."""
-    # The readers compute at the same time: numpy's thread pools share the processors instead of fighting for them.
+    # The readers compute at the same time: they share the processors, so each gets its part of the threads.
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     readers = [
         subprocess.Popen(

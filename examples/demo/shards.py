@@ -1,7 +1,7 @@
 """Make a sharded, quantised checkpoint of the model: bf16 and fp8 matrices in three safetensors files.
 
-The layout is what large models use: `model-0000N-of-00003.safetensors` and a `model.safetensors.index.json` that
-says which file holds which tensor. A matrix quantised to fp8 has an F32 scalar `NAME_scale` beside it.
+The layout is what large models use: `model-0000N-of-00003.safetensors`, and a `model.safetensors.index.json`
+that says which file holds which tensor. A matrix quantised to fp8 has an F32 scalar `NAME_scale` beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNUSED = ("embeddings.position_ids", "pooler.")  # the encoder computes position
 
 
 def quantise(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """One tensor as it is stored: feed-forward matrices in fp8, other matrices in bf16, vectors as they are."""
+    """One tensor as it is stored: feed-forward matrices in fp8, other matrices in bf16, vectors in F32."""
     if array.ndim < 2:
         return {name: array}
     if name.endswith((".intermediate.dense.weight", ".output.dense.weight")) and ".attention." not in name:
@@ -32,7 +32,7 @@ def quantise(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file: the header's length (u64), the header (JSON, padded to 8 bytes), the tensors' bytes."""
+    """A safetensors file: the header's length (u64), the header (JSON, padded to 8 bytes), the tensors."""
     header: dict[str, Any] = {}
     end = 0
     for name, array in tensors.items():
@@ -63,7 +63,7 @@ def make_checkpoint(tensors: Mapping[str, Any], layers: int, folder: Path) -> No
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05}-of-{SHARDS:05}.safetensors"
-        # Widest elements first, as the safetensors library orders them, so that each lies on its own alignment.
+        # Widest elements first, as the safetensors library orders them, so that every element is aligned.
         ordered = dict(sorted(shard.items(), key=lambda item: (-item[1].itemsize, item[0])))
         write_safetensors(folder / file_name, ordered)
         weight_map.update(dict.fromkeys(ordered, file_name))

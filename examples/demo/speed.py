@@ -1,7 +1,8 @@
 """How fast the tensors arrive: daxfs and safetensors in one process, on the same warm weights.
 
-`daxfs-pack ... --into memfd -- python speed.py MODEL.safetensors` prints the median seconds of several runs and
-the private memory as JSON. The image comes from $DAXFS_IMAGE; the peer reads the model's own file from the page cache.
+`daxfs-pack ... --into memfd -- python speed.py MODEL.safetensors` prints the median seconds of several runs,
+and the private memory, as JSON. The image is the one that $DAXFS_IMAGE names; safetensors reads the model's
+own file.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable
 
 import daxfs
-import memory
 import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
+
+import memory
 
 RUNS = 9
 FIRST = "encoder.layer.0.output.dense.weight"

@@ -1,8 +1,9 @@
 """WordPiece for an uncased BERT vocabulary: text in, token numbers out.
 
 The same steps as the model's own `tokenizer.json`: clean the text, put spaces around CJK characters, strip
-accents, lower-case, split at white space and punctuation, then cut every word greedily into the longest pieces
-that the vocabulary holds. Special tokens written out in the text, such as "[MASK]", are ordinary text here.
+accents, lower-case, split at white space and punctuation, then cut every word greedily into the longest
+pieces that the vocabulary holds. Special tokens written out in the text, such as "[MASK]", are ordinary text
+here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Use the tensors of an image in JAX through DLPack, on the CPU, without a copy.
 
-JAX uses memory as it lies where it starts at a multiple of 64 bytes, and copies it silently otherwise. Packed with
-`daxfs-pack --align-tensors`, every tensor starts at a multiple of 256.
+JAX uses memory as it lies where it starts at a multiple of 64 bytes, and copies it silently otherwise. Packed
+with `daxfs-pack --align-tensors`, every tensor starts at a multiple of 256.
 
 Usage: jax_dlpack.py IMAGE        a path, or "fd:N" for an inherited descriptor
 """

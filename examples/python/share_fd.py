@@ -1,7 +1,7 @@
 """Pass an image to another process as a descriptor over a Unix socket, and use its tensors there.
 
-The receiver needs no path and no access to the file: the descriptor is all it gets (SCM_RIGHTS). It works between
-containers too, and for every kind of memory: a file, a memory file, a dma-buf.
+The receiver needs no path and no right to open the file: the descriptor is all it gets (SCM_RIGHTS). That
+works between containers too, and for every kind of memory: a file, a memory file, a dma-buf.
 
 Usage: share_fd.py IMAGE          a path
 """
@@ -27,9 +27,10 @@ def send(path: str) -> int:
             listener.bind(address)
             listener.listen()
             listener.settimeout(60)  # a receiver that dies before it connects must not hang us
-            receiver = subprocess.Popen([sys.executable, __file__, "--receive", address])
+            command = [sys.executable, __file__, "--receive", address]
+            receiver = subprocess.Popen(command)  # noqa: S603 - this very script
             connection, _ = listener.accept()
-            with connection, open(path, "rb") as file:
+            with connection, Path(path).open("rb") as file:
                 socket.send_fds(connection, [b"image"], [file.fileno()])
             print(f"process {os.getpid()} sent {path}", flush=True)
             return receiver.wait()

@@ -1,7 +1,8 @@
 """Use the tensors of an image in PyTorch through DLPack, on the CPU, without a copy.
 
-PyTorch has no read-only tensors: it ignores that the memory may not be written, and an in-place operation such as
-`tensor.zero_()` on one of these would end the process with a segmentation fault. Clone what you want to change.
+PyTorch has no read-only tensors: it ignores that the memory may not be written, and an in-place operation
+such as `tensor.zero_()` on one of these ends the process with a segmentation fault. Clone what you want to
+change.
 
 Usage: torch_dlpack.py IMAGE      a path, or "fd:N" for an inherited descriptor
 """

@@ -1,18 +1,18 @@
-//! numpy arrays over the memory of a tensor. numpy and ml_dtypes are imported when the first array is made.
+//! numpy arrays over the memory of a tensor. numpy and ml_dtypes are imported when the first array needs them.
 
 use daxfs::Dtype;
 use pyo3::exceptions::{PyAttributeError, PyImportError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::dtype::{Layout, Numpy};
+use crate::dtype::{Element, element};
 
-/// `numpy.ndarray(shape, dtype, tensor)`: a view that holds the tensor, read-only as its buffer says.
-pub fn view<'py>(tensor: &Bound<'py, PyAny>, dtype: Dtype, layout: &Layout) -> PyResult<Bound<'py, PyAny>> {
+/// `numpy.ndarray(shape, dtype, tensor)`: a view that holds the tensor, read-only where its buffer is.
+pub fn view<'py>(tensor: &Bound<'py, PyAny>, dtype: Dtype, shape: &[u64]) -> PyResult<Bound<'py, PyAny>> {
     static NDARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = tensor.py();
-    let ndarray = NDARRAY.get_or_try_init(py, || Ok::<_, PyErr>(numpy(py)?.getattr("ndarray")?.unbind()))?;
-    ndarray.bind(py).call1((&layout.shape, numpy_dtype(py, dtype)?, tensor))
+    let ndarray = NDARRAY.get_or_try_init(py, || numpy(py)?.getattr("ndarray").map(Bound::unbind))?;
+    ndarray.bind(py).call1((shape, numpy_dtype(py, dtype)?, tensor))
 }
 
 /// What `__array__(dtype, copy)` of numpy 2 makes of the view.
@@ -21,12 +21,11 @@ pub fn convert<'py>(
     dtype: Option<&Bound<'py, PyAny>>,
     copy: Option<bool>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let py = view.py();
     if let Some(dtype) = dtype {
-        let wanted = numpy(py)?.call_method1("dtype", (dtype,))?;
-        if !wanted.eq(view.getattr("dtype")?)? {
+        let wanted = numpy(view.py())?.call_method1("dtype", (dtype,))?;
+        let have = view.getattr("dtype")?;
+        if !wanted.eq(&have)? {
             if copy == Some(false) {
-                let have = view.getattr("dtype")?;
                 return Err(PyValueError::new_err(format!("{have} becomes {wanted} only by a copy")));
             }
             return view.call_method1("astype", (wanted,));
@@ -35,8 +34,50 @@ pub fn convert<'py>(
     if copy == Some(true) { view.call_method0("copy") } else { Ok(view) }
 }
 
+/// The `numpy.dtype` of a type, made once.
 fn numpy_dtype(py: Python<'_>, dtype: Dtype) -> PyResult<&Bound<'_, PyAny>> {
-    static CACHE: [PyOnceLock<Py<PyAny>>; Dtype::ALL.len()] =
-        [const { PyOnceLock::new() }; Dtype::ALL.len()];
-    todo!()
+    static MADE: [PyOnceLock<Py<PyAny>>; Dtype::ALL.len()] = [const { PyOnceLock::new() }; Dtype::ALL.len()];
+    let make = || -> PyResult<Py<PyAny>> {
+        let numpy_dtype = numpy(py)?.getattr("dtype")?;
+        let made = match element(dtype) {
+            Element::Native { numpy, .. } => numpy_dtype.call1((numpy,)),
+            Element::Extension(name) => numpy_dtype.call1((extension(py, dtype, name)?,)),
+            Element::Nibbles | Element::Bytes => numpy_dtype.call1(("u1",)),
+        };
+        made.map(Bound::unbind)
+    };
+    // Codes begin at 1 and have no gaps; a type without a code of its own would simply not be kept.
+    let index = usize::from(dtype.code()).wrapping_sub(1);
+    let cell = MADE.get(index).ok_or_else(|| PyValueError::new_err(format!("{dtype}: unknown type")))?;
+    Ok(cell.get_or_try_init(py, make)?.bind(py))
+}
+
+fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("numpy").map_err(|cause| {
+        missing(py, cause, "arrays need numpy (pip install numpy); memoryview(tensor) and DLPack do not")
+    })
+}
+
+/// A type of ml_dtypes.
+fn extension<'py>(py: Python<'py>, dtype: Dtype, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    let module = py.import("ml_dtypes").map_err(|cause| {
+        let why = format!(
+            "numpy arrays of {dtype} need ml_dtypes (pip install ml_dtypes); \
+             memoryview(tensor.raw) and DLPack do not"
+        );
+        missing(py, cause, why)
+    })?;
+    module.getattr(name).map_err(|cause| {
+        missing(py, cause, format!("numpy arrays of {dtype} need a newer ml_dtypes, one that has {name}"))
+    })
+}
+
+/// An `ImportError` that says what to install; anything else that an import raises stays what it is.
+fn missing(py: Python<'_>, cause: PyErr, message: impl Into<String>) -> PyErr {
+    if !cause.is_instance_of::<PyImportError>(py) && !cause.is_instance_of::<PyAttributeError>(py) {
+        return cause;
+    }
+    let error = PyImportError::new_err(message.into());
+    error.set_cause(py, Some(cause));
+    error
 }

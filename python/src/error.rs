@@ -4,9 +4,8 @@
 //! `ValueError`. What the operating system refuses is an `OSError` with its number, and so becomes
 //! `FileNotFoundError`, `PermissionError` and the like by itself.
 
-use pyo3::exceptions::{
-    PyBufferError, PyException, PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError,
-};
+use daxfs::TensorError;
+use pyo3::exceptions::{PyBufferError, PyException, PyKeyError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyTuple, PyType};
@@ -120,6 +119,12 @@ impl<T> OrRaise<T> for Result<T, daxfs::Error> {
     }
 }
 
+impl<T> OrRaise<T> for Result<T, mkimage::Error> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_pack(&error))
+    }
+}
+
 fn from_memory(error: &dmabuf::Error) -> PyErr {
     match error {
         dmabuf::Error::Os { op, subject, source } => match source.raw_os_error() {
@@ -148,11 +153,49 @@ fn os_error(op: &str, subject: &str, number: i32) -> PyErr {
 }
 
 fn from_daxfs(error: &daxfs::Error) -> PyErr {
+    use daxfs::Error;
     match error {
-        daxfs::Error::Memory(error) => from_memory(error),
-        daxfs::Error::Write(error) => PyOSError::new_err(error.to_string()),
-        daxfs::Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
-        error if error.is_not_found() => not_found(error.to_string()),
+        Error::Memory(error) => from_memory(error),
+        Error::Write(error) => PyOSError::new_err(error.to_string()),
+        Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
+        Error::NoContents { .. } => raise(error.to_string(), |types| &types.base),
+        Error::NotFound { .. }
+        | Error::NotADirectory { .. }
+        | Error::NotAFile { .. }
+        | Error::NotALink { .. }
+        | Error::TooManyLinks { .. } => not_found(error.to_string()),
+        Error::Tensor(fault) => from_tensor(fault),
         _ => raise(error.to_string(), |types| &types.format),
+    }
+}
+
+fn from_tensor(fault: &TensorError) -> PyErr {
+    match innermost(fault) {
+        TensorError::NoTensor { .. } | TensorError::NoTensors { .. } => not_found(fault.to_string()),
+        TensorError::NotExportable { .. } => PyBufferError::new_err(fault.to_string()),
+        TensorError::Ambiguous { .. } => raise(fault.to_string(), |types| &types.base),
+        // A shard or tensor that a checkpoint promises and does not have makes it invalid.
+        _ => raise(fault.to_string(), |types| &types.format),
+    }
+}
+
+fn innermost(fault: &TensorError) -> &TensorError {
+    match fault {
+        TensorError::InFile { fault, .. } => innermost(fault),
+        fault => fault,
+    }
+}
+
+fn from_pack(error: &mkimage::Error) -> PyErr {
+    use mkimage::Error;
+    match error {
+        Error::Memory(error) => from_memory(error),
+        Error::Reader(error) => from_daxfs(error),
+        Error::Io { op, path, source } => match source.raw_os_error() {
+            Some(number) => os_error(op, &path.to_string_lossy(), number),
+            None => PyOSError::new_err(error.to_string()),
+        },
+        Error::NoInput | Error::Setting { .. } => PyValueError::new_err(error.to_string()),
+        _ => raise(error.to_string(), |types| &types.base),
     }
 }

@@ -157,7 +157,7 @@ impl FileBase {
     }
 
     fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.tensors(py)?.__contains__(name)
+        self.tensors(py)?.__contains__(py, name)
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {

@@ -7,7 +7,7 @@ use daxfs::{Entry, FileType, OpenOptions, ViewKind};
 use dmabuf::FdKind;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyIterator, PyString, PyTuple};
+use pyo3::types::{PyDict, PyIterator, PyString};
 
 use crate::directory::Directory;
 use crate::error::{OrRaise, not_found};
@@ -22,24 +22,29 @@ use crate::{file, mapping, source, stat};
 ///     fileno(), or the text "fd:N". None takes the source from the environment variable DAXFS_IMAGE.
 /// strict: refuse what the kernel's own validation refuses.
 /// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
+/// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
 /// backing: the file with the data of a split image; same forms as source.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
-#[pyo3(signature = (source=None, *, strict=false, private=false, backing=None, max_metadata=None))]
+#[pyo3(signature = (source=None, *, strict=false, private=false, sealed_copy=false, backing=None, max_metadata=None))]
 pub fn open(
     py: Python<'_>,
     source: Option<&Bound<'_, PyAny>>,
     strict: bool,
     private: bool,
+    sealed_copy: bool,
     backing: Option<&Bound<'_, PyAny>>,
     max_metadata: Option<u64>,
 ) -> PyResult<Image> {
+    if private && sealed_copy {
+        return Err(PyValueError::new_err("private memory is writable, a sealed copy is not: choose one"));
+    }
     let source = match source {
         Some(source) => source.clone(),
         None => source::from_environment(py)?,
     };
     let region = source::region(&source, private)?;
-    let mut options = OpenOptions::new().strict(strict);
+    let mut options = OpenOptions::new().strict(strict).sealed_copy(sealed_copy);
     if let Some(limit) = max_metadata {
         options = options.max_metadata(limit);
     }
@@ -96,8 +101,13 @@ impl Image {
         Ok(slf)
     }
 
-    #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
+    #[pyo3(signature = (_exception_type=None, _exception=None, _traceback=None, /))]
+    fn __exit__(
+        &self,
+        _exception_type: Option<&Bound<'_, PyAny>>,
+        _exception: Option<&Bound<'_, PyAny>>,
+        _traceback: Option<&Bound<'_, PyAny>>,
+    ) {
         self.close();
     }
 

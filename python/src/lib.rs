@@ -1,1 +1,54 @@
-//! Python.
+//! The extension module `daxfs._daxfs`: images, files and tensors for Python.
+//!
+//! One file per class. All of them hold clones of the Rust values and nothing of Python's, so no cycle can form;
+//! [`buffer`] is the one place where memory is lent to Python, [`dlpack`] the one where it is given away in a
+//! capsule. Work that takes long runs without the interpreter lock.
+
+mod array;
+mod buffer;
+mod command;
+mod directory;
+mod dlpack;
+mod dtype;
+mod error;
+mod file;
+mod image;
+mod mapping;
+mod pack;
+mod source;
+mod stat;
+mod tensor;
+mod tensors;
+mod text;
+mod walk;
+
+use pyo3::prelude::*;
+
+/// Native half of the package daxfs.
+#[pymodule(gil_used = false)]
+mod _daxfs {
+    use super::*;
+
+    #[pymodule_export]
+    use super::command::{daxfs_main, pack_main};
+    #[pymodule_export]
+    use super::directory::Directory;
+    #[pymodule_export]
+    use super::image::{Image, open};
+    #[pymodule_export]
+    use super::pack::pack;
+    #[pymodule_export]
+    use super::tensors::Tensors;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        error::register(module)?;
+        module.add("File", buffer::class::<file::FileBase>(py)?)?;
+        module.add("Tensor", buffer::class::<tensor::TensorBase>(py)?)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        mapping::register::<Image>(py)?;
+        mapping::register::<Directory>(py)?;
+        mapping::register::<Tensors>(py)
+    }
+}

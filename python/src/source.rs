@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::Path;
+use std::path::PathBuf;
 
 use daxfs::{Region, Source};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -41,9 +41,9 @@ fn descriptor(source: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
         let text: OsString = source.extract()?;
         return py.detach(|| Source::parse(&text).open()).or_raise();
     }
-    if source.is_instance_of::<PyBytes>() || source.hasattr("__fspath__")? {
-        let path: OsString = py.import("os")?.call_method1("fsdecode", (source,))?.extract()?;
-        return py.detach(|| dmabuf::open_read_only(Path::new(&path))).or_raise();
+    if is_path(source)? {
+        let path = path(source)?;
+        return py.detach(|| dmabuf::open_read_only(&path)).or_raise();
     }
     if source.is_instance_of::<PyBool>() {
         return Err(unfit(source));
@@ -55,6 +55,18 @@ fn descriptor(source: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
         return Err(unfit(source));
     }
     duplicate(&source.call_method0("fileno")?)
+}
+
+/// True for `str`, `bytes` and `os.PathLike`.
+pub fn is_path(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(object.is_instance_of::<PyString>()
+        || object.is_instance_of::<PyBytes>()
+        || object.hasattr("__fspath__")?)
+}
+
+/// A path of the file system, as `os.fsdecode` reads it.
+pub fn path(object: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
+    object.py().import("os")?.call_method1("fsdecode", (object,))?.extract()
 }
 
 fn duplicate(number: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {

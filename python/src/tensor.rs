@@ -10,7 +10,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PySlice, PyTuple, PyType};
 
 use crate::buffer::{self, Export, Exporter};
-use crate::dtype::{Layout, Numpy};
+use crate::dtype::{Element, Layout, element};
 use crate::error::OrRaise;
 use crate::{array, dlpack, file, text};
 
@@ -35,18 +35,22 @@ the image's memory: they copy nothing, keep it mapped, and are read-only unless 
 
     fn export(&self) -> PyResult<Export> {
         let bytes = self.0.bytes().or_raise()?;
-        let layout = Layout::of(self.0.dtype(), self.0.shape(), self.0.nbytes());
-        let flat = layout.format.is_none();
+        let dtype = self.0.dtype();
+        let (format, layout) = match element(dtype) {
+            Element::Native { format, .. } => (Ok(format), self.layout()),
+            Element::Nibbles | Element::Bytes => (Ok(c"B"), self.layout()),
+            Element::Extension(_) => (
+                Err(format!("the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw")),
+                Layout::flat(self.0.nbytes()),
+            ),
+        };
         Ok(Export {
             data: bytes.as_ptr(),
             len: bytes.len(),
             readonly: !self.0.file().region().is_writable(),
-            format: layout.format.ok_or_else(|| {
-                let dtype = self.0.dtype().name();
-                format!("the buffer protocol has no name for {dtype}; use numpy.asarray(tensor), or tensor.raw")
-            }),
-            itemsize: if flat { 1 } else { layout.itemsize },
-            shape: if flat { vec![bytes.len() as u64] } else { layout.shape },
+            format,
+            itemsize: layout.itemsize,
+            shape: layout.shape,
         })
     }
 }
@@ -57,9 +61,8 @@ pub fn create(py: Python<'_>, tensor: daxfs::Tensor) -> PyResult<Bound<'_, PyAny
 }
 
 impl TensorBase {
-    fn array<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let tensor = &slf.get().0;
-        array::view(slf, tensor.dtype(), &Layout::of(tensor.dtype(), tensor.shape(), tensor.nbytes()))
+    fn layout(&self) -> Layout {
+        Layout::of(self.0.dtype(), self.0.shape(), self.0.nbytes())
     }
 }
 
@@ -130,8 +133,11 @@ impl TensorBase {
     fn raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let file = file::create(py, self.0.file().clone())?;
         let view = py.import("builtins")?.getattr("memoryview")?.call1((file,))?;
+        // The file was opened, so its length fits an index; the tensor lies inside it.
+        let index = |n: u64| n.into_pyobject(py);
         let start = self.0.offset();
-        view.get_item((start, start + self.0.nbytes()))
+        let range = py.get_type::<PySlice>().call1((index(start)?, index(start + self.0.nbytes())?))?;
+        view.get_item(range)
     }
 
     /// The tensor as a numpy array without a copy.
@@ -139,7 +145,8 @@ impl TensorBase {
     /// BF16 and the 8-bit floats take the types of ml_dtypes. F4 comes as uint8, two elements a byte, with the last
     /// dimension halved; the 6-bit floats come as flat uint8.
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::array(slf)
+        let tensor = slf.get();
+        array::view(slf, tensor.0.dtype(), &tensor.layout().shape)
     }
 
     #[pyo3(signature = (dtype=None, copy=None))]
@@ -148,12 +155,12 @@ impl TensorBase {
         dtype: Option<&Bound<'py, PyAny>>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        array::convert(Self::array(slf)?, dtype, copy)
+        array::convert(Self::numpy(slf)?, dtype, copy)
     }
 
     /// Part of the tensor, as numpy indexes it; basic slices are views.
     fn __getitem__<'py>(slf: &Bound<'py, Self>, key: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        Self::array(slf)?.get_item(key)
+        Self::numpy(slf)?.get_item(key)
     }
 
     fn __len__(&self) -> PyResult<usize> {

@@ -28,11 +28,8 @@ impl Tensors {
         mapping::or_default(py, self.__getitem__(py, name), default)
     }
 
-    pub fn __contains__(&self, name: &str) -> PyResult<bool> {
-        match self.0.get(name) {
-            Err(error) if error.is_not_found() => Ok(false),
-            found => found.or_raise().map(|_| true),
-        }
+    pub fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        Ok(self.get(py, name, None)?.is_some())
     }
 
     pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Fetch a Linux kernel that has udmabuf and dma-heap, and unpack it into a cache folder. Nothing is installed.
+"""Fetch a Linux kernel that has udmabuf and dma-heap, and unpack it into a cache folder.
 
     kernel.py           print the folder, fetching the kernel first if it is not there yet
 
-The kernel is Debian's 6.12 (in Debian 12 it comes from the security suite; in Debian 13 it is the standard one). Its package
-name carries a version that moves with every security update, so the name is asked of apt each time and never written down.
-Cache: $XDG_CACHE_HOME/daxfs/kernel, by default ~/.cache/daxfs/kernel (about 115 MB). DAXFS_VM_KERNEL names another folder
-in which a kernel package was unpacked. Delete the folder to get a newer kernel.
+Nothing is installed. The kernel is Debian's 6.12: in Debian 12 it comes from the security suite, in Debian 13
+it is the standard one. Its package name carries a version that moves with every security update, so the name
+is asked of apt each time and never written down.
+
+Cache: $XDG_CACHE_HOME/daxfs/kernel, by default ~/.cache/daxfs/kernel (about 115 MB). Delete it to get a newer
+kernel. DAXFS_VM_KERNEL names another folder in which a kernel package was unpacked.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ META_PACKAGES = ("linux-image-6.12-amd64", "linux-image-amd64")
 NEEDED_OPTIONS = ("CONFIG_UDMABUF=y", "CONFIG_DMABUF_HEAPS_SYSTEM=y")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The kernel cannot be had on this machine; the message says why and what would help."""
 
 
@@ -49,15 +51,17 @@ def missing_options(folder: Path) -> list[str]:
 
 def run(*command: str, cwd: Path | None = None) -> str:
     """Output of a command that must succeed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
     if done.returncode != 0:
-        raise Unavailable(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+        raise UnavailableError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
 def package_behind(meta: str) -> str | None:
     """Name of the versioned package that a meta package depends on."""
-    asked = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True)
+    asked = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True, check=False)
     for line in asked.stdout.splitlines():
         kind, _, name = line.strip().partition(": ")
         if kind == "Depends" and name.startswith("linux-image-"):
@@ -75,27 +79,30 @@ def current_package() -> str:
             if os.geteuid() != 0:
                 break
             run("apt-get", "-q", "-o", "Acquire::Retries=3", "update")
-    raise Unavailable("apt knows no linux-image package: run `apt-get update` as root, then try again")
+    raise UnavailableError("apt knows no linux-image package: run `apt-get update` as root, then try again")
 
 
 def fetch() -> Path:
     """The folder with the unpacked kernel, downloaded if need be."""
     if named := os.environ.get("DAXFS_VM_KERNEL"):
         if not boot_image(Path(named)):
-            raise Unavailable(f"DAXFS_VM_KERNEL={named}: no boot/vmlinuz-* in there")
+            raise UnavailableError(f"DAXFS_VM_KERNEL={named}: no boot/vmlinuz-* in there")
         return Path(named)
     if platform.machine() != "x86_64":
-        raise Unavailable(f"the guest kernel is x86-64 only, this machine is {platform.machine()}")
+        raise UnavailableError(f"the guest kernel is x86-64 only, this machine is {platform.machine()}")
     folder = cache_dir() / "kernel"
     if not boot_image(folder):
         for tool in ("apt-get", "apt-cache", "dpkg"):
             if not shutil.which(tool):
-                raise Unavailable(
-                    f"no {tool}: unpack a kernel with {' and '.join(NEEDED_OPTIONS)} yourself, name it in DAXFS_VM_KERNEL"
+                wanted = " and ".join(NEEDED_OPTIONS)
+                raise UnavailableError(
+                    f"no {tool}: unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL"
                 )
         download(folder)
     if lacking := missing_options(folder):
-        raise Unavailable(f"the kernel in {folder} lacks {' and '.join(lacking)}; delete the folder to fetch another")
+        raise UnavailableError(
+            f"the kernel in {folder} lacks {' and '.join(lacking)}; delete it to fetch another"
+        )
     return folder
 
 
@@ -111,11 +118,11 @@ def download(folder: Path) -> None:
         (archive,) = Path(scratch).glob("*.deb")
         run("dpkg", "-x", str(archive), f"{scratch}/unpacked")
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(f"{scratch}/unpacked", folder)
+        Path(scratch, "unpacked").rename(folder)
 
 
 if __name__ == "__main__":
     try:
         print(fetch())
-    except Unavailable as why:
+    except UnavailableError as why:
         sys.exit(f"kernel.py: {why}")

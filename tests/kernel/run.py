@@ -4,9 +4,9 @@
     run.py [--vm | --direct] [--no-python] [FILTER]
     run.py --available      only say whether they could run here, fetching the kernel if need be
 
-Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly where this
-machine has both devices. FILTER is passed to each program as the name of the tests to run. A test that finds no device
-fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
+Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly
+where this machine has both devices. FILTER is passed to each program as the name of the tests to run. A test
+that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernel import Unavailable
+from kernel import UnavailableError
 from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ program() { name=$1; shift; echo "--- $name"; "$@" || failed="$failed $name"; }
 
 
 def build() -> dict[str, str]:
-    """Path of each Rust test program by name. The commands that the tests start are built too, beside them."""
+    """Path of each Rust test program by name; the commands that they start are built beside them."""
     command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
     for name in RUST_TESTS:
         command += ["--test", name]
@@ -57,28 +57,30 @@ def build() -> dict[str, str]:
 
 
 def python_with_daxfs() -> str:
-    """The interpreter in which the wheel is installed. Importing here also leaves compiled .pyc files for the guest."""
+    """The interpreter that has the wheel. Importing here also leaves compiled .pyc files for the guest."""
     python = ROOT / ".venv/bin/python"
     probe = "import daxfs, numpy, pytest"
-    if not python.exists() or subprocess.run([python, "-c", probe], cwd=ROOT, check=False).returncode != 0:
+    done = python.exists() and subprocess.run([python, "-c", probe], cwd=ROOT, check=False)
+    if not done or done.returncode != 0:
         sys.exit(f"run.py: {python} cannot run `{probe}`: run `make wheel` first, or give --no-python")
     return str(python)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--vm", action="store_true", help="boot the guest even where this machine has the devices")
+    where.add_argument("--vm", action="store_true", help="boot the guest even where the devices are here")
     where.add_argument("--direct", action="store_true", help="never boot the guest")
     parser.add_argument("--no-python", action="store_true", help="Rust tests only")
-    parser.add_argument("--available", action="store_true", help="fetch what is needed, build and run nothing")
+    parser.add_argument("--available", action="store_true", help="build and run nothing")
     parser.add_argument("filter", nargs="?", help="run only tests whose name contains this")
     a = parser.parse_args()
     on_this_machine = a.direct or (not a.vm and all(os.access(device, os.R_OK) for device in DEVICES))
     try:
         if not on_this_machine:
             check_requirements()
-    except Unavailable as why:
+    except UnavailableError as why:
         print(f"not run: {why}", file=sys.stderr)
         return NOT_RUN
     if a.available:

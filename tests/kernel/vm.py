@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Run one command in a QEMU guest whose kernel has udmabuf and dma-heap.
 
-The guest sees this machine's root directory copy-on-write: what the command writes stays in the guest's memory and is lost,
-except below each --rw DIR. Environment, working directory, output and exit status are passed on; standard input is empty and
-there is no network. Exit status 125 means that the guest itself failed (its console is then printed), 124 that time ran out.
-No root needed. Software emulation runs user code about twelve times slower; DAXFS_VM_ACCEL=kvm uses KVM where that works.
+The guest sees this machine's root directory copy-on-write: what the command writes stays in the guest's
+memory and is lost, except below each --rw DIR. Environment, working directory, output and exit status are
+passed on; standard input is empty and there is no network. Exit status 125 means that the guest itself failed
+(its console is then printed), 124 that time ran out. No root needed. Software emulation runs user code about
+twelve times slower; DAXFS_VM_ACCEL=kvm uses KVM where that works.
 
-How it works: an initramfs made here holds busybox, a handful of kernel modules and the two scripts below. It mounts the
-host's / over 9p, puts an overlay on top, switches root and runs the command. Output leaves through a virtio serial port,
-the exit status through the console.
+How it works: an initramfs made here holds busybox, a handful of kernel modules and the two scripts below. It
+mounts the host's / over 9p, puts an overlay on top, switches root and runs the command. Output leaves through
+a virtio serial port, the exit status through the console.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kernel import Unavailable, boot_image, fetch
+from kernel import UnavailableError, boot_image, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GUEST_FAILED, TIMED_OUT = 125, 124
 BASE_MODULES = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"]
@@ -44,13 +48,17 @@ for module in $(cat /modules/order); do insmod /modules/$module.ko || fail "cann
 p9=trans=virtio,version=9p2000.L,msize=512000
 mount -t tmpfs scratch /scratch; mkdir /scratch/upper /scratch/work /scratch/host
 mount -t 9p -o ro,cache=loose,$p9 root /scratch/host || fail "cannot mount the host's root"
-mount -t overlay -o lowerdir=/scratch/host,upperdir=/scratch/upper,workdir=/scratch/work overlay /root || fail "no overlay"
+layers=lowerdir=/scratch/host,upperdir=/scratch/upper,workdir=/scratch/work
+mount -t overlay -o $layers overlay /root || fail "cannot mount the overlay"
 for dir in dev proc sys; do mount --move /$dir /root/$dir; done
 mount -t tmpfs run /root/run
 mkdir -p /root/dev/shm /root/dev/pts
 mount -t devpts pts /root/dev/pts; mount -t tmpfs -o mode=1777 shm /root/dev/shm
 mount -t debugfs debug /root/sys/kernel/debug
-while read tag dir; do mkdir -p "/root$dir"; mount -t 9p -o cache=mmap,$p9 $tag "/root$dir" || fail "cannot mount $dir"; done </writable
+while read tag dir; do
+    mkdir -p "/root$dir"
+    mount -t 9p -o cache=mmap,$p9 $tag "/root$dir" || fail "cannot mount $dir"
+done </writable
 
 # Nobody runs udev here, so the device nodes would be for root alone.
 chmod 666 /root/dev/udmabuf /root/dev/dma_heap/* /root/dev/dri/* /root/dev/fuse 2>/dev/null
@@ -70,7 +78,7 @@ exec /run/daxfs-vm/busybox poweroff -f
 def emulator() -> str:
     program = shutil.which("qemu-system-x86_64")
     if not program:
-        raise Unavailable("no qemu-system-x86_64: install the package qemu-system-x86")
+        raise UnavailableError("no qemu-system-x86_64: install the package qemu-system-x86")
     return program
 
 
@@ -78,12 +86,12 @@ def busybox() -> Path:
     """A busybox that runs where no dynamic linker is."""
     program = shutil.which("busybox")
     if not program or b"/ld-linux" in Path(program).read_bytes()[:4096]:
-        raise Unavailable("no static busybox: install the package busybox-static")
+        raise UnavailableError("no static busybox: install the package busybox-static")
     return Path(program)
 
 
 def check_requirements() -> None:
-    """Raises Unavailable where no guest can be booted; fetches the kernel if it is not there."""
+    """Raises UnavailableError where no guest can be booted; fetches the kernel if it is not there."""
     emulator()
     busybox()
     fetch()
@@ -95,13 +103,19 @@ class Guest:
 
     memory: str = "2G"
     cpus: int = 2
-    modules: list[str] = field(default_factory=list)  # loaded at boot, besides those that the root file system needs
-    writable: list[str] = field(default_factory=list)  # host folders in which writes are kept
-    user: str | None = None  # run as this user; root otherwise
-    env: dict[str, str] = field(default_factory=dict)  # added to the caller's environment
-    append: str = ""  # more kernel parameters
+    # Kernel modules, besides those that the root file system needs.
+    modules: list[str] = field(default_factory=list)
+    # Folders of the host in which writes are kept.
+    writable: list[str] = field(default_factory=list)
+    # Who runs the command; root if not said.
+    user: str | None = None
+    # Added to the caller's environment.
+    env: dict[str, str] = field(default_factory=dict)
+    # More kernel parameters.
+    append: str = ""
     timeout: float = 600
-    debug: bool = False  # print the console at the end
+    # Print the console at the end.
+    debug: bool = False
 
     def run(self, command: list[str]) -> int:
         """Boot, run the command, power off; its exit status."""
@@ -109,10 +123,11 @@ class Guest:
             initramfs, console = Path(scratch, "initramfs"), Path(scratch, "console")
             kernel = fetch()
             initramfs.write_bytes(b"".join(cpio(self.initramfs(kernel, command))))
-            # QEMU drops the guest's output port when its standard input ends, so it gets a pipe that never does.
+            # QEMU drops the guest's output port when its own standard input ends: a pipe that never does.
             reader, writer = os.pipe()
+            qemu = self.qemu(kernel, initramfs, console)
             try:
-                subprocess.run(self.qemu(kernel, initramfs, console), stdin=reader, timeout=self.timeout, check=False)
+                subprocess.run(qemu, stdin=reader, timeout=self.timeout, check=False)
                 late = False
             except subprocess.TimeoutExpired:
                 late = True
@@ -148,9 +163,12 @@ class Guest:
         if self.user:
             group = pwd.getpwnam(self.user).pw_gid
             words = ["setpriv", f"--reuid={self.user}", f"--regid={group}", "--init-groups", "--", *words]
-        env = {name: value for name, value in {**os.environ, **self.env}.items() if re.fullmatch(r"[A-Za-z_]\w*", name)}
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
-        return "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} || exit {GUEST_FAILED}", f"exec {shlex.join(words)}\n"])
+        env = {**os.environ, **self.env}
+        named = [name for name in env if re.fullmatch(r"[A-Za-z_]\w*", name)]
+        lines = [f"export {name}={shlex.quote(env[name])}" for name in named]
+        lines.append(f"cd {shlex.quote(str(Path.cwd()))} || exit {GUEST_FAILED}")
+        lines.append(f"exec {shlex.join(words)}\n")
+        return "\n".join(lines)
 
     def shares(self) -> list[str]:
         return [os.path.realpath(d) for d in self.writable]
@@ -174,7 +192,7 @@ class Guest:
 
 
 def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
-    """Module binaries by name, each after those that it depends on. A name without a file is built into the kernel."""
+    """Module binaries by name, each after those that it depends on; what has no file is built in."""
     files = {path.name.split(".ko")[0].replace("-", "_"): path for path in kernel.glob("**/kernel/**/*.ko*")}
     loaded: dict[str, bytes] = {}
 
@@ -195,7 +213,7 @@ def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
 
 
 def cpio(entries: Iterator[tuple[str, int, bytes]]) -> Iterator[bytes]:
-    """An archive in the "newc" format of cpio, which the kernel unpacks at boot; every entry belongs to root."""
+    """An archive in cpio's "newc" format, which the kernel unpacks at boot; every entry belongs to root."""
 
     def record(number: int, name: str, mode: int, data: bytes) -> bytes:
         path = name.encode() + b"\0"
@@ -217,22 +235,24 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mem", default="2G", help="the guest's memory (2G)")
-    parser.add_argument("--cpus", type=int, default=2, help="virtual processors (2)")
-    parser.add_argument("--mod", action="append", default=[], metavar="NAME", help="load a kernel module, for example vgem")
-    parser.add_argument("--rw", action="append", default=[], metavar="DIR", help="keep what is written below DIR")
-    parser.add_argument("--user", metavar="NAME", help="run the command as this user instead of root")
-    parser.add_argument("--env", action="append", default=[], type=assignment, metavar="NAME=VALUE")
-    parser.add_argument("--append", default="", metavar="TEXT", help="kernel parameters, for example udmabuf.size_limit_mb=256")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
-    parser.add_argument("--debug", action="store_true", help="print the guest's console at the end")
-    parser.add_argument("command", nargs="+", help="the command, after --")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--mem", default="2G", help="the guest's memory (2G)")
+    add("--cpus", type=int, default=2, help="virtual processors (2)")
+    add("--mod", action="append", default=[], metavar="NAME", help="load a module, for example vgem")
+    add("--rw", action="append", default=[], metavar="DIR", help="keep what is written below DIR")
+    add("--user", metavar="NAME", help="run the command as this user instead of root")
+    add("--env", action="append", default=[], type=assignment, metavar="NAME=VALUE")
+    add("--append", default="", metavar="TEXT", help="parameters, for example udmabuf.size_limit_mb=256")
+    add("--timeout", type=float, default=600, metavar="SECONDS")
+    add("--debug", action="store_true", help="print the guest's console at the end")
+    add("command", nargs="+", help="the command, after --")
     a = parser.parse_args()
     guest = Guest(a.mem, a.cpus, a.mod, a.rw, a.user, dict(a.env), a.append, a.timeout, a.debug)
     try:
         return guest.run(a.command)
-    except Unavailable as why:
+    except UnavailableError as why:
         print(f"vm.py: {why}", file=sys.stderr)
         return GUEST_FAILED
 

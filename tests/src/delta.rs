@@ -2,8 +2,8 @@
 
 use crate::forge;
 use daxfs::format::v5::{
-    BranchRecord, DeltaCreate, DeltaDelete, DeltaHeader, DeltaRename, DeltaSetattr, DeltaSymlink, DeltaTruncate,
-    DeltaWrite,
+    BranchRecord, DeltaCreate, DeltaDelete, DeltaHeader, DeltaRename, DeltaSetattr, DeltaSymlink,
+    DeltaTruncate, DeltaWrite,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -12,13 +12,19 @@ pub const RECORDS: u32 = 256;
 
 /// The log of a branch, entry by entry. Names of methods are what the entry does.
 #[derive(Debug, Clone, Default)]
+#[must_use]
 pub struct Log {
     bytes: Vec<u8>,
 }
 
 impl Log {
+    /// A log without entries.
+    pub fn new() -> Log {
+        Log::default()
+    }
+
     /// Writes through write(2), or with `padding` bytes before the data as a write through mmap does.
-    pub fn write(&mut self, ino: u64, offset: u64, data: &[u8], padding: usize) -> &mut Log {
+    pub fn write(self, ino: u64, offset: u64, data: &[u8], padding: usize) -> Log {
         let mut head = DeltaWrite::new_zeroed();
         head.offset = offset.into();
         head.len = u32::try_from(data.len()).unwrap().into();
@@ -26,7 +32,7 @@ impl Log {
     }
 
     /// Makes a regular file, or a directory when `mode` says so.
-    pub fn create(&mut self, parent: u64, ino: u64, mode: u32, name: &[u8]) -> &mut Log {
+    pub fn create(self, parent: u64, ino: u64, mode: u32, name: &[u8]) -> Log {
         let mut body = DeltaCreate::new_zeroed();
         body.parent_ino = parent.into();
         body.new_ino = ino.into();
@@ -37,7 +43,7 @@ impl Log {
     }
 
     /// Removes a name.
-    pub fn delete(&mut self, parent: u64, ino: u64, name: &[u8]) -> &mut Log {
+    pub fn delete(self, parent: u64, ino: u64, name: &[u8]) -> Log {
         let mut body = DeltaDelete::new_zeroed();
         body.parent_ino = parent.into();
         body.name_len = u16::try_from(name.len()).unwrap().into();
@@ -45,14 +51,14 @@ impl Log {
     }
 
     /// Sets the size.
-    pub fn truncate(&mut self, ino: u64, size: u64) -> &mut Log {
+    pub fn truncate(self, ino: u64, size: u64) -> Log {
         let mut body = DeltaTruncate::new_zeroed();
         body.new_size = size.into();
         self.push(4, ino, &[body.as_bytes()])
     }
 
     /// Moves a name.
-    pub fn rename(&mut self, ino: u64, from: (u64, &[u8]), to: (u64, &[u8])) -> &mut Log {
+    pub fn rename(self, ino: u64, from: (u64, &[u8]), to: (u64, &[u8])) -> Log {
         let mut body = DeltaRename::new_zeroed();
         body.old_parent_ino = from.0.into();
         body.new_parent_ino = to.0.into();
@@ -63,7 +69,7 @@ impl Log {
     }
 
     /// Sets the attributes that `valid` selects: 1 mode, 2 uid, 4 gid, 8 size.
-    pub fn setattr(&mut self, ino: u64, valid: u32, mode: u32, uid: u32, gid: u32, size: u64) -> &mut Log {
+    pub fn setattr(self, ino: u64, valid: u32, mode: u32, uid: u32, gid: u32, size: u64) -> Log {
         let mut body = DeltaSetattr::new_zeroed();
         body.mode = mode.into();
         body.uid = uid.into();
@@ -74,7 +80,7 @@ impl Log {
     }
 
     /// Makes a symbolic link.
-    pub fn symlink(&mut self, parent: u64, ino: u64, name: &[u8], target: &[u8]) -> &mut Log {
+    pub fn symlink(self, parent: u64, ino: u64, name: &[u8], target: &[u8]) -> Log {
         let mut body = DeltaSymlink::new_zeroed();
         body.parent_ino = parent.into();
         body.new_ino = ino.into();
@@ -84,13 +90,13 @@ impl Log {
     }
 
     /// An entry of any kind with any body.
-    pub fn push(&mut self, kind: u32, ino: u64, parts: &[&[u8]]) -> &mut Log {
+    pub fn push(self, kind: u32, ino: u64, parts: &[&[u8]]) -> Log {
         let body: usize = parts.iter().map(|part| part.len()).sum();
         self.push_sized(kind, ino, u32::try_from(size_of::<DeltaHeader>() + body).unwrap(), parts)
     }
 
     /// An entry whose header claims `total` bytes, whatever its body has.
-    pub fn push_sized(&mut self, kind: u32, ino: u64, total: u32, parts: &[&[u8]]) -> &mut Log {
+    pub fn push_sized(mut self, kind: u32, ino: u64, total: u32, parts: &[&[u8]]) -> Log {
         let mut head = DeltaHeader::new_zeroed();
         head.kind = kind.into();
         head.total_size = total.into();

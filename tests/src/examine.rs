@@ -141,7 +141,10 @@ fn check_file(file: &File, memory: Memory) -> u64 {
             assert_eq!(file.write_to(&mut io::sink()).unwrap(), len);
             let hash = file.hash().unwrap();
             if memory == Memory::Live {
-                assert!(file.is_empty() || file.as_slice().is_err(), "no slice of memory that others may write");
+                assert!(
+                    file.is_empty() || file.as_slice().is_err(),
+                    "no slice of memory that others may write"
+                );
                 return len;
             }
             assert_eq!(hash, *blake3::hash(&bytes).as_bytes());

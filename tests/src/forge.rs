@@ -95,7 +95,8 @@ impl Forge {
         self.count_links();
         for (_, at, entries) in &self.dirs {
             for (nth, (child, name)) in entries.iter().enumerate() {
-                let mode = self.table.get((*child as usize).wrapping_sub(1)).map_or(S_IFREG, |i| i.mode.get());
+                let mode =
+                    self.table.get((*child as usize).wrapping_sub(1)).map_or(S_IFREG, |i| i.mode.get());
                 let start = usize::try_from(*at + nth as u64 * DIRENT_STRIDE).unwrap();
                 let place = &mut self.base[start..start + size_of::<Dirent>()];
                 place.copy_from_slice(entry(*child, mode, name).as_bytes());

@@ -84,7 +84,12 @@ pub fn on_disk(root: &Path) -> BTreeMap<Vec<u8>, Facts> {
         let names = || fs::read_dir(&place).unwrap().map(Result::unwrap);
         let (kind, size, nlink, contents) = if meta.is_dir() {
             let subdirs = names().filter(|entry| entry.file_type().unwrap().is_dir()).count();
-            (FileType::Directory, 271 * names().count() as u64, 2 + u32::try_from(subdirs).unwrap(), String::new())
+            (
+                FileType::Directory,
+                271 * names().count() as u64,
+                2 + u32::try_from(subdirs).unwrap(),
+                String::new(),
+            )
         } else if meta.is_symlink() {
             let target = fs::read_link(&place).unwrap().into_os_string().into_vec();
             (FileType::Symlink, target.len() as u64, 1, quoted(&target))

@@ -85,7 +85,11 @@ fn images_of_kerf_open_with_the_contents_of_their_source() {
         let image = Image::open(&file).unwrap();
         examine(&image);
         assert!(image.superblock().overlay.is_some());
-        assert!(matches!(image.view_kind(), ViewKind::Base), "the overlay is unused: {:?}", image.view_kind());
+        assert!(
+            matches!(image.view_kind(), ViewKind::Base),
+            "the overlay is unused: {:?}",
+            image.view_kind()
+        );
         let (ours, theirs) = (tree::in_image(&image), tree::on_disk(&folder));
         tree::assert_same(&without_directory_links(ours), &without_directory_links(theirs));
 

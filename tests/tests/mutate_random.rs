@@ -6,11 +6,12 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
 use daxfs::OpenOptions;
+use daxfs_tests::delta::{Log, attach_main};
 use daxfs_tests::examine::examine;
 use daxfs_tests::forge::{self, Version};
 use daxfs_tests::golden::Golden;
 use daxfs_tests::overlay::Overlay;
-use daxfs_tests::{delta, verdict};
+use daxfs_tests::verdict;
 use mkimage::{Format, Packer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -51,14 +52,16 @@ const AWKWARD: [u64; 12] = [
 /// not zero.
 fn damage(image: &mut [u8], busy: &[usize], random: &mut Random) {
     for _ in 0..=random.below(4) {
-        let near = if random.below(4) == 0 { random.below(image.len()) } else { busy[random.below(busy.len())] };
+        let near =
+            if random.below(4) == 0 { random.below(image.len()) } else { busy[random.below(busy.len())] };
         match random.below(4) {
             0 => image[near] ^= 1 << random.below(8),
             1 => image[near] = AWKWARD[random.below(AWKWARD.len())].to_le_bytes()[0],
             kind => {
                 let width = if kind == 2 { 4 } else { 8 };
                 let at = (near & !(width - 1)).min(image.len() - width);
-                let value = if random.below(2) == 0 { AWKWARD[random.below(AWKWARD.len())] } else { random.next() };
+                let value =
+                    if random.below(2) == 0 { AWKWARD[random.below(AWKWARD.len())] } else { random.next() };
                 image[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
             }
         }
@@ -97,11 +100,11 @@ fn subjects() -> Vec<(String, Vec<u8>)> {
     overlay.attach(&mut changed);
     subjects.push(("overlay".into(), changed));
     let mut branching = forge::mini(Version::V5).finish();
-    let mut log = delta::Log::default();
-    log.create(1, 7, 0o100_644, b"made").write(7, 0, b"contents", 0).write(3, 4, b"XY", 3);
-    log.create(1, 8, 0o040_755, b"dir").rename(7, (1, b"made"), (8, b"moved")).symlink(8, 9, b"s", b"moved");
-    log.truncate(6, 100).setattr(3, 7, 0o100_600, 1, 2, 0).delete(1, 2, b"l");
-    delta::attach_main(&mut branching, &log);
+    let log = Log::new().create(1, 7, 0o100_644, b"made").write(7, 0, b"contents", 0).write(3, 4, b"XY", 3);
+    let log = log.create(1, 8, 0o040_755, b"dir").rename(7, (1, b"made"), (8, b"moved"));
+    let log = log.symlink(8, 9, b"s", b"moved").truncate(6, 100).setattr(3, 7, 0o100_600, 1, 2, 0);
+    let log = log.delete(1, 2, b"l");
+    attach_main(&mut branching, &log);
     subjects.push(("branching".into(), branching));
     if let Some(golden) = Golden::find("random damage to golden images") {
         for name in ["v8-mini", "v8-mini-overlay", "v8-mini-split", "v5-mini", "v8-special"] {

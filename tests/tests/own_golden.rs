@@ -31,7 +31,13 @@ fn safetensors(fill: u8) -> Vec<u8> {
 fn checkpoint() -> Tree {
     let shard = |letter: &str, fill| {
         let bytes = String::from_utf8(safetensors(fill)).unwrap();
-        Item::File(0o644, bytes.replace("bias", &format!("b.{letter}.")).replace("weight", &format!("w.{letter}...")).into_bytes())
+        Item::File(
+            0o644,
+            bytes
+                .replace("bias", &format!("b.{letter}."))
+                .replace("weight", &format!("w.{letter}..."))
+                .into_bytes(),
+        )
     };
     let list = br#"{"metadata":{"total_size":64},"weight_map":{"b.1.":"model-1.safetensors","w.1...":"model-1.safetensors","b.2.":"model-2.safetensors","w.2...":"model-2.safetensors"}}"#;
     vec![
@@ -108,7 +114,8 @@ fn images_and_dumps_are_what_they_were() {
         let image = open(packed.clone(), true).unwrap();
         examine(&image);
         let shown = dump(&image);
-        let (image_file, dump_file) = (folder().join(format!("{name}.daxfs")), folder().join(format!("{name}.txt")));
+        let (image_file, dump_file) =
+            (folder().join(format!("{name}.daxfs")), folder().join(format!("{name}.txt")));
         if bless {
             fs::write(&image_file, &packed).unwrap();
             fs::write(&dump_file, &shown).unwrap();
@@ -140,7 +147,11 @@ fn the_stored_images_open_from_the_file_too() {
         total += fs::metadata(&path).unwrap().len();
         if path.extension().is_some_and(|extension| extension == "daxfs") {
             let image = Image::open(&path).unwrap();
-            similar(&dump(&image), &fs::read_to_string(path.with_extension("txt")).unwrap(), &path.to_string_lossy());
+            similar(
+                &dump(&image),
+                &fs::read_to_string(path.with_extension("txt")).unwrap(),
+                &path.to_string_lossy(),
+            );
         }
     }
     assert!(total <= LIMIT, "{total} bytes in {}", folder().display());

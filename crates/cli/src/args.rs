@@ -53,6 +53,10 @@ pub struct SourceArgs {
     #[arg(long, global = true)]
     pub strict: bool,
 
+    /// Copy the image into private sealed memory first: for files that others may change or truncate
+    #[arg(long, global = true)]
+    pub sealed_copy: bool,
+
     /// Most metadata to copy when opening, such as 64M or 2G (1024-based)
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
     pub max_metadata: u64,
@@ -62,20 +66,46 @@ pub struct SourceArgs {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// List directories
+    ///
+    /// Entries are sorted by name, as bytes. Names that are not UTF-8 or hold control characters are shown with
+    /// the escapes of `ls -b`.
     Ls(LsArgs),
     /// Show the tree with sizes
+    ///
+    /// The size of a directory is that of the files below it; a file with several names counts once, where it is
+    /// met first.
     Tree(TreeArgs),
     /// Show all that is known of an entry
     Stat(StatArgs),
     /// Write the contents of files to standard output
     Cat(CatArgs),
     /// Show regions, memory, and tensors; draw the memory map
+    ///
+    /// The picture shows the whole image in rows, to scale: regions, files, tensors coloured by type, and the
+    /// padding between them.
     Inspect(InspectArgs),
     /// Check an image, alone or against its source directory
+    ///
+    /// Alone: the rules of strict opening; the BLAKE3 hash of every file and of the whole contents, where the image
+    /// has them; the tensor index against the headers of the safetensors files, in both directions; and whether
+    /// sharded checkpoints are complete. An image without an index is checked by the rules alone.
+    ///
+    /// With DIR: types, modes, sizes, contents, symlink targets and hard links too, byte for byte, in both
+    /// directions. Owners and times are not compared. `/.daxfs` is ignored on both sides.
     Verify(VerifyArgs),
     /// Unpack an image into a new directory
+    ///
+    /// Nothing is ever written outside DEST: every step is taken relative to an open directory, no symbolic link is
+    /// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory.
+    /// `/.daxfs`, the index that the packer adds, is not written.
+    ///
+    /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
+    /// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.
     Extract(ExtractArgs),
     /// Move an image that is in memory to 2 MiB pages
+    ///
+    /// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
+    /// enough free memory that is not fragmented.
     Collapse(CollapseArgs),
 }
 
@@ -95,13 +125,12 @@ impl Verb {
     }
 }
 
-/// `daxfs ls`.
-///
-/// Entries are sorted by name, as bytes. Names that are not UTF-8 or hold control characters are shown with
-/// the escapes of `ls -b`.
+/// Arguments of `daxfs ls`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs ls model.daxfs\n  daxfs ls -l model.daxfs /onnx\n  daxfs ls -lR fd:3\n  \
-    daxfs ls --json -R model.daxfs | jq -r '.entries[] | select(.size > 1000000) | .path'")]
+#[command(
+    after_help = "Examples:\n  daxfs ls model.daxfs\n  daxfs ls -l model.daxfs /onnx\n  daxfs ls -lR fd:3\n  \
+    daxfs ls --json -R model.daxfs | jq -r '.entries[] | select(.size > 1000000) | .path'"
+)]
 pub struct LsArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
     pub image: OsString,
@@ -119,10 +148,7 @@ pub struct LsArgs {
     pub json: bool,
 }
 
-/// `daxfs tree`.
-///
-/// The size of a directory is that of the files below it; a file with several names counts once, where it is
-/// met first.
+/// Arguments of `daxfs tree`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs tree model.daxfs\n  daxfs tree -L 2 model.daxfs /onnx")]
 pub struct TreeArgs {
@@ -139,9 +165,11 @@ pub struct TreeArgs {
     pub bytes: bool,
 }
 
-/// `daxfs stat`.
+/// Arguments of `daxfs stat`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs stat model.daxfs /model.safetensors\n  daxfs stat --json -L model.daxfs /latest")]
+#[command(
+    after_help = "Examples:\n  daxfs stat model.daxfs /model.safetensors\n  daxfs stat --json -L model.daxfs /latest"
+)]
 pub struct StatArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
     pub image: OsString,
@@ -156,9 +184,11 @@ pub struct StatArgs {
     pub json: bool,
 }
 
-/// `daxfs cat`.
+/// Arguments of `daxfs cat`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs cat model.daxfs /config.json\n  daxfs cat - a.bin b.bin < model.daxfs > ab.bin")]
+#[command(
+    after_help = "Examples:\n  daxfs cat model.daxfs /config.json\n  daxfs cat - a.bin b.bin < model.daxfs > ab.bin"
+)]
 pub struct CatArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
     pub image: OsString,
@@ -167,13 +197,12 @@ pub struct CatArgs {
     pub paths: Vec<OsString>,
 }
 
-/// `daxfs inspect`.
-///
-/// The picture shows the whole image in rows, to scale: regions, files, tensors coloured by type, and the
-/// padding between them.
+/// Arguments of `daxfs inspect`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs inspect model.daxfs\n  daxfs inspect --svg map.svg model.daxfs\n  \
-    daxfs inspect --json model.daxfs | jq '[.files[].tensors[]? | select(.aligned | not)] | length'")]
+#[command(
+    after_help = "Examples:\n  daxfs inspect model.daxfs\n  daxfs inspect --svg map.svg model.daxfs\n  \
+    daxfs inspect --json model.daxfs | jq '[.files[].tensors[]? | select(.aligned | not)] | length'"
+)]
 pub struct InspectArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
     pub image: OsString,
@@ -190,14 +219,7 @@ pub struct InspectArgs {
     pub svg: Option<PathBuf>,
 }
 
-/// `daxfs verify`.
-///
-/// Alone: the rules of strict opening; the BLAKE3 hash of every file and of the whole contents, where the image
-/// has them; the tensor index against the headers of the safetensors files, in both directions; and whether
-/// sharded checkpoints are complete. An image without an index is checked by the rules alone.
-///
-/// With DIR: types, modes, sizes, contents, symlink targets and hard links too, byte for byte, in both
-/// directions. Owners and times are not compared. `/.daxfs` is ignored on both sides.
+/// Arguments of `daxfs verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs verify model.daxfs\n  daxfs verify model.daxfs weights/\n  \
     daxfs verify --json fd:3 | jq .ok")]
@@ -218,16 +240,11 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
-/// `daxfs extract`.
-///
-/// Nothing is ever written outside DEST: every step is taken relative to an open directory, no symbolic link is
-/// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory.
-/// `/.daxfs`, the index that the packer adds, is not written.
-///
-/// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
-/// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.
+/// Arguments of `daxfs extract`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs extract model.daxfs weights/\n  daxfs extract --path /onnx model.daxfs onnx/")]
+#[command(
+    after_help = "Examples:\n  daxfs extract model.daxfs weights/\n  daxfs extract --path /onnx model.daxfs onnx/"
+)]
 pub struct ExtractArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
     pub image: OsString,
@@ -251,10 +268,7 @@ pub struct ExtractArgs {
     pub quiet: bool,
 }
 
-/// `daxfs collapse`.
-///
-/// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
-/// enough free memory that is not fragmented.
+/// Arguments of `daxfs collapse`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs collapse fd:3\n  daxfs collapse /dev/shm/model.daxfs")]
 pub struct CollapseArgs {

@@ -14,7 +14,9 @@ pub fn run(image: &Image, args: &CollapseArgs, out: &mut Output) -> anyhow::Resu
     let region = image.region();
     let name = name(&args.image);
     match region.info().map(|info| &info.kind) {
-        Some(FdKind::Memfd { hugetlb: Some(_), .. }) => bail!("{name}: hugetlb memory has huge pages already"),
+        Some(FdKind::Memfd { hugetlb: Some(_), .. }) => {
+            bail!("{name}: hugetlb memory has huge pages already")
+        }
         Some(FdKind::Memfd { .. }) => (),
         Some(FdKind::DmaBuf { .. }) => bail!("{name}: the pages of a dma-buf belong to its exporter"),
         Some(FdKind::DevDax { .. }) => bail!("{name}: the page size of a DAX device is set when it is made"),

@@ -12,7 +12,10 @@ pub fn metadata_extent(image: &Image, entry: &Entry) -> Option<Range<u64>> {
     let superblock = image.superblock();
     let base = superblock.base.as_ref()?;
     let metadata = entry.metadata();
-    if image.view_kind() != ViewKind::Base || metadata.size == 0 || metadata.ino > u64::from(superblock.inode_count) {
+    if image.view_kind() != ViewKind::Base
+        || metadata.size == 0
+        || metadata.ino > u64::from(superblock.inode_count)
+    {
         return None;
     }
     let len = match entry.file_type() {
@@ -21,7 +24,8 @@ pub fn metadata_extent(image: &Image, entry: &Entry) -> Option<Range<u64>> {
         FileType::File | FileType::Special => return None,
     };
     let slot = metadata.ino.checked_sub(1)?.checked_mul(size_of::<format::Inode>() as u64)?;
-    let field = superblock.inode_table.start.checked_add(slot)? + offset_of!(format::Inode, data_offset) as u64;
+    let field =
+        superblock.inode_table.start.checked_add(slot)? + offset_of!(format::Inode, data_offset) as u64;
     let mut bytes = [0; 8];
     image.region().view().read_at(field, &mut bytes).ok()?;
     let start = base.start.checked_add(u64::from_le_bytes(bytes))?;

@@ -21,7 +21,8 @@ pub fn open(args: &SourceArgs, image: &OsStr) -> anyhow::Result<Image> {
 /// # Errors
 /// When the backing file cannot be opened.
 pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
-    let mut options = OpenOptions::new().strict(args.strict).max_metadata(args.max_metadata);
+    let mut options =
+        OpenOptions::new().strict(args.strict).sealed_copy(args.sealed_copy).max_metadata(args.max_metadata);
     if let Some(backing) = &args.backing {
         options = options.backing(map(backing)?);
     }

@@ -6,7 +6,7 @@ use crate::output::{Outcome, Output, report};
 use crate::place::{alignment_of, metadata_extent};
 use crate::text::{Side, Table, alignment, count, escape, human, kind_name, mode_string};
 use anyhow::Context;
-use daxfs::{Entry, FileType, Image};
+use daxfs::{Entry, File, FileType, Image, Region};
 use serde::Serialize;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -36,7 +36,9 @@ enum Contents {
     /// One range of the backing file.
     Backing(Place),
     /// Pieces of the image, an overlay or a log.
-    Pieces,
+    Pieces { pieces: usize },
+    /// Somewhere in an overlay or a log.
+    Changed,
     /// Not to be had.
     Unavailable { why: String },
 }
@@ -55,7 +57,11 @@ pub fn run(image: &Image, args: &StatArgs, out: &mut Output) -> anyhow::Result<O
     let mut outcome = Outcome::Clean;
     let mut entries = Vec::new();
     for path in &args.paths {
-        let found = if args.dereference { image.entry(path.as_bytes()) } else { image.entry_no_follow(path.as_bytes()) };
+        let found = if args.dereference {
+            image.entry(path.as_bytes())
+        } else {
+            image.entry_no_follow(path.as_bytes())
+        };
         match found {
             Ok(entry) => entries.push(entry),
             Err(error) => {
@@ -80,7 +86,11 @@ pub fn run(image: &Image, args: &StatArgs, out: &mut Output) -> anyhow::Result<O
 
 fn describe(image: &Image, entry: &Entry) -> anyhow::Result<StatJson> {
     let (contents, provenance) = contents(image, entry);
-    Ok(StatJson { entry: EntryJson::new(entry).with_context(|| escape(&entry.path()))?, contents, provenance })
+    Ok(StatJson {
+        entry: EntryJson::new(entry).with_context(|| escape(&entry.path()))?,
+        contents,
+        provenance,
+    })
 }
 
 fn show(image: &Image, entry: &Entry, out: &mut impl Write) -> anyhow::Result<()> {
@@ -103,7 +113,8 @@ fn show(image: &Image, entry: &Entry, out: &mut impl Write) -> anyhow::Result<()
             Contents::Empty => "none".to_owned(),
             Contents::Extent(place) => format!("image {}", place.line()),
             Contents::Backing(place) => format!("backing file {}", place.line()),
-            Contents::Pieces => "in pieces: changed after packing".to_owned(),
+            Contents::Pieces { pieces } => format!("{pieces} pieces: changed after packing"),
+            Contents::Changed => "changed after packing".to_owned(),
             Contents::Unavailable { why } => format!("unavailable: {why}"),
         },
     );
@@ -119,26 +130,32 @@ fn contents(image: &Image, entry: &Entry) -> (Contents, String) {
         FileType::File if entry.metadata().size == 0 => (Contents::Empty, own.clone()),
         FileType::File => match entry.file() {
             Err(error) => (Contents::Unavailable { why: error.to_string() }, own.clone()),
-            Ok(file) => {
-                let contents = match file.extent() {
-                    None => Contents::Pieces,
-                    Some(extent) => {
-                        let place = Place::new(extent.offset, extent.len);
-                        let is_own = file.region().view().as_ptr() == own.view().as_ptr();
-                        if is_own { Contents::Extent(place) } else { Contents::Backing(place) }
-                    }
-                };
-                (contents, file.region().clone())
-            }
+            Ok(file) => (of_file(&file, own), file.region().clone()),
         },
-        FileType::Directory | FileType::Symlink if entry.metadata().size == 0 => (Contents::Empty, own.clone()),
+        FileType::Directory | FileType::Symlink if entry.metadata().size == 0 => {
+            (Contents::Empty, own.clone())
+        }
         FileType::Directory | FileType::Symlink => match metadata_extent(image, entry) {
             Some(range) => (Contents::Extent(Place::new(range.start, range.end - range.start)), own.clone()),
-            None => (Contents::Pieces, own.clone()),
+            None => (Contents::Changed, own.clone()),
         },
         FileType::Special => (Contents::Empty, own.clone()),
     };
     (contents, region.provenance().to_string())
+}
+
+fn of_file(file: &File, image: &Region) -> Contents {
+    let Some(extent) = file.extent() else {
+        return match file.bytes() {
+            Err(daxfs::Error::NotContiguous { pieces, .. }) => Contents::Pieces { pieces },
+            Err(error) => Contents::Unavailable { why: error.to_string() },
+            // Unreachable: what has a view has an extent.
+            Ok(_) => Contents::Empty,
+        };
+    };
+    let place = Place::new(extent.offset, extent.len);
+    let own = file.region().view().as_ptr() == image.view().as_ptr();
+    if own { Contents::Extent(place) } else { Contents::Backing(place) }
 }
 
 impl Place {
@@ -148,6 +165,10 @@ impl Place {
 
     fn line(&self) -> String {
         let Self { offset, length, alignment: align } = *self;
-        format!("{offset:#x}..{:#x}, offset {offset}, {length} bytes, aligned to {}", offset + length, alignment(align))
+        format!(
+            "{offset:#x}..{:#x}, offset {offset}, {length} bytes, aligned to {}",
+            offset + length,
+            alignment(align)
+        )
     }
 }

@@ -50,7 +50,8 @@ pub fn run(image: &Image, args: &TreeArgs, out: &mut Output) -> anyhow::Result<O
         let branch = if last { "└── " } else { "├── " };
         let cell = bytes.map(size).unwrap_or_default();
         writeln!(out, "{cell:>width$}  {prefix}{branch}{}", label(&entry)?)?;
-        let descend = args.depth.is_none_or(|depth| levels.len() < usize::try_from(depth).unwrap_or(usize::MAX));
+        let descend =
+            args.depth.is_none_or(|depth| levels.len() < usize::try_from(depth).unwrap_or(usize::MAX));
         if entry.file_type() == FileType::Directory && descend {
             levels.push(sorted_children(&entry).into_iter());
             prefix.push_str(if last { "    " } else { "│   " });

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::holder::HolderError;
 use crate::region::Provenance;
 use crate::tensor::TensorError;
 
@@ -16,6 +17,19 @@ pub enum Error {
     /// A system call or the memory itself failed.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),
+
+    /// A holder cannot be reached or refuses.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+
+    /// The image holds other content than was expected.
+    #[error("the image's content hash is {}, expected {}", found.as_ref().map_or_else(|| "not stored".to_owned(), hex), hex(expected))]
+    OtherContent {
+        /// What was asked for.
+        expected: [u8; 32],
+        /// What the image says, if it says anything.
+        found: Option<[u8; 32]>,
+    },
 
     /// The region is too small to hold a superblock.
     #[error("region: {len:#x} bytes, but a superblock takes {need:#x}")]
@@ -91,7 +105,9 @@ pub enum Error {
     },
 
     /// The metadata is larger than the caller allows.
-    #[error("{place}: copying it takes {needed:#x} bytes of metadata in all, the limit is {limit:#x}; raise it with OpenOptions::max_metadata if the image is trusted to be this large")]
+    #[error(
+        "{place}: copying it takes {needed:#x} bytes of metadata in all, the limit is {limit:#x}; raise it with OpenOptions::max_metadata if the image is trusted to be this large"
+    )]
     MetadataLimit {
         /// What was about to be copied.
         place: String,
@@ -141,7 +157,9 @@ pub enum Error {
     },
 
     /// A slice was asked for, but others may write to the memory.
-    #[error("a slice needs immutable memory, this region is {0}; read through a view, make a sealed copy, or promise immutability with Region::assume_immutable")]
+    #[error(
+        "a slice needs immutable memory, this region is {0}; read through a view, make a sealed copy, or promise immutability with Region::assume_immutable"
+    )]
     NotImmutable(Provenance),
 
     /// The file is made of several pieces (overlay pages or log entries), so there is no one view of it.
@@ -188,6 +206,7 @@ impl Error {
         match self {
             Self::NotFound { .. } => true,
             Self::Tensor(error) => error.is_not_found(),
+            Self::Holder(error) => error.is_not_found(),
             Self::Memory(error) => error.io_kind() == std::io::ErrorKind::NotFound,
             _ => false,
         }
@@ -309,6 +328,15 @@ impl fmt::Display for Rule {
     }
 }
 
+/// A hash as users write it.
+pub(crate) fn hex(hash: &[u8; 32]) -> String {
+    let mut text = String::from("blake3:");
+    for byte in hash {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
 /// Bytes of a name or path as readable text: printable UTF-8 as it is, all else escaped.
 pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
@@ -342,7 +370,10 @@ mod tests {
             within: "base image",
             bound: 0x8000,
         };
-        assert_eq!(error.to_string(), "inode 17: data 0x4000..0x9000 is outside the base image (0x8000 bytes)");
+        assert_eq!(
+            error.to_string(),
+            "inode 17: data 0x4000..0x9000 is outside the base image (0x8000 bytes)"
+        );
         let error = Error::NotFound { path: b"a\n\xff/\xc3\xa9".to_vec() };
         assert_eq!(error.to_string(), "a\\n\\xff/é: no such file or directory in the image");
         assert!(error.is_not_found());

@@ -32,13 +32,22 @@ pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
 pub struct OpenOptions {
     strict: bool,
     sealed_copy: bool,
+    private: bool,
     max_metadata: u64,
     backing: Option<Region>,
+    expect: Option<[u8; 32]>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { strict: false, sealed_copy: false, max_metadata: DEFAULT_MAX_METADATA, backing: None }
+        Self {
+            strict: false,
+            sealed_copy: false,
+            private: false,
+            max_metadata: DEFAULT_MAX_METADATA,
+            backing: None,
+            expect: None,
+        }
     }
 }
 
@@ -79,12 +88,28 @@ impl OpenOptions {
         self
     }
 
+    /// Maps the source copy-on-write, see [`Region::from_fd_private`]; only for [`OpenOptions::open`].
+    #[must_use]
+    pub fn private(mut self, private: bool) -> Self {
+        self.private = private;
+        self
+    }
+
+    /// Refuses an image whose stored content hash ([`Image::content_hash`]) is another one, or that has none. A
+    /// holder checks the hash when it loads an image; for other sources compare what is stored with what is there by
+    /// [`File::hash`] or `daxfs verify`.
+    #[must_use]
+    pub fn expect(mut self, content_hash: [u8; 32]) -> Self {
+        self.expect = Some(content_hash);
+        self
+    }
+
     /// Opens a source as [`Region::open`] names it.
     ///
     /// # Errors
     /// When the source cannot be mapped, or holds no valid image; see [`Error`].
     pub fn open(&self, source: impl AsRef<OsStr>) -> Result<Image> {
-        self.open_region(Region::open(source)?)
+        self.open_region(Region::open_with(source.as_ref(), self.expect, self.private)?)
     }
 
     /// Opens the image in a region.
@@ -100,7 +125,7 @@ impl OpenOptions {
         };
         let Snapshot { superblock, tree, view_kind } = snapshot;
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
-        Ok(Image(Arc::new(Inner {
+        let image = Image(Arc::new(Inner {
             region,
             backing,
             superblock,
@@ -108,7 +133,13 @@ impl OpenOptions {
             view_kind,
             tensors: TensorCache::default(),
             index: OnceLock::new(),
-        })))
+        }));
+        match self.expect {
+            Some(expected) if image.content_hash() != Some(expected) => {
+                Err(Error::OtherContent { expected, found: image.content_hash() })
+            }
+            _ => Ok(image),
+        }
     }
 }
 
@@ -168,6 +199,14 @@ impl Image {
     /// The backing file, if the image needs one and got it.
     pub fn backing(&self) -> Option<&Region> {
         self.0.backing.as_ref()
+    }
+
+    /// True while the source that it was opened from still means this image; see [`Region::is_current`].
+    ///
+    /// # Errors
+    /// [`Error::Holder`] when a holder cannot be asked.
+    pub fn is_current(&self) -> Result<bool> {
+        self.region().is_current()
     }
 
     /// Where the regions of the image lie.

@@ -57,6 +57,7 @@ mod entry;
 mod error;
 mod file;
 pub mod format;
+pub mod holder;
 mod image;
 mod region;
 mod snapshot;

@@ -131,7 +131,8 @@ fn parse_v8(
     let (base, inode_table, inode_count) = if raw.base_offset.get() == 0 {
         (None, 0..0, 0)
     } else {
-        let base = bounded("superblock: base image", raw.base_offset.get(), raw.base_size.get(), len, "region")?;
+        let base =
+            bounded("superblock: base image", raw.base_offset.get(), raw.base_size.get(), len, "region")?;
         if base.start < format::SUPERBLOCK_SIZE as u64 {
             return Err(invalid("superblock", Rule::BaseOffset, base.start));
         }
@@ -317,7 +318,10 @@ pub(crate) fn invalid(place: impl Into<String>, rule: Rule, found: impl std::fmt
     Error::Invalid { place: place.into(), rule, found: found.to_string() }
 }
 
-fn prefix<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(bytes: &[u8], place: &'static str) -> Result<T> {
+fn prefix<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(
+    bytes: &[u8],
+    place: &'static str,
+) -> Result<T> {
     T::read_from_prefix(bytes).map(|(value, _)| value).map_err(|_| Error::OutOfBounds {
         place: place.to_owned(),
         range: 0..size_of::<T>() as u64,

@@ -1,4 +1,53 @@
-//! Shareable memory on Linux.
+//! Shareable memory on Linux: making it, describing it, mapping it, passing it on, and reading it while others write.
+//!
+//! This is the leaf crate of the workspace: every system call on memory and every read of memory that another process,
+//! kernel or device may be writing happens here. It knows nothing of any data format.
+//!
+//! Three rules hold throughout:
+//! 1. **No references to shared memory.** Bytes are reached through [`SharedBytes`] (bounded pointer, relaxed atomic
+//!    loads); a `&[u8]` comes only out of an `unsafe` function whose caller promises that nobody writes.
+//! 2. **Descriptors are owned or borrowed, never numbers**, and all are close-on-exec; the one exception is
+//!    [`duplicate`], for numbers inherited from a parent.
+//! 3. **A mapping lies within its object** when it is made. Whether it stays so depends on the kind of memory:
+//!
+//! | memory | made by | can shrink (SIGBUS) | contents final | huge pages | devices import it |
+//! |---|---|---|---|---|---|
+//! | memfd | [`Memfd::create`] | not with [`Seals::SHRINK`] | with [`Seals::IMMUTABLE`], proven by the kernel | [`allocate_huge`], hugetlb | some (software Vulkan) |
+//! | udmabuf | [`udmabuf_from`] | no | never: always writable | no | yes |
+//! | dma-heap buffer | [`heap_allocate`] | no | never: always writable | no | yes |
+//! | dma-buf of a driver | [`recv_fds`], [`duplicate`] | no | not for this process if the descriptor is read-only | no | yes |
+//! | devdax | [`open_read_only`] | no | no proof | by the device, 2 MiB | by address |
+//! | file | [`open_read_only`] | **yes**, by every writer | no proof | page cache, on tmpfs [`allocate_huge`] | no |
+//!
+//! CPU access to dma-bufs belongs between [`CpuAccess::begin`] and [`CpuAccess::finish`], which order caches and do not
+//! exclude others. Copying out of a mapping works for every kind; what pins pages (O_DIRECT, `MSG_ZEROCOPY`, io_uring
+//! buffers, RDMA) fails with EFAULT on dma-bufs.
+//!
+//! ```
+//! use std::os::fd::AsFd;
+//! use dmabuf::{HugePages, Mapping, Memfd, Seals, describe};
+//!
+//! # fn main() -> dmabuf::Result<()> {
+//! let memfd = Memfd::create("example", 4096, HugePages::No)?;
+//! let mut writer = Mapping::read_write(memfd.as_fd(), 0, 4096)?;
+//! writer.view_mut()?.copy_from(100, b"weights")?;
+//! drop(writer); // the kernel refuses the write seal while a writable mapping lives
+//! memfd.seal(Seals::IMMUTABLE)?;
+//!
+//! let reader = Mapping::read_only(memfd.as_fd(), 0, 4096)?;
+//! let mut bytes = [0; 7];
+//! reader.view().read_at(100, &mut bytes)?;
+//! assert_eq!(&bytes, b"weights");
+//!
+//! // Sealed against writing and shrinking: here a slice is sound.
+//! // SAFETY: the kernel refuses every write and truncation of this memory from now on.
+//! let slice = unsafe { reader.view().as_slice() };
+//! assert_eq!(&slice[100..107], b"weights");
+//! assert!(Mapping::read_write(memfd.as_fd(), 0, 4096).is_err());
+//! assert_eq!(describe(memfd.as_fd())?.len, 4096);
+//! # Ok(())
+//! # }
+//! ```
 
 mod advice;
 mod describe;
@@ -7,9 +56,11 @@ mod fdpass;
 mod heap;
 mod map;
 mod memfd;
+mod socket;
 mod sync;
 mod udmabuf;
 mod view;
+mod view_mut;
 
 pub use advice::PageStats;
 pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only};
@@ -18,6 +69,8 @@ pub use fdpass::{recv_fds, send_fds};
 pub use heap::{heap_allocate, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
+pub use socket::{Peer, connect_seqpacket, listen_seqpacket, peer, set_timeout};
 pub use sync::{Access, CpuAccess};
 pub use udmabuf::{udmabuf_from, udmabuf_limit};
-pub use view::{SharedBytes, SharedBytesMut};
+pub use view::SharedBytes;
+pub use view_mut::SharedBytesMut;

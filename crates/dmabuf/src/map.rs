@@ -20,7 +20,8 @@ use crate::advice::{self, PageStats};
 use crate::describe::{Class, fd_name, probe};
 use crate::error::{Error, Result};
 use crate::memfd::HUGE;
-use crate::view::{SharedBytes, SharedBytesMut};
+use crate::view::SharedBytes;
+use crate::view_mut::SharedBytesMut;
 
 /// How often another thread may take the address found for an aligned mapping before any address will do.
 const PLACE_ATTEMPTS: usize = 8;

@@ -2,7 +2,7 @@
 //!
 //! Head rules of this module:
 //! 1. No `&[u8]` or `&mut [u8]` to such memory is ever formed, except through the two `unsafe` doors
-//!    [`SharedBytes::as_slice`] and [`SharedBytesMut::as_mut_slice`], whose callers promise that nobody writes.
+//!    [`SharedBytes::as_slice`] and [`SharedBytesMut::as_mut_slice`](crate::SharedBytesMut::as_mut_slice), whose callers promise that nobody writes.
 //! 2. Reads are relaxed atomic loads of whole words (single bytes at the edges): defined when another thread or
 //!    process stores meanwhile, and as fast as `memcpy` for what does not fit the caches.
 //! 3. A byte is copied once and the copy is judged: two reads of one place may differ.
@@ -17,14 +17,13 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
 /// Bytes per step where a bounce buffer is needed: it stays in the second-level cache.
-const BOUNCE: usize = 128 << 10;
+pub(crate) const BOUNCE: usize = 128 << 10;
 const WORD: usize = size_of::<u64>();
 
 /// A bounded pointer to `len` readable bytes, which others may be writing. Copying it copies no bytes.
@@ -272,171 +271,8 @@ unsafe fn load_words(src: *const u8, dst: *mut u8, count: usize) {
     }
 }
 
-/// A bounded pointer to writable memory that no other part of this process uses meanwhile: it comes from a mutable
-/// borrow and can be split into disjoint parts for threads. Other processes may still read and write the bytes.
-pub struct SharedBytesMut<'a> {
-    ptr: NonNull<u8>,
-    len: usize,
-    memory: PhantomData<&'a mut [UnsafeCell<u8>]>,
-}
-
-// SAFETY: the view is the only path to its bytes within this process (made from a mutable borrow, parts are
-// disjoint), so moving it to another thread moves that right; its lifetime keeps the memory mapped.
-unsafe impl Send for SharedBytesMut<'_> {}
-
-impl fmt::Debug for SharedBytesMut<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedBytesMut({:p}, {} bytes)", self.ptr, self.len)
-    }
-}
-
-impl<'a> SharedBytesMut<'a> {
-    /// A view of ordinary memory of this process, for code that fills either kind.
-    pub fn from_slice(bytes: &'a mut [u8]) -> Self {
-        SharedBytesMut { len: bytes.len(), ptr: NonNull::from(bytes).cast(), memory: PhantomData }
-    }
-
-    /// # Safety
-    /// For all of `'a` the `len` bytes at `ptr` are mapped readable and writable within one mapping of at most
-    /// `isize::MAX` bytes, and this process reaches them through this value alone.
-    pub(crate) unsafe fn from_raw_parts(ptr: NonNull<u8>, len: usize) -> Self {
-        SharedBytesMut { ptr, len, memory: PhantomData }
-    }
-
-    /// Number of bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Address of the first byte, for system calls and devices: valid for reads and writes of [`len`](Self::len)
-    /// bytes while `self` is borrowed. Dangling (but not null) when the view is empty.
-    pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.ptr.as_ptr()
-    }
-
-    /// Divides the view at `mid` into two that share no byte, for instance one per thread.
-    ///
-    /// # Errors
-    /// [`Error::OutOfBounds`] if `mid` is behind the end.
-    pub fn split_at(self, mid: usize) -> Result<(Self, Self)> {
-        check_range(mid as u64, 0, self.len)?;
-        // SAFETY: `mid <= self.len`, so the sum stays within the mapping or one past its end.
-        let second = unsafe { self.ptr.add(mid) };
-        Ok((
-            SharedBytesMut { ptr: self.ptr, len: mid, memory: PhantomData },
-            SharedBytesMut { ptr: second, len: self.len - mid, memory: PhantomData },
-        ))
-    }
-
-    /// The same view for a shorter time.
-    pub fn reborrow(&mut self) -> SharedBytesMut<'_> {
-        SharedBytesMut { ptr: self.ptr, len: self.len, memory: PhantomData }
-    }
-
-    /// The sub-view of `len` bytes that starts at `offset`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfBounds`] unless the range lies within the view.
-    pub fn get_mut(&mut self, offset: u64, len: u64) -> Result<SharedBytesMut<'_>> {
-        let (start, len) = check_range(offset, len, self.len)?;
-        // SAFETY: `start <= self.len` (checked above), so the sum stays within the mapping or one past its end.
-        let ptr = unsafe { self.ptr.add(start) };
-        Ok(SharedBytesMut { ptr, len, memory: PhantomData })
-    }
-
-    /// A reading view of the same bytes; they cannot be written through `self` while it lives.
-    #[must_use]
-    pub fn as_shared(&self) -> SharedBytes<'_> {
-        SharedBytes { ptr: self.ptr, len: self.len, frozen: false, memory: PhantomData }
-    }
-
-    /// Copies `src` to `offset`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfBounds`] unless all of `src` fits; nothing is then written.
-    pub fn copy_from(&mut self, offset: u64, src: &[u8]) -> Result<()> {
-        let target = self.get_mut(offset, src.len() as u64)?;
-        // SAFETY: `src` is readable and `target` writable, both for `src.len()` bytes; a slice cannot overlap memory
-        // that this process reaches through `self` alone; alignment 1.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), target.ptr.as_ptr(), src.len()) };
-        Ok(())
-    }
-
-    /// Writes zeros.
-    ///
-    /// # Errors
-    /// [`Error::OutOfBounds`] unless the range lies within the view; nothing is then written.
-    pub fn fill_zero(&mut self, offset: u64, len: u64) -> Result<()> {
-        let target = self.get_mut(offset, len)?;
-        // SAFETY: `target` is writable for `target.len` bytes and reached through `self` alone; alignment 1.
-        unsafe { std::ptr::write_bytes(target.ptr.as_ptr(), 0, target.len) };
-        Ok(())
-    }
-
-    /// Reads from `fd` at `file_offset` into the start of the view with one `pread(2)` and returns the number of
-    /// bytes, which is less than [`len`](Self::len) at the end of the file and 0 behind it.
-    ///
-    /// Where the kernel cannot put bytes straight into the memory (EFAULT: O_DIRECT into a dma-buf), they go through
-    /// a buffer of this process, at most 128 KiB in one call.
-    ///
-    /// # Errors
-    /// Those of `pread(2)`; a call interrupted by a signal is repeated.
-    pub fn pread_from(&mut self, fd: BorrowedFd<'_>, file_offset: u64) -> io::Result<usize> {
-        let offset = libc::off_t::try_from(file_offset)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "file offset exceeds i64"))?;
-        loop {
-            // SAFETY: the kernel writes at most `self.len` bytes to memory that is writable for as many and that
-            // nothing else in this process uses (the view is exclusive and mutably borrowed); `fd` is open.
-            let n = unsafe { libc::pread(fd.as_raw_fd(), self.ptr.as_ptr().cast(), self.len, offset) };
-            if let Ok(n) = usize::try_from(n) {
-                return Ok(n);
-            }
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::EFAULT) => return self.pread_bounced(fd, offset),
-                _ => return Err(error),
-            }
-        }
-    }
-
-    fn pread_bounced(&mut self, fd: BorrowedFd<'_>, offset: libc::off_t) -> io::Result<usize> {
-        // Twice the largest sector size in use, so that an aligned part exists for O_DIRECT.
-        const SECTOR: usize = 4096;
-        let mut buf = vec![0u8; BOUNCE.min(self.len.next_multiple_of(SECTOR)) + SECTOR];
-        let start = buf.as_ptr().align_offset(SECTOR).min(SECTOR);
-        let len = buf.len() - SECTOR;
-        let n = loop {
-            match nix::sys::uio::pread(fd, &mut buf[start..start + len], offset) {
-                Err(nix::errno::Errno::EINTR) => {}
-                other => break other?.min(self.len),
-            }
-        };
-        self.copy_from(0, &buf[start..start + n]).map_err(io::Error::other)?;
-        Ok(n)
-    }
-
-    /// The bytes as a slice.
-    ///
-    /// # Safety
-    /// While the slice lives nobody else reads or writes these bytes: no other process, no device, no other mapping
-    /// of the memory in this process; and nobody cuts the file short.
-    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: readable and writable for `self.len <= isize::MAX` bytes of one mapping by the constructor's
-        // contract, aligned for `u8`, not null; exclusive within the process by `&mut self`, outside by promise.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
-    }
-}
-
 /// Converts a range to `usize` if it lies within `bound` bytes.
-fn check_range(offset: u64, len: u64, bound: usize) -> Result<(usize, usize)> {
+pub(crate) fn check_range(offset: u64, len: u64, bound: usize) -> Result<(usize, usize)> {
     let error = Error::OutOfBounds { offset, len, bound: bound as u64 };
     match (usize::try_from(offset), usize::try_from(len)) {
         (Ok(start), Ok(n)) if start.checked_add(n).is_some_and(|end| end <= bound) => Ok((start, n)),

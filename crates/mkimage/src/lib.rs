@@ -1,1 +1,79 @@
-//! Packer.
+//! Packs a tree of files into a DAXFS image.
+//!
+//! ```text
+//! inputs -> scan (names, attributes) -> plan (where everything lies; pure) -> write (each byte once) -> image
+//!                        |                    ^
+//!                        +-> tensor headers --+
+//! ```
+//!
+//! The image can be a file, or memory that is handed on by its descriptor: a memfd, a udmabuf, a buffer of a
+//! dma-heap, a devdax device. Source files are read straight into that memory by several threads; the memory that
+//! packing itself needs depends on the number of files (less than 1 KiB each), not on their size.
+//!
+//! The same inputs and settings give the same bytes, whatever the time, the user and the order of directories.
+//! A file that changes while it is packed is an error, and no partial image is left behind.
+//!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let weights = dir.path().join("weights");
+//! # std::fs::create_dir(&weights)?;
+//! # std::fs::write(weights.join("config.json"), "{}")?;
+//! # let target = dir.path().join("model.daxfs");
+//! let summary = mkimage::Packer::new().input(&weights).plan()?.write_file(&target)?;
+//! assert_eq!(summary.files, 1);
+//!
+//! let image = daxfs::Image::open(&target)?;
+//! assert_eq!(image.file("config.json")?.to_vec()?, b"{}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Into memory, sealed so that nobody can change it:
+//!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # std::fs::write(dir.path().join("config.json"), "{}")?;
+//! # let weights = dir.path();
+//! use mkimage::{HugePages, Memory, Packer};
+//!
+//! let plan = Packer::new().input(weights).plan()?;
+//! let (fd, _) = plan.write_memory(&Memory::Memfd(HugePages::Auto))?;
+//! let image = daxfs::Image::from_fd(fd)?;
+//! assert_eq!(image.file("config.json")?.as_slice()?, b"{}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The layout is described in [`Format`]'s module and, byte by byte, in [`daxfs::format`]. When the tree holds
+//! safetensors files, an index of their tensors is added as `/.daxfs/index`; [`Packer::plain`] leaves it out.
+
+mod align;
+mod block;
+pub mod command;
+mod copy;
+mod dedupe;
+mod error;
+mod hash;
+mod index;
+mod memory;
+mod metadata;
+mod output;
+mod packer;
+mod parallel;
+mod plan;
+mod progress;
+mod reflink;
+mod scan;
+mod source;
+mod summary;
+mod target;
+mod tensors;
+mod tree;
+mod verify;
+mod write;
+
+pub use dmabuf::HugePages;
+pub use error::{Error, Result};
+pub use memory::Memory;
+pub use packer::{DEFAULT_ALIGN, DEFAULT_TENSOR_ALIGN, Packer, Plan};
+pub use plan::Format;
+pub use progress::{Progress, Silent};
+pub use summary::{Pages, Summary};

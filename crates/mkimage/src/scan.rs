@@ -64,7 +64,7 @@ fn stat_input(path: &Path) -> Result<FileStat> {
 }
 
 /// The name of an input in the root of the image. `.` and `dir/..` get the name of what they stand for.
-fn base_name(path: &Path) -> Result<OsString> {
+pub(crate) fn base_name(path: &Path) -> Result<OsString> {
     let resolved = match path.file_name() {
         Some(name) => return Ok(name.to_owned()),
         None => path.canonicalize().map_err(|error| Error::io("resolve", path, error))?,

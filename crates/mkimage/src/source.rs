@@ -125,6 +125,11 @@ pub(crate) struct SourceFile<'t> {
 }
 
 impl SourceFile<'_> {
+    /// Bytes of the file, as the scan saw it.
+    pub(crate) fn size(&self) -> u64 {
+        self.tree.node(self.number).identity.size
+    }
+
     /// The file must still be what the scan saw; called after opening and again after the last read.
     pub(crate) fn check(&self) -> Result<()> {
         let now = fstat(&self.file).map_err(|errno| self.fail("stat", errno))?;
@@ -137,7 +142,7 @@ impl SourceFile<'_> {
     /// There must be nothing behind the size that the scan saw. Files whose size says nothing, as in /proc,
     /// are found out here.
     pub(crate) fn check_end(&self) -> Result<()> {
-        let size = self.tree.node(self.number).identity.size;
+        let size = self.size();
         match self.file.read_at(&mut [0], size).map_err(|error| self.fail("read", error))? {
             0 => Ok(()),
             _ => Err(self.changed(format!("it holds more than its {size} bytes"))),
@@ -154,7 +159,7 @@ impl SourceFile<'_> {
 
     /// The file ended at or behind `offset`, before the size that the scan saw.
     pub(crate) fn ended(&self, offset: u64) -> Error {
-        let size = self.tree.node(self.number).identity.size;
+        let size = self.size();
         self.changed(format!("a read at {offset} found its end, {size} bytes when it was listed"))
     }
 

@@ -31,8 +31,8 @@ pub enum Kind {
     DeltaRegion,
     /// Page cache region.
     PageCache,
-    /// Base image under an overlay or a log, as far as no file of the effective view lies there.
-    Superseded,
+    /// The rest of a base image under an overlay or a log: directories, links, and files that were changed or deleted.
+    BaseRest,
     /// Nothing: space between pieces.
     Padding,
     /// Memory behind the image.
@@ -54,7 +54,7 @@ impl Kind {
             Self::BranchTable => "branch table",
             Self::DeltaRegion => "delta region",
             Self::PageCache => "page cache",
-            Self::Superseded => "superseded base data",
+            Self::BaseRest => "other base data",
             Self::Padding => "padding",
             Self::Behind => "behind the image",
         }
@@ -151,7 +151,10 @@ impl Layout {
         };
         claim(Some(0..format::SUPERBLOCK_SIZE as u64), Kind::Superblock);
         if superblock.version == format::v5::VERSION {
-            claim(superblock.base.as_ref().map(|b| b.start..b.start + format::v5::BASE_HEADER_SIZE), Kind::BaseHeader);
+            claim(
+                superblock.base.as_ref().map(|b| b.start..b.start + format::v5::BASE_HEADER_SIZE),
+                Kind::BaseHeader,
+            );
         }
         claim(Some(superblock.inode_table.clone()), Kind::InodeTable);
         claim(superblock.overlay.clone(), Kind::Overlay);
@@ -159,19 +162,21 @@ impl Layout {
         claim(superblock.branch_table.clone(), Kind::BranchTable);
         claim(superblock.delta_region.clone(), Kind::DeltaRegion);
 
+        let named = named_safetensors(image);
         let mut files: Vec<FileMap> = Vec::new();
         let mut checkpoints = Vec::new();
         let mut seen = HashSet::new();
         for entry in image.walk() {
+            if entry.name().ends_with(b".safetensors.index.json") && image.file(entry.path()).is_ok() {
+                checkpoints.push(Checkpoint::of(image, entry.path()));
+            }
             match entry.file_type() {
                 FileType::Directory => claim(metadata_extent(image, &entry), Kind::Directories),
                 FileType::Symlink => claim(metadata_extent(image, &entry), Kind::Symlinks),
                 FileType::File => {
-                    if entry.name().ends_with(b".safetensors.index.json") {
-                        checkpoints.push(Checkpoint::of(image, entry.path()));
-                    }
-                    if seen.insert(entry.metadata().ino) {
-                        files.push(FileMap::of(image, entry));
+                    let ino = entry.metadata().ino;
+                    if seen.insert(ino) {
+                        files.push(FileMap::of(image, entry, named.contains(&ino)));
                     }
                 }
                 FileType::Special => (),
@@ -208,20 +213,29 @@ impl Layout {
 
 impl Checkpoint {
     fn of(image: &Image, path: Vec<u8>) -> Self {
-        let contents = image.tensors_at(&path).map(|tensors| (tensors.len(), tensors.shards().len()));
+        let contents = image.tensors_at(&path).and_then(|tensors| {
+            tensors.iter().try_for_each(|tensor| tensor.map(drop))?;
+            Ok((tensors.len(), tensors.shards()?.len()))
+        });
         Self { path, contents: contents.map_err(|error| error.to_string()) }
     }
 }
 
+/// Inodes of files that a name says are safetensors; in a Hugging Face cache that is the name of a link.
+fn named_safetensors(image: &Image) -> HashSet<u64> {
+    let named = image.walk().filter(|entry| entry.name().ends_with(b".safetensors"));
+    named.filter_map(|entry| image.file(entry.path()).ok()).map(|file| file.ino()).collect()
+}
+
 impl FileMap {
-    fn of(image: &Image, entry: Entry) -> Self {
+    fn of(image: &Image, entry: Entry, is_tensors: bool) -> Self {
         let path = entry.path();
-        let is_tensors = path.ends_with(b".safetensors");
         let file = entry.file();
         let mut map = Self { path, entry, extent: None, in_image: false, tensors: None };
         match file {
             Ok(file) => {
-                map.extent = file.extent().map(|e| e.offset..e.offset + e.len).filter(|range| !range.is_empty());
+                map.extent =
+                    file.extent().map(|e| e.offset..e.offset + e.len).filter(|range| !range.is_empty());
                 map.in_image = file.region().view().as_ptr() == image.region().view().as_ptr();
                 if is_tensors {
                     map.tensors = Some(tensors_of(&file).map_err(|error| error.to_string()));
@@ -264,8 +278,8 @@ fn tensors_of(file: &File) -> daxfs::Result<Vec<TensorMap>> {
 
 /// Turns claims into pieces that cover `0..memory` without gap or overlap. Of two claims to the same bytes the one
 /// that begins first has them: identical files that are stored once appear once. What nobody claims is padding, or
-/// superseded when it lies in `superseded`.
-fn cover(mut claims: Vec<Piece>, superseded: Option<Range<u64>>, image: u64, memory: u64) -> Vec<Piece> {
+/// the rest of the base image when it lies in `base`.
+fn cover(mut claims: Vec<Piece>, base: Option<Range<u64>>, image: u64, memory: u64) -> Vec<Piece> {
     claims.sort_by_key(|claim| (claim.range.start, std::cmp::Reverse(claim.range.end)));
     let mut pieces: Vec<Piece> = Vec::with_capacity(2 * claims.len() + 1);
     let mut at = 0;
@@ -275,7 +289,7 @@ fn cover(mut claims: Vec<Piece>, superseded: Option<Range<u64>>, image: u64, mem
         if start >= end {
             continue;
         }
-        fill(&mut pieces, at..start, superseded.as_ref(), image);
+        fill(&mut pieces, at..start, base.as_ref(), image);
         match pieces.last_mut() {
             // Packed symlinks, and directories that touch, are one piece.
             Some(last) if last.kind == claim.kind && last.range.end == start && claim.file.is_none() => {
@@ -285,17 +299,17 @@ fn cover(mut claims: Vec<Piece>, superseded: Option<Range<u64>>, image: u64, mem
         }
         at = end;
     }
-    fill(&mut pieces, at..memory, superseded.as_ref(), image);
+    fill(&mut pieces, at..memory, base.as_ref(), image);
     pieces
 }
 
 /// Adds what nobody claimed of `gap`.
-fn fill(pieces: &mut Vec<Piece>, gap: Range<u64>, superseded: Option<&Range<u64>>, image: u64) {
-    let base = superseded.cloned().unwrap_or(0..0);
+fn fill(pieces: &mut Vec<Piece>, gap: Range<u64>, base: Option<&Range<u64>>, image: u64) {
+    let base = base.cloned().unwrap_or(0..0);
     let mut at = gap.start;
     for (until, kind) in [
         (base.start.min(image), Kind::Padding),
-        (base.end.min(image), Kind::Superseded),
+        (base.end.min(image), Kind::BaseRest),
         (image, Kind::Padding),
         (gap.end, Kind::Behind),
     ] {
@@ -349,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn unclaimed_base_data_is_superseded() {
+    fn unclaimed_base_data_is_not_padding() {
         let claims = vec![claim(0..10, Kind::Superblock, None), claim(50..60, Kind::Overlay, None)];
         let pieces = cover(claims, Some(20..40), 70, 80);
         assert_eq!(
@@ -357,7 +371,7 @@ mod tests {
             [
                 (0, 10, Kind::Superblock),
                 (10, 20, Kind::Padding),
-                (20, 40, Kind::Superseded),
+                (20, 40, Kind::BaseRest),
                 (40, 50, Kind::Padding),
                 (50, 60, Kind::Overlay),
                 (60, 70, Kind::Padding),

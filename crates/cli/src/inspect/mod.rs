@@ -2,6 +2,7 @@
 
 mod json;
 mod layout;
+mod markup;
 mod paint;
 mod report;
 mod rows;
@@ -27,7 +28,8 @@ pub fn run(image: &Image, args: &InspectArgs, out: &mut Output) -> anyhow::Resul
         let picture = svg::draw(image, &layout, &title);
         std::fs::write(path, picture).with_context(|| escape(path.as_os_str().as_bytes()))?;
     }
-    let shown: Vec<&FileMap> = layout.files.iter().filter(|file| scopes.iter().any(|s| s.holds(&file.path))).collect();
+    let shown: Vec<&FileMap> =
+        layout.files.iter().filter(|file| scopes.iter().any(|s| s.holds(&file.path))).collect();
     if args.json {
         json::write(image, &layout, &memory, &shown, args.align, out)?;
     } else {
@@ -73,7 +75,8 @@ fn scopes(image: &Image, args: &InspectArgs) -> anyhow::Result<Vec<Scope>> {
 fn complain(layout: &Layout, out: &mut Output) -> std::io::Result<Outcome> {
     out.finish()?;
     let mut outcome = Outcome::Clean;
-    let files = layout.files.iter().filter_map(|file| Some((&file.path, file.tensors.as_ref()?.as_ref().err()?)));
+    let files =
+        layout.files.iter().filter_map(|file| Some((&file.path, file.tensors.as_ref()?.as_ref().err()?)));
     let checkpoints = layout.checkpoints.iter().filter_map(|c| Some((&c.path, c.contents.as_ref().err()?)));
     for (path, error) in files.chain(checkpoints) {
         let path = escape(path);

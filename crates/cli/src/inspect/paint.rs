@@ -87,7 +87,7 @@ impl Paint {
             Self::Kind(Kind::BranchTable) => "#78350f",
             Self::Kind(Kind::DeltaRegion) => "#ca8a04",
             Self::Kind(Kind::PageCache) => "#57534e",
-            Self::Kind(Kind::Superseded) => "#d6d3d1",
+            Self::Kind(Kind::BaseRest) => "#d6d3d1",
             Self::Tensor(Class::Float64) => "#1e3a8a",
             Self::Tensor(Class::Float32) => "#2563eb",
             Self::Tensor(Class::BFloat16) => "#0d9488",
@@ -106,7 +106,7 @@ impl Paint {
             Self::Header
             | Self::Filler
             | Self::Tensor(Class::Float4)
-            | Self::Kind(Kind::Padding | Kind::Behind | Kind::Superseded | Kind::Symlinks) => "#111827",
+            | Self::Kind(Kind::Padding | Kind::Behind | Kind::BaseRest | Kind::Symlinks) => "#111827",
             _ => "#ffffff",
         }
     }
@@ -114,7 +114,7 @@ impl Paint {
     /// Metadata is small beside weights, so the map never lets it vanish.
     pub fn is_metadata(self) -> bool {
         matches!(self, Self::Header)
-            || matches!(self, Self::Kind(kind) if !matches!(kind, Kind::Files | Kind::Padding | Kind::Behind | Kind::Superseded))
+            || matches!(self, Self::Kind(kind) if !matches!(kind, Kind::Files | Kind::Padding | Kind::Behind | Kind::BaseRest))
     }
 }
 

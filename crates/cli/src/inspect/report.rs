@@ -19,12 +19,10 @@ pub fn write(
     regions(image, layout, out)?;
     checkpoints(layout, out)?;
     for file in files {
-        if let Some(tensors) = &file.tensors {
+        // Headers that are not valid are reported as errors, after this.
+        if let Some(Ok(tensors)) = &file.tensors {
             writeln!(out)?;
-            match tensors {
-                Ok(tensors) => tensor_table(file, tensors, align, out)?,
-                Err(error) => writeln!(out, "{}: no tensors: {error}", file.label())?,
-            }
+            tensor_table(file, tensors, align, out)?;
         }
     }
     Ok(())
@@ -65,9 +63,10 @@ fn summary(image: &Image, layout: &Layout, memory: &Memory, out: &mut impl Write
 
 /// What was applied to get the tree that is shown.
 pub fn view(image: &Image) -> String {
+    let base = if image.superblock().base.is_some() { "base image under an overlay" } else { "overlay" };
     match image.view_kind() {
         ViewKind::Base => "base image".to_owned(),
-        ViewKind::Overlay { entries } => format!("base image under an overlay of {}", count(entries, "entry", "entries")),
+        ViewKind::Overlay { entries } => format!("{base} of {}", count(entries, "entry", "entries")),
         ViewKind::Branch { entries } => {
             format!("base image with {} of branch main", count(entries, "log entry", "log entries"))
         }
@@ -106,14 +105,12 @@ fn regions(image: &Image, layout: &Layout, out: &mut impl Write) -> io::Result<(
 fn checkpoints(layout: &Layout, out: &mut impl Write) -> io::Result<()> {
     for checkpoint in &layout.checkpoints {
         let path = escape(&checkpoint.path);
-        let text = match &checkpoint.contents {
-            Ok((tensors, shards)) => format!(
-                "{} in {}, complete",
-                count(*tensors as u64, "tensor", "tensors"),
-                count(*shards as u64, "shard", "shards")
-            ),
-            Err(error) => format!("not usable: {error}"),
-        };
+        let Ok((tensors, shards)) = &checkpoint.contents else { continue };
+        let text = format!(
+            "{} in {}, complete",
+            count(*tensors as u64, "tensor", "tensors"),
+            count(*shards as u64, "shard", "shards")
+        );
         writeln!(out, "\ncheckpoint {path}: {text}")?;
     }
     Ok(())

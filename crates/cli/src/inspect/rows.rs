@@ -79,7 +79,8 @@ impl Scale {
     /// Rows for `size` bytes that hold `spans`: more for more stretches, but never too many.
     pub fn fit(size: u64, spans: &[Span]) -> Self {
         let size = size.max(1);
-        let visible = spans.iter().filter(|span| span.range.end - span.range.start >= size / 20_000).count() as u64;
+        let visible =
+            spans.iter().filter(|span| span.range.end - span.range.start >= size / 20_000).count() as u64;
         let rows = (visible / PER_ROW).clamp(1, MOST_ROWS);
         // Above half the address space there is no next power of two, and no such memory.
         let bytes_per_row = size.div_ceil(rows).checked_next_power_of_two().unwrap_or(1 << 63).max(4096);
@@ -109,8 +110,6 @@ pub struct Column {
     pub number: u32,
     /// How many of its bytes have which paint, sorted by paint; the rest is padding.
     pub shares: Vec<(Paint, u64)>,
-    /// How many stretches begin in it.
-    pub begins: u32,
 }
 
 /// A row of the map.
@@ -149,7 +148,7 @@ fn row(spans: &[Span], range: Range<u64>, scale: Scale) -> Row {
         }
         for column in columns_of(span, &range, per_column) {
             if row.columns.last().is_none_or(|last| last.number < column) {
-                row.columns.push(Column { number: column, shares: Vec::new(), begins: 0 });
+                row.columns.push(Column { number: column, shares: Vec::new() });
             }
         }
     }
@@ -160,7 +159,6 @@ fn row(spans: &[Span], range: Range<u64>, scale: Scale) -> Row {
         for column in row.columns.iter_mut().skip(from).take_while(|column| column.number < touched.end) {
             let start = range.start + u64::from(column.number) * per_column;
             let bytes = span.range.end.min(start + per_column) - span.range.start.max(start);
-            column.begins += u32::from(span.range.start >= start && scale.is_small(span));
             match column.shares.iter_mut().find(|(paint, _)| *paint == span.paint) {
                 Some((_, sum)) => *sum += bytes,
                 None => column.shares.push((span.paint, bytes)),
@@ -217,14 +215,11 @@ mod tests {
         assert_eq!(
             rows[0].columns,
             [
-                Column { number: 0, shares: vec![(paint(Kind::Superblock), 4), (paint(Kind::Files), 2)], begins: 1 },
-                Column { number: 511, shares: vec![(paint(Kind::Directories), 6)], begins: 1 },
+                Column { number: 0, shares: vec![(paint(Kind::Superblock), 4), (paint(Kind::Files), 2)] },
+                Column { number: 511, shares: vec![(paint(Kind::Directories), 6)] },
             ]
         );
         assert_eq!(rows[1].range, 4096..5000);
-        assert_eq!(
-            rows[1].columns,
-            [Column { number: 0, shares: vec![(paint(Kind::Directories), 4)], begins: 0 }]
-        );
+        assert_eq!(rows[1].columns, [Column { number: 0, shares: vec![(paint(Kind::Directories), 4)] }]);
     }
 }

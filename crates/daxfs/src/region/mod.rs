@@ -10,12 +10,15 @@ mod source;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use dmabuf::{CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, PageStats, Seals, SharedBytes};
 
 pub use source::Source;
 
+use crate::holder::Attachment;
 use crate::{Error, Result};
 
 /// What is known of the writers of a region.
@@ -50,6 +53,10 @@ enum Memory {
 pub struct Region {
     memory: Arc<Memory>,
     provenance: Provenance,
+    /// Set when a holder gave the memory.
+    attachment: Option<Arc<Attachment>>,
+    /// Set when it was opened by a path.
+    path: Option<Arc<Path>>,
 }
 
 impl Region {
@@ -59,9 +66,26 @@ impl Region {
     /// the file, touching a page beyond its new end raises SIGBUS. Where that can happen use [`Region::sealed_copy`].
     ///
     /// # Errors
-    /// [`Error::Memory`] when the source cannot be opened, is no shareable memory, or cannot be mapped.
+    /// [`Error::Memory`] when the source cannot be opened, is no shareable memory, or cannot be mapped;
+    /// [`Error::Holder`] when a holder cannot be reached or refuses.
     pub fn open(source: impl AsRef<OsStr>) -> Result<Self> {
-        Self::from_fd(Source::parse(source.as_ref()).open()?)
+        Self::open_with(source.as_ref(), None, false)
+    }
+
+    /// Like [`Region::open`]; a holder is told which content hash is expected, and `private` maps copy-on-write.
+    pub(crate) fn open_with(source: &OsStr, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
+        let map = if private { Self::from_fd_private } else { Self::from_fd };
+        match Source::parse(source)? {
+            Source::Path(path) => {
+                let region = map(dmabuf::open_read_only(&path)?)?;
+                Ok(Self { path: Some(path.into()), ..region })
+            }
+            Source::Descriptor(fd) => map(dmabuf::duplicate(fd)?),
+            Source::Holder(address) => {
+                let (attachment, fd) = Attachment::new(address, expect)?;
+                Ok(Self { attachment: Some(Arc::new(attachment)), ..map(fd)? })
+            }
+        }
     }
 
     /// Maps a descriptor read-only: a memfd, a dma-buf, a regular file or a devdax device.
@@ -96,12 +120,16 @@ impl Region {
             FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
             _ => Provenance::Shared,
         };
-        Ok(Self { memory: Arc::new(Memory::Mapped { mapping, fd, info }), provenance })
+        Ok(Self::new(Memory::Mapped { mapping, fd, info }, provenance))
     }
 
     /// A region over bytes that this process owns: immutable, at no particular alignment, without a descriptor.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { memory: Arc::new(Memory::Owned(bytes.into_boxed_slice())), provenance: Provenance::Sealed }
+        Self::new(Memory::Owned(bytes.into_boxed_slice()), Provenance::Sealed)
+    }
+
+    fn new(memory: Memory, provenance: Provenance) -> Self {
+        Self { memory: Arc::new(memory), provenance, attachment: None, path: None }
     }
 
     /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
@@ -201,6 +229,26 @@ impl Region {
             Memory::Mapped { fd, .. } => Some(fd.as_fd()),
             Memory::Owned(_) => None,
         }
+    }
+
+    /// What a holder said of the memory, if it came from one.
+    pub fn attachment(&self) -> Option<&Attachment> {
+        self.attachment.as_deref()
+    }
+
+    /// True while the source still means this memory: a holder's name was not swapped, a path was not replaced by
+    /// another file. Memory that came as a descriptor has no name that could change.
+    ///
+    /// # Errors
+    /// [`Error::Holder`] when the holder cannot be asked.
+    pub fn is_current(&self) -> Result<bool> {
+        if let Some(attachment) = self.attachment() {
+            return Ok(attachment.is_current()?);
+        }
+        let (Some(path), Some(info)) = (&self.path, self.info()) else {
+            return Ok(true);
+        };
+        Ok(std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino)))
     }
 
     /// True when the mapping is private and writable ([`Region::from_fd_private`]).

@@ -75,7 +75,8 @@ impl Base {
         let (records, _) = table.as_chunks::<{ size_of::<format::Inode>() }>();
         let mut slots = Vec::with_capacity(records.len());
         for (number, record) in (1_u64..).zip(records) {
-            let raw = format::Inode::read_from_bytes(record).map_err(|_| Error::TooSmall { len: 0, need: 64 })?;
+            let raw =
+                format::Inode::read_from_bytes(record).map_err(|_| Error::TooSmall { len: 0, need: 64 })?;
             slots.push(check_slot(number, &raw, &range, superblock, backing_len, strict)?);
         }
         Ok(Self { slots, range, external, buffer: Vec::new() })
@@ -92,7 +93,9 @@ impl Base {
             _ if slot.size == 0 => Content::Empty,
             None => Content::Image(range),
             Some(External::Backing) => Content::Backing(range),
-            Some(External::Absent) => Content::Elsewhere("they are in a backing file or an exported directory"),
+            Some(External::Absent) => {
+                Content::Elsewhere("they are in a backing file or an exported directory")
+            }
         }
     }
 
@@ -242,7 +245,11 @@ impl Source for Base {
             return Err(invalid(format!("inode {ino}"), Rule::EntryInode, ino));
         };
         if slot.is_unused() {
-            return Err(invalid(format!("inode {ino}"), Rule::FileType, format_args!("mode {:o}", slot.mode)));
+            return Err(invalid(
+                format!("inode {ino}"),
+                Rule::FileType,
+                format_args!("mode {:o}", slot.mode),
+            ));
         }
         let metadata = Metadata {
             ino,
@@ -277,6 +284,9 @@ impl Source for Base {
     }
 
     fn unreachable_directory(&self, reached: &dyn Fn(u64) -> bool) -> Option<u64> {
-        (1_u64..).zip(&self.slots).find(|(ino, slot)| slot.is_directory() && !reached(*ino)).map(|(ino, _)| ino)
+        (1_u64..)
+            .zip(&self.slots)
+            .find(|(ino, slot)| slot.is_directory() && !reached(*ino))
+            .map(|(ino, _)| ino)
     }
 }

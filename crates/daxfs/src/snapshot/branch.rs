@@ -3,7 +3,6 @@
 //! The version 5 kernel itself replays some entries wrongly (renames are lost, writes in the middle cut a file);
 //! those faults are not imitated. Data stays in the log; a changed file becomes a list of pieces.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use hashbrown::HashMap;
@@ -11,7 +10,8 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::base::{Base, TARGET_MAX, check_name};
 use super::tree::{Child, Source, store_target};
-use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
+use super::written::Written;
+use super::{Content, Inode, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};
 use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, v5};
 use crate::superblock::{Superblock, bounded, invalid};
@@ -55,15 +55,7 @@ struct Changed {
     metadata: Metadata,
     target: Option<Vec<u8>>,
     /// `Some` once data or size changed.
-    data: Option<Data>,
-}
-
-/// Bytes of a changed file.
-struct Data {
-    /// What of the packed bytes still shows: a truncation hides the rest for good.
-    base_len: u64,
-    /// Written ranges by start: end and absolute offset. They do not overlap.
-    written: BTreeMap<u64, (u64, u64)>,
+    data: Option<Written>,
 }
 
 /// Names of a directory that the log changes, in order of creation.
@@ -88,71 +80,6 @@ impl Names {
         if let Some(entry) = self.places.remove(name).and_then(|place| self.order.get_mut(place)) {
             entry.1 = None;
         }
-    }
-}
-
-impl Data {
-    /// Forgets what is written in `range`, keeping the parts of older writes that stick out.
-    fn cut(&mut self, range: Range<u64>) {
-        let mut overlapping: Vec<_> = Vec::new();
-        for (&start, &(end, _)) in self.written.range(..range.end).rev() {
-            if end <= range.start {
-                break;
-            }
-            overlapping.push(start);
-        }
-        for start in overlapping {
-            let Some((end, source)) = self.written.remove(&start) else { continue };
-            if start < range.start {
-                self.written.insert(start, (range.start, source));
-            }
-            if end > range.end {
-                self.written.insert(range.end, (end, source + (range.end - start)));
-            }
-        }
-    }
-
-    fn write(&mut self, start: u64, len: u64, source: u64) {
-        if len > 0 {
-            self.cut(start..start + len);
-            self.written.insert(start, (start + len, source));
-        }
-    }
-
-    fn truncate(&mut self, size: u64) {
-        self.base_len = self.base_len.min(size);
-        self.cut(size..u64::MAX);
-    }
-
-    fn pieces(&self, size: u64, base: &Content) -> Content {
-        let mut pieces = Vec::new();
-        let mut end = 0;
-        let fill = |pieces: &mut Vec<Piece>, from: &mut u64, to: u64| {
-            let shown = to.min(self.base_len);
-            if *from < shown {
-                let source = match base {
-                    Content::Image(range) => PieceSource::Image(range.start + *from),
-                    Content::Backing(range) => PieceSource::Backing(range.start + *from),
-                    _ => PieceSource::Zeros,
-                };
-                pieces.push(Piece { start: *from, len: shown - *from, source });
-                *from = shown;
-            }
-            if *from < to {
-                pieces.push(Piece { start: *from, len: to - *from, source: PieceSource::Zeros });
-                *from = to;
-            }
-        };
-        for (&start, &(stop, source)) in &self.written {
-            let (start, stop) = (start.min(size), stop.min(size));
-            fill(&mut pieces, &mut end, start);
-            if start < stop {
-                pieces.push(Piece { start, len: stop - start, source: PieceSource::Image(source) });
-                end = stop;
-            }
-        }
-        fill(&mut pieces, &mut end, size);
-        if pieces.is_empty() { Content::Empty } else { Content::Pieces(pieces.into_boxed_slice()) }
     }
 }
 
@@ -240,7 +167,16 @@ impl Replayed {
                 }
                 let nlink = if expected == S_IFDIR { 2 } else { 1 };
                 let owner = (fields.uid.get(), fields.gid.get());
-                self.create(reader, entry, fields.parent_ino.get(), name, fields.new_ino.get(), mode, owner, nlink)?;
+                self.create(
+                    reader,
+                    entry,
+                    fields.parent_ino.get(),
+                    name,
+                    fields.new_ino.get(),
+                    mode,
+                    owner,
+                    nlink,
+                )?;
             }
             3 => {
                 let (fields, rest) = entry.fields::<v5::DeltaDelete>()?;
@@ -317,7 +253,7 @@ impl Replayed {
     ) -> Result<()> {
         self.names(reader, parent, entry)?.set(name, ino);
         let metadata = Metadata { ino, mode, uid, gid, size: 0, nlink };
-        let data = (mode & S_IFMT == S_IFREG).then(|| Data { base_len: 0, written: BTreeMap::new() });
+        let data = (mode & S_IFMT == S_IFREG).then(|| Written::new(0));
         self.inodes.insert(ino, Changed { metadata, target: None, data });
         if mode & S_IFMT == S_IFDIR {
             self.directories.insert(ino, Names::default());
@@ -391,9 +327,9 @@ impl Replayed {
 }
 
 /// The changed data of a file; at its first change all packed bytes still show.
-fn data(file: &mut Changed) -> &mut Data {
+fn data(file: &mut Changed) -> &mut Written {
     let base_len = file.metadata.size;
-    file.data.get_or_insert_with(|| Data { base_len, written: BTreeMap::new() })
+    file.data.get_or_insert_with(|| Written::new(base_len))
 }
 
 impl Source for Replayed {
@@ -410,7 +346,7 @@ impl Source for Replayed {
                 let base = self.base.slot(ino).map_or(Content::Empty, |slot| self.base.file_content(slot));
                 match (data, base) {
                     (None, base) => base,
-                    (Some(data), Content::Elsewhere(why)) if data.base_len > 0 => Content::Elsewhere(why),
+                    (Some(data), Content::Elsewhere(why)) if data.base_len() > 0 => Content::Elsewhere(why),
                     (Some(data), base) => data.pieces(metadata.size, &base),
                 }
             }
@@ -442,51 +378,5 @@ impl Source for Replayed {
 
     fn unreachable_directory(&self, _reached: &dyn Fn(u64) -> bool) -> Option<u64> {
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Replays writes and truncations on bytes and on pieces, and compares.
-    #[test]
-    fn pieces_equal_a_byte_array() {
-        let mut state = 7_u64;
-        let mut random = move |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % bound
-        };
-        for _ in 0..500 {
-            let image: Vec<u8> = (0..400).map(|_| random(256) as u8).collect();
-            let mut bytes = image[100..130].to_vec();
-            let mut data = Data { base_len: 30, written: BTreeMap::new() };
-            for _ in 0..random(8) {
-                if random(3) == 0 {
-                    let size = random(60);
-                    data.truncate(size);
-                    bytes.resize(usize::try_from(size).unwrap(), 0);
-                } else {
-                    let (start, len, source) = (random(60), random(20), 200 + random(100));
-                    data.write(start, len, source);
-                    let (start, len, source) = (start as usize, len as usize, source as usize);
-                    bytes.resize(bytes.len().max(start + len), 0);
-                    bytes[start..start + len].copy_from_slice(&image[source..source + len]);
-                }
-            }
-            let content = data.pieces(bytes.len() as u64, &Content::Image(100..130));
-            let mut got = Vec::new();
-            if let Content::Pieces(pieces) = content {
-                for piece in pieces {
-                    assert_eq!(piece.start, got.len() as u64);
-                    match piece.source {
-                        PieceSource::Image(at) => got.extend(&image[at as usize..(at + piece.len) as usize]),
-                        PieceSource::Zeros => got.resize(got.len() + piece.len as usize, 0),
-                        PieceSource::Backing(_) => unreachable!(),
-                    }
-                }
-            }
-            assert_eq!(got, bytes);
-        }
     }
 }

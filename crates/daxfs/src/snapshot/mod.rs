@@ -8,8 +8,10 @@
 
 mod base;
 mod branch;
+mod buckets;
 mod overlay;
 mod tree;
+mod written;
 
 use std::ops::Range;
 
@@ -124,7 +126,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Copies a range that was bounds-checked before, replacing the contents of `buffer`.
-    pub fn copy(&mut self, place: impl FnOnce() -> String, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn copy(
+        &mut self,
+        place: impl FnOnce() -> String,
+        range: Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
         let len = range.end - range.start;
         self.charge(place, len)?;
         buffer.clear();
@@ -159,7 +166,12 @@ pub(crate) struct Snapshot {
 }
 
 /// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given.
-pub(crate) fn take(view: SharedBytes<'_>, backing_len: Option<u64>, strict: bool, limit: u64) -> Result<Snapshot> {
+pub(crate) fn take(
+    view: SharedBytes<'_>,
+    backing_len: Option<u64>,
+    strict: bool,
+    limit: u64,
+) -> Result<Snapshot> {
     let mut reader = Reader::new(view, limit);
     let block_size = format::SUPERBLOCK_SIZE;
     if reader.len() < block_size as u64 {

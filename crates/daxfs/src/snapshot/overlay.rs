@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use zerocopy::FromBytes;
 
 use super::base::{Base, Slot, TARGET_MAX, check_name};
+use super::buckets::{Keys, reachable};
 use super::tree::{Child, Source, store_target};
 use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};
@@ -33,8 +34,6 @@ const TOMBSTONE: u32 = 1;
 
 /// Entries whose names have equal 63-bit hashes share a chain; honest chains have one or two.
 const CHAIN_MAX: usize = 64;
-
-type Keys = HashMap<u64, u64, foldhash::quality::RandomState>;
 
 /// The overlay region: its keys, and where its pool lies.
 #[derive(Debug)]
@@ -104,7 +103,12 @@ impl Overlay {
         Ok(self.pool.start + range.start..self.pool.start + range.end)
     }
 
-    fn entry<T: FromBytes, const N: usize>(&self, reader: &mut Reader<'_>, place: &str, offset: u64) -> Result<T> {
+    fn entry<T: FromBytes, const N: usize>(
+        &self,
+        reader: &mut Reader<'_>,
+        place: &str,
+        offset: u64,
+    ) -> Result<T> {
         let range = self.pool_range(place, offset, N as u64)?;
         reader.read::<T, N>(place, range.start)
     }
@@ -115,7 +119,8 @@ impl Overlay {
             return Ok(None);
         };
         let place = format!("overlay inode {ino}");
-        let raw: v8::OverlayInode = self.entry::<_, { size_of::<v8::OverlayInode>() }>(reader, &place, offset)?;
+        let raw: v8::OverlayInode =
+            self.entry::<_, { size_of::<v8::OverlayInode>() }>(reader, &place, offset)?;
         if raw.kind.get() != KIND_INODE {
             return Err(invalid(place, Rule::OverlayEntryKind, raw.kind.get()));
         }
@@ -131,9 +136,14 @@ impl Overlay {
 
     fn dirent(&self, reader: &mut Reader<'_>, offset: u64) -> Result<v8::OverlayDirent> {
         let place = "overlay directory entry";
-        let raw: v8::OverlayDirent = self.entry::<_, { size_of::<v8::OverlayDirent>() }>(reader, place, offset)?;
+        let raw: v8::OverlayDirent =
+            self.entry::<_, { size_of::<v8::OverlayDirent>() }>(reader, place, offset)?;
         if raw.kind.get() != KIND_DIRENT {
-            return Err(invalid(format!("{place} at pool {offset:#x}"), Rule::OverlayEntryKind, raw.kind.get()));
+            return Err(invalid(
+                format!("{place} at pool {offset:#x}"),
+                Rule::OverlayEntryKind,
+                raw.kind.get(),
+            ));
         }
         Ok(raw)
     }
@@ -179,35 +189,6 @@ fn name_key(parent: u64, name: &[u8]) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     hash >> 1
-}
-
-/// What the kernel's probing finds for each key. A key at distance `d` behind its first bucket is found when the
-/// `d` buckets before it are all used, that is when its run of used buckets is long enough; of several buckets
-/// with one key the nearest counts.
-fn reachable(table: &[(u64, u64)]) -> Keys {
-    let count = table.len();
-    let mut best: HashMap<u64, (usize, u64), foldhash::quality::RandomState> = HashMap::default();
-    let used = |index: usize| table.get(index % count.max(1)).is_some_and(|(key, _)| key & 1 == 1);
-    // Length of the run of used buckets that ends before bucket 0, for keys that wrapped around.
-    let mut run = (1..=count).take_while(|back| used(count - back)).count();
-    for (index, &(state_key, value)) in table.iter().enumerate() {
-        if state_key & 1 == 0 {
-            run = 0;
-            continue;
-        }
-        let key = state_key >> 1;
-        // The count is a power of two (checked), so the low bits are the first bucket.
-        let first = usize::try_from(key & (count as u64 - 1)).unwrap_or(0);
-        let distance = (index + count - first) % count;
-        if distance <= run {
-            let slot = best.entry(key).or_insert((distance, value));
-            if distance < slot.0 {
-                *slot = (distance, value);
-            }
-        }
-        run = (run + 1).min(count);
-    }
-    best.into_iter().map(|(key, (_, value))| (key, value)).collect()
 }
 
 /// Base image and overlay as one.
@@ -419,41 +400,5 @@ mod tests {
         assert_eq!(name_key(1, b"hello.txt"), 0x0ee6_6a09_6fb5_3621);
         assert_eq!(name_key(346, b"a"), 0x4d36_0f8b_ac0e_038f);
         assert_eq!(name_key(1, b"CNm5uRn_D8A"), name_key(1, b"1N9sD9dgvHB"));
-    }
-
-    /// The kernel's lookup, word for word.
-    fn probe(table: &[(u64, u64)], key: u64) -> Option<u64> {
-        let count = table.len();
-        let mut index = usize::try_from(key).unwrap() & (count - 1);
-        for _ in 0..count {
-            let (state_key, value) = table[index];
-            if state_key & 1 == 0 {
-                return None;
-            }
-            if state_key >> 1 == key {
-                return Some(value);
-            }
-            index = (index + 1) & (count - 1);
-        }
-        None
-    }
-
-    #[test]
-    fn one_pass_finds_what_probing_finds() {
-        let mut state = 1_u64;
-        let mut random = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state >> 33
-        };
-        for round in 0..2000 {
-            let count = 1_usize << (round % 5);
-            let table: Vec<(u64, u64)> = (0..count)
-                .map(|_| if random() % 4 == 0 { (0, 0) } else { ((random() % 24) << 1 | 1, random()) })
-                .collect();
-            let keys = reachable(&table);
-            for key in 0..24 {
-                assert_eq!(keys.get(&key).copied(), probe(&table, key), "key {key} in {table:?}");
-            }
-        }
     }
 }

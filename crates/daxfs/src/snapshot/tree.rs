@@ -166,7 +166,14 @@ impl Builder {
             return Err(invalid("inode 1", Rule::RootIsDirectory, "another type"));
         }
         let hash = self.tree.keys.build_hasher().finish();
-        self.tree.nodes.push(Node { hash, parent: 0, inode: root, name_start: 0, name_len: 0, children: 0..0 });
+        self.tree.nodes.push(Node {
+            hash,
+            parent: 0,
+            inode: root,
+            name_start: 0,
+            name_len: 0,
+            children: 0..0,
+        });
         self.count_name(root)?;
         let mut next = 0;
         // Children of one directory are adjacent because directories are expanded in the order of their nodes.
@@ -243,7 +250,11 @@ impl Builder {
             *names += 1;
             if *names > 1 && metadata.file_type() == FileType::Directory {
                 let place = format!("directory {}", metadata.ino);
-                return Err(invalid(place, Rule::DirectoryParents, format_args!("{names} entries that name it")));
+                return Err(invalid(
+                    place,
+                    Rule::DirectoryParents,
+                    format_args!("{names} entries that name it"),
+                ));
             }
         }
         Ok(())

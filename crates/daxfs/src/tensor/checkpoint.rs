@@ -53,10 +53,13 @@ impl WeightMap {
         shards.dedup();
         let shards: Vec<String> = shards.into_iter().cloned().collect();
         let position = |shard: &String| shards.partition_point(|other| other < shard);
-        let entries = pairs.into_iter().map(|(name, shard)| {
-            let position = position(&shard);
-            (name, position)
-        }).collect();
+        let entries = pairs
+            .into_iter()
+            .map(|(name, shard)| {
+                let position = position(&shard);
+                (name, position)
+            })
+            .collect();
         Ok(Self { shards, entries })
     }
 }
@@ -99,7 +102,7 @@ impl Checkpoint {
     /// [`TensorError::MissingShard`] and [`TensorError::MissingTensor`]; or the error of a shard's header.
     pub(super) fn read(json: &File, directory: &[u8]) -> Result<Self> {
         let map = read_weight_map(json)?;
-        let image = json.entry().image();
+        let image = json.image();
         let fault = |fault: TensorError| Error::from(fault.in_file(&json.path()));
         let mut shards = Vec::with_capacity(map.shards.len());
         for shard in &map.shards {
@@ -114,25 +117,23 @@ impl Checkpoint {
             };
             shards.push((path, header_of(&file)?));
         }
-        let entries = map.entries.into_iter().map(|(tensor, shard)| {
-            match shards[shard].1.position(&tensor) {
+        let entries = map
+            .entries
+            .into_iter()
+            .map(|(tensor, shard)| match shards[shard].1.position(&tensor) {
                 Some(position) => Ok((shard, position)),
                 None => {
                     let shard = map.shards[shard].clone();
                     Err(fault(TensorError::MissingTensor { tensor, shard }))
                 }
-            }
-        }).collect::<Result<_>>()?;
+            })
+            .collect::<Result<_>>()?;
         Ok(Self { shards, entries })
     }
 
     /// The shards as files of `image`, which is the one that the checkpoint was read from.
     pub(super) fn files(&self, image: &Image) -> Result<Vec<File>> {
         self.shards.iter().map(|(path, _)| image.file(path)).collect()
-    }
-
-    pub(super) fn headers(&self) -> impl Iterator<Item = &Arc<Header>> {
-        self.shards.iter().map(|(_, header)| header)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -147,6 +148,11 @@ impl Checkpoint {
     pub(super) fn find(&self, name: &str) -> Option<(usize, &Arc<TensorInfo>)> {
         let by_name = |&entry: &(usize, usize)| self.resolve(entry).1.name.as_str().cmp(name);
         self.entries.binary_search_by(by_name).ok().and_then(|position| self.nth(position))
+    }
+
+    /// All tensors by name, with the numbers of their shards.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Arc<TensorInfo>)> {
+        self.entries.iter().map(|&entry| self.resolve(entry))
     }
 
     fn resolve(&self, (shard, position): (usize, usize)) -> (usize, &Arc<TensorInfo>) {
@@ -168,7 +174,7 @@ fn read_weight_map(json: &File) -> Result<WeightMap> {
 
 /// The header of a file, parsed on first use.
 pub(super) fn header_of(file: &File) -> Result<Arc<Header>> {
-    let cache = file.entry().image().tensor_cache();
+    let cache = file.image().tensor_cache();
     cache.headers.get_or_parse(file.ino(), || read_header(file))
 }
 

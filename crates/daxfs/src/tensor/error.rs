@@ -25,7 +25,9 @@ pub enum TensorError {
     },
 
     /// The header is longer than the format allows.
-    #[error("header of {len} bytes is longer than the format's limit of {bound}; is this a safetensors file?")]
+    #[error(
+        "header of {len} bytes is longer than the format's limit of {bound}; is this a safetensors file?"
+    )]
     HeaderTooLong {
         /// Length that the first 8 bytes give.
         len: u64,
@@ -86,7 +88,9 @@ pub enum TensorError {
     },
 
     /// A tensor's data does not begin where the data of the tensor before it ends.
-    #[error("tensor {tensor:?}: data {begin:#x}..{end:#x} must begin at {expected:#x} and not end before it begins; gaps and overlaps are not allowed")]
+    #[error(
+        "tensor {tensor:?}: data {begin:#x}..{end:#x} must begin at {expected:#x} and not end before it begins; gaps and overlaps are not allowed"
+    )]
     Offsets {
         /// The tensor.
         tensor: String,
@@ -136,7 +140,9 @@ pub enum TensorError {
     },
 
     /// The tensors do not cover the rest of the file exactly.
-    #[error("tensor data ends at {data_end:#x}, the file at {file_len:#x}; is the file cut off, or was something added?")]
+    #[error(
+        "tensor data ends at {data_end:#x}, the file at {file_len:#x}; is the file cut off, or was something added?"
+    )]
     DataEnd {
         /// Where the last tensor ends, from the start of the file.
         data_end: u64,
@@ -244,6 +250,13 @@ pub enum TensorError {
         shape: Vec<u64>,
         /// Why, and what to do instead.
         why: &'static str,
+    },
+
+    /// A writable export of memory that is mapped read-only: the first write would kill the process.
+    #[error("tensor {tensor:?}: its memory is mapped read-only; open the image copy-on-write to write to it")]
+    NotWritable {
+        /// The tensor.
+        tensor: String,
     },
 }
 

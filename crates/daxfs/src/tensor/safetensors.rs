@@ -101,9 +101,8 @@ impl Header {
 /// # Errors
 /// [`TensorError::InFile`] with what is wrong, or an error of reading the file.
 pub fn read_header(file: &File) -> Result<Header> {
-    copy_header(file).and_then(|json| {
-        parse_header(&json, file.len()).map_err(|fault| fault.in_file(&file.path()).into())
-    })
+    copy_header(file)
+        .and_then(|json| parse_header(&json, file.len()).map_err(|fault| fault.in_file(&file.path()).into()))
 }
 
 fn copy_header(file: &File) -> Result<Vec<u8>> {
@@ -168,12 +167,15 @@ pub fn parse_header(json: &[u8], file_len: u64) -> Result<Header, TensorError> {
         return Err(TensorError::DataEnd { data_end, file_len });
     }
 
-    let tensors: Vec<_> = tensors.into_iter().map(|(name, info)| {
-        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let shape = info.shape.into_iter().map(|dim| dim as u64).collect();
-        let dtype = Dtype::try_from(info.dtype)?;
-        Ok(Arc::new(TensorInfo { name, dtype, shape, offset: data_start + begin, size: end - begin }))
-    }).collect::<Result<_, TensorError>>()?;
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, info)| {
+            let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+            let shape = info.shape.into_iter().map(|dim| dim as u64).collect();
+            let dtype = Dtype::try_from(info.dtype)?;
+            Ok(Arc::new(TensorInfo { name, dtype, shape, offset: data_start + begin, size: end - begin }))
+        })
+        .collect::<Result<_, TensorError>>()?;
     let first = tensors.partition_point(|info| info.name.as_str() < FILLER_PREFIX);
     let count = tensors[first..].partition_point(|info| info.name.starts_with(FILLER_PREFIX));
     Ok(Header {

@@ -8,6 +8,7 @@
 mod record;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 pub use record::{IndexedCheckpoint, IndexedFile};
@@ -49,9 +50,8 @@ pub struct Index {
 /// What [`Index`] finds wrong with the header; [`Error::UnsupportedVersion`] and [`Error::UnknownFlags`] for an
 /// index of a later packer, [`Error::NotAFile`] when the path is something else.
 pub(crate) fn load_index(image: &Image) -> Result<Option<Index>> {
-    match image.view_kind() {
-        ViewKind::Base => {}
-        _ => return Ok(None),
+    if image.view_kind() != ViewKind::Base {
+        return Ok(None);
     }
     let file = match image.entry_no_follow(raw::PATH) {
         Ok(entry) => entry.file()?,
@@ -93,19 +93,30 @@ impl Index {
             let found = format!("{bound:#x} in a file of {:#x}", extent.len);
             return Err(rule("its size must be that of the file", found).into());
         }
-        let strings = record::range("strings", header.strings_offset.get(), header.strings_size.get(), bound)?;
+        let strings =
+            record::range("strings", header.strings_offset.get(), header.strings_size.get(), bound)?;
         Ok(Self {
             flags,
             content_hash: header.content_hash,
             files: Section::new("file records", header.files_offset, header.file_count.into(), bound)?,
-            tensors: Section::new("tensor records", header.tensors_offset, header.tensor_count.into(), bound)?,
+            tensors: Section::new(
+                "tensor records",
+                header.tensors_offset,
+                header.tensor_count.into(),
+                bound,
+            )?,
             checkpoints: Section::new(
                 "checkpoint records",
                 header.checkpoints_offset,
                 header.checkpoint_count.into(),
                 bound,
             )?,
-            entries: Section::new("checkpoint entries", header.entries_offset, header.entry_count.into(), bound)?,
+            entries: Section::new(
+                "checkpoint entries",
+                header.entries_offset,
+                header.entry_count.into(),
+                bound,
+            )?,
             dims: Section::new("dimensions", header.dims_offset, header.dim_count.get(), bound)?,
             strings,
             region,
@@ -207,10 +218,10 @@ impl Index {
     /// # Errors
     /// [`TensorError::Index`] when the record is wrong.
     pub fn checkpoint(&self, ino: u64) -> Result<Option<IndexedCheckpoint>> {
-        for checkpoint in self.checkpoints() {
-            match checkpoint {
-                Ok(checkpoint) if checkpoint.ino != ino => {}
-                found => return found.map(Some),
+        let view = self.view()?;
+        for number in 0..self.checkpoint_count() {
+            if u64::from(self.checkpoints.read(view, number)?.ino.get()) == ino {
+                return self.checkpoint_record(number).map(Some);
             }
         }
         Ok(None)
@@ -256,6 +267,16 @@ impl Index {
         found.map(|entry| self.entry_tensor(entry)).transpose()
     }
 
+    /// Numbers of the file records that hold a checkpoint's tensors. Reads every entry.
+    pub(super) fn checkpoint_files(&self, checkpoint: &IndexedCheckpoint) -> Result<BTreeSet<u32>> {
+        let files = checkpoint.entries.clone().map(|entry| {
+            let number = self.entry(entry)?;
+            let record = self.tensor_record(number)?;
+            self.file_number(number, &record)
+        });
+        files.collect()
+    }
+
     /// Binary search: at most 32 probes, whatever the records hold.
     fn search(
         &self,
@@ -280,4 +301,4 @@ impl Index {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

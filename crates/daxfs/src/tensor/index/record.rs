@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Index, MAX_NAME, MAX_RANK};
 use crate::format::index as raw;
@@ -58,7 +58,12 @@ pub(super) fn range(what: &str, offset: u64, size: u64, bound: u64) -> Result<Ra
     let end = offset.saturating_add(size);
     if size != 0 && (offset < size_of::<raw::Header>() as u64 || end > bound) {
         let place = format!("index: {what}");
-        return Err(Error::OutOfBounds { place, range: offset..end, within: "index behind its header", bound });
+        return Err(Error::OutOfBounds {
+            place,
+            range: offset..end,
+            within: "index behind its header",
+            bound,
+        });
     }
     Ok(offset..end)
 }
@@ -121,7 +126,7 @@ fn numbers(
 }
 
 impl Index {
-    pub(super) fn file_record(&self, number: u32) -> Result<IndexedFile> {
+    pub(in crate::tensor) fn file_record(&self, number: u32) -> Result<IndexedFile> {
         let record = self.files.read(self.view()?, number)?;
         let flags = record.flags.get();
         if flags & !raw::FILE_TENSORS != 0 {
@@ -174,14 +179,19 @@ impl Index {
     pub(super) fn entry_tensor(&self, entry: u32) -> Result<(IndexedFile, TensorInfo)> {
         let number = self.entry(entry)?;
         let record = self.tensor_record(number)?;
-        let file = record.file.get();
-        if file >= self.file_count() {
-            let (rule, found) = ("it must name a file record", format!("{file} of {}", self.file_count()));
-            return Err(TensorError::Index { place: place("tensor record", number), rule, found }.into());
-        }
-        let file = self.file_record(file)?;
+        let file = self.file_record(self.file_number(number, &record)?)?;
         let info = self.tensor_info(number, &record, &file)?;
         Ok((file, info))
+    }
+
+    /// The number of the file record that a tensor record names.
+    pub(super) fn file_number(&self, number: u32, record: &raw::TensorRecord) -> Result<u32> {
+        let file = record.file.get();
+        if file < self.file_count() {
+            return Ok(file);
+        }
+        let (rule, found) = ("it must name a file record", format!("{file} of {}", self.file_count()));
+        Err(TensorError::Index { place: place("tensor record", number), rule, found }.into())
     }
 
     pub(super) fn tensor_record(&self, number: u32) -> Result<raw::TensorRecord> {
@@ -203,8 +213,9 @@ impl Index {
             return Err(fault("it must name the file record that lists it", found));
         }
         let name = self.name(number, record)?.to_vec();
-        let name = String::from_utf8(name)
-            .map_err(|error| fault("its name must be UTF-8", crate::tensor::error::escaped(error.as_bytes())))?;
+        let name = String::from_utf8(name).map_err(|error| {
+            fault("its name must be UTF-8", crate::tensor::error::escaped(error.as_bytes()))
+        })?;
         if name.starts_with(raw::FILLER_PREFIX) {
             return Err(fault("fillers are not listed", format!("{name:?}")));
         }
@@ -291,7 +302,9 @@ impl Index {
         let end = offset.saturating_add(len.into());
         if end > bound {
             let found = format!("{offset:#x}..{end:#x} of {bound:#x} bytes");
-            return Err(TensorError::Index { place: what(), rule: "it must lie in the strings", found }.into());
+            return Err(
+                TensorError::Index { place: what(), rule: "it must lie in the strings", found }.into()
+            );
         }
         if len as usize > cap {
             let found = format!("{len} bytes, more than {cap}");

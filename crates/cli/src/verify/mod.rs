@@ -1,0 +1,263 @@
+//! `daxfs verify`: is the image sound, does it hold what it says, does it hold what the source directory holds?
+
+mod contents;
+mod realigned;
+mod source;
+mod tensors;
+
+use crate::args::{SourceArgs, VerifyArgs};
+use crate::json::{self, PathJson};
+use crate::output::{Outcome, Output, one_line, report};
+use crate::source::{map, name, options};
+use crate::text::{count, escape, hex, human};
+use anyhow::Context;
+use daxfs::{Image, ViewKind};
+use serde::Serialize;
+use std::io::Write;
+
+/// What `verify` found out, filled by its parts.
+#[derive(Debug, Default)]
+pub struct Findings {
+    differences: Vec<Difference>,
+    errors: Vec<anyhow::Error>,
+    facts: Facts,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug)]
+struct Difference {
+    kind: Kind,
+    path: Option<Vec<u8>>,
+    text: String,
+}
+
+/// Which check found a difference; its name in the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A rule of the format.
+    Structure,
+    /// The index and the inodes.
+    Index,
+    /// BLAKE3 of a file, or of all contents.
+    Hash,
+    /// The index and the headers of safetensors files.
+    Tensors,
+    /// A sharded checkpoint.
+    Checkpoint,
+    /// The source directory.
+    Source,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Structure => "structure",
+            Self::Index => "index",
+            Self::Hash => "hash",
+            Self::Tensors => "tensors",
+            Self::Checkpoint => "checkpoint",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// What was checked, for the summary.
+#[derive(Debug, Default, Serialize)]
+pub struct Facts {
+    /// Entries whose structure was checked.
+    pub entries: usize,
+    /// True when the image has an index.
+    pub indexed: bool,
+    /// Files that were hashed.
+    pub hashed_files: usize,
+    /// Their bytes.
+    pub hashed_bytes: u64,
+    /// Content hash, computed now; the same as the stored one when there is no difference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_hash: Option<String>,
+    /// Tensors of the index that were compared with headers.
+    pub tensors: u64,
+    /// Checkpoints that were looked at.
+    pub checkpoints: usize,
+    /// Entries that were compared with the source directory.
+    pub compared_entries: usize,
+    /// Bytes that were compared with it.
+    pub compared_bytes: u64,
+    /// Safetensors files whose tensors equal the source's although their bytes do not.
+    pub realigned_files: usize,
+}
+
+impl Findings {
+    /// Notes a difference, at a path if it has one.
+    pub fn differ(&mut self, kind: Kind, path: Option<&[u8]>, text: impl Into<String>) {
+        self.differences.push(Difference { kind, path: path.map(<[u8]>::to_vec), text: text.into() });
+    }
+
+    /// Notes that something could not be checked.
+    pub fn fail(&mut self, error: impl Into<anyhow::Error>) {
+        self.errors.push(error.into());
+    }
+
+    /// Notes an error of the reader: files whose contents are elsewhere cannot be checked, all else is a difference.
+    pub fn judge(&mut self, kind: Kind, path: &[u8], error: daxfs::Error) {
+        match error {
+            daxfs::Error::NoContents { .. } | daxfs::Error::Memory(_) => self.fail(error),
+            error => {
+                let text = error.to_string();
+                // Many messages begin with the path, which is shown anyway.
+                let text = text.strip_prefix(&format!("{}: ", escape(path))).unwrap_or(&text).to_owned();
+                self.differ(kind, Some(path), text);
+            }
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match (self.errors.is_empty(), self.differences.is_empty()) {
+            (false, _) => Outcome::Failed,
+            (true, false) => Outcome::Differences,
+            (true, true) => Outcome::Clean,
+        }
+    }
+}
+
+impl Difference {
+    fn line(&self) -> String {
+        let text = crate::text::escape_message(&self.text);
+        match &self.path {
+            Some(path) => format!("{}: {}: {text}", self.kind.name(), escape(path)),
+            None => format!("{}: {text}", self.kind.name()),
+        }
+    }
+}
+
+/// Runs every check that the image and the command line allow.
+pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::Result<Outcome> {
+    let mut findings = Findings::default();
+    let image = open(source, args, &mut findings)?;
+    findings.facts.entries = image.len();
+    let index = match image.index() {
+        Ok(index) => index,
+        Err(error) => {
+            findings.differ(Kind::Index, None, error.to_string());
+            None
+        }
+    };
+    if let Some(index) = index {
+        findings.facts.indexed = true;
+        contents::check(&image, index, args.quiet, &mut findings)?;
+    }
+    tensors::check(&image, index, &mut findings);
+    if let Some(dir) = &args.dir {
+        source::compare(&image, dir, args, &mut findings)?;
+    }
+    let outcome = findings.outcome();
+    if args.json {
+        json::write(out, &Report::of(&findings))?;
+    } else {
+        for difference in &findings.differences {
+            writeln!(out, "{}", difference.line())?;
+        }
+        if !args.quiet {
+            writeln!(out, "{}: {}", name(&args.image), summary(&image, &findings, args))?;
+        }
+    }
+    out.finish()?;
+    findings.errors.iter().for_each(report);
+    Ok(outcome)
+}
+
+/// Opens strictly. When that breaks a rule which lenient opening forgives, the rule is a difference and the other
+/// checks go on.
+fn open(source: &SourceArgs, args: &VerifyArgs, findings: &mut Findings) -> anyhow::Result<Image> {
+    let region = map(&args.image)?;
+    let options = options(source)?;
+    match options.clone().strict(true).open_region(region.clone()) {
+        Ok(image) => Ok(image),
+        Err(strict) => match options.strict(false).open_region(region) {
+            Ok(image) => {
+                findings.differ(Kind::Structure, None, strict.to_string());
+                Ok(image)
+            }
+            Err(error) => Err(error).with_context(|| name(&args.image)),
+        },
+    }
+}
+
+fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
+    let facts = &findings.facts;
+    let mut parts = vec![format!("structure of {}", count(facts.entries as u64, "entry", "entries"))];
+    if facts.hashed_files > 0 {
+        let files = count(facts.hashed_files as u64, "file", "files");
+        parts.push(format!("hashes of {files} ({})", human(facts.hashed_bytes)));
+    }
+    if facts.tensors > 0 {
+        parts.push(count(facts.tensors, "tensor", "tensors"));
+    }
+    if facts.checkpoints > 0 {
+        parts.push(count(facts.checkpoints as u64, "checkpoint", "checkpoints"));
+    }
+    if args.dir.is_some() {
+        let entries = count(facts.compared_entries as u64, "entry", "entries");
+        parts.push(format!("{entries} against the source ({})", human(facts.compared_bytes)));
+    }
+    if facts.realigned_files > 0 {
+        parts.push(count(facts.realigned_files as u64, "realigned file", "realigned files"));
+    }
+    let verdict = match (findings.differences.len() as u64, findings.errors.len() as u64) {
+        (0, 0) => "ok".to_owned(),
+        (differences, 0) => count(differences, "difference", "differences"),
+        (differences, errors) => {
+            format!(
+                "{}, {}",
+                count(differences, "difference", "differences"),
+                count(errors, "error", "errors")
+            )
+        }
+    };
+    let missing = if image.view_kind() != ViewKind::Base {
+        "; the image was changed after packing, so its index does not count"
+    } else if facts.indexed {
+        ""
+    } else {
+        "; no index, so no hashes"
+    };
+    format!("{verdict}; checked {}{missing}", parts.join(", "))
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    differences: Vec<DifferenceJson<'a>>,
+    errors: Vec<String>,
+    checked: &'a Facts,
+}
+
+#[derive(Serialize)]
+struct DifferenceJson<'a> {
+    kind: Kind,
+    #[serde(flatten)]
+    path: Option<PathJson>,
+    text: &'a str,
+}
+
+impl<'a> Report<'a> {
+    fn of(findings: &'a Findings) -> Self {
+        let difference = |difference: &'a Difference| DifferenceJson {
+            kind: difference.kind,
+            path: difference.path.as_deref().map(PathJson::new),
+            text: &difference.text,
+        };
+        Self {
+            ok: findings.outcome() == Outcome::Clean,
+            differences: findings.differences.iter().map(difference).collect(),
+            errors: findings.errors.iter().map(one_line).collect(),
+            checked: &findings.facts,
+        }
+    }
+}
+
+/// Text of a hash in the summary.
+fn hash_text(hash: &[u8; 32]) -> String {
+    hex(hash)
+}

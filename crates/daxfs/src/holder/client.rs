@@ -1,0 +1,235 @@
+//! A connection to a holder, and what attaching brings.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Address;
+use super::message::{ImageInfo, MemoryKind, Refusal, Reply, Request};
+use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
+
+/// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a holder could not be reached or did not give what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HolderError {
+    /// The text is no address.
+    #[error("{text:?}: {why}")]
+    Address {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// No holder answers.
+    #[error("no holder answers at {}: {source}; start one with `daxfs serve`", socket.display())]
+    Unreachable {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: dmabuf::Error,
+    },
+    /// The holder refuses.
+    #[error("the holder at {} refuses: {text}", socket.display())]
+    Refused {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why, for programs.
+        refusal: Refusal,
+        /// Why, for people.
+        text: String,
+    },
+    /// The holder ended the connection.
+    #[error("the holder at {} closed the connection", socket.display())]
+    Closed {
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// The holder speaks another protocol.
+    #[error("the holder at {}: {source}", socket.display())]
+    Protocol {
+        /// Its socket.
+        socket: PathBuf,
+        /// What is wrong.
+        source: WireError,
+    },
+    /// The image is in memory that the CPU cannot map.
+    #[error("{name}: it lies in {} memory, which cannot be opened here", kind.name())]
+    Memory {
+        /// Which image.
+        name: String,
+        /// Where it lies.
+        kind: MemoryKind,
+    },
+}
+
+impl HolderError {
+    /// True when the holder has no image of that name.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { refusal: Refusal::NoSuchName, .. })
+    }
+}
+
+/// A connection to a holder's socket.
+#[derive(Debug)]
+pub struct Connection {
+    fd: OwnedFd,
+    socket: PathBuf,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`HolderError::Unreachable`].
+    pub fn open(socket: &Path) -> Result<Self, HolderError> {
+        match dmabuf::connect_seqpacket(socket, TIMEOUT) {
+            Ok(fd) => Ok(Self { fd, socket: socket.to_owned(), buffer: Vec::new() }),
+            Err(source) => Err(HolderError::Unreachable { socket: socket.to_owned(), source }),
+        }
+    }
+
+    /// Sends a request and waits for its first reply.
+    ///
+    /// # Errors
+    /// [`HolderError`]; a refusal is one.
+    pub fn request(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
+        dmabuf::send_fds(self.fd.as_fd(), &request.encode(), descriptors)
+            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
+        self.receive()
+    }
+
+    /// Waits for the next reply: loads and takeovers have several.
+    ///
+    /// # Errors
+    /// As for [`Connection::request`].
+    pub fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
+        self.buffer.resize(MESSAGE_MAX, 0);
+        let (len, descriptors) = dmabuf::recv_fds(self.fd.as_fd(), &mut self.buffer, DESCRIPTORS_MAX)
+            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
+        let message = self.buffer.get(..len).unwrap_or_default();
+        if message.is_empty() {
+            return Err(HolderError::Closed { socket: self.socket.clone() });
+        }
+        match Reply::decode(message, descriptors.len()) {
+            Ok(Reply::Error { refusal, text }) => {
+                Err(HolderError::Refused { socket: self.socket.clone(), refusal, text })
+            }
+            Ok(reply) => Ok((reply, descriptors)),
+            Err(source) => Err(self.protocol(source)),
+        }
+    }
+
+    /// Bounds how long each further send and receive waits.
+    ///
+    /// # Errors
+    /// [`HolderError::Unreachable`].
+    pub fn set_timeout(&self, timeout: Duration) -> Result<(), HolderError> {
+        dmabuf::set_timeout(&self.fd, timeout)
+            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })
+    }
+
+    /// All images, in order of their names.
+    ///
+    /// # Errors
+    /// As for [`Connection::request`].
+    pub fn list(&mut self) -> Result<Vec<ImageInfo>, HolderError> {
+        let mut all: Vec<ImageInfo> = Vec::new();
+        loop {
+            let after = all.last().map_or_else(String::new, |info| info.name.clone());
+            match self.request(&Request::List { after: after.clone() }, &[])?.0 {
+                Reply::Page { images, more } => {
+                    // Names must advance, or a confused holder could keep this loop busy.
+                    let advances = images.first().is_none_or(|info| info.name > after)
+                        && images.windows(2).all(|pair| matches!(pair, [a, b] if a.name < b.name));
+                    let more = more && !images.is_empty();
+                    all.extend(images);
+                    if !advances {
+                        return Err(self.field("images", "not in order of their names"));
+                    }
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                _ => return Err(self.field("reply", "not a page of images")),
+            }
+        }
+    }
+
+    fn attach(
+        &mut self,
+        name: &str,
+        expect: Option<[u8; 32]>,
+    ) -> Result<(ImageInfo, Vec<OwnedFd>), HolderError> {
+        match self.request(&Request::Attach { name: name.to_owned(), expect }, &[])? {
+            (Reply::Attached(info), descriptors) if info.name == name => Ok((info, descriptors)),
+            _ => Err(self.field("reply", "not the image that was asked for")),
+        }
+    }
+
+    fn current(&mut self, name: &str) -> Result<Option<u64>, HolderError> {
+        match self.request(&Request::Current { name: name.to_owned() }, &[]) {
+            Ok((Reply::Current { generation }, _)) => Ok(Some(generation)),
+            Ok(_) => Err(self.field("reply", "not a generation")),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn protocol(&self, source: WireError) -> HolderError {
+        HolderError::Protocol { socket: self.socket.clone(), source }
+    }
+
+    fn field(&self, field: &'static str, what: &'static str) -> HolderError {
+        self.protocol(WireError::Field { field, what })
+    }
+}
+
+/// What is known of an image that came from a holder.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    address: Address,
+    info: ImageInfo,
+}
+
+impl Attachment {
+    /// Attaches to an image: one message each way. Returns the descriptor of the image's memory.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub fn new(address: Address, expect: Option<[u8; 32]>) -> Result<(Self, OwnedFd), HolderError> {
+        let (info, descriptors) = Connection::open(&address.socket)?.attach(&address.name, expect)?;
+        let image =
+            info.roles.iter().zip(descriptors).find(|(role, _)| **role == super::message::Role::Image);
+        match image {
+            Some((_, fd)) => Ok((Self { address, info }, fd)),
+            None => Err(HolderError::Memory { name: info.name, kind: info.kind }),
+        }
+    }
+
+    /// Where it came from.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What the holder said of it at that time.
+    pub fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    /// Asks the holder whether the name still means this generation.
+    ///
+    /// # Errors
+    /// [`HolderError`], for example when the holder is gone: then nobody knows.
+    pub fn is_current(&self) -> Result<bool, HolderError> {
+        let generation = Connection::open(&self.address.socket)?.current(&self.address.name)?;
+        Ok(generation == Some(self.info.generation))
+    }
+}

@@ -1,0 +1,145 @@
+//! What the holder says of an image.
+
+use crate::holder::wire::{Builder, Fields, WireError};
+
+/// Longest name of an image.
+pub const NAME_MAX: usize = 128;
+
+/// A name: 1 to 128 bytes of letters, digits, `.`, `_`, `-`; it does not begin with a dot or a dash.
+pub fn is_valid_name(name: &str) -> bool {
+    (1..=NAME_MAX).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// What kind of memory holds an image, and so what its descriptor can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// memfd sealed against write, shrink and grow: proven immutable.
+    SealedMemfd,
+    /// memfd that clients may map writable, so that devices can pin it.
+    SharedMemfd,
+    /// dma-buf in host memory (udmabuf, dma-heap).
+    DmaBuf,
+    /// CUDA virtual memory descriptor; not mappable by the CPU, carries no size.
+    CudaVmm,
+    /// dma-buf of device memory, for third parties.
+    DeviceDmaBuf,
+    /// Regular file or another mappable descriptor that the holder was given.
+    File,
+}
+
+impl MemoryKind {
+    const ALL: [(u8, Self, &'static str); 6] = [
+        (1, Self::SealedMemfd, "sealed memfd"),
+        (2, Self::SharedMemfd, "shared memfd"),
+        (3, Self::DmaBuf, "dma-buf"),
+        (4, Self::CudaVmm, "CUDA VMM"),
+        (5, Self::DeviceDmaBuf, "device dma-buf"),
+        (6, Self::File, "file"),
+    ];
+
+    fn code(self) -> u8 {
+        Self::ALL.iter().find(|(_, kind, _)| *kind == self).map_or(0, |(code, _, _)| *code)
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind, _)| *kind == self).map_or("unknown", |(_, _, name)| *name)
+    }
+}
+
+/// What a descriptor that comes with an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// The whole image, mappable by the CPU.
+    Image,
+    /// Superblock, inodes and directories only: beside device memory, which the CPU cannot map.
+    Metadata,
+    /// The device memory.
+    Device,
+}
+
+impl Role {
+    fn code(self) -> u8 {
+        match self {
+            Self::Image => 1,
+            Self::Metadata => 2,
+            Self::Device => 3,
+        }
+    }
+}
+
+/// What the holder says of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Name, see [`is_valid_name`].
+    pub name: String,
+    /// Counts up with every load and swap in this holder's life and across takeovers; never reused.
+    pub generation: u64,
+    /// Bytes of the memory.
+    pub size: u64,
+    /// Kind of memory.
+    pub kind: MemoryKind,
+    /// Page size that was obtained, in bytes; 0 when it is not known.
+    pub page_size: u64,
+    /// Content hash, see [`crate::format::index`].
+    pub content_hash: Option<[u8; 32]>,
+    /// UUID of the device that holds the memory; zero for host memory.
+    pub device: [u8; 16],
+    /// When it was loaded: seconds since 1970.
+    pub loaded: u64,
+    /// How often it was attached.
+    pub attaches: u64,
+    /// The descriptors that an attach brings, in order.
+    pub roles: Vec<Role>,
+}
+
+impl ImageInfo {
+    pub(super) fn write(&self, builder: &mut Builder) {
+        builder.bytes(self.name.as_bytes()).u64(self.generation).u64(self.size).u8(self.kind.code());
+        builder.u64(self.page_size).hash(self.content_hash.as_ref()).raw(&self.device);
+        builder.u64(self.loaded).u64(self.attaches);
+        builder.u8(u8::try_from(self.roles.len()).unwrap_or(u8::MAX));
+        for role in &self.roles {
+            builder.u8(role.code());
+        }
+    }
+
+    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, WireError> {
+        let name = read_name(fields)?;
+        let generation = fields.u64("generation")?;
+        let size = fields.u64("size")?;
+        let code = fields.u8("kind")?;
+        let kind = MemoryKind::ALL.iter().find(|(known, _, _)| *known == code).map(|(_, kind, _)| *kind);
+        let kind = kind.ok_or(WireError::Field { field: "kind", what: "an unknown kind of memory" })?;
+        let page_size = fields.u64("page size")?;
+        let content_hash = fields.hash("content hash")?;
+        let device = fields.array("device")?;
+        let loaded = fields.u64("loaded")?;
+        let attaches = fields.u64("attaches")?;
+        let mut roles = Vec::new();
+        for _ in 0..fields.u8("roles")? {
+            roles.push(match fields.u8("role")? {
+                1 => Role::Image,
+                2 => Role::Metadata,
+                3 => Role::Device,
+                _ => return Err(WireError::Field { field: "role", what: "an unknown role" }),
+            });
+        }
+        Ok(Self { name, generation, size, kind, page_size, content_hash, device, loaded, attaches, roles })
+    }
+}
+
+/// A name, checked.
+pub(super) fn read_name(fields: &mut Fields<'_>) -> Result<String, WireError> {
+    let name = fields.text("name")?;
+    if !is_valid_name(&name) {
+        let what =
+            "a name has 1 to 128 letters, digits, '.', '_' or '-' and begins with none of the last but '_'";
+        return Err(WireError::Field { field: "name", what });
+    }
+    Ok(name)
+}

@@ -1,0 +1,87 @@
+//! Requests and replies of the holder's protocol.
+
+#![forbid(unsafe_code)]
+
+mod info;
+mod reply;
+mod request;
+
+pub use info::{ImageInfo, MemoryKind, NAME_MAX, Role, is_valid_name};
+pub use reply::{Refusal, Reply};
+pub use request::Request;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> ImageInfo {
+        ImageInfo {
+            name: "llama".into(),
+            generation: 3,
+            size: 1 << 40,
+            kind: MemoryKind::SealedMemfd,
+            page_size: 2 << 20,
+            content_hash: Some([7; 32]),
+            device: [0; 16],
+            loaded: 1_800_000_000,
+            attaches: 12,
+            roles: vec![Role::Image, Role::Metadata],
+        }
+    }
+
+    #[test]
+    fn requests_come_back_and_cut_ones_do_not() {
+        let requests = [
+            Request::Attach { name: "a".into(), expect: Some([1; 32]) },
+            Request::Current { name: "a".into() },
+            Request::List { after: String::new() },
+            Request::Load { name: "a".into(), replace: true, options: vec!["into=memfd".into()] },
+            Request::Drop { name: "a".into() },
+            Request::Stop,
+            Request::Health,
+            Request::Takeover,
+            Request::TakeoverDone,
+        ];
+        for request in requests {
+            let message = request.encode();
+            assert_eq!(Request::decode(&message, request.descriptors()), Ok(request.clone()));
+            for len in 0..message.len() {
+                assert!(Request::decode(&message[..len], request.descriptors()).is_err());
+            }
+            assert!(Request::decode(&message, request.descriptors() + 1).is_err());
+        }
+    }
+
+    #[test]
+    fn replies_come_back_and_cut_ones_do_not() {
+        let replies = [
+            Reply::Ok,
+            Reply::Error { refusal: Refusal::Limit, text: "no more".into() },
+            Reply::Attached(info()),
+            Reply::Current { generation: 9 },
+            Reply::Page { images: vec![info(), info()], more: true },
+            Reply::Progress { done: 1, total: 2 },
+            Reply::Loaded(info()),
+            Reply::Health { pid: 1, images: 2, bytes: 3, uptime: 4 },
+            Reply::Socket { next_generation: 5 },
+            Reply::Handover { info: info(), uids: vec![0, 1000], gids: vec![] },
+        ];
+        for reply in replies {
+            let message = reply.encode();
+            assert_eq!(Reply::decode(&message, reply.descriptors()), Ok(reply.clone()));
+            for len in 0..message.len() {
+                assert!(Reply::decode(&message[..len], reply.descriptors()).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "llama-3.1_8b", "_x", "0"] {
+            assert!(is_valid_name(good), "{good}");
+        }
+        for bad in ["", ".a", "-a", "a/b", "a b", "\u{e9}", &"a".repeat(129)] {
+            assert!(!is_valid_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What clients ask.
+
+use super::info::read_name;
+use crate::holder::wire::{Builder, Fields, Frame, WireError};
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Request {
+    /// Send the image's descriptors. With `expect`, only if its content hash is this one.
+    Attach {
+        /// Which image.
+        name: String,
+        /// The content hash that it must have.
+        expect: Option<[u8; 32]>,
+    },
+    /// Which generation does the name have?
+    Current {
+        /// Which image.
+        name: String,
+    },
+    /// Images whose names come after `after`.
+    List {
+        /// Empty at first.
+        after: String,
+    },
+    /// Hold what the one descriptor is: a directory (packed), an image file (copied into memory), or memory that
+    /// holds an image (kept as it is).
+    Load {
+        /// Under this name.
+        name: String,
+        /// Replace the image of that name (a swap); otherwise the name must be free.
+        replace: bool,
+        /// Options of the packer and the target, as `key=value` texts; the server names those it knows.
+        options: Vec<String>,
+    },
+    /// Forget an image. Clients that have it keep it.
+    Drop {
+        /// Which image.
+        name: String,
+    },
+    /// End the holder.
+    Stop,
+    /// Answer if all is well.
+    Health,
+    /// Hand everything over to the process that asks, and end.
+    Takeover,
+    /// The process that asked for a takeover has everything.
+    TakeoverDone,
+}
+
+impl Request {
+    /// Descriptors that must come with it.
+    pub fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::Load { .. }))
+    }
+
+    /// As a message.
+    pub fn encode(&self) -> Vec<u8> {
+        let begin = |verb| Builder::new(verb, u32::try_from(self.descriptors()).unwrap_or(0));
+        let builder = match self {
+            Self::Attach { name, expect } => {
+                let mut builder = begin(1);
+                builder.bytes(name.as_bytes()).hash(expect.as_ref());
+                builder
+            }
+            Self::Current { name } => {
+                let mut builder = begin(2);
+                builder.bytes(name.as_bytes());
+                builder
+            }
+            Self::List { after } => {
+                let mut builder = begin(3);
+                builder.bytes(after.as_bytes());
+                builder
+            }
+            Self::Load { name, replace, options } => {
+                let mut builder = begin(4);
+                builder.bytes(name.as_bytes()).u8(u8::from(*replace));
+                builder.u8(u8::try_from(options.len()).unwrap_or(u8::MAX));
+                for option in options.iter().take(usize::from(u8::MAX)) {
+                    builder.bytes(option.as_bytes());
+                }
+                builder
+            }
+            Self::Drop { name } => {
+                let mut builder = begin(5);
+                builder.bytes(name.as_bytes());
+                builder
+            }
+            Self::Stop => begin(6),
+            Self::Health => begin(7),
+            Self::Takeover => begin(8),
+            Self::TakeoverDone => begin(9),
+        };
+        builder.finish()
+    }
+
+    /// From a message that came with `descriptors` descriptors.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(message: &[u8], descriptors: usize) -> Result<Self, WireError> {
+        let frame = Frame::parse(message, descriptors)?;
+        let mut fields = Fields::new(frame.body);
+        let request = match frame.verb {
+            1 => Self::Attach { name: read_name(&mut fields)?, expect: fields.hash("expect")? },
+            2 => Self::Current { name: read_name(&mut fields)? },
+            3 => Self::List { after: fields.text("after")? },
+            4 => {
+                let name = read_name(&mut fields)?;
+                let replace = fields.u8("replace")? != 0;
+                let count = fields.u8("options")?;
+                let options = (0..count).map(|_| fields.text("option")).collect::<Result<_, _>>()?;
+                Self::Load { name, replace, options }
+            }
+            5 => Self::Drop { name: read_name(&mut fields)? },
+            6 => Self::Stop,
+            7 => Self::Health,
+            8 => Self::Takeover,
+            9 => Self::TakeoverDone,
+            verb => return Err(WireError::Verb(verb)),
+        };
+        fields.end()?;
+        if descriptors != request.descriptors() {
+            return Err(WireError::Descriptors { came: descriptors, said: request.descriptors() });
+        }
+        Ok(request)
+    }
+}

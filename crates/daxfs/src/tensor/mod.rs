@@ -1,0 +1,152 @@
+//! Tensors: typed, shaped byte ranges of the files of an image.
+//!
+//! A [`Tensors`] is one flat set of names, over one safetensors file or over the shards of a checkpoint. Behind it
+//! is either the index that the packer wrote, read in place, or the headers, parsed once per file. A [`Tensor`] is a
+//! description and a file; its bytes are never copied.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+pub mod checkpoint;
+mod dtype;
+mod error;
+pub mod index;
+mod json;
+pub mod safetensors;
+mod select;
+mod set;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub(crate) use cache::TensorCache;
+pub use dtype::Dtype;
+pub use error::TensorError;
+pub(crate) use index::load_index;
+pub use index::{Index, IndexedCheckpoint, IndexedFile};
+pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
+pub use set::Tensors;
+
+use crate::{File, Result, SharedBytes};
+
+/// What a header or the index says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, the last one varies fastest; empty for a scalar.
+    pub shape: Vec<u64>,
+    /// First byte of the data, from the start of the file.
+    pub offset: u64,
+    /// Bytes of data: elements times bits, divided by 8.
+    pub size: u64,
+}
+
+/// A tensor in an image: packed, in C order, little-endian, as it lies in its safetensors file.
+///
+/// It holds the image, so the memory stays mapped while it lives. Cloning is cheap.
+#[derive(Clone)]
+pub struct Tensor {
+    info: Arc<TensorInfo>,
+    file: File,
+}
+
+impl Tensor {
+    /// The largest alignment that [`Tensor::alignment`] reports: a huge page.
+    pub const MAX_ALIGNMENT: u64 = 2 << 20;
+
+    /// Binds a description to a file, inside which it must lie.
+    pub(crate) fn new(info: Arc<TensorInfo>, file: File) -> Result<Self> {
+        let end = info.offset.checked_add(info.size);
+        if end.is_none_or(|end| end > file.len()) {
+            let fault = TensorError::OutsideFile {
+                tensor: info.name.clone(),
+                begin: info.offset,
+                end: end.unwrap_or(u64::MAX),
+                file_len: file.len(),
+            };
+            return Err(fault.in_file(&file.path()).into());
+        }
+        Ok(Self { info, file })
+    }
+
+    /// Name.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.info.dtype
+    }
+
+    /// Dimensions in elements, the last one varies fastest; empty for a scalar.
+    pub fn shape(&self) -> &[u64] {
+        &self.info.shape
+    }
+
+    /// Number of elements: the product of the dimensions, 1 for a scalar.
+    pub fn elements(&self) -> u64 {
+        // No overflow: header and index are refused when this product times the bits exceeds 64 bits.
+        self.info.shape.iter().product()
+    }
+
+    /// Bytes of data. Sub-byte types are packed.
+    pub fn nbytes(&self) -> u64 {
+        self.info.size
+    }
+
+    /// First byte of the data, from the start of the file.
+    pub fn offset(&self) -> u64 {
+        self.info.offset
+    }
+
+    /// The safetensors file that holds it.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The data as a bounded view, without a copy.
+    ///
+    /// # Errors
+    /// As for [`File::bytes`].
+    pub fn bytes(&self) -> Result<SharedBytes<'_>> {
+        self.file.range(self.offset(), self.nbytes())
+    }
+
+    /// The data as a slice, without a copy.
+    ///
+    /// # Errors
+    /// As for [`File::as_slice`]: only memory that nobody can write is handed out like this.
+    pub fn as_slice(&self) -> Result<&[u8]> {
+        self.file.range_as_slice(self.offset(), self.nbytes())
+    }
+
+    /// The largest power of two, at most [`Tensor::MAX_ALIGNMENT`], that divides the offset of the data in its
+    /// region. Regions are mapped at page boundaries, large ones at 2 MiB, so up to 4096 it is the alignment of the
+    /// pointer too. 1 for files in pieces, which have no one offset.
+    pub fn alignment(&self) -> u64 {
+        let Some(extent) = self.file.extent() else { return 1 };
+        let offset = extent.offset.saturating_add(self.offset());
+        if offset == 0 { Self::MAX_ALIGNMENT } else { Self::MAX_ALIGNMENT.min(1 << offset.trailing_zeros()) }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tensor")
+            .field("name", &self.name())
+            .field("dtype", &self.dtype())
+            .field("shape", &self.shape())
+            .field("offset", &self.offset())
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_image;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! One flat, sorted set of tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::checkpoint::{Checkpoint, header_of};
+use super::error::escaped;
+use super::safetensors::Header;
+use super::{Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError};
+use crate::format::index::FILLER_PREFIX;
+use crate::{File, Image, Result};
+
+/// Tensors by name: those of one safetensors file, or of all shards of a checkpoint.
+///
+/// Sorted by name (bytes). Filler tensors that the packer inserted for alignment are hidden. It holds the image;
+/// cloning is cheap.
+#[derive(Clone)]
+pub struct Tensors(Source);
+
+#[derive(Clone)]
+enum Source {
+    File { file: File, header: Arc<Header> },
+    Checkpoint { json: File, files: Arc<[File]>, checkpoint: Arc<Checkpoint> },
+    IndexedFile { index: Index, file: File, record: IndexedFile },
+    IndexedCheckpoint { index: Index, json: File, record: IndexedCheckpoint },
+}
+
+impl Tensors {
+    pub(super) fn parsed_file(file: File, header: Arc<Header>) -> Self {
+        Self(Source::File { file, header })
+    }
+
+    pub(super) fn parsed_checkpoint(json: File, checkpoint: Arc<Checkpoint>) -> Result<Self> {
+        let files = checkpoint.files(json.image())?.into();
+        Ok(Self(Source::Checkpoint { json, files, checkpoint }))
+    }
+
+    /// The caller checked that the record's size is the file's.
+    pub(super) fn indexed_file(index: Index, file: File, record: IndexedFile) -> Self {
+        Self(Source::IndexedFile { index, file, record })
+    }
+
+    pub(super) fn indexed_checkpoint(index: Index, json: File, record: IndexedCheckpoint) -> Self {
+        Self(Source::IndexedCheckpoint { index, json, record })
+    }
+
+    /// The safetensors file, or the JSON file of the checkpoint.
+    pub fn file(&self) -> &File {
+        match &self.0 {
+            Source::File { file, .. } | Source::IndexedFile { file, .. } => file,
+            Source::Checkpoint { json, .. } | Source::IndexedCheckpoint { json, .. } => json,
+        }
+    }
+
+    /// The image that holds the tensors.
+    pub fn image(&self) -> &Image {
+        self.file().image()
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Source::File { header, .. } => header.len(),
+            Source::Checkpoint { checkpoint, .. } => checkpoint.len(),
+            Source::IndexedFile { record, .. } => record.tensors.len(),
+            Source::IndexedCheckpoint { record, .. } => record.entries.len(),
+        }
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tensor of this name, by binary search.
+    ///
+    /// # Errors
+    /// [`TensorError::NoTensor`]; or [`TensorError::Index`] when a record of the index is wrong.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        let found = if name.starts_with(FILLER_PREFIX) { None } else { self.find(name)? };
+        found.ok_or_else(|| {
+            TensorError::NoTensor { name: name.into(), file: escaped(&self.file().path()) }.into()
+        })
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Tensor>> {
+        match &self.0 {
+            Source::File { file, header } => {
+                header.get(name).map(|info| Tensor::new(Arc::clone(info), file.clone())).transpose()
+            }
+            Source::Checkpoint { files, checkpoint, .. } => checkpoint
+                .find(name)
+                .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                .transpose(),
+            Source::IndexedFile { index, file, record } => {
+                let info = index.find(record, name)?;
+                info.map(|info| Tensor::new(Arc::new(info), file.clone())).transpose()
+            }
+            Source::IndexedCheckpoint { index, json, record } => {
+                let Some((file, info)) = index.checkpoint_find(record, name)? else { return Ok(None) };
+                Tensor::new(Arc::new(info), index.file_of(json.image(), &file)?).map(Some)
+            }
+        }
+    }
+
+    /// The `position`th tensor in the order of names; `None` behind the last.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when a record of the index is wrong.
+    pub fn nth(&self, position: usize) -> Result<Option<Tensor>> {
+        let Some(number) = u32::try_from(position).ok().filter(|_| position < self.len()) else {
+            return Ok(None);
+        };
+        match &self.0 {
+            Source::File { file, header } => {
+                header.nth(position).map(|info| Tensor::new(Arc::clone(info), file.clone())).transpose()
+            }
+            Source::Checkpoint { files, checkpoint, .. } => checkpoint
+                .nth(position)
+                .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                .transpose(),
+            Source::IndexedFile { index, file, record } => {
+                Tensor::new(Arc::new(index.tensor(record, number)?), file.clone()).map(Some)
+            }
+            Source::IndexedCheckpoint { index, json, record } => {
+                let (file, info) = index.checkpoint_tensor(record, number)?;
+                Tensor::new(Arc::new(info), index.file_of(json.image(), &file)?).map(Some)
+            }
+        }
+    }
+
+    /// All tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Tensor>> + '_ {
+        (0..self.len()).filter_map(|position| self.nth(position).transpose())
+    }
+
+    /// All names, sorted. A tensor whose record in the index is wrong is left out; [`Tensors::iter`] reports it.
+    pub fn names(&self) -> impl Iterator<Item = String> + '_ {
+        self.iter().filter_map(|tensor| tensor.ok().map(|tensor| tensor.name().to_owned()))
+    }
+
+    /// The strings under `__metadata__` in the header; for a checkpoint those of all shards together, where the
+    /// first shard by name decides. Parses the headers, also when there is an index.
+    ///
+    /// # Errors
+    /// What is wrong with a header.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let mut merged = BTreeMap::new();
+        for shard in self.shards()? {
+            let header = header_of(&shard)?;
+            for (key, value) in header.metadata().into_iter().flatten() {
+                merged.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        Ok(merged)
+    }
+
+    /// The safetensors files that hold the tensors: one, or the shards of a checkpoint sorted by path.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when a record of the index is wrong.
+    pub fn shards(&self) -> Result<Vec<File>> {
+        match &self.0 {
+            Source::File { file, .. } | Source::IndexedFile { file, .. } => Ok(vec![file.clone()]),
+            Source::Checkpoint { files, .. } => Ok(files.to_vec()),
+            Source::IndexedCheckpoint { index, json, record } => {
+                let mut files = BTreeMap::new();
+                for number in index.checkpoint_files(record)? {
+                    let file = index.file_of(json.image(), &index.file_record(number)?)?;
+                    files.insert(file.path(), file);
+                }
+                Ok(files.into_values().collect())
+            }
+        }
+    }
+
+    /// True when the tensors come from the index that the packer wrote, false when headers were parsed.
+    pub fn indexed(&self) -> bool {
+        matches!(self.0, Source::IndexedFile { .. } | Source::IndexedCheckpoint { .. })
+    }
+}
+
+impl fmt::Debug for Tensors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tensors")
+            .field("file", &format_args!("{}", escaped(&self.file().path())))
+            .field("len", &self.len())
+            .field("indexed", &self.indexed())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,161 @@
+//! Small images for the tests of this crate's tensors, laid out by hand: the packer depends on this crate.
+
+use std::collections::BTreeMap;
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::format::{self, v8};
+use crate::{Image, Region};
+
+/// Contents of one name.
+enum Node {
+    File(Vec<u8>),
+    Link(&'static str),
+    /// A hard link to an earlier path.
+    Same(&'static str),
+    Directory(BTreeMap<&'static str, u32>),
+}
+
+/// A tree of files; directories are made as paths need them. Inode numbers are given in the order of insertion.
+pub(crate) struct TestImage {
+    nodes: Vec<Node>,
+    inodes: BTreeMap<&'static str, u32>,
+}
+
+impl TestImage {
+    pub(crate) fn new() -> Self {
+        Self { nodes: vec![Node::Directory(BTreeMap::new())], inodes: BTreeMap::from([("", 1)]) }
+    }
+
+    pub(crate) fn file(mut self, path: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        self.add(path, Node::File(bytes.into()));
+        self
+    }
+
+    pub(crate) fn link(mut self, path: &'static str, target: &'static str) -> Self {
+        self.add(path, Node::Link(target));
+        self
+    }
+
+    pub(crate) fn hard_link(mut self, path: &'static str, to: &'static str) -> Self {
+        self.add(path, Node::Same(to));
+        self
+    }
+
+    /// The inode number of a path.
+    pub(crate) fn ino(&self, path: &str) -> u32 {
+        self.inodes[path]
+    }
+
+    fn add(&mut self, path: &'static str, node: Node) -> u32 {
+        let (parent, name) = path.rsplit_once('/').expect("absolute paths");
+        let directory = match self.inodes.get(parent) {
+            Some(&ino) => ino,
+            None => self.add(parent, Node::Directory(BTreeMap::new())),
+        };
+        let ino = match node {
+            Node::Same(to) => self.inodes[to],
+            node => {
+                self.nodes.push(node);
+                u32::try_from(self.nodes.len()).unwrap()
+            }
+        };
+        self.inodes.insert(path, ino);
+        match &mut self.nodes[directory as usize - 1] {
+            Node::Directory(entries) => entries.insert(name, ino),
+            _ => panic!("{parent} is no directory"),
+        };
+        ino
+    }
+
+    fn mode(&self, ino: u32) -> u32 {
+        match self.nodes[ino as usize - 1] {
+            Node::File(_) | Node::Same(_) => format::S_IFREG | 0o644,
+            Node::Link(_) => format::S_IFLNK | 0o777,
+            Node::Directory(_) => format::S_IFDIR | 0o755,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        const BASE: usize = format::SUPERBLOCK_SIZE;
+        let mut table = Vec::new();
+        let mut data = Vec::new();
+        let data_start = self.nodes.len() * size_of::<format::Inode>();
+        for (ino, node) in (1u32..).zip(&self.nodes) {
+            // Odd places, so that tensors are not aligned by accident.
+            data.resize(data.len().next_multiple_of(8) + 1, 0);
+            let mut inode = format::Inode::new_zeroed();
+            inode.ino = ino.into();
+            inode.mode = self.mode(ino).into();
+            inode.nlink =
+                u32::try_from(self.inodes.values().filter(|&&other| other == ino).count()).unwrap().into();
+            inode.data_offset = ((data_start + data.len()) as u64).into();
+            inode.size = match node {
+                Node::File(bytes) => {
+                    data.extend_from_slice(bytes);
+                    bytes.len() as u64
+                }
+                Node::Link(target) => {
+                    data.extend_from_slice(target.as_bytes());
+                    data.push(0);
+                    target.len() as u64
+                }
+                Node::Directory(entries) => {
+                    for (name, &child) in entries {
+                        let mut dirent = format::Dirent::new_zeroed();
+                        dirent.ino = child.into();
+                        dirent.mode = self.mode(child).into();
+                        dirent.name_len = u16::try_from(name.len()).unwrap().into();
+                        dirent.name[..name.len()].copy_from_slice(name.as_bytes());
+                        data.extend_from_slice(dirent.as_bytes());
+                    }
+                    entries.len() as u64 * format::DIRENT_SIZE
+                }
+                Node::Same(_) => unreachable!("hard links have no inode of their own"),
+            }
+            .into();
+            table.extend_from_slice(inode.as_bytes());
+        }
+        let base_size = (table.len() + data.len()) as u64;
+        let mut superblock = v8::Superblock::new_zeroed();
+        superblock.magic = format::MAGIC.into();
+        superblock.version = v8::VERSION.into();
+        superblock.block_size = 4096.into();
+        superblock.total_size = (BASE as u64 + base_size).into();
+        superblock.base_offset = (BASE as u64).into();
+        superblock.base_size = base_size.into();
+        superblock.inode_count = u32::try_from(self.nodes.len()).unwrap().into();
+        superblock.root_inode = format::ROOT_INO.into();
+        superblock.data_offset = (data_start as u64).into();
+        let mut image = superblock.as_bytes().to_vec();
+        image.resize(BASE, 0);
+        image.extend(table);
+        image.extend(data);
+        image
+    }
+
+    pub(crate) fn open(&self) -> Image {
+        Image::from_region(Region::from_bytes(self.bytes())).unwrap()
+    }
+}
+
+/// A safetensors file: names with type, shape and bytes, in the order of the data.
+pub(crate) fn safetensors(tensors: &[(&str, crate::Dtype, &[u64], &[u8])], metadata: &str) -> Vec<u8> {
+    let mut members = Vec::new();
+    let mut data = Vec::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let begin = data.len();
+        data.extend_from_slice(bytes);
+        let offsets = [begin, data.len()];
+        members
+            .push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":{offsets:?}}}"#));
+    }
+    if !metadata.is_empty() {
+        members.push(format!("\"__metadata__\":{metadata}"));
+    }
+    let json = format!("{{{}}}", members.join(","));
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(json.as_bytes());
+    file.extend(data);
+    file
+}

@@ -1,0 +1,306 @@
+//! The command line of `daxfs-pack`, and what its words mean.
+
+use crate::{Error, Format, HugePages, Memory, Packer, Result};
+use clap::{Parser, ValueEnum};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Pack files into a DAXFS image: a read-only tree that programs map and share, without a copy.
+///
+/// A single directory becomes the root of the image. A single file, and each of several inputs, lies in the root
+/// under its base name. Symbolic links given as INPUT are followed, links below them are packed as links.
+#[derive(Debug, Parser)]
+#[command(name = "daxfs-pack", version, max_term_width = 100)]
+pub(super) struct Args {
+    /// Directories and files to pack.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<PathBuf>,
+
+    /// File to write; by default the input's name with `.daxfs`, in the current directory. It appears when it is
+    /// complete and replaces an older one.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "into")]
+    pub output: Option<PathBuf>,
+
+    /// Write into memory: `memfd`, `udmabuf`, `heap:NAME` (a dma-heap), or the path of a devdax device or of a
+    /// file that stands for memory. All but the last need a COMMAND.
+    #[arg(long, value_name = "MEMORY", value_parser = parse_target)]
+    pub into: Option<Target>,
+
+    /// Files of at least SIZE start on a multiple of it, all others on a block boundary.
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = parse_size)]
+    pub align: u64,
+
+    /// Move the tensors of safetensors files to multiples of SIZE (256 without one): their headers are padded, and
+    /// filler tensors named __daxfs_pad_N are added where needed.
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
+    #[arg(value_parser = parse_size)]
+    pub align_tensors: Option<u64>,
+
+    /// Store files with the same contents once.
+    #[arg(long)]
+    pub dedupe: bool,
+
+    /// Leave FIFOs, sockets and devices out instead of refusing them.
+    #[arg(long)]
+    pub skip_special: bool,
+
+    /// Pack the source and nothing else: no index of the tensors, no hashes.
+    #[arg(long)]
+    pub plain: bool,
+
+    /// Do not hash the contents for the index.
+    #[arg(long)]
+    pub no_hash: bool,
+
+    /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is. `2M` and `1G` come from the
+    /// hugetlb pool. For memfd, udmabuf and files on a tmpfs.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub hugepages: Option<Pages>,
+
+    /// Version of the format.
+    #[arg(long, value_name = "VERSION", default_value = "8", value_parser = ["8", "5"])]
+    pub format: String,
+
+    /// Page size of the machine that will mount the image.
+    #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size)]
+    pub block_size: u64,
+
+    /// Overwrite the image that a device holds.
+    #[arg(long, requires = "into")]
+    pub replace: bool,
+
+    /// Do not wait until the image is on the disk.
+    #[arg(long)]
+    pub no_sync: bool,
+
+    /// Threads that read and copy; by default as many as there are processors.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Open the finished image and compare it with its source, byte for byte.
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Print nothing but errors.
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+
+    /// Print the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Run COMMAND when the image is in memory. It inherits the descriptor: DAXFS_FD holds its number, DAXFS_IMAGE
+    /// what `daxfs` and `daxfs.open` take (fd:N). The summary goes to standard error then.
+    #[arg(last = true, value_name = "COMMAND", requires = "into")]
+    pub command: Vec<OsString>,
+}
+
+/// Where `--into` leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    Memfd,
+    Udmabuf,
+    Heap(String),
+    Device(PathBuf),
+}
+
+/// Values of `--hugepages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Pages {
+    /// 2 MiB pages where the kernel gives them
+    Auto,
+    /// Ordinary pages
+    No,
+    /// Transparent huge pages of 2 MiB; a warning when there are none
+    Thp,
+    /// Pages of 2 MiB from the hugetlb pool
+    #[value(name = "2M")]
+    Hugetlb2M,
+    /// Pages of 1 GiB from the hugetlb pool
+    #[value(name = "1G")]
+    Hugetlb1G,
+}
+
+impl From<Pages> for HugePages {
+    fn from(pages: Pages) -> HugePages {
+        match pages {
+            Pages::Auto => HugePages::Auto,
+            Pages::No => HugePages::No,
+            Pages::Thp => HugePages::Thp,
+            Pages::Hugetlb2M => HugePages::Hugetlb2M,
+            Pages::Hugetlb1G => HugePages::Hugetlb1G,
+        }
+    }
+}
+
+impl Args {
+    /// The settings as a packer, without progress.
+    pub(super) fn packer(&self) -> Result<Packer> {
+        let block_size = u32::try_from(self.block_size).map_err(|_| Error::Setting {
+            option: "--block-size",
+            why: format!("{} is too large", self.block_size),
+        })?;
+        let mut packer = Packer::new()
+            .align(self.align)
+            .tensor_alignment(self.align_tensors)
+            .dedupe(self.dedupe)
+            .skip_special(self.skip_special)
+            .plain(self.plain)
+            .hash(!self.no_hash)
+            .format(if self.format == "5" { Format::V5 } else { Format::V8 })
+            .block_size(block_size)
+            .replace(self.replace)
+            .sync(!self.no_sync)
+            .huge_pages(self.huge_pages())
+            .verify(self.verify);
+        if let Some(threads) = self.threads {
+            packer = packer.threads(threads);
+        }
+        Ok(self.inputs.iter().fold(packer, |packer, input| packer.input(input)))
+    }
+
+    fn huge_pages(&self) -> HugePages {
+        self.hugepages.map_or(HugePages::Auto, HugePages::from)
+    }
+
+    /// The memory to write into, after checking that the options around it make sense. `None`: a file.
+    pub(super) fn memory(&self) -> Result<Option<Memory>> {
+        let refuse = |option, why: &str| Err(Error::Setting { option, why: why.to_owned() });
+        let Some(target) = &self.into else { return Ok(None) };
+        let is_device = matches!(target, Target::Device(_));
+        if self.command.is_empty() && !is_device {
+            return refuse("--into", "without a COMMAND the memory would be gone at once; add `-- COMMAND...`");
+        }
+        if self.replace && !is_device {
+            return refuse("--replace", "is for devices; other memory is new");
+        }
+        if self.no_sync && !is_device {
+            return refuse("--no-sync", "is for files and devices");
+        }
+        if self.hugepages.is_some() && !matches!(target, Target::Memfd | Target::Udmabuf) {
+            return refuse("--hugepages", "is for memfd, udmabuf and files on a tmpfs");
+        }
+        Ok(Some(match target {
+            Target::Memfd => Memory::Memfd(self.huge_pages()),
+            Target::Udmabuf => Memory::Udmabuf,
+            Target::Heap(name) => Memory::Heap(name.clone()),
+            Target::Device(path) => Memory::Device(path.clone()),
+        }))
+    }
+
+    /// The file to write when it is not memory.
+    pub(super) fn file(&self) -> Result<PathBuf> {
+        let refuse = |why: &str| Error::Setting { option: "--output", why: why.to_owned() };
+        if let Some(path) = &self.output {
+            return match path.as_os_str().as_bytes() {
+                b"-" => Err(refuse("an image cannot be written to standard output; name a file")),
+                _ => Ok(path.clone()),
+            };
+        }
+        let [input] = &self.inputs[..] else {
+            return Err(refuse("several inputs have no name in common; name the file"));
+        };
+        let mut name = crate::scan::base_name(input)?;
+        name.push(".daxfs");
+        Ok(PathBuf::from(name))
+    }
+}
+
+/// A number of bytes: digits and a suffix K, M, G or T (powers of 1024), or KiB and so on.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err("a size is a number with K, M, G or T behind it, such as 64K or 2M".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a size begins with a number below 2^64".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "a size is below 2^64 bytes".to_owned())
+}
+
+fn parse_target(text: &str) -> std::result::Result<Target, String> {
+    match text {
+        "memfd" => Ok(Target::Memfd),
+        "udmabuf" => Ok(Target::Udmabuf),
+        _ if text.starts_with("heap:") => match &text["heap:".len()..] {
+            "" => Err("heap: needs the name of a heap, such as heap:system".to_owned()),
+            name => Ok(Target::Heap(name.to_owned())),
+        },
+        _ if text.contains('/') => Ok(Target::Device(PathBuf::from(text))),
+        _ => Err("must be memfd, udmabuf, heap:NAME, or a path such as /dev/dax0.0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("daxfs-pack").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64K", 65536), ("2m", 2 << 20), ("1GiB", 1 << 30)] {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for text in ["", "K", "2X", "1.5M", "-1", "18446744073709551616", "16777216T", "2 M"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn targets() {
+        assert_eq!(parse_target("heap:linux,cma"), Ok(Target::Heap("linux,cma".into())));
+        assert_eq!(parse_target("./region"), Ok(Target::Device("./region".into())));
+        for text in ["", "heap:", "memfds", "dax0.0"] {
+            assert!(parse_target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_alignment_of_tensors_takes_an_optional_value() {
+        assert_eq!(parse("dir").unwrap().align_tensors, None);
+        let args = parse("--align-tensors dir").unwrap();
+        assert_eq!((args.align_tensors, args.inputs), (Some(256), vec![PathBuf::from("dir")]));
+        assert_eq!(parse("--align-tensors=2M dir").unwrap().align_tensors, Some(2 << 20));
+    }
+
+    #[test]
+    fn options_that_would_do_nothing_are_refused() {
+        for line in ["dir --replace", "dir -- cat", "dir -o x --into memfd -- cat", "--format 7 dir", "", "-q --json dir"]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in [
+            "dir --into memfd",
+            "dir --into memfd --replace -- cat",
+            "dir --into heap:system --hugepages thp -- cat",
+            "dir --into memfd --no-sync -- cat",
+        ] {
+            let error = parse(line).unwrap().memory().unwrap_err();
+            assert!(matches!(error, Error::Setting { .. }), "{line}: {error}");
+        }
+        let memory = parse("dir --into memfd --hugepages 2M -- cat -n").unwrap().memory().unwrap();
+        assert_eq!(memory, Some(Memory::Memfd(HugePages::Hugetlb2M)));
+    }
+
+    #[test]
+    fn the_default_output_is_named_after_the_input() {
+        assert_eq!(parse("a/weights/").unwrap().file().unwrap(), PathBuf::from("weights.daxfs"));
+        assert_eq!(parse("m.safetensors").unwrap().file().unwrap(), PathBuf::from("m.safetensors.daxfs"));
+        assert!(parse("a b").unwrap().file().is_err());
+        assert!(parse("a -o -").unwrap().file().is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! The progress bar, for terminals.
+
+use crate::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+const TEMPLATE: &str = "packing [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
+/// A bar on standard error that disappears when packing is done.
+#[derive(Debug)]
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar that shows nothing yet.
+    pub(super) fn new() -> Bar {
+        let bar = ProgressBar::no_length();
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Bar(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn start(&self, total: u64) {
+        self.0.set_length(total);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,86 @@
+//! The `daxfs-pack` command. The binary and the Python wheel's entry point call [`main`].
+
+mod args;
+mod bar;
+mod run_child;
+
+use crate::{Error, Result, Summary};
+use args::Args;
+use clap::Parser;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+
+/// Exit status when the finished image differs from its source.
+const DIFFERENT: u8 = 1;
+/// Exit status of every other error.
+const FAILED: u8 = 2;
+
+/// Runs `daxfs-pack` with these arguments (the first is the program's name) and returns its exit status: 0 done,
+/// 1 `--verify` found a difference, 2 error. With a COMMAND it does not return unless that cannot be started.
+#[must_use]
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // A closed pipe is not worth an error message.
+            let _ = error.print();
+            return if error.use_stderr() { FAILED } else { 0 };
+        }
+    };
+    match run(&args) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "daxfs-pack: {error}");
+            if matches!(error, Error::Mismatch { .. }) { DIFFERENT } else { FAILED }
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let memory = args.memory()?;
+    let mut packer = args.packer()?;
+    if !args.quiet && io::stderr().is_terminal() {
+        packer = packer.progress(bar::Bar::new());
+    }
+    match memory {
+        None => {
+            let file = args.file()?;
+            let summary = packer.plan()?.write_file(&file)?;
+            report(args, &summary, io::stdout())
+        }
+        Some(memory) => {
+            let (fd, summary) = packer.plan()?.write_memory(&memory)?;
+            match &args.command[..] {
+                [] => report(args, &summary, io::stdout()),
+                [program, arguments @ ..] => {
+                    report(args, &summary, io::stderr())?;
+                    Err(run_child::exec(program, arguments, fd))
+                }
+            }
+        }
+    }
+}
+
+/// Prints the summary. A reader that went away is no error: the image is there.
+fn report(args: &Args, summary: &Summary, mut to: impl Write) -> Result<()> {
+    if args.quiet {
+        return Ok(());
+    }
+    let outcome = if args.json {
+        serde_json::to_string_pretty(summary).map_err(io::Error::from).and_then(|json| writeln!(to, "{json}"))
+    } else {
+        for warning in &summary.warnings {
+            let _ = writeln!(io::stderr(), "daxfs-pack: warning: {warning}");
+        }
+        for skipped in &summary.skipped {
+            let _ = writeln!(io::stderr(), "daxfs-pack: left out: {skipped}");
+        }
+        writeln!(to, "{summary}")
+    };
+    match outcome.and_then(|()| to.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("print the summary of", summary.target.as_ref(), error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,189 @@
+//! Fills stretches of the image from the source files, hashing what it copies.
+
+use crate::block::Block;
+use crate::hash::{Leaf, RangeHasher};
+use crate::metadata;
+use crate::packer::Plan;
+use crate::progress::Progress;
+use crate::source::{Opener, SourceFile};
+use crate::align::{Content, Rewrite};
+use crate::Result;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Bytes read before they are hashed: they are still in the second-level cache then.
+const UNIT: u64 = 512 << 10;
+
+/// What a copier has to know besides the plan.
+#[derive(Debug)]
+pub(crate) struct Task<'p> {
+    pub(crate) plan: &'p Plan,
+    /// Whether contents are hashed.
+    pub(crate) hash: bool,
+    /// Whether the target holds zeros where nothing was written.
+    pub(crate) zeroed: bool,
+    /// Bytes at the start of a file's extent that were cloned into the target already, by inode.
+    pub(crate) cloned: HashMap<u32, u64>,
+    pub(crate) progress: &'p dyn Progress,
+}
+
+/// Copies for one thread.
+#[derive(Debug)]
+pub(crate) struct Copier<'p> {
+    task: &'p Task<'p>,
+    opener: Opener<'p>,
+    current: Option<Current<'p>>,
+    /// Hashes of what was copied.
+    pub(crate) leaves: Vec<Leaf>,
+}
+
+/// The file being copied.
+#[derive(Debug)]
+struct Current<'p> {
+    ino: u32,
+    /// Open as soon as a byte of it is needed.
+    source: Option<SourceFile<'p>>,
+    hasher: Option<RangeHasher>,
+}
+
+impl<'p> Copier<'p> {
+    /// A copier for `task`.
+    pub(crate) fn new(task: &'p Task<'p>) -> Copier<'p> {
+        Copier { task, opener: Opener::new(&task.plan.tree), current: None, leaves: Vec::new() }
+    }
+
+    /// Fills `block`, which is the part `range` of `window`. The blocks of a window are filled in order, and
+    /// [`Copier::finish`] is called after the last one.
+    pub(crate) fn fill(&mut self, block: &mut Block<'_>, range: Range<u64>, window: &Range<u64>) -> Result<()> {
+        let plan = self.task.plan;
+        let layout = &plan.layout;
+        let mut filled = range.start;
+        if range.start < layout.metadata_end {
+            filled = range.end.min(layout.metadata_end);
+            block.zero(range.start, filled - range.start)?;
+            let mut outcome = Ok(());
+            metadata::render(layout, &plan.tree, range.start..filled, &mut |offset, bytes| {
+                if outcome.is_ok() {
+                    outcome = block.put(offset, bytes);
+                }
+            });
+            outcome?;
+        }
+        let first = layout.files.partition_point(|&ino| layout.extent(ino).end() <= range.start);
+        for &ino in &layout.files[first..] {
+            let extent = layout.extent(ino);
+            if extent.offset >= range.end {
+                break;
+            }
+            let part = extent.offset.max(range.start)..extent.end().min(range.end);
+            self.gap(block, filled..part.start)?;
+            self.copy(block, ino, part.clone(), window)?;
+            filled = part.end;
+        }
+        self.gap(block, filled..range.end)
+    }
+
+    /// What lies between extents is zero.
+    fn gap(&self, block: &mut Block<'_>, gap: Range<u64>) -> Result<()> {
+        if self.task.zeroed || gap.is_empty() {
+            return Ok(());
+        }
+        block.zero(gap.start, gap.end - gap.start)
+    }
+
+    /// Copies the bytes `part` of the image, which belong to the file `ino`.
+    fn copy(&mut self, block: &mut Block<'_>, ino: u32, part: Range<u64>, window: &Range<u64>) -> Result<()> {
+        if self.current.as_ref().is_none_or(|current| current.ino != ino) {
+            self.finish()?;
+            self.begin(ino, window);
+        }
+        let extent = self.task.plan.layout.extent(ino);
+        let cloned = extent.offset + self.task.cloned.get(&ino).copied().unwrap_or(0);
+        let mut at = part.start;
+        while at < part.end {
+            let mut end = part.end.min(at + UNIT);
+            if at < cloned {
+                end = end.min(cloned);
+            }
+            self.copy_unit(block, at..end, extent.offset, at < cloned)?;
+            self.task.progress.advance(end - at);
+            at = end;
+        }
+        if part.end == extent.end() {
+            self.finish()?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, ino: u32, window: &Range<u64>) {
+        let extent = self.task.plan.layout.extent(ino);
+        let hasher = self.task.hash.then(|| {
+            let part = extent.offset.max(window.start)..extent.end().min(window.end);
+            RangeHasher::new(ino, extent.len, part.start - extent.offset..part.end - extent.offset)
+        });
+        self.current = Some(Current { ino, source: None, hasher });
+    }
+
+    fn copy_unit(&mut self, block: &mut Block<'_>, unit: Range<u64>, start: u64, cloned: bool) -> Result<()> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let len = unit.end - unit.start;
+        if cloned {
+            block.leave_out(unit.start, len);
+            if current.hasher.is_none() {
+                return Ok(());
+            }
+        }
+        let plan = self.task.plan;
+        let source = match &current.source {
+            Some(source) => source,
+            None => current.source.insert(self.opener.file(plan.layout.numbers.node_of(current.ino))?),
+        };
+        match plan.rewrite(current.ino) {
+            None if cloned => block.read_aside(unit.start, len, source, unit.start - start)?,
+            None => block.read(unit.start, len, source, unit.start - start)?,
+            Some(rewrite) => copy_segments(block, rewrite, unit.clone(), start, source)?,
+        }
+        if let Some(hasher) = &mut current.hasher {
+            block.hash(unit.start, len, hasher, &mut self.leaves)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the file being copied; it must not have changed.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        if let Some(Current { source: Some(source), .. }) = self.current.take() {
+            source.check_end()?;
+            source.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies `unit` of a file that is made anew and starts at `start`.
+fn copy_segments(
+    block: &mut Block<'_>,
+    rewrite: &Rewrite,
+    unit: Range<u64>,
+    start: u64,
+    source: &SourceFile<'_>,
+) -> Result<()> {
+    let wanted = unit.start - start..unit.end - start;
+    let first = rewrite.segments.partition_point(|segment| segment.offset + segment.len <= wanted.start);
+    for segment in &rewrite.segments[first..] {
+        let part = segment.offset.max(wanted.start)..(segment.offset + segment.len).min(wanted.end);
+        if part.is_empty() {
+            break;
+        }
+        let (skip, len) = (part.start - segment.offset, part.end - part.start);
+        match &segment.content {
+            Content::Source(from) => block.read(start + part.start, len, source, from + skip)?,
+            Content::Zeros => block.zero(start + part.start, len)?,
+            Content::Header(bytes) => {
+                let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+                let end = skip.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
+                block.put(start + part.start, bytes.get(skip..end).unwrap_or_default())?;
+            }
+        }
+    }
+    Ok(())
+}

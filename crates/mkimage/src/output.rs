@@ -1,0 +1,218 @@
+//! A file that appears complete or not at all.
+//!
+//! It is written without a name (O_TMPFILE), so that nothing is left behind however the process ends, and gets
+//! its name when it is complete and synced. File systems without O_TMPFILE get a hidden name beside the final one,
+//! which is removed when packing fails, but not when the process is killed.
+
+use crate::{Error, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, fsync, linkat, unlinkat};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// Permissions before the umask.
+const MODE: Mode = Mode::from_bits_truncate(0o666);
+/// How many hidden names are tried.
+const ATTEMPTS: u32 = 100;
+
+/// A file on its way to a name.
+#[derive(Debug)]
+pub(crate) struct Output {
+    fd: OwnedFd,
+    directory: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+    /// The hidden name that it has now.
+    temporary: Option<OsString>,
+}
+
+impl Output {
+    /// Opens a file that will be `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] when `path` is something other than a regular file now, or names none.
+    pub(crate) fn create(path: &Path) -> Result<Output> {
+        let refuse = |why: &str| Error::Output { path: path.to_path_buf(), why: why.to_owned() };
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => return Err(refuse("is a directory; name a file to write")),
+            Ok(found) if found.file_type().is_char_device() || found.file_type().is_block_device() => {
+                return Err(refuse("is a device; --into writes into devices"));
+            }
+            Ok(found) if !found.is_file() && !found.is_symlink() => return Err(refuse("is not a regular file")),
+            _ => {}
+        }
+        let name = path.file_name().ok_or_else(|| refuse("names no file"))?.to_owned();
+        let parent = parent(path);
+        let directory = open(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::io("open", parent, errno))?;
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let (fd, temporary) = match openat(&directory, ".", flags, MODE) {
+            Ok(fd) => (fd, None),
+            // Not every file system knows it; kernels say so in several ways.
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT | Errno::ENOSYS) => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+                hidden_name(&name, |hidden| openat(&directory, hidden, flags, MODE))
+                    .map(|(fd, hidden)| (fd, Some(hidden)))
+                    .map_err(|errno| Error::io("create a file beside", path, errno))?
+            }
+            Err(errno) => return Err(Error::io("create a file in", parent, errno)),
+        };
+        Ok(Output { fd, directory, name, path: path.to_path_buf(), temporary })
+    }
+
+    /// Gives the file its name, in place of a file that has it. With `sync` it is on the disk before and the name
+    /// is after.
+    pub(crate) fn commit(mut self, sync: bool) -> Result<()> {
+        if sync {
+            fsync(&self.fd).map_err(|errno| Error::io("sync", &self.path, errno))?;
+        }
+        let fail = |errno| Error::io("name", &self.path, errno);
+        if self.temporary.is_none() {
+            match link(self.fd.as_fd(), &self.directory, &self.name) {
+                Ok(()) => return self.sync_directory(sync),
+                Err(Errno::EEXIST) => {
+                    let linked = hidden_name(&self.name, |hidden| link(self.fd.as_fd(), &self.directory, hidden));
+                    self.temporary = Some(linked.map_err(fail)?.1);
+                }
+                Err(errno) => return Err(fail(errno)),
+            }
+        }
+        if let Some(hidden) = &self.temporary {
+            renameat(&self.directory, hidden.as_os_str(), &self.directory, self.name.as_os_str()).map_err(fail)?;
+        }
+        self.temporary = None;
+        self.sync_directory(sync)
+    }
+
+    fn sync_directory(&self, sync: bool) -> Result<()> {
+        if !sync {
+            return Ok(());
+        }
+        match fsync(&self.directory) {
+            // Some file systems have nothing to sync in a directory.
+            Ok(()) | Err(Errno::EINVAL | Errno::EROFS) => Ok(()),
+            Err(errno) => Err(Error::io("sync", parent(&self.path), errno)),
+        }
+    }
+}
+
+impl AsFd for Output {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(hidden) = &self.temporary {
+            // Nobody is left to tell, and the error that brought us here is the one that matters.
+            let _ = unlinkat(&self.directory, hidden.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
+/// The directory that a path's last component lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Gives a name to a file that has none.
+fn link(fd: BorrowedFd<'_>, directory: &OwnedFd, name: &OsStr) -> nix::Result<()> {
+    let proc = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match linkat(AT_FDCWD, proc.as_str(), directory, name, AtFlags::AT_SYMLINK_FOLLOW) {
+        // No /proc: the direct way needs CAP_DAC_READ_SEARCH.
+        Err(Errno::ENOENT) => linkat(fd, "", directory, name, AtFlags::AT_EMPTY_PATH),
+        other => other,
+    }
+}
+
+/// Tries names such as `.model.daxfs-1234-0` until `make` finds one free.
+fn hidden_name<T>(name: &OsStr, make: impl Fn(&OsStr) -> nix::Result<T>) -> nix::Result<(T, OsString)> {
+    // Names have at most 255 bytes; the suffix takes less than 40.
+    let kept = &name.as_bytes()[..name.len().min(200)];
+    for attempt in 0..ATTEMPTS {
+        let mut hidden = OsString::from(".");
+        hidden.push(OsStr::from_bytes(kept));
+        hidden.push(format!(".daxfs-{}-{attempt}", std::process::id()));
+        match make(&hidden) {
+            Err(Errno::EEXIST) => {}
+            other => return other.map(|made| (made, hidden)),
+        }
+    }
+    Err(Errno::EEXIST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::io::Write;
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    fn write(output: &Output, bytes: &[u8]) {
+        File::from(output.fd.try_clone().unwrap()).write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn it_appears_complete_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let output = Output::create(&path).unwrap();
+        write(&output, b"half");
+        assert!(!path.exists());
+        drop(output);
+        assert!(names(dir.path()).is_empty());
+
+        for contents in [&b"first"[..], b"second"] {
+            let output = Output::create(&path).unwrap();
+            write(&output, contents);
+            output.commit(true).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), contents);
+            assert_eq!(names(dir.path()), ["image"]);
+        }
+    }
+
+    #[test]
+    fn a_hidden_name_is_removed_and_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "n".repeat(255);
+        let path = dir.path().join(&long);
+        for fail in [true, false] {
+            let output = Output::create(&path).unwrap();
+            let linked = hidden_name(OsStr::new(&long), |hidden| link(output.as_fd(), &output.directory, hidden));
+            let output = Output { temporary: Some(linked.unwrap().1), fd: output.fd.try_clone().unwrap(),
+                directory: output.directory.try_clone().unwrap(), name: output.name.clone(), path: path.clone() };
+            assert_eq!(names(dir.path()).len(), 1);
+            if fail {
+                drop(output);
+                assert!(names(dir.path()).is_empty());
+            } else {
+                output.commit(false).unwrap();
+                assert_eq!(names(dir.path()), [long.as_str()]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path(), Path::new("/dev/null"), Path::new("..")] {
+            let error = Output::create(path).unwrap_err();
+            assert!(matches!(error, Error::Output { .. }), "{error}");
+        }
+        let error = Output::create(&dir.path().join("missing/image")).unwrap_err();
+        assert!(matches!(error, Error::Io { op: "open", .. }), "{error}");
+    }
+}

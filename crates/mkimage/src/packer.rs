@@ -1,0 +1,331 @@
+//! The builder: what to pack and how, and the plan that comes out of it.
+
+use crate::align::Rewrite;
+use crate::plan::{Format, Layout, Numbers, Placement, Shape};
+use crate::progress::{Progress, Silent};
+use crate::scan::{Rules, scan};
+use crate::tensors::{self, TensorSet};
+use crate::tree::{Kind, Tree};
+use crate::{Error, Result, dedupe, index};
+use dmabuf::HugePages;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Default of [`Packer::align`].
+pub const DEFAULT_ALIGN: u64 = 2 << 20;
+/// Default of [`Packer::tensor_alignment`]: what GPU libraries ask for.
+pub const DEFAULT_TENSOR_ALIGN: u64 = 256;
+/// The largest alignment: that of the largest pages in use.
+const LARGEST_ALIGN: u64 = 1 << 30;
+/// The block sizes that exist: page sizes of the machines that mount images.
+const BLOCK_SIZES: [u32; 3] = [4096, 16384, 65536];
+
+/// Collects inputs and settings, then makes a [`Plan`].
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # std::fs::write(dir.path().join("config.json"), "{}")?;
+/// # let source = dir.path();
+/// let plan = mkimage::Packer::new().input(source).align(4096).plan()?;
+/// assert_eq!(plan.files(), 1);
+/// assert_eq!(plan.total_size() % 4096, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Packer {
+    inputs: Vec<PathBuf>,
+    rules: Rules,
+    format: Format,
+    block_size: u32,
+    align: u64,
+    tensor_align: Option<u64>,
+    dedupe: bool,
+    settings: Settings,
+}
+
+/// What the writer needs to know of the settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) hash: bool,
+    pub(crate) pages: HugePages,
+    pub(crate) replace: bool,
+    pub(crate) sync: bool,
+    pub(crate) threads: usize,
+    pub(crate) verify: bool,
+    pub(crate) progress: Arc<dyn Progress>,
+}
+
+impl Default for Packer {
+    fn default() -> Packer {
+        Packer::new()
+    }
+}
+
+impl Packer {
+    /// A packer with the defaults named at each setting, and no input.
+    #[must_use]
+    pub fn new() -> Packer {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Packer {
+            inputs: Vec::new(),
+            rules: Rules::default(),
+            format: Format::V8,
+            block_size: 4096,
+            align: DEFAULT_ALIGN,
+            tensor_align: None,
+            dedupe: false,
+            settings: Settings {
+                hash: true,
+                pages: HugePages::Auto,
+                replace: false,
+                sync: true,
+                threads,
+                verify: false,
+                progress: Arc::new(Silent),
+            },
+        }
+    }
+
+    /// Adds a file or directory. A single directory becomes the root of the image; a single file, and each of
+    /// several inputs, lies in the root under its base name. Inputs that are symbolic links are followed, links
+    /// below them are packed as links.
+    #[must_use]
+    pub fn input(mut self, path: impl AsRef<Path>) -> Packer {
+        self.inputs.push(path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Files of at least this many bytes start on a multiple of it: a power of two up to 1 GiB, 2 MiB by default.
+    /// All others start on a block boundary.
+    #[must_use]
+    pub fn align(mut self, bytes: u64) -> Packer {
+        self.align = bytes;
+        self
+    }
+
+    /// Whether tensors in safetensors files are moved to multiples of 256 bytes, off by default. The file gets a
+    /// new header, and filler tensors where it needs them; otherwise files are packed byte for byte.
+    #[must_use]
+    pub fn align_tensors(self, on: bool) -> Packer {
+        self.tensor_alignment(on.then_some(DEFAULT_TENSOR_ALIGN))
+    }
+
+    /// As [`Packer::align_tensors`], to multiples of so many bytes: a power of two from 8 to 1 GiB.
+    #[must_use]
+    pub fn tensor_alignment(mut self, bytes: Option<u64>) -> Packer {
+        self.tensor_align = bytes;
+        self
+    }
+
+    /// Whether files with the same contents are stored once, off by default. They stay separate files.
+    #[must_use]
+    pub fn dedupe(mut self, on: bool) -> Packer {
+        self.dedupe = on;
+        self
+    }
+
+    /// Whether FIFOs, sockets and devices are left out instead of refused, off by default.
+    #[must_use]
+    pub fn skip_special(mut self, on: bool) -> Packer {
+        self.rules.skip_special = on;
+        self
+    }
+
+    /// Whether the image holds the source tree and nothing else, that is, no index; off by default.
+    #[must_use]
+    pub fn plain(mut self, on: bool) -> Packer {
+        self.rules.plain = on;
+        self
+    }
+
+    /// Whether the index holds the files' BLAKE3 hashes, on by default. Without an index nothing is hashed.
+    #[must_use]
+    pub fn hash(mut self, on: bool) -> Packer {
+        self.settings.hash = on;
+        self
+    }
+
+    /// The format's version, [`Format::V8`] by default.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Packer {
+        self.format = format;
+        self
+    }
+
+    /// Page size of the machine that will mount the image: 4096 (default), 16384 or 65536; 4096 for format 5.
+    #[must_use]
+    pub fn block_size(mut self, bytes: u32) -> Packer {
+        self.block_size = bytes;
+        self
+    }
+
+    /// Which pages a file on tmpfs, or the memfd under a udmabuf, is made of: [`HugePages::Auto`] by default. Disk
+    /// files have none, and [`Memory::Memfd`](crate::Memory::Memfd) says it itself.
+    #[must_use]
+    pub fn huge_pages(mut self, pages: HugePages) -> Packer {
+        self.settings.pages = pages;
+        self
+    }
+
+    /// Whether a device that holds an image already is overwritten, off by default.
+    #[must_use]
+    pub fn replace(mut self, on: bool) -> Packer {
+        self.settings.replace = on;
+        self
+    }
+
+    /// Whether a file is synced to its disk before it gets its name, on by default.
+    #[must_use]
+    pub fn sync(mut self, on: bool) -> Packer {
+        self.settings.sync = on;
+        self
+    }
+
+    /// How many threads read and copy, at least 1; by default as many as there are processors.
+    #[must_use]
+    pub fn threads(mut self, count: usize) -> Packer {
+        self.settings.threads = count;
+        self
+    }
+
+    /// Whether the finished image is opened again and compared with its source, off by default.
+    #[must_use]
+    pub fn verify(mut self, on: bool) -> Packer {
+        self.settings.verify = on;
+        self
+    }
+
+    /// Who is told about the progress.
+    #[must_use]
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Packer {
+        self.settings.progress = Arc::new(progress);
+        self
+    }
+
+    /// Lists the inputs, reads the headers of safetensors files, and lays the image out. Equal inputs and settings
+    /// give an equal image: no time, owner of the process or order of a directory goes into it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
+    pub fn plan(self) -> Result<Plan> {
+        self.check()?;
+        let tree = scan(&self.inputs, self.rules)?;
+        let numbers = Numbers::assign(&tree);
+        let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
+        tensors::check_counts(&tensors)?;
+        let mut shares = match self.dedupe {
+            true => dedupe::find(&tree, &numbers, self.settings.threads)?,
+            false => HashMap::new(),
+        };
+        // A file that is made anew differs from its source, and from a copy that has another kind of name.
+        shares.retain(|ino, owner| tensors.rewrite(*ino).is_some() == tensors.rewrite(*owner).is_some());
+        let index = (!self.rules.plain && !tensors.files.is_empty()).then(|| index::size(&tree, &numbers, &tensors));
+        let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };
+        let placement = |ino| Placement {
+            size: tensors.rewrite(ino).map(|rewrite| rewrite.len),
+            align: self.tensor_align.filter(|_| tensors.files.contains_key(&ino)).unwrap_or(1),
+            shares: shares.get(&ino).copied(),
+        };
+        let layout = Layout::new(&tree, numbers, placement, shape)?;
+        Ok(Plan { tree, tensors, layout, shares, settings: self.settings })
+    }
+
+    fn check(&self) -> Result<()> {
+        let fail = |option, why: String| Err(Error::Setting { option, why });
+        if !self.align.is_power_of_two() || self.align > LARGEST_ALIGN {
+            return fail("--align", format!("{} is not a power of two up to {LARGEST_ALIGN}", self.align));
+        }
+        if let Some(bytes) = self.tensor_align
+            && (!bytes.is_power_of_two() || !(8..=LARGEST_ALIGN).contains(&bytes))
+        {
+            return fail("--align-tensors", format!("{bytes} is not a power of two from 8 to {LARGEST_ALIGN}"));
+        }
+        if !BLOCK_SIZES.contains(&self.block_size) {
+            return fail("--block-size", format!("{} is none of {BLOCK_SIZES:?}", self.block_size));
+        }
+        if self.format == Format::V5 && self.block_size != 4096 {
+            return fail("--block-size", format!("{}, format 5 has 4096 only", self.block_size));
+        }
+        if self.settings.threads == 0 {
+            return fail("--threads", "at least 1 is needed".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A complete layout, ready to be written any number of times.
+///
+/// It holds the names and attributes of the source (about 200 bytes a file) and none of the contents: files are
+/// read when the image is written, and a file that has changed until then is an error.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) tree: Tree,
+    pub(crate) tensors: TensorSet,
+    pub(crate) layout: Layout,
+    /// Inodes whose contents another inode has, too.
+    pub(crate) shares: HashMap<u32, u32>,
+    pub(crate) settings: Settings,
+}
+
+impl Plan {
+    /// Bytes of the image.
+    #[must_use]
+    pub fn total_size(&self) -> u64 {
+        self.layout.total
+    }
+
+    /// Regular files in the source, hard links to one counted once.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.layout.numbers.files(&self.tree).count() as u64
+    }
+
+    /// Directories in the source, with the root.
+    #[must_use]
+    pub fn directories(&self) -> u64 {
+        self.count(|kind| matches!(kind, Kind::Directory { .. }))
+    }
+
+    /// Symbolic links in the source, hard links to one counted once.
+    #[must_use]
+    pub fn symlinks(&self) -> u64 {
+        self.layout.symlinks.len() as u64
+    }
+
+    /// Tensors that the index will list.
+    #[must_use]
+    pub fn tensors(&self) -> u64 {
+        self.tensors.files.values().map(|file| file.tensors.len() as u64).sum()
+    }
+
+    /// Bytes that are neither metadata nor contents: padding and gaps of alignment.
+    #[must_use]
+    pub fn waste(&self) -> u64 {
+        self.layout.waste()
+    }
+
+    /// What a user should know before or after writing.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let dropped = self.tree.dropped.as_ref();
+        let dropped = dropped.map(|path| format!("{}: left out, the packer makes its own", path.display()));
+        dropped.into_iter().chain(self.tensors.warnings.iter().cloned()).collect()
+    }
+
+    pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {
+        self.tensors.rewrite(ino)
+    }
+
+    fn count(&self, wanted: impl Fn(&Kind) -> bool) -> u64 {
+        self.tree.iter().filter(|(_, node)| wanted(&node.kind)).count() as u64
+    }
+}
+
+impl TensorSet {
+    /// How a file is made anew, when it is.
+    pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {
+        self.files.get(&ino)?.rewrite.as_ref()
+    }
+}

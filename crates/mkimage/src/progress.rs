@@ -1,0 +1,23 @@
+//! How packing tells what it has done.
+
+use std::fmt::Debug;
+
+/// Told about the progress of packing, from several threads at once.
+pub trait Progress: Debug + Send + Sync {
+    /// Copying begins; `total` bytes of file data will be written.
+    fn start(&self, total: u64);
+    /// So many more bytes are done.
+    fn advance(&self, bytes: u64);
+    /// All is written, or packing failed.
+    fn finish(&self);
+}
+
+/// Tells nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _total: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+}

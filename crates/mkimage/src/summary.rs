@@ -1,0 +1,173 @@
+//! What was written, for people and for programs.
+
+use crate::packer::Plan;
+use crate::plan::Format;
+use serde::Serialize;
+use std::fmt;
+
+/// How an image in memory is backed, as the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Pages {
+    /// Bytes of the smallest page.
+    pub page_size: u64,
+    /// Bytes of the image that are mapped by pages of 2 MiB or more.
+    pub huge_bytes: u64,
+}
+
+/// The result of writing an image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// What it was written to.
+    pub target: String,
+    /// Version of the format.
+    pub format: u32,
+    /// Page size of the machines that mount it.
+    pub block_size: u32,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// Bytes of file contents in it.
+    pub data_bytes: u64,
+    /// Bytes of padding in it.
+    pub waste_bytes: u64,
+    /// Bytes that were not stored again because another file has the same contents.
+    pub deduplicated_bytes: u64,
+    /// Bytes that the file system shares with the source instead of holding a copy.
+    pub cloned_bytes: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Directories, with the root.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Further names of files and links.
+    pub hard_links: u64,
+    /// Tensors in the index.
+    pub tensors: u64,
+    /// Special files that were left out.
+    pub skipped: Vec<String>,
+    /// How the memory is backed; `null` for files on a disk and for devices.
+    pub pages: Option<Pages>,
+    /// Time of the writing, without the planning.
+    pub seconds: f64,
+    /// Bytes of the image per second, in 10^9.
+    pub gigabytes_per_second: f64,
+    /// BLAKE3 over names and contents, in hexadecimal; `null` where it was not computed.
+    pub content_hash: Option<String>,
+    /// Whether the image was compared with its source afterwards.
+    pub verified: bool,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Summary {
+    /// What the plan says; the writer adds the rest.
+    pub(crate) fn of(plan: &Plan, target: String) -> Summary {
+        let layout = &plan.layout;
+        let names = plan.tree.nodes.len() as u64;
+        Summary {
+            target,
+            format: match layout.shape.format {
+                Format::V8 => daxfs::format::v8::VERSION,
+                Format::V5 => daxfs::format::v5::VERSION,
+            },
+            block_size: layout.shape.block_size,
+            image_bytes: layout.total,
+            data_bytes: layout.files.iter().map(|&ino| layout.extent(ino).len).sum(),
+            waste_bytes: plan.waste(),
+            deduplicated_bytes: layout.shared,
+            cloned_bytes: 0,
+            files: plan.files(),
+            directories: plan.directories(),
+            symlinks: plan.symlinks(),
+            hard_links: names - u64::from(layout.numbers.count()),
+            tensors: if layout.shape.index.is_some() { plan.tensors() } else { 0 },
+            skipped: plan.tree.skipped.iter().map(|path| path.display().to_string()).collect(),
+            pages: None,
+            seconds: 0.0,
+            gigabytes_per_second: 0.0,
+            content_hash: None,
+            verified: false,
+            warnings: plan.warnings(),
+        }
+    }
+
+    pub(crate) fn took(&mut self, seconds: f64) {
+        self.seconds = seconds;
+        #[allow(clippy::cast_precision_loss, reason = "a rate for people; 2^53 bytes are beyond any image")]
+        let bytes = self.image_bytes as f64;
+        self.gigabytes_per_second = bytes / seconds.max(1e-9) / 1e9;
+    }
+}
+
+/// One paragraph for a terminal; warnings and skipped files are not in it.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} ({} bytes), format {}: {} files, {} directories, {} symbolic links",
+            self.target,
+            Size(self.image_bytes),
+            self.image_bytes,
+            self.format,
+            self.files,
+            self.directories,
+            self.symlinks,
+        )?;
+        if self.hard_links > 0 {
+            write!(f, ", {} hard links", self.hard_links)?;
+        }
+        if self.tensors > 0 {
+            write!(f, ", {} tensors", self.tensors)?;
+        }
+        write!(f, "\nwritten in {:.3} s ({:.2} GB/s)", self.seconds, self.gigabytes_per_second)?;
+        write!(f, ", {} of padding", Size(self.waste_bytes))?;
+        if self.deduplicated_bytes > 0 {
+            write!(f, ", {} stored once less", Size(self.deduplicated_bytes))?;
+        }
+        if self.cloned_bytes > 0 {
+            write!(f, ", {} cloned", Size(self.cloned_bytes))?;
+        }
+        if let Some(pages) = self.pages {
+            write!(f, ", {} in pages of 2 MiB or more", Size(pages.huge_bytes))?;
+        }
+        if self.verified {
+            write!(f, ", verified")?;
+        }
+        if let Some(hash) = &self.content_hash {
+            write!(f, "\ncontent {hash}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes for people.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} B", self.0);
+        }
+        #[allow(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
+        let mut value = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while value >= 1024.0 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        write!(f, "{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        let shown = [0, 1023, 1024, 1536, 5 << 20, 4 << 30, u64::MAX].map(|size| Size(size).to_string());
+        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB", "4.0 GiB", "16384.0 PiB"]);
+    }
+}

@@ -1,0 +1,145 @@
+//! Where an image is written to: a file, or memory with a descriptor. Both are filled window by window.
+
+use crate::block::Block;
+use crate::{Error, Result};
+use dmabuf::{HugePages, Mapping, allocate_huge};
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// Bytes that one thread fills before it takes the next ones. A window of huge pages is zeroed by the kernel just
+/// before it is filled, so it has to fit the last-level cache together with the other threads' windows.
+pub(crate) const WINDOW: u64 = 16 << 20;
+
+/// Bytes that are written to a file at once, from a multiple of this. File systems make one folio of it, and
+/// faults of later readers cost a twentieth of what they cost over folios of single pages.
+pub(crate) const STEP: u64 = 2 << 20;
+
+/// Size of the huge pages that [`allocate_huge`] makes.
+const HUGE: u64 = 2 << 20;
+
+/// How bytes get into the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// By pwrite(2), out of a buffer: files, and memory of ordinary pages, where page faults of a mapping would
+    /// cost more than the second copy (which stays in the cache).
+    Write,
+    /// Straight into a mapping whose blocks are made huge pages first; by pwrite(2) where that fails.
+    Huge,
+    /// Straight into a mapping: dma-bufs, hugetlb memfds, devdax.
+    Map,
+}
+
+/// A target of fixed length, open for reading and writing.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) file: File,
+    /// For messages.
+    pub(crate) path: PathBuf,
+    pub(crate) access: Access,
+    /// Whether it holds zeros where nothing was written.
+    pub(crate) zeroed: bool,
+    /// Bytes that became huge pages by [`Access::Huge`].
+    huge: AtomicU64,
+}
+
+impl Target {
+    /// A target that is reached by `access`.
+    pub(crate) fn new(fd: OwnedFd, path: &Path, access: Access, zeroed: bool) -> Target {
+        Target { file: File::from(fd), path: path.to_path_buf(), access, zeroed, huge: AtomicU64::new(0) }
+    }
+
+    /// The way into memory that takes both pwrite(2) and huge pages.
+    pub(crate) fn access_for(pages: HugePages) -> Access {
+        match pages {
+            HugePages::No => Access::Write,
+            HugePages::Thp | HugePages::Auto => Access::Huge,
+            HugePages::Hugetlb2M | HugePages::Hugetlb1G => Access::Map,
+        }
+    }
+
+    /// Bytes that became huge pages.
+    pub(crate) fn huge_bytes(&self) -> u64 {
+        self.huge.load(Ordering::Relaxed)
+    }
+
+    /// Fills the bytes `window` of the target: calls `fill` for one block after the other.
+    pub(crate) fn fill(
+        &self,
+        window: Range<u64>,
+        buffer: &mut Vec<u8>,
+        mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let mapped = match self.access {
+            Access::Write => None,
+            Access::Huge => self.map_huge(&window)?,
+            Access::Map => Some(self.map(&window)?),
+        };
+        if let Some(mut map) = mapped {
+            let mut block = Block::mapped(map.view_mut()?, window.start);
+            return fill(&mut block, window);
+        }
+        buffer.resize(usize::try_from(STEP).unwrap_or(usize::MAX), 0);
+        let mut at = window.start;
+        while at < window.end {
+            let end = window.end.min((at / STEP + 1) * STEP);
+            let mut block = Block::buffered(buffer, at);
+            fill(&mut block, at..end)?;
+            let runs: Vec<_> = block.runs().to_vec();
+            for run in runs.into_iter().filter(|run| !run.is_empty()) {
+                let bytes = &buffer[index(run.start - at)..index(run.end - at)];
+                self.file.write_all_at(bytes, run.start).map_err(|error| Error::io("write", &self.path, error))?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn map(&self, range: &Range<u64>) -> Result<Mapping> {
+        let len = usize::try_from(range.end - range.start).map_err(|_| Error::Overflow { what: "a window" })?;
+        Ok(Mapping::read_write(self.file.as_fd(), range.start, len)?)
+    }
+
+    /// Maps a window and makes its whole blocks huge pages. `None` when the kernel would not.
+    fn map_huge(&self, window: &Range<u64>) -> Result<Option<Mapping>> {
+        let whole = (window.end - window.start) / HUGE * HUGE;
+        if whole == 0 {
+            return Ok(None);
+        }
+        let map = self.map(window)?;
+        match allocate_huge(&map, 0..whole) {
+            Ok(huge) => {
+                self.huge.fetch_add(huge, Ordering::Relaxed);
+                Ok((huge == whole).then_some(map))
+            }
+            // Too little memory, said before the kernel has to end somebody.
+            Err(error @ dmabuf::Error::Invalid { .. }) => Err(error.into()),
+            // A full file system for instance: pwrite(2) fails with the true cause, a mapping with a signal.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Writes bytes that were not known when the rest was.
+    pub(crate) fn write_late(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.access != Access::Map {
+            return self.file.write_all_at(bytes, offset).map_err(|error| Error::io("write", &self.path, error));
+        }
+        let mut map = self.map(&(offset..offset + bytes.len() as u64))?;
+        Ok(map.view_mut()?.copy_from(0, bytes)?)
+    }
+
+    /// Writes the superblock so that its magic appears last: until then nobody takes the target for an image.
+    pub(crate) fn write_superblock(&self, bytes: &[u8]) -> Result<()> {
+        let (magic, rest) = bytes.split_at(4);
+        self.write_late(4, rest)?;
+        fence(Ordering::SeqCst);
+        self.write_late(0, magic)
+    }
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}

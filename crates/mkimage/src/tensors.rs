@@ -1,0 +1,211 @@
+//! What the packer knows of tensors before it lays the image out: the headers of all safetensors files, their
+//! aligned rewriting where it was asked for, and the sharded checkpoints.
+
+use crate::align::{Rewrite, rewrite};
+use crate::plan::Numbers;
+use crate::source::Opener;
+use crate::tree::{Kind, Tree};
+use crate::{Error, Result};
+use daxfs::format::index::FILLER_PREFIX;
+use daxfs::tensor::TensorInfo;
+use daxfs::tensor::checkpoint::{MAX_DOCUMENT, SUFFIX, WeightMap, shard_path};
+use daxfs::tensor::safetensors::{LENGTH_SIZE, header_length, parse_header};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// How the names of safetensors files end.
+const SAFETENSORS: &[u8] = b".safetensors";
+
+/// One tensor of a safetensors file, as it will lie in the image.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacedTensor {
+    pub(crate) info: Arc<TensorInfo>,
+    /// First byte, from the start of the file in the image.
+    pub(crate) offset: u64,
+}
+
+/// A safetensors file whose header is sound.
+#[derive(Debug)]
+pub(crate) struct TensorFile {
+    /// 8 bytes and the header, in the image.
+    pub(crate) data_start: u64,
+    /// By name; fillers are left out.
+    pub(crate) tensors: Vec<PlacedTensor>,
+    /// How the file is made anew, when it is.
+    pub(crate) rewrite: Option<Rewrite>,
+}
+
+/// A sharded checkpoint whose promises hold.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// Inode of the JSON file.
+    pub(crate) ino: u32,
+    /// By tensor name: inode of the shard, and position among that file's tensors.
+    pub(crate) entries: Vec<(u32, u32)>,
+}
+
+/// All tensors of a tree.
+#[derive(Debug, Default)]
+pub(crate) struct TensorSet {
+    /// By inode number.
+    pub(crate) files: BTreeMap<u32, TensorFile>,
+    /// By inode number.
+    pub(crate) checkpoints: Vec<Checkpoint>,
+    /// What was packed as plain bytes though its name promises tensors, and why.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads the headers of all files named `*.safetensors`. With `align`, plans their rewriting.
+///
+/// A file whose header is broken is packed as it is and gets a warning.
+pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result<TensorSet> {
+    let mut set = TensorSet::default();
+    let mut opener = Opener::new(tree);
+    let mut checkpoints = Vec::new();
+    for (node, entry) in tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File)) {
+        let ino = numbers.ino[node as usize];
+        let name = tree.bytes(entry.name);
+        if name.ends_with(SUFFIX.as_bytes()) {
+            checkpoints.push((ino, node));
+        } else if name.ends_with(SAFETENSORS) && !set.files.contains_key(&ino) {
+            match read_file(&mut opener, node, entry.identity.size, align)? {
+                Ok((file, warning)) => {
+                    let warn = warning.map(|why| format!("{}: {why}", tree.source_path(node).display()));
+                    set.warnings.extend(warn);
+                    set.files.insert(ino, file);
+                }
+                Err(why) => set.warnings.push(format!(
+                    "{}: packed as plain bytes, its tensors are not indexed: {why}",
+                    tree.source_path(node).display()
+                )),
+            }
+        }
+    }
+    if !set.files.is_empty() && !checkpoints.is_empty() {
+        read_checkpoints(tree, numbers, &mut opener, checkpoints, &mut set)?;
+    }
+    Ok(set)
+}
+
+/// The outer error ends packing, the inner one says why the file is not taken for safetensors.
+type Understood<T> = Result<std::result::Result<T, String>>;
+
+fn read_file(
+    opener: &mut Opener<'_>,
+    node: u32,
+    size: u64,
+    align: Option<u64>,
+) -> Understood<(TensorFile, Option<String>)> {
+    if size < LENGTH_SIZE {
+        return Ok(Err(format!("{size} bytes cannot hold the length of a header")));
+    }
+    let source = opener.file(node)?;
+    let mut first = [0; LENGTH_SIZE as usize];
+    source.read_exact_at(&mut first, 0)?;
+    let len = match header_length(first, size) {
+        Ok(len) => len,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let mut json = vec![0; len];
+    source.read_exact_at(&mut json, LENGTH_SIZE)?;
+    source.check()?;
+    let header = match parse_header(&json, size) {
+        Ok(header) => header,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let (rewrite, warning) = match align.map(|align| rewrite(&header, align)) {
+        None | Some(Ok(None)) => (None, None),
+        Some(Ok(Some(rewrite))) => (Some(rewrite), None),
+        Some(Err(why)) => (None, Some(format!("not aligned, packed as it is: {why}"))),
+    };
+    let place = |info: &Arc<TensorInfo>| PlacedTensor {
+        offset: rewrite.as_ref().map_or(info.offset, |rewrite| rewrite.offset_of(info)),
+        info: Arc::clone(info),
+    };
+    let tensors = header.visible().map(place).collect();
+    let data_start = rewrite.as_ref().map_or(header.data_start(), |rewrite| rewrite.data_start);
+    Ok(Ok((TensorFile { data_start, tensors, rewrite }, warning)))
+}
+
+/// Resolves checkpoints against the headers. One that promises what is not there stays out of the index: a
+/// reader then parses it and says by name what is missing.
+fn read_checkpoints(
+    tree: &Tree,
+    numbers: &Numbers,
+    opener: &mut Opener<'_>,
+    mut checkpoints: Vec<(u32, u32)>,
+    set: &mut TensorSet,
+) -> Result<()> {
+    let paths: HashMap<Vec<u8>, u32> = tree
+        .iter()
+        .map(|(node, _)| (node, numbers.ino[node as usize]))
+        .filter(|(_, ino)| set.files.contains_key(ino))
+        .map(|(node, ino)| (tree.image_path(node), ino))
+        .collect();
+    // Another name of the same file may stand in another directory; the first one counts.
+    checkpoints.sort_by_key(|(ino, _)| *ino);
+    checkpoints.dedup_by_key(|(ino, _)| *ino);
+    for (ino, node) in checkpoints {
+        let resolved = match read_map(opener, node)? {
+            Ok(map) => resolve(&map, &tree.image_path(tree.node(node).parent), &paths, set),
+            Err(why) => Err(why),
+        };
+        match resolved {
+            Ok(entries) => set.checkpoints.push(Checkpoint { ino, entries }),
+            Err(why) => {
+                let path = tree.source_path(node);
+                set.warnings.push(format!("{}: not indexed: {why}", path.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_map(opener: &mut Opener<'_>, node: u32) -> Understood<WeightMap> {
+    let source = opener.file(node)?;
+    let size = source.size();
+    let Some(len) = usize::try_from(size).ok().filter(|_| size <= MAX_DOCUMENT) else {
+        return Ok(Err(format!("{size} bytes are more than {MAX_DOCUMENT}")));
+    };
+    let mut json = vec![0; len];
+    source.read_exact_at(&mut json, 0)?;
+    source.check()?;
+    Ok(WeightMap::parse(&json).map_err(|error| error.to_string()))
+}
+
+fn resolve(
+    map: &WeightMap,
+    directory: &[u8],
+    paths: &HashMap<Vec<u8>, u32>,
+    set: &TensorSet,
+) -> std::result::Result<Vec<(u32, u32)>, String> {
+    let mut shards = Vec::with_capacity(map.shards.len());
+    for shard in &map.shards {
+        let path = shard_path(directory, shard).map_err(|error| error.to_string())?;
+        let ino = paths.get(&path).ok_or_else(|| format!("shard {shard:?} is not there or not understood"))?;
+        shards.push((*ino, &set.files[ino]));
+    }
+    let entry = |(tensor, shard): &(String, u32)| {
+        let (ino, file) = shards[*shard as usize];
+        let found = file.tensors.binary_search_by(|placed| placed.info.name.as_str().cmp(tensor));
+        match found.map(u32::try_from) {
+            Ok(Ok(position)) => Ok((ino, position)),
+            _ => Err(format!("tensor {tensor:?} is not in shard {:?}", map.shards[*shard as usize])),
+        }
+    };
+    map.entries.iter().map(entry).collect()
+}
+
+/// Fails when the index's counters cannot hold the set.
+pub(crate) fn check_counts(set: &TensorSet) -> Result<()> {
+    let tensors = set.files.values().map(|file| file.tensors.len() as u64).sum();
+    let entries = set.checkpoints.iter().map(|checkpoint| checkpoint.entries.len() as u64).sum();
+    let dims = set.files.values().flat_map(|file| &file.tensors).map(|t| t.info.shape.len() as u64).sum();
+    for (what, got) in [("tensors", tensors), ("checkpoint entries", entries), ("dimensions", dims)] {
+        if got > u64::from(u32::MAX) {
+            return Err(Error::TooMany { what, got, bound: u64::from(u32::MAX) });
+        }
+    }
+    debug_assert!(set.files.values().flat_map(|f| &f.tensors).all(|t| !t.info.name.starts_with(FILLER_PREFIX)));
+    Ok(())
+}

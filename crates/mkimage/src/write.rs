@@ -1,0 +1,224 @@
+//! Writes a planned image, once: into a file that appears when it is complete, or into memory with a descriptor.
+
+use crate::copy::{Copier, Task};
+use crate::hash::{self, Hash, Leaf};
+use crate::index::{self, Hashes};
+use crate::output::{Output, parent};
+use crate::packer::Plan;
+use crate::summary::{Pages, Summary};
+use crate::target::{Access, Target, WINDOW};
+use crate::tree::Kind;
+use crate::{Error, Result, memory, metadata, parallel, reflink, verify};
+use dmabuf::Mapping;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+pub use crate::memory::Memory;
+
+/// Files below this size are copied even where they could be cloned: the system call and the extent that it adds
+/// to the file system's tables cost more than the bytes.
+const SMALLEST_CLONE: u64 = 256 << 10;
+
+/// Cloned ranges are multiples of this, which all file systems with clones have as a block size or a multiple.
+const CLONE_UNIT: u64 = 4096;
+
+impl Plan {
+    /// Writes the image into a file, which appears under `path` when it is complete and replaces what was there.
+    /// Programs that have mapped an image of that name keep the old one.
+    ///
+    /// On a file system with reflinks large files are cloned; in a tmpfs the file is made of huge pages unless
+    /// [`Packer::huge_pages`](crate::Packer::huge_pages) says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] when a source file is not what the plan saw, [`Error::Output`], [`Error::Io`], and with
+    /// verification [`Error::Mismatch`] and [`Error::Reader`]. No file is left behind by any of them.
+    pub fn write_file(&self, path: impl AsRef<Path>) -> Result<Summary> {
+        let path = path.as_ref();
+        let started = Instant::now();
+        self.refuse_output_inside_input(path)?;
+        let output = Output::create(path)?;
+        let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
+        let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+        let access = if is_memory { Target::access_for(self.settings.pages) } else { Access::Write };
+        if access == Access::Map {
+            let why = "hugetlb pages are for --into memfd and --into udmabuf".to_owned();
+            return Err(Error::Setting { option: "--hugepages", why });
+        }
+        let target = Target::new(fd, path, access, true);
+        target.file.set_len(self.layout.total).map_err(|error| Error::io("set the length of", path, error))?;
+        let mut summary = Summary::of(self, path.display().to_string());
+        let cloned = if is_memory { HashMap::new() } else { self.clone_files(&target)? };
+        summary.cloned_bytes = cloned.values().sum();
+        self.write(&target, cloned, &mut summary)?;
+        if is_memory {
+            summary.pages = Some(self.pages(target.file.as_fd())?);
+        }
+        if self.settings.verify {
+            self.verify(target.file.as_fd(), &mut summary)?;
+        }
+        output.commit(self.settings.sync)?;
+        summary.took(started.elapsed().as_secs_f64());
+        Ok(summary)
+    }
+
+    /// Writes the image into memory and gives its descriptor, which is all that keeps the memory (but for a
+    /// device).
+    ///
+    /// A memfd comes back sealed: nobody can change it any more. A udmabuf or heap is a dma-buf, which everybody
+    /// who has the descriptor can write to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::write_file`], and [`Error::Memory`] when the memory cannot be had, [`Error::TooSmall`],
+    /// [`Error::HoldsImage`].
+    pub fn write_memory(&self, memory: &Memory) -> Result<(OwnedFd, Summary)> {
+        let started = Instant::now();
+        let mut summary = Summary::of(self, memory.to_string());
+        let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
+        let access = finish.begin(&target)?;
+        self.write(&target, HashMap::new(), &mut summary)?;
+        if let Some(access) = access {
+            access.finish()?;
+        }
+        if finish.has_pages() {
+            summary.pages = Some(self.pages(target.file.as_fd())?);
+        }
+        let fd = finish.end(target, self.settings.sync)?;
+        if self.settings.verify {
+            self.verify(fd.as_fd(), &mut summary)?;
+        }
+        summary.took(started.elapsed().as_secs_f64());
+        Ok((fd, summary))
+    }
+
+    /// Fills the target with everything.
+    fn write(&self, target: &Target, cloned: HashMap<u32, u64>, summary: &mut Summary) -> Result<()> {
+        let progress = &*self.settings.progress;
+        progress.start(summary.data_bytes);
+        let outcome = self.write_parts(target, cloned, summary);
+        progress.finish();
+        outcome
+    }
+
+    fn write_parts(&self, target: &Target, cloned: HashMap<u32, u64>, summary: &mut Summary) -> Result<()> {
+        let has_index = self.layout.shape.index.is_some();
+        let progress = &*self.settings.progress;
+        let hash = self.settings.hash && has_index;
+        let task = Task { plan: self, hash, zeroed: target.zeroed, cloned, progress };
+        let leaves = self.copy(target, &task)?;
+        let hashes = match hash {
+            true => Some(Hashes::new(&self.tree, &self.layout, self.file_hashes(leaves)?)),
+            false => None,
+        };
+        if let Some(ino) = self.layout.index_file() {
+            let bytes = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
+            target.write_late(self.layout.extent(ino).offset, &bytes)?;
+        }
+        summary.content_hash = hashes.map(|hashes| blake3::Hash::from_bytes(hashes.content).to_hex().to_string());
+        target.write_superblock(&metadata::superblock(&self.layout))
+    }
+
+    /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
+    fn copy(&self, target: &Target, task: &Task<'_>) -> Result<Vec<Leaf>> {
+        let total = self.layout.total;
+        let windows = usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
+        let work = |state: &mut (Copier<'_>, Vec<u8>), at: usize| {
+            let (copier, buffer) = state;
+            let start = at as u64 * WINDOW;
+            let window = start..total.min(start + WINDOW);
+            target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
+            copier.finish()?;
+            Ok(std::mem::take(&mut copier.leaves))
+        };
+        let state = || (Copier::new(task), Vec::new());
+        Ok(parallel::map(windows, self.settings.threads, state, work)?.concat())
+    }
+
+    /// The hashes of all regular files from those of their parts; by inode, zero for everything else.
+    fn file_hashes(&self, mut leaves: Vec<Leaf>) -> Result<Vec<Hash>> {
+        leaves.sort_unstable_by_key(Leaf::key);
+        let mut hashes = vec![[0; 32]; self.layout.numbers.node.len()];
+        let mut rest = &leaves[..];
+        for (ino, node) in self.layout.numbers.files(&self.tree) {
+            let count = rest.partition_point(|leaf| leaf.ino <= ino);
+            let (own, others) = rest.split_at(count);
+            rest = others;
+            let hash = match self.shares.get(&ino) {
+                Some(&owner) => Some(hashes[(owner - 1) as usize]),
+                None => hash::root(own, self.layout.extent(ino).len),
+            };
+            // Every byte was copied, so every leaf is there, unless the copying itself is wrong.
+            hashes[(ino - 1) as usize] = hash.ok_or_else(|| Error::Mismatch {
+                path: self.tree.source_path(node),
+                what: "parts of its hash are missing".to_owned(),
+            })?;
+        }
+        Ok(hashes)
+    }
+
+    /// Clones what can be cloned into the target; per inode, how many bytes.
+    fn clone_files(&self, target: &Target) -> Result<HashMap<u32, u64>> {
+        let Ok(device) = fstat(&target.file).map(|stat| stat.st_dev) else { return Ok(HashMap::new()) };
+        let candidates: Vec<u32> = self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
+        let mut cloned = HashMap::new();
+        let mut opener = crate::source::Opener::new(&self.tree);
+        for ino in candidates {
+            let extent = self.layout.extent(ino);
+            let len = extent.len / CLONE_UNIT * CLONE_UNIT;
+            let source = opener.file(self.layout.numbers.node_of(ino))?;
+            match reflink::clone(&source.file, &target.file, extent.offset, len) {
+                Ok(true) => cloned.insert(ino, len),
+                // The first refusal speaks for the file system: most have no clones at all.
+                Ok(false) if cloned.is_empty() => break,
+                Ok(false) => continue,
+                Err(errno) => return Err(Error::io("clone a file into", &target.path, errno)),
+            };
+            source.check_end()?;
+            source.check()?;
+        }
+        Ok(cloned)
+    }
+
+    fn is_clonable(&self, ino: u32, device: u64) -> bool {
+        let identity = self.tree.node(self.layout.numbers.node_of(ino)).identity;
+        identity.dev == device && identity.size >= SMALLEST_CLONE && self.rewrite(ino).is_none()
+    }
+
+    /// An image inside its own source would be packed into the next one.
+    fn refuse_output_inside_input(&self, path: &Path) -> Result<()> {
+        let directory = parent(path);
+        let stat = nix::sys::stat::stat(directory).map_err(|errno| Error::io("open", directory, errno))?;
+        let mut directories = self.tree.iter().filter(|(_, node)| matches!(node.kind, Kind::Directory { .. }));
+        // A root that stands for several inputs has the identity of the first of them.
+        let is_source = |number| self.tree.origin(number).is_some();
+        match directories.find(|(number, node)| {
+            is_source(*number) && (node.identity.dev, node.identity.ino) == (stat.st_dev, stat.st_ino)
+        }) {
+            None => Ok(()),
+            Some(_) => Err(Error::Output {
+                path: path.to_path_buf(),
+                why: "lies inside the tree that is being packed; name a place outside of it".to_owned(),
+            }),
+        }
+    }
+
+    fn pages(&self, fd: BorrowedFd<'_>) -> Result<Pages> {
+        let len = usize::try_from(self.layout.total).map_err(|_| Error::Overflow { what: "the image" })?;
+        let map = Mapping::read_only(fd, 0, len)?;
+        map.populate()?;
+        let stats = map.pages()?;
+        Ok(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) })
+    }
+
+    fn verify(&self, fd: BorrowedFd<'_>, summary: &mut Summary) -> Result<()> {
+        let fd = fd.try_clone_to_owned().map_err(|error| Error::io("open", Path::new(&summary.target), error))?;
+        verify::verify(self, fd, summary.content_hash.as_deref())?;
+        summary.verified = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+"""Model weights in shared memory: open a DAXFS image and use its files and tensors without a copy.
+
+    with daxfs.open("model.daxfs") as image:  # a path, a descriptor, or nothing: $DAXFS_IMAGE
+        config = json.loads(image["config.json"].read_bytes())
+        weights = image.tensors()  # one safetensors file, or all shards of a checkpoint
+        w = numpy.asarray(weights["lm_head.weight"])
+
+Arrays, memoryviews and DLPack capsules are views of the image's memory: they copy nothing, stay valid after the image
+is closed, and are read-only unless it was opened with ``private=True``.
+"""
+
+from daxfs._daxfs import (
+    DaxfsError,
+    Directory,
+    File,
+    FormatError,
+    Image,
+    NotFoundError,
+    SourceError,
+    Tensor,
+    Tensors,
+    __version__,
+    open,
+    pack,
+)
+
+__all__ = [
+    "DaxfsError",
+    "Directory",
+    "File",
+    "FormatError",
+    "Image",
+    "NotFoundError",
+    "SourceError",
+    "Tensor",
+    "Tensors",
+    "__version__",
+    "open",
+    "pack",
+]

@@ -1,0 +1,229 @@
+//! `daxfs.pack`: the packer, stoppable by Ctrl-C.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use dmabuf::HugePages;
+use mkimage::{Format, Memory, Packer, Plan, Progress, Summary};
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::OrRaise;
+use crate::image::Image;
+use crate::source;
+
+/// How often a pack looks whether Ctrl-C was pressed.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Packs files and directories into an image.
+///
+/// sources: a path or several. One directory becomes the root of the image; otherwise each lies in the root.
+/// output: the file to write; a dict that sums up what was written is returned.
+/// into: in place of output, the memory to write to: "memfd" (the default), "udmabuf", "heap:NAME", or the path of a
+///     device. The opened image is returned; when it and all that came from it are gone, so is the memory.
+/// align: large files start at multiples of it (default 2 MiB).
+/// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, or of the number given.
+/// dedupe: store files with the same contents once.
+/// skip_special: leave out FIFOs, sockets and devices, which are refused otherwise.
+/// plain: leave out the index of tensors and hashes.
+/// hash: put hashes of all files into the index.
+/// format: version of the format, 8 or 5.
+/// block_size: page size of the machine that will mount the image.
+/// huge_pages: pages of a memfd: "auto", "no", "thp", "2M" or "1G".
+/// replace: overwrite an image that a device holds.
+/// sync: write the file through to the disk before it gets its name.
+/// verify: compare the image with its sources afterwards.
+/// threads: how many threads copy; None for as many as there are processors.
+#[pyfunction]
+#[pyo3(signature = (
+    sources, output=None, *, into=None, align=None, align_tensors=None, dedupe=false, skip_special=false,
+    plain=false, hash=true, format=8, block_size=4096, huge_pages="auto", replace=false, sync=true, verify=false,
+    threads=None,
+))]
+#[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+pub fn pack<'py>(
+    py: Python<'py>,
+    sources: &Bound<'py, PyAny>,
+    output: Option<&Bound<'py, PyAny>>,
+    into: Option<&Bound<'py, PyAny>>,
+    align: Option<u64>,
+    align_tensors: Option<AlignTensors>,
+    dedupe: bool,
+    skip_special: bool,
+    plain: bool,
+    hash: bool,
+    format: u32,
+    block_size: u32,
+    huge_pages: &str,
+    replace: bool,
+    sync: bool,
+    verify: bool,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let huge_pages = parse_huge_pages(huge_pages)?;
+    let target = match (output, into) {
+        (Some(_), Some(_)) => {
+            return Err(PyValueError::new_err("an image goes into a file (output) or memory (into), not both"));
+        }
+        (Some(path), None) => Target::File(source::path(path)?),
+        (None, Some(memory)) => Target::Memory(parse_memory(source::path(memory)?, huge_pages)),
+        (None, None) => Target::Memory(Memory::Memfd(huge_pages)),
+    };
+    let cancel = Cancel::default();
+    let mut packer = Packer::new()
+        .dedupe(dedupe)
+        .skip_special(skip_special)
+        .plain(plain)
+        .hash(hash)
+        .format(parse_format(format)?)
+        .block_size(block_size)
+        .huge_pages(huge_pages)
+        .replace(replace)
+        .sync(sync)
+        .verify(verify)
+        .progress(cancel.clone());
+    for path in inputs(sources)? {
+        packer = packer.input(path);
+    }
+    if let Some(bytes) = align {
+        packer = packer.align(bytes);
+    }
+    if let Some(count) = threads {
+        packer = packer.threads(count);
+    }
+    packer = match align_tensors {
+        Some(AlignTensors::On(on)) => packer.align_tensors(on),
+        Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
+        None => packer,
+    };
+    match stoppable(py, &cancel, move || target.write(&packer.plan()?))?.or_raise()? {
+        Written::File(summary) => dict(py, &summary).map(Bound::into_any),
+        Written::Memory(image) => Image::new(image).into_bound_py_any(py),
+    }
+}
+
+/// What `align_tensors` may be.
+#[derive(FromPyObject)]
+pub enum AlignTensors {
+    #[pyo3(transparent)]
+    On(bool),
+    #[pyo3(transparent)]
+    Bytes(u64),
+}
+
+enum Target {
+    File(PathBuf),
+    Memory(Memory),
+}
+
+enum Written {
+    File(Box<Summary>),
+    Memory(daxfs::Image),
+}
+
+impl Target {
+    fn write(self, plan: &Plan) -> mkimage::Result<Written> {
+        match self {
+            Self::File(path) => Ok(Written::File(Box::new(plan.write_file(path)?))),
+            Self::Memory(memory) => {
+                let (fd, _summary) = plan.write_memory(&memory)?;
+                Ok(Written::Memory(daxfs::Image::from_fd(fd)?))
+            }
+        }
+    }
+}
+
+/// One path, or an iterable of paths.
+fn inputs(sources: &Bound<'_, PyAny>) -> PyResult<Vec<PathBuf>> {
+    if source::is_path(sources)? {
+        return Ok(vec![source::path(sources)?]);
+    }
+    sources.try_iter()?.map(|path| source::path(&path?)).collect()
+}
+
+fn parse_memory(text: PathBuf, huge_pages: HugePages) -> Memory {
+    if text == OsStr::new("memfd") {
+        return Memory::Memfd(huge_pages);
+    }
+    if text == OsStr::new("udmabuf") {
+        return Memory::Udmabuf;
+    }
+    match text.to_str().and_then(|text| text.strip_prefix("heap:")) {
+        Some(name) => Memory::Heap(name.to_owned()),
+        None => Memory::Device(text),
+    }
+}
+
+fn parse_format(version: u32) -> PyResult<Format> {
+    match version {
+        8 => Ok(Format::V8),
+        5 => Ok(Format::V5),
+        _ => Err(PyValueError::new_err(format!("format is 8 or 5, not {version}"))),
+    }
+}
+
+fn parse_huge_pages(text: &str) -> PyResult<HugePages> {
+    match text {
+        "auto" => Ok(HugePages::Auto),
+        "no" => Ok(HugePages::No),
+        "thp" => Ok(HugePages::Thp),
+        "2M" => Ok(HugePages::Hugetlb2M),
+        "1G" => Ok(HugePages::Hugetlb1G),
+        _ => {
+            let message = format!("huge_pages is 'auto', 'no', 'thp', '2M' or '1G', not {text:?}");
+            Err(PyValueError::new_err(message))
+        }
+    }
+}
+
+/// The summary as `daxfs-pack --json` prints it, as a dict.
+fn dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyAny>> {
+    let json = serde_json::to_string(summary).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    py.import("json")?.call_method1("loads", (json,))
+}
+
+/// Asks a pack to stop.
+#[derive(Debug, Clone, Default)]
+struct Cancel(Arc<AtomicBool>);
+
+impl Progress for Cancel {
+    fn start(&self, _total: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs `work` on a thread of its own, while this one looks out for signals. When a handler raises, as Python's own
+/// does for Ctrl-C, the work is cancelled and the exception goes on.
+fn stoppable<T: Send>(py: Python<'_>, cancel: &Cancel, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    py.detach(|| {
+        std::thread::scope(|scope| {
+            let (done, finished) = mpsc::channel::<()>();
+            let worker = scope.spawn(move || {
+                // Dropped at the end, whatever it is: that ends the loop below.
+                let _done = done;
+                work()
+            });
+            let mut interrupt = None;
+            while let Err(RecvTimeoutError::Timeout) = finished.recv_timeout(POLL) {
+                if interrupt.is_none() {
+                    interrupt = Python::attach(|py| py.check_signals()).err();
+                    cancel.0.store(interrupt.is_some(), Ordering::Relaxed);
+                }
+            }
+            match (interrupt, worker.join()) {
+                (Some(interrupt), _) => Err(interrupt),
+                (None, Ok(result)) => Ok(result),
+                (None, Err(panic)) => std::panic::resume_unwind(panic),
+            }
+        })
+    })
+}

@@ -1,0 +1,238 @@
+"""What can be opened, what cannot, and what an image says of itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import daxfs
+
+
+class HasFileno:
+    """An object that only has fileno()."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+
+def check(image: daxfs.Image) -> None:
+    with image:
+        assert image["config.json"].read_bytes() == b'{"hidden_size": 8}'
+
+
+def test_paths(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(daxfs.open(path))
+    check(daxfs.open(str(path)))
+    check(daxfs.open(os.fsencode(path)))
+    check(daxfs.open(source=path))
+    monkeypatch.chdir(path.parent)
+    check(daxfs.open(path.name))
+
+
+def test_descriptors_stay_the_callers(path: Path) -> None:
+    with path.open("rb") as file:
+        check(daxfs.open(file.fileno()))
+        check(daxfs.open(file))
+        check(daxfs.open(HasFileno(file.fileno())))
+        check(daxfs.open(f"fd:{file.fileno()}"))
+        assert file.read(4) == b"5xad"
+
+
+def test_the_descriptor_is_not_needed_afterwards(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    image = daxfs.open(fd)
+    os.close(fd)
+    check(image)
+
+
+def test_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAXFS_IMAGE", str(path))
+    check(daxfs.open())
+    with path.open("rb") as file:
+        monkeypatch.setenv("DAXFS_IMAGE", f"fd:{file.fileno()}")
+        check(daxfs.open(None))
+    for missing in ("", None):
+        if missing is None:
+            monkeypatch.delenv("DAXFS_IMAGE")
+        else:
+            monkeypatch.setenv("DAXFS_IMAGE", missing)
+        with pytest.raises(ValueError, match="DAXFS_IMAGE"):
+            daxfs.open()
+
+
+def test_a_child_gets_the_descriptor(path: Path) -> None:
+    code = "import daxfs, sys; print(daxfs.open(int(sys.argv[1]))['config.json'].read_bytes().decode())"
+    with daxfs.open(path) as image:
+        fd = image.fileno()
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(fd)], pass_fds=[fd], check=True, capture_output=True, text=True
+        )
+    assert run.stdout == '{"hidden_size": 8}\n'
+
+
+def test_a_forked_child_reads_on(path: Path) -> None:
+    with daxfs.open(path) as image:
+        view = memoryview(image["sub/large.bin"])
+        pid = os.fork()
+        if pid == 0:
+            # No test machinery may run in the child.
+            os._exit(0 if view[255] == 255 and image["config.json"].size == 18 else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        daxfs.open(tmp_path / "none")
+    assert caught.value.filename == str(tmp_path / "none")
+    assert not isinstance(caught.value, daxfs.DaxfsError)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_not_allowed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(mode=0)
+    with pytest.raises(PermissionError):
+        daxfs.open(secret)
+
+
+def test_closed_descriptor() -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        daxfs.open(fd)
+    assert caught.value.errno == 9
+
+
+@pytest.mark.parametrize("source", [True, 1.5, [], object()])
+def test_wrong_types(source: object) -> None:
+    with pytest.raises(TypeError, match="fileno"):
+        daxfs.open(source)  # type: ignore[arg-type]
+
+
+def test_negative_descriptor() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        daxfs.open(-1)
+
+
+def test_what_cannot_be_shared(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "wb"), pytest.raises(daxfs.SourceError, match="pipe"):
+        daxfs.open(read)
+    with pytest.raises(daxfs.SourceError, match="directory"):
+        daxfs.open(tmp_path)
+    with socket.socket() as end, pytest.raises(daxfs.SourceError, match="socket"):
+        daxfs.open(end)
+    with (tmp_path / "file").open("wb") as file, pytest.raises(daxfs.SourceError, match="writing only"):
+        daxfs.open(file)
+
+
+def test_not_an_image(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"\x7fELF" + bytes(8192))
+    with pytest.raises(daxfs.FormatError, match="magic"):
+        daxfs.open(other)
+    other.write_bytes(b"")
+    with pytest.raises(daxfs.FormatError, match="superblock"):
+        daxfs.open(other)
+
+
+def test_truncated(path: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(daxfs.FormatError, match="outside"):
+        daxfs.open(short)
+
+
+def test_metadata_limit(path: Path) -> None:
+    with pytest.raises(daxfs.FormatError, match="limit"):
+        daxfs.open(path, max_metadata=4096)
+
+
+def test_strict(path: Path) -> None:
+    check(daxfs.open(path, strict=True))
+
+
+def test_sealed_copy(path: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(path.read_bytes())
+    with daxfs.open(victim, sealed_copy=True) as image:
+        os.truncate(victim, 0)
+        assert image.provenance == "sealed"
+        assert image.kind == "memfd"
+        check(image)
+    with pytest.raises(ValueError, match="choose one"):
+        daxfs.open(path, sealed_copy=True, private=True)
+
+
+def test_attributes(image: daxfs.Image, path: Path) -> None:
+    assert (image.version, image.block_size) == (8, 4096)
+    assert image.size == path.stat().st_size
+    assert (image.kind, image.provenance, image.exporter, image.view) == ("file", "shared", None, "base")
+    assert image.content_hash is not None
+    assert len(bytes.fromhex(image.content_hash)) == 32
+    assert os.path.sameopenfile(image.fileno(), os.open(path, os.O_RDONLY))
+    assert repr(image).startswith(f"<daxfs.Image '{path}': version 8, ")
+
+
+def test_pages(tree: Path) -> None:
+    with daxfs.pack(tree) as image:
+        assert image.populate()
+        pages = image.pages
+        assert pages["resident"] == pages["mapped"] >= image.size
+        assert pages["page_size"] == os.sysconf("SC_PAGESIZE")
+        assert isinstance(image.collapse(), bool)
+
+
+def test_close(path: Path) -> None:
+    image = daxfs.open(path)
+    assert not image.closed
+    file = image["config.json"]
+    tensor = image.tensors()["all.F32"]
+    image.close()
+    image.close()
+    assert image.closed
+    assert repr(image) == "<daxfs.Image, closed>"
+    for use in (
+        lambda: image["config.json"],
+        lambda: image.get("config.json"),
+        lambda: "config.json" in image,
+        lambda: len(image),
+        lambda: list(image),
+        lambda: list(image.items()),
+        lambda: image.directory(),
+        lambda: image.walk(),
+        lambda: image.tensors(),
+        lambda: image.stat("/"),
+        lambda: image.readlink("link.json"),
+        lambda: image.fileno(),
+        lambda: image.populate(),
+        lambda: image.collapse(),
+        lambda: image.pages,
+        lambda: image.version,
+        lambda: image.provenance,
+        lambda: image.content_hash,
+        image.__enter__,
+    ):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+    assert file.read_bytes() == b'{"hidden_size": 8}'
+    assert tensor.numpy().shape == (3, 8)
+
+
+def test_with_closes_after_an_error(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), daxfs.open(path) as image:
+        _ = 1 / 0
+    assert image.closed
+
+
+def test_the_backing_file_of_a_split_image_is_named(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        daxfs.open(path, backing="/nonexistent")
