@@ -1,5 +1,5 @@
 import os
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, final, overload, type_check_only
 
@@ -30,6 +30,7 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 _Source: TypeAlias = _Path | int | _HasFileno
+_HugePages: TypeAlias = Literal["auto", "no", "thp", "2M", "1G"]
 
 @type_check_only
 class _Pages(TypedDict, total=False):
@@ -37,6 +38,34 @@ class _Pages(TypedDict, total=False):
     resident: int
     huge: int
     page_size: int
+
+@type_check_only
+class _Memory(TypedDict):
+    page_size: int
+    huge_bytes: int
+
+@type_check_only
+class _Summary(TypedDict):
+    target: str
+    format: int
+    block_size: int
+    image_bytes: int
+    data_bytes: int
+    waste_bytes: int
+    deduplicated_bytes: int
+    cloned_bytes: int
+    files: int
+    directories: int
+    symlinks: int
+    hard_links: int
+    tensors: int
+    skipped: list[str]
+    pages: _Memory | None
+    seconds: float
+    gigabytes_per_second: float
+    content_hash: str | None
+    verified: bool
+    warnings: list[str]
 
 __version__: Final[str]
 
@@ -52,8 +81,51 @@ def open(
     private: bool = False,
     sealed_copy: bool = False,
     backing: _Source | None = None,
+    expect: str | None = None,
     max_metadata: int | None = None,
 ) -> Image: ...
+@overload
+def pack(
+    sources: _Path | Iterable[_Path],
+    output: _Path,
+    *,
+    into: None = None,
+    align: int | None = None,
+    align_tensors: bool | int | None = None,
+    dedupe: bool = False,
+    skip_special: bool = False,
+    plain: bool = False,
+    hash: bool = True,
+    format: Literal[8, 5] = 8,
+    block_size: int = 4096,
+    huge_pages: _HugePages = "auto",
+    replace: bool = False,
+    sync: bool = True,
+    verify: bool = False,
+    threads: int | None = None,
+) -> _Summary: ...
+@overload
+def pack(
+    sources: _Path | Iterable[_Path],
+    output: None = None,
+    *,
+    into: _Path | None = None,
+    align: int | None = None,
+    align_tensors: bool | int | None = None,
+    dedupe: bool = False,
+    skip_special: bool = False,
+    plain: bool = False,
+    hash: bool = True,
+    format: Literal[8, 5] = 8,
+    block_size: int = 4096,
+    huge_pages: _HugePages = "auto",
+    replace: bool = False,
+    sync: bool = True,
+    verify: bool = False,
+    threads: int | None = None,
+) -> Image: ...
+def daxfs_main(args: Sequence[str]) -> int: ...
+def pack_main(args: Sequence[str]) -> int: ...
 @final
 class Image(Mapping[str, File]):
     def __enter__(self) -> Self: ...

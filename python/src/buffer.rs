@@ -66,6 +66,12 @@ const F_CONTIGUOUS: c_int = 0x40;
 const BF_GETBUFFER: c_int = 1;
 const BF_RELEASEBUFFER: c_int = 2;
 
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the flags of a specification are the low 32 bits of them all"
+)]
+const TYPE_FLAGS: u32 = ffi::Py_TPFLAGS_DEFAULT as u32;
+
 /// Most dimensions that a `memoryview` takes (`PyBUF_MAX_NDIM`).
 const MAX_NDIM: usize = 64;
 
@@ -92,9 +98,9 @@ pub struct Export {
 /// The memory that `export` describes stays mapped while the object lives, and is writable unless `readonly`.
 pub unsafe trait Exporter: PyClass<Frozen = True> + Send + Sync {
     /// Name of the class in Python, with its module.
-    const NAME: &'static CStr;
+    const CLASS_NAME: &'static CStr;
     /// Documentation of the class in Python.
-    const DOC: &'static CStr;
+    const CLASS_DOC: &'static CStr;
 
     /// Where the class in Python is kept.
     fn class() -> &'static PyOnceLock<Py<PyType>>;
@@ -126,7 +132,7 @@ pub fn take<T: Exporter>(token: Option<&Bound<'_, PyAny>>) -> PyResult<T> {
         .and_then(|value| value.downcast::<T>().ok())
         .map(|value| *value)
         .ok_or_else(|| {
-            let name = T::NAME.to_string_lossy();
+            let name = T::CLASS_NAME.to_string_lossy();
             PyTypeError::new_err(format!("{name} cannot be created directly; daxfs.open() leads to one"))
         })
 }
@@ -137,15 +143,15 @@ fn subclass<T: Exporter>(py: Python<'_>) -> PyResult<Py<PyType>> {
     let mut slots = [
         ffi::PyType_Slot { slot: BF_GETBUFFER, pfunc: getbuffer as *mut c_void },
         ffi::PyType_Slot { slot: BF_RELEASEBUFFER, pfunc: releasebuffer as *mut c_void },
-        ffi::PyType_Slot { slot: ffi::Py_tp_doc, pfunc: T::DOC.as_ptr().cast_mut().cast() },
+        ffi::PyType_Slot { slot: ffi::Py_tp_doc, pfunc: T::CLASS_DOC.as_ptr().cast_mut().cast() },
         ffi::PyType_Slot { slot: 0, pfunc: ptr::null_mut() },
     ];
     let mut spec = ffi::PyType_Spec {
-        name: T::NAME.as_ptr(),
+        name: T::CLASS_NAME.as_ptr(),
         // 0: the size, the destructor and all else are inherited.
         basicsize: 0,
         itemsize: 0,
-        flags: ffi::Py_TPFLAGS_DEFAULT as u32,
+        flags: TYPE_FLAGS,
         slots: slots.as_mut_ptr(),
     };
     let bases = PyTuple::new(py, [py.get_type::<T>()])?;
@@ -237,7 +243,9 @@ impl Dimensions {
     fn new(shape: &[u64], itemsize: usize) -> PyResult<Self> {
         if shape.len() > MAX_NDIM {
             let ndim = shape.len();
-            return Err(PyBufferError::new_err(format!("{ndim} dimensions, a buffer has at most {MAX_NDIM}")));
+            return Err(PyBufferError::new_err(format!(
+                "{ndim} dimensions, a buffer has at most {MAX_NDIM}"
+            )));
         }
         let shape = shape.iter().map(|&n| ssize(n)).collect::<PyResult<Vec<_>>>()?;
         let mut strides = vec![0; shape.len()];
@@ -262,7 +270,7 @@ fn ssize(value: impl TryInto<ffi::Py_ssize_t>) -> PyResult<ffi::Py_ssize_t> {
 unsafe extern "C" fn releasebuffer(_object: *mut ffi::PyObject, view: *mut PyBuffer) {
     // SAFETY: `view` is valid for reading: it is a view that is being released (the caller's promise). Copies of it
     // that consumers made keep the pointers of the original.
-    let internal = unsafe { (&raw const (*view).internal).read() };
+    let internal = unsafe { (*view).internal };
     // SAFETY: `fill` put a `Box<Dimensions>` there, turned into a pointer; nobody else frees it, and the protocol
     // has each view released exactly once.
     drop(unsafe { Box::from_raw(internal.cast::<Dimensions>()) });

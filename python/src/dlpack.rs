@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "a capsule is a raw pointer with a destructor")]
 
 use std::ffi::{CStr, c_void};
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 use daxfs::dlpack::{self, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
@@ -139,7 +140,8 @@ fn lend<'py, M: Managed>(
     // that renames the capsule, or else by the destructor, which may run on any thread.
     let capsule =
         unsafe { PyCapsule::new_with_pointer_and_destructor(py, pointer, M::NAME, Some(destroy::<M>)) }?;
-    std::mem::forget(loan);
+    // The capsule owns the loan now.
+    let _ = ManuallyDrop::new(loan);
     Ok(capsule)
 }
 

@@ -5,7 +5,8 @@
 //! `FileNotFoundError`, `PermissionError` and the like by itself.
 
 use daxfs::TensorError;
-use pyo3::exceptions::{PyBufferError, PyException, PyKeyError, PyOSError, PyValueError};
+use daxfs::holder::HolderError;
+use pyo3::exceptions::{PyBufferError, PyConnectionError, PyException, PyKeyError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyTuple, PyType};
@@ -80,10 +81,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
-fn raise(
-    message: impl Into<String>,
-    choose: impl FnOnce(&Hierarchy) -> &Py<PyType>,
-) -> PyErr {
+fn raise(message: impl Into<String>, choose: impl FnOnce(&Hierarchy) -> &Py<PyType>) -> PyErr {
     let message = message.into();
     Python::attach(|py| match Hierarchy::get(py) {
         Ok(types) => PyErr::from_type(choose(types).bind(py).clone(), message),
@@ -156,6 +154,7 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
     use daxfs::Error;
     match error {
         Error::Memory(error) => from_memory(error),
+        Error::Holder(error) => from_holder(error),
         Error::Write(error) => PyOSError::new_err(error.to_string()),
         Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
         Error::NoContents { .. } => raise(error.to_string(), |types| &types.base),
@@ -166,6 +165,16 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         | Error::TooManyLinks { .. } => not_found(error.to_string()),
         Error::Tensor(fault) => from_tensor(fault),
         _ => raise(error.to_string(), |types| &types.format),
+    }
+}
+
+fn from_holder(error: &HolderError) -> PyErr {
+    match error {
+        error if error.is_not_found() => not_found(error.to_string()),
+        HolderError::Unreachable { .. } | HolderError::Closed { .. } | HolderError::Protocol { .. } => {
+            PyConnectionError::new_err(error.to_string())
+        }
+        _ => source(error.to_string()),
     }
 }
 

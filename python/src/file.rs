@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -27,8 +28,8 @@ pub struct FileBase {
 // SAFETY: the memory is a view into the file's region, which the `daxfs::File` in the object keeps mapped. It is
 // declared writable only for a region that is mapped so.
 unsafe impl Exporter for FileBase {
-    const NAME: &'static CStr = c"daxfs.File";
-    const DOC: &'static CStr = c"A file of an image.
+    const CLASS_NAME: &'static CStr = c"daxfs.File";
+    const CLASS_DOC: &'static CStr = c"A file of an image.
 
 It is a buffer: memoryview(file), numpy.frombuffer(file, ...), hashlib.sha256(file) read the image's memory in place.
 A safetensors file gives its tensors by name: file[\"lm_head.weight\"].";
@@ -130,7 +131,7 @@ impl FileBase {
                         n => done += n,
                     }
                 }
-                Ok(())
+                Ok::<_, daxfs::Error>(())
             })
             .or_raise()
         })
@@ -177,17 +178,17 @@ impl FileBase {
 
     /// The names of the tensors.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        mapping::keys(&Bound::new(py, self.tensors(py)?)?)
+        mapping::keys(&self.tensors(py)?.into_bound_py_any(py)?)
     }
 
     /// The tensors.
     fn values<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        mapping::values(&Bound::new(py, self.tensors(py)?)?)
+        mapping::values(&self.tensors(py)?.into_bound_py_any(py)?)
     }
 
     /// All pairs of name and tensor.
     fn items<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        mapping::items(&Bound::new(py, self.tensors(py)?)?)
+        mapping::items(&self.tensors(py)?.into_bound_py_any(py)?)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

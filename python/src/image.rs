@@ -11,22 +11,28 @@ use pyo3::types::{PyDict, PyIterator, PyString};
 
 use crate::directory::Directory;
 use crate::error::{OrRaise, not_found};
+use crate::source::{self, Place};
 use crate::tensors::Tensors;
 use crate::text::{self, ImagePath};
 use crate::walk::Walk;
-use crate::{file, mapping, source, stat};
+use crate::{file, mapping, stat};
 
 /// Opens an image.
 ///
 /// source: a path (str, bytes, os.PathLike), a file descriptor (duplicated: the caller keeps his), an object with
-///     fileno(), or the text "fd:N". None takes the source from the environment variable DAXFS_IMAGE.
+///     fileno(), or one of the texts "fd:N" and "daxfs://NAME" (an image that a holder keeps). None takes the source
+///     from the environment variable DAXFS_IMAGE.
 /// strict: refuse what the kernel's own validation refuses.
 /// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
 /// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
 /// backing: the file with the data of a split image; same forms as source.
+/// expect: refuse an image with another content_hash.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
-#[pyo3(signature = (source=None, *, strict=false, private=false, sealed_copy=false, backing=None, max_metadata=None))]
+#[pyo3(signature = (
+    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, max_metadata=None,
+))]
+#[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn open(
     py: Python<'_>,
     source: Option<&Bound<'_, PyAny>>,
@@ -34,24 +40,32 @@ pub fn open(
     private: bool,
     sealed_copy: bool,
     backing: Option<&Bound<'_, PyAny>>,
+    expect: Option<&str>,
     max_metadata: Option<u64>,
 ) -> PyResult<Image> {
     if private && sealed_copy {
         return Err(PyValueError::new_err("private memory is writable, a sealed copy is not: choose one"));
     }
-    let source = match source {
-        Some(source) => source.clone(),
-        None => source::from_environment(py)?,
+    let place = match source {
+        Some(source) => Place::of(source)?,
+        None => Place::of(&source::from_environment(py)?)?,
     };
-    let region = source::region(&source, private)?;
+    let backing = backing.map(Place::of).transpose()?;
     let mut options = OpenOptions::new().strict(strict).sealed_copy(sealed_copy);
+    if let Some(hash) = expect {
+        options = options.expect(text::parse_hash(hash)?);
+    }
     if let Some(limit) = max_metadata {
         options = options.max_metadata(limit);
     }
-    if let Some(backing) = backing {
-        options = options.backing(source::region(backing, private)?);
-    }
-    py.detach(|| options.open_region(region)).or_raise().map(Image::new)
+    let open = || {
+        let options = match backing {
+            Some(backing) => options.backing(backing.map()?),
+            None => options,
+        };
+        place.open(options, private)
+    };
+    py.detach(open).or_raise().map(Image::new)
 }
 
 /// An opened image: a read-only mapping from paths to files.
@@ -149,7 +163,8 @@ impl Image {
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
-        let names = files(&self.opened()?).map(|entry| text::relative(py, &entry.path()));
+        let image = self.opened()?;
+        let names = files(&image).map(|entry| text::relative(py, &entry.path()));
         mapping::iter(py, names.collect::<PyResult<_>>()?)
     }
 

@@ -68,7 +68,9 @@ pub fn pack<'py>(
     let huge_pages = parse_huge_pages(huge_pages)?;
     let target = match (output, into) {
         (Some(_), Some(_)) => {
-            return Err(PyValueError::new_err("an image goes into a file (output) or memory (into), not both"));
+            return Err(PyValueError::new_err(
+                "an image goes into a file (output) or memory (into), not both",
+            ));
         }
         (Some(path), None) => Target::File(source::path(path)?),
         (None, Some(memory)) => Target::Memory(parse_memory(source::path(memory)?, huge_pages)),
@@ -195,10 +197,6 @@ impl Progress for Cancel {
     fn start(&self, _total: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn finish(&self) {}
-
-    fn cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// Runs `work` on a thread of its own, while this one looks out for signals. When a handler raises, as Python's own

@@ -1,10 +1,10 @@
-//! What Python code can name as the place of an image, turned into a mapped region.
+//! What Python code can name as the place of an image.
 
 use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use daxfs::{Region, Source};
+use daxfs::{Image, OpenOptions, Region, Source};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyString};
@@ -14,11 +14,50 @@ use crate::error::OrRaise;
 /// Environment variable that names the image where the program was started on one.
 const VARIABLE: &str = "DAXFS_IMAGE";
 
-/// Opens and maps a source. `private` maps copy-on-write.
-pub fn region(source: &Bound<'_, PyAny>, private: bool) -> PyResult<Region> {
-    let fd = descriptor(source)?;
-    let map = if private { Region::from_fd_private } else { Region::from_fd };
-    source.py().detach(|| map(fd)).or_raise()
+/// Where an image lies.
+pub enum Place {
+    /// A source by its text, see [`Source`].
+    Named(OsString),
+    /// A descriptor of our own, duplicated, so that the caller's stays his.
+    Descriptor(OwnedFd),
+}
+
+impl Place {
+    /// Reads what Python code gave.
+    pub fn of(source: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if source.is_instance_of::<PyString>() {
+            return Ok(Self::Named(source.extract()?));
+        }
+        if is_path(source)? {
+            return Ok(Self::Named(plain(path(source)?)));
+        }
+        if source.is_instance_of::<PyInt>() && !source.is_instance_of::<PyBool>() {
+            return duplicate(source);
+        }
+        if source.hasattr("fileno")? {
+            return duplicate(&source.call_method0("fileno")?);
+        }
+        let kind = source.get_type().name()?;
+        let message = format!("a source is a path, a file descriptor or an object with fileno(), not {kind}");
+        Err(PyTypeError::new_err(message))
+    }
+
+    /// Opens the image there; `private` maps it copy-on-write.
+    pub fn open(self, options: OpenOptions, private: bool) -> daxfs::Result<Image> {
+        match self {
+            Self::Named(text) => options.private(private).open(text),
+            Self::Descriptor(fd) if private => options.open_region(Region::from_fd_private(fd)?),
+            Self::Descriptor(fd) => options.open_region(Region::from_fd(fd)?),
+        }
+    }
+
+    /// Maps what lies there.
+    pub fn map(self) -> daxfs::Result<Region> {
+        match self {
+            Self::Named(text) => Region::open(text),
+            Self::Descriptor(fd) => Region::from_fd(fd),
+        }
+    }
 }
 
 /// The source named in the environment.
@@ -34,29 +73,6 @@ pub fn from_environment(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(value)
 }
 
-/// A descriptor of our own: opened read-only, or duplicated, so that the caller's stays his.
-fn descriptor(source: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
-    let py = source.py();
-    if source.is_instance_of::<PyString>() {
-        let text: OsString = source.extract()?;
-        return py.detach(|| Source::parse(&text).open()).or_raise();
-    }
-    if is_path(source)? {
-        let path = path(source)?;
-        return py.detach(|| dmabuf::open_read_only(&path)).or_raise();
-    }
-    if source.is_instance_of::<PyBool>() {
-        return Err(unfit(source));
-    }
-    if source.is_instance_of::<PyInt>() {
-        return duplicate(source);
-    }
-    if !source.hasattr("fileno")? {
-        return Err(unfit(source));
-    }
-    duplicate(&source.call_method0("fileno")?)
-}
-
 /// True for `str`, `bytes` and `os.PathLike`.
 pub fn is_path(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(object.is_instance_of::<PyString>()
@@ -69,17 +85,18 @@ pub fn path(object: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     object.py().import("os")?.call_method1("fsdecode", (object,))?.extract()
 }
 
-fn duplicate(number: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
+/// A path that was meant as one, in a form that is not taken for another kind of source.
+fn plain(path: PathBuf) -> OsString {
+    match Source::parse(path.as_os_str()) {
+        Ok(Source::Path(_)) => path.into_os_string(),
+        _ => Path::new(".").join(path).into_os_string(),
+    }
+}
+
+fn duplicate(number: &Bound<'_, PyAny>) -> PyResult<Place> {
     let number: RawFd = number.extract()?;
     if number < 0 {
         return Err(PyValueError::new_err(format!("{number} is no file descriptor")));
     }
-    dmabuf::duplicate(number).or_raise()
-}
-
-fn unfit(source: &Bound<'_, PyAny>) -> PyErr {
-    let kind = source.get_type().name().map_or_else(|_| "this".into(), |name| name.to_string());
-    PyTypeError::new_err(format!(
-        "a source is a path, a file descriptor or an object with fileno(), not {kind}"
-    ))
+    dmabuf::duplicate(number).or_raise().map(Place::Descriptor)
 }

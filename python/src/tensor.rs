@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PySlice, PyTuple, PyType};
@@ -22,8 +22,8 @@ pub struct TensorBase(daxfs::Tensor);
 // SAFETY: the memory is a view into the region of the tensor's file, which the `daxfs::Tensor` in the object keeps
 // mapped. It is declared writable only for a region that is mapped so.
 unsafe impl Exporter for TensorBase {
-    const NAME: &'static CStr = c"daxfs.Tensor";
-    const DOC: &'static CStr = c"A tensor of an image. Nothing is read before it is used.
+    const CLASS_NAME: &'static CStr = c"daxfs.Tensor";
+    const CLASS_DOC: &'static CStr = c"A tensor of an image. Nothing is read before it is used.
 
 numpy.asarray(tensor), torch.from_dlpack(tensor), jax.dlpack.from_dlpack(tensor) and memoryview(tensor) are views of
 the image's memory: they copy nothing, keep it mapped, and are read-only unless the image was opened private.";
@@ -40,7 +40,9 @@ the image's memory: they copy nothing, keep it mapped, and are read-only unless 
             Element::Native { format, .. } => (Ok(format), self.layout()),
             Element::Nibbles | Element::Bytes => (Ok(c"B"), self.layout()),
             Element::Extension(_) => (
-                Err(format!("the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw")),
+                Err(format!(
+                    "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw"
+                )),
                 Layout::flat(self.0.nbytes()),
             ),
         };
@@ -178,8 +180,7 @@ impl TensorBase {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        let request =
-            dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
+        let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
         dlpack::capsule(py, &self.0, &request)
     }
 

@@ -64,7 +64,7 @@ impl Tensors {
     /// The files that hold the tensors.
     #[getter]
     fn shards<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.0.shards().into_iter().map(|shard| file::create(py, shard)).collect()
+        self.0.shards().or_raise()?.into_iter().map(|shard| file::create(py, shard)).collect()
     }
 
     /// True when the packer's index was read; False when the headers were parsed.
@@ -74,7 +74,7 @@ impl Tensors {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let shards = self.0.shards();
+        let shards = self.0.shards().or_raise()?;
         let place = match shards.as_slice() {
             [file] => text::relative(py, &file.path())?.repr()?.to_string(),
             _ => format!("{} files", shards.len()),

@@ -1,7 +1,7 @@
 //! Paths and names between Python and the image: `str` with surrogate escapes for bytes that are not UTF-8, as
 //! `os.fsencode` and `os.fsdecode` do it, but independent of the locale, since an image has no locale.
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -44,7 +44,9 @@ fn encode(text: &Bound<'_, PyString>) -> PyResult<Vec<u8>> {
 pub fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(PyString::new(py, text)),
-        Err(_) => PyString::from_encoded_object(&PyBytes::new(py, bytes), Some(c"utf-8"), Some(c"surrogateescape")),
+        Err(_) => {
+            PyString::from_encoded_object(&PyBytes::new(py, bytes), Some(c"utf-8"), Some(c"surrogateescape"))
+        }
     }
 }
 
@@ -77,4 +79,21 @@ pub fn size(bytes: u64) -> String {
 /// Lower-case hexadecimal.
 pub fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A 32-byte hash in hexadecimal.
+pub fn parse_hash(text: &str) -> PyResult<[u8; 32]> {
+    let mut hash = [0; 32];
+    let mut digits = text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    for byte in &mut hash {
+        match (digits.next().flatten(), digits.next().flatten()) {
+            (Some(high), Some(low)) => *byte = high << 4 | low,
+            _ => return Err(no_hash(text)),
+        }
+    }
+    if digits.next().is_some() { Err(no_hash(text)) } else { Ok(hash) }
+}
+
+fn no_hash(text: &str) -> PyErr {
+    PyValueError::new_err(format!("a hash has 64 hexadecimal digits, not {text:?}"))
 }

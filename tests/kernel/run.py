@@ -33,6 +33,7 @@ FAILED, NOT_RUN = 1, 77
 
 # Runs every program even when an earlier one fails, and says at the end which did.
 RUNNER = """
+for device in %s; do [ -r $device ] || { echo "no $device"; exit 1; }; done
 failed=
 program() { name=$1; shift; echo "--- $name"; "$@" || failed="$failed $name"; }
 %s
@@ -92,8 +93,10 @@ def main() -> int:
     if not a.no_python:
         pytest = [python_with_daxfs(), "-m", "pytest", "-q", "-p", "no:cacheprovider", PYTHON_TESTS]
         lines.append(["program", "python", *pytest, *(["-k", a.filter] if a.filter else [])])
-    script = ["sh", "-c", RUNNER % "\n".join(map(shlex.join, lines))]
+    script = ["sh", "-c", RUNNER % (" ".join(DEVICES), "\n".join(map(shlex.join, lines)))]
     env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
+    env["RUST_TEST_THREADS"] = "1"
 
     os.chdir(ROOT)
     if on_this_machine:

@@ -18,7 +18,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -144,7 +144,8 @@ fn command(name: &str) -> PathBuf {
 
 fn connected(mut command: Command) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let child = command.stdin(OwnedFd::from(theirs)).spawn().unwrap();
+    // A test that fails there says so on standard error.
+    let child = command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn().unwrap();
     (child, ours)
 }
 
@@ -211,13 +212,13 @@ fn an_image_in_a_dma_buf_is_the_source_tree() {
                 "{info:?}"
             );
             assert!(
-                info.writable && info.len >= summary.total_size && info.len.is_multiple_of(4096),
+                info.writable && info.len >= summary.image_bytes && info.len.is_multiple_of(4096),
                 "{info:?}"
             );
 
             let image = OpenOptions::new().strict(true).open_region(Region::from_fd(fd).unwrap()).unwrap();
             assert_eq!(image.region().len(), info.len);
-            assert_eq!(image.superblock().total_size, summary.total_size);
+            assert_eq!(image.superblock().total_size, summary.image_bytes);
             assert_eq!(image.region().provenance(), Provenance::Shared, "a dma-buf is never proven constant");
             assert!(!image.region().is_writable());
             check(&image, &folder);

@@ -19,31 +19,24 @@ use zerocopy::FromBytes;
 /// The most that the folder may hold.
 const LIMIT: u64 = 200 << 10;
 
-/// A header and two tensors, one of them in bfloat16.
-fn safetensors(fill: u8) -> Vec<u8> {
-    let header = br#"{"__metadata__":{"format":"pt"},"bias":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]},"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[8,32]}}"#;
-    let mut header = header.to_vec();
+/// A header and two tensors of these names, one of them in bfloat16.
+fn safetensors(bias: &str, weight: &str, fill: u8) -> Vec<u8> {
+    let mut header = format!(
+        r#"{{"__metadata__":{{"format":"pt"}},"{bias}":{{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}},"{weight}":{{"dtype":"F32","shape":[2,3],"data_offsets":[8,32]}}}}"#
+    )
+    .into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     [&(header.len() as u64).to_le_bytes()[..], &header, &[fill; 32]].concat()
 }
 
 /// Two shards whose tensors have different names, and the list that joins them.
 fn checkpoint() -> Tree {
-    let shard = |letter: &str, fill| {
-        let bytes = String::from_utf8(safetensors(fill)).unwrap();
-        Item::File(
-            0o644,
-            bytes
-                .replace("bias", &format!("b.{letter}."))
-                .replace("weight", &format!("w.{letter}..."))
-                .into_bytes(),
-        )
-    };
-    let list = br#"{"metadata":{"total_size":64},"weight_map":{"b.1.":"model-1.safetensors","w.1...":"model-1.safetensors","b.2.":"model-2.safetensors","w.2...":"model-2.safetensors"}}"#;
+    let shard = |bias, weight, fill| Item::File(0o644, safetensors(bias, weight, fill));
+    let list = br#"{"metadata":{"total_size":64},"weight_map":{"b.1":"model-1.safetensors","w.1":"model-1.safetensors","b.2":"model-2.safetensors","w.2":"model-2.safetensors"}}"#;
     vec![
         (b"model.safetensors.index.json".to_vec(), Item::File(0o644, list.to_vec())),
-        (b"model-1.safetensors".to_vec(), shard("1", 1)),
-        (b"model-2.safetensors".to_vec(), shard("2", 2)),
+        (b"model-1.safetensors".to_vec(), shard("b.1", "w.1", 1)),
+        (b"model-2.safetensors".to_vec(), shard("b.2", "w.2", 2)),
     ]
 }
 
@@ -52,7 +45,7 @@ fn everything() -> Tree {
     vec![
         (b"config.json".to_vec(), Item::File(0o600, b"{}\n".to_vec())),
         (b"empty".to_vec(), Item::File(0o644, Vec::new())),
-        (b"model.safetensors".to_vec(), Item::File(0o444, safetensors(7))),
+        (b"model.safetensors".to_vec(), Item::File(0o444, safetensors("bias", "weight", 7))),
         (b"page".to_vec(), Item::File(0o644, vec![b'p'; 4096])),
         (b"more".to_vec(), Item::File(0o755, vec![b'm'; 4097])),
         (b"emptydir".to_vec(), Item::Dir(0o700)),

@@ -118,7 +118,7 @@ fn cat_writes_bytes_and_goes_on_after_errors() {
         run.stderr.lines().collect::<Vec<_>>(),
         [
             "daxfs: absent: no such file or directory in the image",
-            "daxfs: dir: not a regular file but a directory",
+            "daxfs: /dir: not a regular file but a directory",
             "daxfs: dangling: no such file or directory in the image"
         ]
     );

@@ -11,6 +11,9 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::tensor::safetensors::read_exact;
 use crate::{Dtype, Result, Tensor, TensorError};
 
 /// Version of the structs, as [`DLManagedTensorVersioned::version`] says it.
@@ -190,13 +193,8 @@ pub fn export_versioned(
     if !read_only && !tensor.file().region().is_writable() {
         return Err(TensorError::NotWritable { tensor: tensor.name().into() }.into());
     }
-    Ok(lend(Array::of(tensor, device)?, Box::new(tensor.clone()), |dl_tensor| DLManagedTensorVersioned {
-        version: VERSION,
-        manager_ctx: std::ptr::null_mut(),
-        deleter: Some(delete::<DLManagedTensorVersioned>),
-        flags: if read_only { FLAG_READ_ONLY } else { 0 },
-        dl_tensor,
-    }))
+    let flags = if read_only { FLAG_READ_ONLY } else { 0 };
+    Ok(lend_versioned(Array::of(tensor, device)?, Box::new(tensor.clone()), flags))
 }
 
 /// Lends a tensor out in the form before DLPack 1, without a copy.
@@ -207,11 +205,51 @@ pub fn export_versioned(
 /// # Errors
 /// As for [`export_versioned`], except that writing is not spoken of.
 pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
-    Ok(lend(Array::of(tensor, DLDevice::CPU)?, Box::new(tensor.clone()), |dl_tensor| DLManagedTensor {
-        dl_tensor,
-        manager_ctx: std::ptr::null_mut(),
-        deleter: Some(delete::<DLManagedTensor>),
-    }))
+    Ok(lend_legacy(Array::of(tensor, DLDevice::CPU)?, Box::new(tensor.clone())))
+}
+
+/// Copies a tensor into memory of the consumer's own, aligned to [`COPY_ALIGNMENT`], which it may write.
+///
+/// Works for files in pieces, too. See [`export_versioned`] for ownership.
+///
+/// # Errors
+/// [`TensorError::NotExportable`] as for [`export_versioned`], and as for [`File::read_at`](crate::File::read_at).
+pub fn copy_versioned(tensor: &Tensor) -> Result<NonNull<DLManagedTensorVersioned>> {
+    let (array, owner) = copied(tensor)?;
+    Ok(lend_versioned(array, owner, FLAG_IS_COPIED))
+}
+
+/// Like [`copy_versioned`], in the form before DLPack 1.
+///
+/// # Errors
+/// As for [`copy_versioned`].
+pub fn copy_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
+    let (array, owner) = copied(tensor)?;
+    Ok(lend_legacy(array, owner))
+}
+
+/// Alignment of copies in bytes: what JAX needs to take memory without copying it again.
+pub const COPY_ALIGNMENT: usize = 64;
+
+/// Memory at [`COPY_ALIGNMENT`].
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, align(64))]
+struct Line([u8; COPY_ALIGNMENT]);
+
+fn copied(tensor: &Tensor) -> Result<(Array, Box<dyn Any + Send>)> {
+    let mut array = Array::describe(tensor, DLDevice::CPU)?;
+    let no_memory = || dmabuf::Error::Invalid {
+        what: format!("a copy of {} bytes", tensor.nbytes()),
+        why: "there is not enough memory".into(),
+    };
+    let len = usize::try_from(tensor.nbytes()).map_err(|_| no_memory())?;
+    let count = len.div_ceil(COPY_ALIGNMENT);
+    let mut lines = Vec::new();
+    lines.try_reserve_exact(count).map_err(|_| no_memory())?;
+    lines.resize(count, Line([0; COPY_ALIGNMENT]));
+    read_exact(tensor.file(), tensor.offset(), &mut lines.as_mut_bytes()[..len])?;
+    array.data = lines.as_mut_ptr().cast();
+    Ok((array, Box::new(lines)))
 }
 
 /// A tensor in the terms of DLPack.
@@ -225,7 +263,16 @@ struct Array {
 }
 
 impl Array {
+    /// The array of the tensor's own bytes.
     fn of(tensor: &Tensor, device: DLDevice) -> Result<Self> {
+        // The pointer is that of the view for tensors without elements, too: `dlpack.h` suggests NULL, for which
+        // numpy (2.4) makes an array of its own that says it is writable.
+        let data = tensor.bytes()?.as_ptr().cast_mut().cast();
+        Ok(Self { data, ..Self::describe(tensor, device)? })
+    }
+
+    /// Everything but the data.
+    fn describe(tensor: &Tensor, device: DLDevice) -> Result<Self> {
         let fault = |why| TensorError::NotExportable {
             tensor: tensor.name().into(),
             dtype: tensor.dtype(),
@@ -244,10 +291,7 @@ impl Array {
         let shape = shape.map_err(|_| too_large())?;
         let strides = strides(&shape).ok_or_else(too_large)?;
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
-        // The pointer is that of the view for tensors without elements, too: `dlpack.h` suggests NULL, for which
-        // numpy (2.4) makes an array of its own that says it is writable.
-        let data = tensor.bytes()?.as_ptr().cast_mut().cast();
-        Ok(Self { data, device, ndim, dtype, shape, strides })
+        Ok(Self { data: std::ptr::null_mut(), device, ndim, dtype, shape, strides })
     }
 }
 
@@ -305,6 +349,24 @@ fn lend<M>(array: Array, owner: Box<dyn Any + Send>, managed: impl FnOnce(DLTens
     };
     let loan = Box::new(Loan { managed: managed(tensor), shape, strides, owner });
     NonNull::from(Box::leak(loan)).cast()
+}
+
+fn lend_versioned(array: Array, owner: Box<dyn Any + Send>, flags: u64) -> NonNull<DLManagedTensorVersioned> {
+    lend(array, owner, |dl_tensor| DLManagedTensorVersioned {
+        version: VERSION,
+        manager_ctx: std::ptr::null_mut(),
+        deleter: Some(delete::<DLManagedTensorVersioned>),
+        flags,
+        dl_tensor,
+    })
+}
+
+fn lend_legacy(array: Array, owner: Box<dyn Any + Send>) -> NonNull<DLManagedTensor> {
+    lend(array, owner, |dl_tensor| DLManagedTensor {
+        dl_tensor,
+        manager_ctx: std::ptr::null_mut(),
+        deleter: Some(delete::<DLManagedTensor>),
+    })
 }
 
 /// Deleter of both forms: ends the loan and frees it. NULL is ignored.

@@ -24,22 +24,13 @@ fn array(data: &[u8], shape: &[i64]) -> Array {
     }
 }
 
-fn versioned(array: Array, owner: Owner) -> NonNull<DLManagedTensorVersioned> {
-    lend(array, Box::new(owner), |dl_tensor| DLManagedTensorVersioned {
-        version: VERSION,
-        manager_ctx: std::ptr::null_mut(),
-        deleter: Some(delete::<DLManagedTensorVersioned>),
-        flags: FLAG_READ_ONLY,
-        dl_tensor,
-    })
-}
-
 /// What a consumer gets to see through the C pointer.
 fn seen(tensor: &DLTensor) -> (*mut c_void, Vec<i64>, Vec<i64>) {
     let len = usize::try_from(tensor.ndim).unwrap();
     let read = |array: *mut i64| -> Vec<i64> {
-        // SAFETY: the loan that `tensor` belongs to lives, and its arrays hold `ndim` values each.
-        (0..len).map(|at| unsafe { *array.add(at) }).collect()
+        // SAFETY: `array` is the buffer of a vector of `ndim` values in the loan that `tensor` belongs to, which
+        // lives; nobody writes to it.
+        unsafe { std::slice::from_raw_parts(array, len) }.to_vec()
     };
     (tensor.data, read(tensor.shape), read(tensor.strides))
 }
@@ -48,7 +39,7 @@ fn seen(tensor: &DLTensor) -> (*mut c_void, Vec<i64>, Vec<i64>) {
 fn the_owner_is_dropped_once_by_the_deleter_on_another_thread() {
     let drops = Arc::new(AtomicUsize::new(0));
     let bytes = [1u8; 24];
-    let loan = versioned(array(&bytes, &[2, 3, 4]), Owner(Arc::clone(&drops)));
+    let loan = lend_versioned(array(&bytes, &[2, 3, 4]), Box::new(Owner(Arc::clone(&drops))), FLAG_READ_ONLY);
     // SAFETY: the loan was just made and not deleted.
     let managed = unsafe { loan.as_ref() };
     assert_eq!(managed.version, DLPackVersion { major: 1, minor: 1 });
@@ -73,11 +64,7 @@ fn the_owner_is_dropped_once_by_the_deleter_on_another_thread() {
 #[test]
 fn the_legacy_form_is_deleted_too_and_null_is_ignored() {
     let drops = Arc::new(AtomicUsize::new(0));
-    let loan = lend(array(&[0; 4], &[4]), Box::new(Owner(Arc::clone(&drops))), |dl_tensor| DLManagedTensor {
-        dl_tensor,
-        manager_ctx: std::ptr::null_mut(),
-        deleter: Some(delete::<DLManagedTensor>),
-    });
+    let loan = lend_legacy(array(&[0; 4], &[4]), Box::new(Owner(Arc::clone(&drops))));
     // SAFETY: the loan was just made and not deleted.
     let managed = unsafe { loan.as_ref() };
     assert_eq!(seen(&managed.dl_tensor).1, [4]);
@@ -98,11 +85,7 @@ fn a_panicking_owner_does_not_unwind_into_the_consumer() {
             panic!("owner");
         }
     }
-    let loan = lend(array(&[], &[0]), Box::new(Panics), |dl_tensor| DLManagedTensor {
-        dl_tensor,
-        manager_ctx: std::ptr::null_mut(),
-        deleter: None,
-    });
+    let loan = lend_legacy(array(&[], &[0]), Box::new(Panics));
     // SAFETY: this is the pointer that `lend` returned, deleted here for the first time.
     unsafe { delete(loan.as_ptr()) };
 }
@@ -113,7 +96,7 @@ fn scalars_and_empty_arrays() {
     assert_eq!(strides(&[3, 0, 2]).unwrap(), [2, 2, 1]);
     assert_eq!(strides(&[0, i64::MAX, 2]), None);
     let drops = Arc::new(AtomicUsize::new(0));
-    let loan = versioned(array(&[7], &[]), Owner(Arc::clone(&drops)));
+    let loan = lend_versioned(array(&[7], &[]), Box::new(Owner(Arc::clone(&drops))), 0);
     // SAFETY: the loan was just made and not deleted.
     let managed = unsafe { loan.as_ref() };
     assert_eq!(managed.dl_tensor.ndim, 0);
@@ -234,4 +217,31 @@ fn what_cannot_be_exported_says_why() {
     assert!(text.contains("its memory is mapped read-only"), "{text}");
     let text = refused(&image_of(Dtype::U8, &[0, 1 << 63], b""), true, DLDevice::CPU);
     assert!(text.contains("do not fit 63 bits"), "{text}");
+}
+
+#[test]
+fn copies_are_aligned_writable_and_independent_of_the_image() {
+    let bytes: Vec<u8> = (0..130).collect();
+    let tensor = image_of(Dtype::U8, &[10, 13], &bytes);
+    let loan = copy_versioned(&tensor).unwrap();
+    let legacy = copy_legacy(&tensor).unwrap();
+    // SAFETY: the loan was just made and not deleted.
+    let managed = unsafe { loan.as_ref() };
+    assert_eq!(managed.flags, FLAG_IS_COPIED);
+    let (data, shape, _) = seen(&managed.dl_tensor);
+    assert_eq!((data.addr() % COPY_ALIGNMENT, shape), (0, vec![10, 13]));
+    // SAFETY: the loan owns 130 bytes at `data`, which nobody else has a reference to.
+    let copy = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), 130) };
+    assert_eq!(copy, bytes);
+    copy.fill(0xff);
+    assert_eq!(tensor.as_slice().unwrap(), bytes);
+    // SAFETY: this is the pointer that `copy_versioned` returned, deleted here for the first time.
+    unsafe { delete(loan.as_ptr()) };
+
+    // SAFETY: the loan was just made and not deleted.
+    let data = seen(&unsafe { legacy.as_ref() }.dl_tensor).0;
+    // SAFETY: the loan owns 130 bytes at `data`, which nobody writes.
+    assert_eq!(unsafe { std::slice::from_raw_parts(data.cast_const().cast::<u8>(), 130) }, bytes);
+    // SAFETY: this is the pointer that `copy_legacy` returned, deleted here for the first time.
+    unsafe { delete(legacy.as_ptr()) };
 }

@@ -62,7 +62,7 @@ mod image;
 mod region;
 mod snapshot;
 mod superblock;
-mod tensor;
+pub mod tensor;
 
 pub mod dlpack;
 
@@ -75,3 +75,8 @@ pub use region::{Provenance, Region, Source};
 pub use snapshot::ViewKind;
 pub use superblock::Superblock;
 pub use tensor::{Dtype, Index, Tensor, TensorError, Tensors};
+
+/// Compiles the README's Rust example.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeDoctests;

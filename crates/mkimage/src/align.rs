@@ -8,9 +8,12 @@
 
 use daxfs::format::index::FILLER_PREFIX;
 use daxfs::tensor::TensorInfo;
-use daxfs::tensor::safetensors::{Header, LENGTH_SIZE, MAX_HEADER};
+use daxfs::tensor::safetensors::{Header, MAX_HEADER};
 use std::fmt::Write as _;
 use std::sync::Arc;
+
+/// Bytes of the header's length, a little-endian u64, in front of it.
+pub(crate) const PREFIX: u64 = 8;
 
 /// A file that is made anew from a header and parts of its source.
 #[derive(Debug)]
@@ -81,7 +84,8 @@ pub(crate) fn rewrite(header: &Header, align: u64) -> Result<Option<Rewrite>, St
     let (mut at, mut fillers) = (0u64, 0u64);
     let overflow = || "the aligned file would be too long".to_owned();
     for info in tensors {
-        let start = if info.size == 0 { at } else { at.checked_next_multiple_of(align).ok_or_else(overflow)? };
+        let start =
+            if info.size == 0 { at } else { at.checked_next_multiple_of(align).ok_or_else(overflow)? };
         if start > at {
             let name = format!("{FILLER_PREFIX}{fillers}");
             write_tensor(&mut json, &name, "U8", &[start - at], at, start);
@@ -97,9 +101,9 @@ pub(crate) fn rewrite(header: &Header, align: u64) -> Result<Option<Rewrite>, St
     json.pop();
     json.push('}');
 
-    let unpadded = LENGTH_SIZE + json.len() as u64;
+    let unpadded = PREFIX + json.len() as u64;
     let data_start = unpadded.checked_next_multiple_of(align).ok_or_else(overflow)?;
-    let header_len = data_start - LENGTH_SIZE;
+    let header_len = data_start - PREFIX;
     if header_len > MAX_HEADER {
         return Err(format!("its header would have {header_len} bytes, the format allows {MAX_HEADER}"));
     }

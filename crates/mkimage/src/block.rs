@@ -1,9 +1,9 @@
 //! A stretch of the image while it is being filled: a part of the target's own memory, or a buffer from which it
 //! is written to the target.
 
+use crate::Result;
 use crate::hash::{Leaf, RangeHasher};
 use crate::source::SourceFile;
-use crate::Result;
 use dmabuf::SharedBytesMut;
 use std::convert::Infallible;
 use std::ops::Range;
@@ -66,7 +66,13 @@ impl<'a> Block<'a> {
     }
 
     /// Reads `len` bytes from `position` of a source, straight into the block.
-    pub(crate) fn read(&mut self, offset: u64, len: u64, source: &SourceFile<'_>, position: u64) -> Result<()> {
+    pub(crate) fn read(
+        &mut self,
+        offset: u64,
+        len: u64,
+        source: &SourceFile<'_>,
+        position: u64,
+    ) -> Result<()> {
         self.include(offset, len)?;
         self.read_aside(offset, len, source, position)
     }

@@ -1,13 +1,13 @@
 //! Fills stretches of the image from the source files, hashing what it copies.
 
+use crate::Result;
+use crate::align::{Content, Rewrite};
 use crate::block::Block;
 use crate::hash::{Leaf, RangeHasher};
 use crate::metadata;
 use crate::packer::Plan;
 use crate::progress::Progress;
 use crate::source::{Opener, SourceFile};
-use crate::align::{Content, Rewrite};
-use crate::Result;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -54,7 +54,12 @@ impl<'p> Copier<'p> {
 
     /// Fills `block`, which is the part `range` of `window`. The blocks of a window are filled in order, and
     /// [`Copier::finish`] is called after the last one.
-    pub(crate) fn fill(&mut self, block: &mut Block<'_>, range: Range<u64>, window: &Range<u64>) -> Result<()> {
+    pub(crate) fn fill(
+        &mut self,
+        block: &mut Block<'_>,
+        range: Range<u64>,
+        window: &Range<u64>,
+    ) -> Result<()> {
         let plan = self.task.plan;
         let layout = &plan.layout;
         let mut filled = range.start;

@@ -1,12 +1,12 @@
 //! Finds files with the same contents, in two stages: only files whose size occurs more than once are opened, and
 //! only those whose first bytes agree are read whole.
 
+use crate::Result;
 use crate::hash::Hash;
 use crate::parallel;
 use crate::plan::Numbers;
 use crate::source::Opener;
 use crate::tree::Tree;
-use crate::Result;
 use std::collections::HashMap;
 
 /// Bytes that the first stage looks at.

@@ -4,7 +4,9 @@
 //! tree, whose chaining values can be computed alone and merged in the end. So each piece is hashed while it is
 //! hot in the cache of the core that copied it, and no file is read twice.
 
-use blake3::hazmat::{HasherExt, Mode, left_subtree_len, max_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::hazmat::{
+    HasherExt, Mode, left_subtree_len, max_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
 use blake3::{CHUNK_LEN, Hasher};
 use std::ops::Range;
 
@@ -49,8 +51,14 @@ impl RangeHasher {
     pub(crate) fn new(ino: u32, file_len: u64, range: Range<u64>) -> RangeHasher {
         debug_assert!(range.start.is_multiple_of(CHUNK_LEN as u64));
         debug_assert!(range.end == file_len || range.end.is_multiple_of(CHUNK_LEN as u64));
-        let mut hasher =
-            RangeHasher { ino, file_len, end: range.end, subtree: 0..0, at: range.start, hasher: Hasher::new() };
+        let mut hasher = RangeHasher {
+            ino,
+            file_len,
+            end: range.end,
+            subtree: 0..0,
+            at: range.start,
+            hasher: Hasher::new(),
+        };
         hasher.begin();
         hasher
     }
@@ -66,13 +74,9 @@ impl RangeHasher {
             most.min(1 << left.ilog2())
         };
         self.subtree = self.at..self.at + len;
-        self.hasher.reset();
+        // Not `reset`, which keeps the old offset.
+        self.hasher = Hasher::new();
         self.hasher.set_input_offset(self.at);
-    }
-
-    /// Where the next byte belongs in the file.
-    pub(crate) fn position(&self) -> u64 {
-        self.at
     }
 
     /// Takes the next bytes of the range; finished subtrees go to `leaves`.
@@ -97,8 +101,7 @@ impl RangeHasher {
     fn leaf(&self) -> Leaf {
         let (start, len) = (self.subtree.start, self.subtree.end - self.subtree.start);
         let whole = start == 0 && len == self.file_len;
-        let value =
-            if whole { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() };
+        let value = if whole { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() };
         Leaf { ino: self.ino, start, len, value }
     }
 }
@@ -150,7 +153,7 @@ mod tests {
             for piece in bytes[pair[0]..pair[1]].chunks(step) {
                 hasher.update(piece, &mut leaves);
             }
-            assert_eq!(hasher.position(), pair[1] as u64);
+            assert_eq!(hasher.at, pair[1] as u64);
         }
         root(&leaves, bytes.len() as u64)
     }

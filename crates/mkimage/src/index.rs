@@ -8,7 +8,8 @@ use crate::tensors::{TensorFile, TensorSet};
 use crate::tree::{Kind, Tree};
 use crate::{Error, Result};
 use daxfs::format::index::{
-    CONTENT_PREFIX, CheckpointRecord, FILE_TENSORS, FileRecord, HAS_HASHES, Header, MAGIC, TensorRecord, VERSION,
+    CONTENT_PREFIX, CheckpointRecord, FILE_TENSORS, FileRecord, HAS_HASHES, Header, MAGIC, TensorRecord,
+    VERSION,
 };
 use std::collections::HashMap;
 use zerocopy::{FromZeros, IntoBytes};
@@ -104,7 +105,12 @@ impl Hashes {
 /// # Errors
 ///
 /// [`Error::TooMany`] where a 32-bit field would not hold its value.
-pub(crate) fn build(tree: &Tree, layout: &Layout, set: &TensorSet, hashes: Option<&Hashes>) -> Result<Vec<u8>> {
+pub(crate) fn build(
+    tree: &Tree,
+    layout: &Layout,
+    set: &TensorSet,
+    hashes: Option<&Hashes>,
+) -> Result<Vec<u8>> {
     let counts = Counts::of(tree, &layout.numbers, set);
     let parts = counts.parts();
     let mut header = Header::new_zeroed();
@@ -171,7 +177,14 @@ impl Tables {
         Ok((offset, short("bytes of a name", bytes.len() as u64)?))
     }
 
-    fn add_file(&mut self, ino: u32, path: &[u8], size: u64, hash: Hash, file: Option<&TensorFile>) -> Result<()> {
+    fn add_file(
+        &mut self,
+        ino: u32,
+        path: &[u8],
+        size: u64,
+        hash: Hash,
+        file: Option<&TensorFile>,
+    ) -> Result<()> {
         let (path_offset, path_len) = self.string(path)?;
         let tensors = file.map_or(&[][..], |file| &file.tensors);
         let mut record = FileRecord::new_zeroed();

@@ -66,7 +66,7 @@ fn memfd(pages: HugePages, len: u64) -> Result<(Target, Memfd)> {
     let path = Path::new("memfd:daxfs");
     let memfd = Memfd::create("daxfs", len, pages)?;
     let fd = memfd.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
-    Ok((Target::new(fd, path, Target::access_for(pages), true), memfd))
+    Ok((Target::of_pages(fd, path, pages), memfd))
 }
 
 fn device(path: &Path, len: u64, replace: bool) -> Result<(Target, Finish)> {
@@ -104,6 +104,12 @@ impl Finish {
     /// Whether the kernel can say which pages the memory is made of.
     pub(crate) fn has_pages(&self) -> bool {
         matches!(self, Finish::Seal(_) | Finish::Udmabuf(_))
+    }
+
+    /// Takes back an image that turned out wrong: a device must not look like one.
+    pub(crate) fn withdraw(fd: &OwnedFd) -> Result<()> {
+        let mut map = Mapping::read_write(fd.as_fd(), 0, 4096)?;
+        Ok(map.view_mut()?.fill_zero(0, 4)?)
     }
 
     /// Makes the memory what it is to be and gives its descriptor.

@@ -59,7 +59,8 @@ pub(crate) fn render(layout: &Layout, tree: &Tree, range: Range<u64>, put: &mut 
     }
 
     let table = layout.inode_table;
-    let slots = range.start.saturating_sub(table) / INODE_SIZE..range.end.saturating_sub(table).div_ceil(INODE_SIZE);
+    let slots =
+        range.start.saturating_sub(table) / INODE_SIZE..range.end.saturating_sub(table).div_ceil(INODE_SIZE);
     for slot in slots.start..slots.end.min(u64::from(layout.inode_count)) {
         let ino = u32::try_from(slot + 1).unwrap_or(u32::MAX);
         put(table + slot * INODE_SIZE, inode(layout, tree, ino).as_bytes());

@@ -44,7 +44,9 @@ impl Output {
             Ok(found) if found.file_type().is_char_device() || found.file_type().is_block_device() => {
                 return Err(refuse("is a device; --into writes into devices"));
             }
-            Ok(found) if !found.is_file() && !found.is_symlink() => return Err(refuse("is not a regular file")),
+            Ok(found) if !found.is_file() && !found.is_symlink() => {
+                return Err(refuse("is not a regular file"));
+            }
             _ => {}
         }
         let name = path.file_name().ok_or_else(|| refuse("names no file"))?.to_owned();
@@ -77,14 +79,16 @@ impl Output {
             match link(self.fd.as_fd(), &self.directory, &self.name) {
                 Ok(()) => return self.sync_directory(sync),
                 Err(Errno::EEXIST) => {
-                    let linked = hidden_name(&self.name, |hidden| link(self.fd.as_fd(), &self.directory, hidden));
+                    let linked =
+                        hidden_name(&self.name, |hidden| link(self.fd.as_fd(), &self.directory, hidden));
                     self.temporary = Some(linked.map_err(fail)?.1);
                 }
                 Err(errno) => return Err(fail(errno)),
             }
         }
         if let Some(hidden) = &self.temporary {
-            renameat(&self.directory, hidden.as_os_str(), &self.directory, self.name.as_os_str()).map_err(fail)?;
+            renameat(&self.directory, hidden.as_os_str(), &self.directory, self.name.as_os_str())
+                .map_err(fail)?;
         }
         self.temporary = None;
         self.sync_directory(sync)
@@ -191,9 +195,15 @@ mod tests {
         let path = dir.path().join(&long);
         for fail in [true, false] {
             let output = Output::create(&path).unwrap();
-            let linked = hidden_name(OsStr::new(&long), |hidden| link(output.as_fd(), &output.directory, hidden));
-            let output = Output { temporary: Some(linked.unwrap().1), fd: output.fd.try_clone().unwrap(),
-                directory: output.directory.try_clone().unwrap(), name: output.name.clone(), path: path.clone() };
+            let linked =
+                hidden_name(OsStr::new(&long), |hidden| link(output.as_fd(), &output.directory, hidden));
+            let output = Output {
+                temporary: Some(linked.unwrap().1),
+                fd: output.fd.try_clone().unwrap(),
+                directory: output.directory.try_clone().unwrap(),
+                name: output.name.clone(),
+                path: path.clone(),
+            };
             assert_eq!(names(dir.path()).len(), 1);
             if fail {
                 drop(output);

@@ -221,7 +221,8 @@ impl Packer {
         };
         // A file that is made anew differs from its source, and from a copy that has another kind of name.
         shares.retain(|ino, owner| tensors.rewrite(*ino).is_some() == tensors.rewrite(*owner).is_some());
-        let index = (!self.rules.plain && !tensors.files.is_empty()).then(|| index::size(&tree, &numbers, &tensors));
+        let index =
+            (!self.rules.plain && !tensors.files.is_empty()).then(|| index::size(&tree, &numbers, &tensors));
         let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };
         let placement = |ino| Placement {
             size: tensors.rewrite(ino).map(|rewrite| rewrite.len),
@@ -240,7 +241,10 @@ impl Packer {
         if let Some(bytes) = self.tensor_align
             && (!bytes.is_power_of_two() || !(8..=LARGEST_ALIGN).contains(&bytes))
         {
-            return fail("--align-tensors", format!("{bytes} is not a power of two from 8 to {LARGEST_ALIGN}"));
+            return fail(
+                "--align-tensors",
+                format!("{bytes} is not a power of two from 8 to {LARGEST_ALIGN}"),
+            );
         }
         if !BLOCK_SIZES.contains(&self.block_size) {
             return fail("--block-size", format!("{} is none of {BLOCK_SIZES:?}", self.block_size));

@@ -68,8 +68,11 @@ impl Numbers {
     /// Numbers the nodes of `tree` in walk order. Names of one inode share its number.
     pub(crate) fn assign(tree: &Tree) -> Numbers {
         let count = tree.nodes.len();
-        let mut numbers =
-            Numbers { ino: Vec::with_capacity(count), node: Vec::with_capacity(count), links: Vec::with_capacity(count) };
+        let mut numbers = Numbers {
+            ino: Vec::with_capacity(count),
+            node: Vec::with_capacity(count),
+            links: Vec::with_capacity(count),
+        };
         let mut linked: HashMap<(u64, u64), u32> = HashMap::new();
         let mut next = ROOT_INO;
         for (node, entry) in tree.iter() {
@@ -108,7 +111,9 @@ impl Numbers {
 
     /// Regular files of the tree, once per inode: inode number and first node, by number.
     pub(crate) fn files<'a>(&'a self, tree: &'a Tree) -> impl Iterator<Item = (u32, u32)> + 'a {
-        (ROOT_INO..).zip(self.node.iter().copied()).filter(|&(_, node)| matches!(tree.node(node).kind, Kind::File))
+        (ROOT_INO..)
+            .zip(self.node.iter().copied())
+            .filter(|&(_, node)| matches!(tree.node(node).kind, Kind::File))
     }
 }
 

@@ -53,7 +53,10 @@ fn check_disjoint(tree: &Tree, layout: &Layout) {
     assert!(extents.last().unwrap().end() <= layout.total);
     assert_eq!(layout.total % u64::from(layout.shape.block_size), 0);
     let used: u64 = extents.iter().map(|extent| extent.len).sum();
-    assert_eq!(layout.waste(), layout.total - used - if layout.shape.format == Format::V5 { 4096 } else { 0 });
+    assert_eq!(
+        layout.waste(),
+        layout.total - used - if layout.shape.format == Format::V5 { 4096 } else { 0 }
+    );
     let _ = tree;
 }
 

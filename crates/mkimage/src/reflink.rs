@@ -47,7 +47,12 @@ pub(crate) fn clone(source: &File, target: &File, target_offset: u64, len: u64) 
         // EOPNOTSUPP, ENOTTY: no such operation; EXDEV: two file systems; EINVAL: not whole blocks, or a file that
         // cannot share its blocks; EPERM, ETXTBSY: swap files and the like. Copying decides about those.
         Err(
-            Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EXDEV | Errno::EINVAL | Errno::EPERM | Errno::ETXTBSY
+            Errno::EOPNOTSUPP
+            | Errno::ENOTTY
+            | Errno::EXDEV
+            | Errno::EINVAL
+            | Errno::EPERM
+            | Errno::ETXTBSY
             | Errno::ENOSYS,
         ) => Ok(false),
         Err(errno) => Err(errno),

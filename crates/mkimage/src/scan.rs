@@ -84,7 +84,8 @@ fn push_inputs(tree: &mut Tree, mut named: Vec<(OsString, &PathBuf, FileStat)>, 
         });
     }
     let Some((_, _, first)) = named.first() else { return Err(Error::NoInput) };
-    let root = FileStat { st_mode: S_IFDIR | 0o755, st_size: 0, ..*first };
+    let mut root = *first;
+    root.st_mode = S_IFDIR | 0o755;
     push(tree, ROOT, b"", Kind::Directory { first: 1, count: 0 }, &root)?;
     for (name, path, stat) in named {
         if name == index::DIR {
@@ -112,7 +113,8 @@ fn list(tree: &mut Tree, directory: u32, rules: Rules) -> Result<()> {
     let fd = Opener::new(tree).directory(directory)?;
     // The path is made for messages only, so that a tree of any depth stays linear.
     check_directory(tree, directory, &fd, &tree.source_path(directory))?;
-    let mut stream = Dir::from_fd(fd).map_err(|errno| Error::io("open", &tree.source_path(directory), errno))?;
+    let mut stream =
+        Dir::from_fd(fd).map_err(|errno| Error::io("open", &tree.source_path(directory), errno))?;
     let mut names = Vec::new();
     for entry in stream.iter() {
         let entry = entry.map_err(|errno| Error::io("list", &tree.source_path(directory), errno))?;
@@ -144,8 +146,8 @@ fn list(tree: &mut Tree, directory: u32, rules: Rules) -> Result<()> {
             Ok(Sort::File) => Kind::File,
             Ok(Sort::Directory) => Kind::Directory { first: 0, count: 0 },
             Ok(Sort::Symlink) => {
-                let target =
-                    readlinkat(&stream, os_name).map_err(|errno| Error::io("readlink", &path(tree), errno))?;
+                let target = readlinkat(&stream, os_name)
+                    .map_err(|errno| Error::io("readlink", &path(tree), errno))?;
                 if target.is_empty() {
                     return Err(name_error(&path(tree), "a symbolic link without a target cannot be packed"));
                 }
@@ -178,15 +180,22 @@ fn push(tree: &mut Tree, parent: u32, name: &[u8], kind: Kind, stat: &FileStat) 
         kind,
         name,
         identity: Identity::of(stat),
-        links: u64::from(stat.st_nlink),
+        links: links(stat),
     })
+}
+
+#[allow(clippy::useless_conversion, reason = "32 bits wide on some architectures")]
+fn links(stat: &FileStat) -> u64 {
+    u64::from(stat.st_nlink)
 }
 
 /// Names that come out of a directory hold no `/` and no NUL; only their length is left to check.
 fn check_name(path: &Path, name: &[u8]) -> Result<()> {
     match name.len() {
         1..=NAME_MAX => Ok(()),
-        len => Err(name_error(path, &format!("a name of {len} bytes, an image holds names of 1 to {NAME_MAX}"))),
+        len => {
+            Err(name_error(path, &format!("a name of {len} bytes, an image holds names of 1 to {NAME_MAX}")))
+        }
     }
 }
 

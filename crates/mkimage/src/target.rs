@@ -1,6 +1,7 @@
 //! Where an image is written to: a file, or memory with a descriptor. Both are filled window by window.
 
 use crate::block::Block;
+use crate::summary::Size;
 use crate::{Error, Result};
 use dmabuf::{HugePages, Mapping, allocate_huge};
 use std::fs::File;
@@ -42,28 +43,49 @@ pub(crate) struct Target {
     pub(crate) access: Access,
     /// Whether it holds zeros where nothing was written.
     pub(crate) zeroed: bool,
-    /// Bytes that became huge pages by [`Access::Huge`].
+    /// Whether 2 MiB pages were asked for by name.
+    wants_huge: bool,
+    /// Bytes of whole blocks of [`Access::Huge`], and how many of them became huge pages.
+    blocks: AtomicU64,
     huge: AtomicU64,
 }
 
 impl Target {
     /// A target that is reached by `access`.
     pub(crate) fn new(fd: OwnedFd, path: &Path, access: Access, zeroed: bool) -> Target {
-        Target { file: File::from(fd), path: path.to_path_buf(), access, zeroed, huge: AtomicU64::new(0) }
-    }
-
-    /// The way into memory that takes both pwrite(2) and huge pages.
-    pub(crate) fn access_for(pages: HugePages) -> Access {
-        match pages {
-            HugePages::No => Access::Write,
-            HugePages::Thp | HugePages::Auto => Access::Huge,
-            HugePages::Hugetlb2M | HugePages::Hugetlb1G => Access::Map,
+        Target {
+            file: File::from(fd),
+            path: path.to_path_buf(),
+            access,
+            zeroed,
+            wants_huge: false,
+            blocks: AtomicU64::new(0),
+            huge: AtomicU64::new(0),
         }
     }
 
-    /// Bytes that became huge pages.
-    pub(crate) fn huge_bytes(&self) -> u64 {
-        self.huge.load(Ordering::Relaxed)
+    /// A new file or memfd, to be made of such pages.
+    pub(crate) fn of_pages(fd: OwnedFd, path: &Path, pages: HugePages) -> Target {
+        let access = match pages {
+            HugePages::No => Access::Write,
+            HugePages::Thp | HugePages::Auto => Access::Huge,
+            HugePages::Hugetlb2M | HugePages::Hugetlb1G => Access::Map,
+        };
+        let mut target = Target::new(fd, path, access, true);
+        target.wants_huge = pages == HugePages::Thp;
+        target
+    }
+
+    /// Says how many pages are ordinary ones though huge ones were asked for by name.
+    pub(crate) fn shortfall(&self) -> Option<String> {
+        let (blocks, huge) = (self.blocks.load(Ordering::Relaxed), self.huge.load(Ordering::Relaxed));
+        (self.wants_huge && huge < blocks).then(|| {
+            format!(
+                "2 MiB pages: {} of {} were to be had, the rest is ordinary pages",
+                Size(huge),
+                Size(blocks)
+            )
+        })
     }
 
     /// Fills the bytes `window` of the target: calls `fill` for one block after the other.
@@ -91,7 +113,9 @@ impl Target {
             let runs: Vec<_> = block.runs().to_vec();
             for run in runs.into_iter().filter(|run| !run.is_empty()) {
                 let bytes = &buffer[index(run.start - at)..index(run.end - at)];
-                self.file.write_all_at(bytes, run.start).map_err(|error| Error::io("write", &self.path, error))?;
+                self.file
+                    .write_all_at(bytes, run.start)
+                    .map_err(|error| Error::io("write", &self.path, error))?;
             }
             at = end;
         }
@@ -99,7 +123,8 @@ impl Target {
     }
 
     fn map(&self, range: &Range<u64>) -> Result<Mapping> {
-        let len = usize::try_from(range.end - range.start).map_err(|_| Error::Overflow { what: "a window" })?;
+        let len =
+            usize::try_from(range.end - range.start).map_err(|_| Error::Overflow { what: "a window" })?;
         Ok(Mapping::read_write(self.file.as_fd(), range.start, len)?)
     }
 
@@ -110,6 +135,7 @@ impl Target {
             return Ok(None);
         }
         let map = self.map(window)?;
+        self.blocks.fetch_add(whole, Ordering::Relaxed);
         match allocate_huge(&map, 0..whole) {
             Ok(huge) => {
                 self.huge.fetch_add(huge, Ordering::Relaxed);
@@ -125,7 +151,10 @@ impl Target {
     /// Writes bytes that were not known when the rest was.
     pub(crate) fn write_late(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         if self.access != Access::Map {
-            return self.file.write_all_at(bytes, offset).map_err(|error| Error::io("write", &self.path, error));
+            return self
+                .file
+                .write_all_at(bytes, offset)
+                .map_err(|error| Error::io("write", &self.path, error));
         }
         let mut map = self.map(&(offset..offset + bytes.len() as u64))?;
         Ok(map.view_mut()?.copy_from(0, bytes)?)

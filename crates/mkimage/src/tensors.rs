@@ -1,7 +1,7 @@
 //! What the packer knows of tensors before it lays the image out: the headers of all safetensors files, their
 //! aligned rewriting where it was asked for, and the sharded checkpoints.
 
-use crate::align::{Rewrite, rewrite};
+use crate::align::{PREFIX, Rewrite, rewrite};
 use crate::plan::Numbers;
 use crate::source::Opener;
 use crate::tree::{Kind, Tree};
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use daxfs::format::index::FILLER_PREFIX;
 use daxfs::tensor::TensorInfo;
 use daxfs::tensor::checkpoint::{MAX_DOCUMENT, SUFFIX, WeightMap, shard_path};
-use daxfs::tensor::safetensors::{LENGTH_SIZE, header_length, parse_header};
+use daxfs::tensor::safetensors::{header_length, parse_header};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -96,18 +96,18 @@ fn read_file(
     size: u64,
     align: Option<u64>,
 ) -> Understood<(TensorFile, Option<String>)> {
-    if size < LENGTH_SIZE {
+    if size < PREFIX {
         return Ok(Err(format!("{size} bytes cannot hold the length of a header")));
     }
     let source = opener.file(node)?;
-    let mut first = [0; LENGTH_SIZE as usize];
+    let mut first = [0; 8];
     source.read_exact_at(&mut first, 0)?;
     let len = match header_length(first, size) {
         Ok(len) => len,
         Err(error) => return Ok(Err(error.to_string())),
     };
     let mut json = vec![0; len];
-    source.read_exact_at(&mut json, LENGTH_SIZE)?;
+    source.read_exact_at(&mut json, PREFIX)?;
     source.check()?;
     let header = match parse_header(&json, size) {
         Ok(header) => header,
@@ -182,15 +182,16 @@ fn resolve(
     let mut shards = Vec::with_capacity(map.shards.len());
     for shard in &map.shards {
         let path = shard_path(directory, shard).map_err(|error| error.to_string())?;
-        let ino = paths.get(&path).ok_or_else(|| format!("shard {shard:?} is not there or not understood"))?;
+        let ino =
+            paths.get(&path).ok_or_else(|| format!("shard {shard:?} is not there or not understood"))?;
         shards.push((*ino, &set.files[ino]));
     }
-    let entry = |(tensor, shard): &(String, u32)| {
-        let (ino, file) = shards[*shard as usize];
+    let entry = |(tensor, shard): &(String, usize)| {
+        let (ino, file) = shards[*shard];
         let found = file.tensors.binary_search_by(|placed| placed.info.name.as_str().cmp(tensor));
         match found.map(u32::try_from) {
             Ok(Ok(position)) => Ok((ino, position)),
-            _ => Err(format!("tensor {tensor:?} is not in shard {:?}", map.shards[*shard as usize])),
+            _ => Err(format!("tensor {tensor:?} is not in shard {:?}", map.shards[*shard])),
         }
     };
     map.entries.iter().map(entry).collect()
@@ -206,6 +207,8 @@ pub(crate) fn check_counts(set: &TensorSet) -> Result<()> {
             return Err(Error::TooMany { what, got, bound: u64::from(u32::MAX) });
         }
     }
-    debug_assert!(set.files.values().flat_map(|f| &f.tensors).all(|t| !t.info.name.starts_with(FILLER_PREFIX)));
+    debug_assert!(
+        set.files.values().flat_map(|f| &f.tensors).all(|t| !t.info.name.starts_with(FILLER_PREFIX))
+    );
     Ok(())
 }

@@ -53,14 +53,8 @@ fn check_name(plan: &Plan, image: &Image, number: u32) -> Result<()> {
     let ino = plan.layout.numbers.ino[number as usize];
     let root_extra = u32::from(number == 0 && plan.layout.shape.index.is_some());
     let links = plan.layout.numbers.links[(ino - 1) as usize] + root_extra;
-    let wanted = (
-        u64::from(ino),
-        node.mode,
-        node.uid,
-        node.gid,
-        plan.layout.size_field(&plan.tree, ino),
-        links,
-    );
+    let wanted =
+        (u64::from(ino), node.mode, node.uid, node.gid, plan.layout.size_field(&plan.tree, ino), links);
     let metadata = entry.metadata();
     let found = (metadata.ino, metadata.mode, metadata.uid, metadata.gid, metadata.size, metadata.nlink);
     if found != wanted {
@@ -88,7 +82,9 @@ fn check_contents(
     let ino = plan.layout.numbers.ino[source.number as usize];
     let path = plan.tree.image_path(source.number);
     let bytes = file.bytes()?;
-    let mut check = |offset: u64, len: u64, from: Option<u64>| compare(&path, bytes, offset, len, from.map(|from| (&source, from)), left, right);
+    let mut check = |offset: u64, len: u64, from: Option<u64>| {
+        compare(&path, bytes, offset, len, from.map(|from| (&source, from)), left, right)
+    };
     match plan.rewrite(ino) {
         None => check(0, source.size(), Some(0))?,
         Some(rewrite) => {
@@ -96,7 +92,9 @@ fn check_contents(
                 match &segment.content {
                     Content::Source(from) => check(segment.offset, segment.len, Some(*from))?,
                     Content::Zeros => check(segment.offset, segment.len, None)?,
-                    Content::Header(header) if bytes.get(segment.offset, segment.len)?.to_vec() != *header => {
+                    Content::Header(header)
+                        if bytes.get(segment.offset, segment.len)?.to_vec() != *header =>
+                    {
                         return Err(mismatch(&path, "its new header differs".to_owned()));
                     }
                     Content::Header(_) => {}

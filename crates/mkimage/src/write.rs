@@ -3,21 +3,20 @@
 use crate::copy::{Copier, Task};
 use crate::hash::{self, Hash, Leaf};
 use crate::index::{self, Hashes};
+use crate::memory::{self, Finish, Memory};
 use crate::output::{Output, parent};
 use crate::packer::Plan;
 use crate::summary::{Pages, Summary};
-use crate::target::{Access, Target, WINDOW};
+use crate::target::{Target, WINDOW};
 use crate::tree::Kind;
-use crate::{Error, Result, memory, metadata, parallel, reflink, verify};
-use dmabuf::Mapping;
+use crate::{Error, Result, metadata, parallel, reflink, verify};
+use dmabuf::{CpuAccess, HugePages, Mapping};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
-
-pub use crate::memory::Memory;
 
 /// Files below this size are copied even where they could be cloned: the system call and the extent that it adds
 /// to the file system's tables cost more than the bytes.
@@ -44,13 +43,20 @@ impl Plan {
         let output = Output::create(path)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
-        let access = if is_memory { Target::access_for(self.settings.pages) } else { Access::Write };
-        if access == Access::Map {
-            let why = "hugetlb pages are for --into memfd and --into udmabuf".to_owned();
-            return Err(Error::Setting { option: "--hugepages", why });
-        }
-        let target = Target::new(fd, path, access, true);
-        target.file.set_len(self.layout.total).map_err(|error| Error::io("set the length of", path, error))?;
+        let pages = match (is_memory, self.settings.pages) {
+            (true, pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => pages,
+            (false, HugePages::No | HugePages::Auto) => HugePages::No,
+            _ => {
+                let why =
+                    format!("{}: files on a tmpfs have auto, no or thp, others auto or no", path.display());
+                return Err(Error::Setting { option: "--hugepages", why });
+            }
+        };
+        let target = Target::of_pages(fd, path, pages);
+        target
+            .file
+            .set_len(self.layout.total)
+            .map_err(|error| Error::io("set the length of", path, error))?;
         let mut summary = Summary::of(self, path.display().to_string());
         let cloned = if is_memory { HashMap::new() } else { self.clone_files(&target)? };
         summary.cloned_bytes = cloned.values().sum();
@@ -58,6 +64,7 @@ impl Plan {
         if is_memory {
             summary.pages = Some(self.pages(target.file.as_fd())?);
         }
+        summary.warnings.extend(target.shortfall());
         if self.settings.verify {
             self.verify(target.file.as_fd(), &mut summary)?;
         }
@@ -80,17 +87,23 @@ impl Plan {
         let started = Instant::now();
         let mut summary = Summary::of(self, memory.to_string());
         let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
-        let access = finish.begin(&target)?;
-        self.write(&target, HashMap::new(), &mut summary)?;
-        if let Some(access) = access {
-            access.finish()?;
+        {
+            let access = finish.begin(&target)?;
+            self.write(&target, HashMap::new(), &mut summary)?;
+            access.map_or(Ok(()), CpuAccess::finish)?;
         }
         if finish.has_pages() {
             summary.pages = Some(self.pages(target.file.as_fd())?);
         }
+        summary.warnings.extend(target.shortfall());
         let fd = finish.end(target, self.settings.sync)?;
-        if self.settings.verify {
-            self.verify(fd.as_fd(), &mut summary)?;
+        if self.settings.verify
+            && let Err(error) = self.verify(fd.as_fd(), &mut summary)
+        {
+            if matches!(memory, Memory::Device(_)) {
+                Finish::withdraw(&fd)?;
+            }
+            return Err(error);
         }
         summary.took(started.elapsed().as_secs_f64());
         Ok((fd, summary))
@@ -119,14 +132,16 @@ impl Plan {
             let bytes = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
             target.write_late(self.layout.extent(ino).offset, &bytes)?;
         }
-        summary.content_hash = hashes.map(|hashes| blake3::Hash::from_bytes(hashes.content).to_hex().to_string());
+        summary.content_hash =
+            hashes.map(|hashes| blake3::Hash::from_bytes(hashes.content).to_hex().to_string());
         target.write_superblock(&metadata::superblock(&self.layout))
     }
 
     /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
     fn copy(&self, target: &Target, task: &Task<'_>) -> Result<Vec<Leaf>> {
         let total = self.layout.total;
-        let windows = usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
+        let windows =
+            usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
         let work = |state: &mut (Copier<'_>, Vec<u8>), at: usize| {
             let (copier, buffer) = state;
             let start = at as u64 * WINDOW;
@@ -164,7 +179,8 @@ impl Plan {
     /// Clones what can be cloned into the target; per inode, how many bytes.
     fn clone_files(&self, target: &Target) -> Result<HashMap<u32, u64>> {
         let Ok(device) = fstat(&target.file).map(|stat| stat.st_dev) else { return Ok(HashMap::new()) };
-        let candidates: Vec<u32> = self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
+        let candidates: Vec<u32> =
+            self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
         let mut cloned = HashMap::new();
         let mut opener = crate::source::Opener::new(&self.tree);
         for ino in candidates {
@@ -193,7 +209,8 @@ impl Plan {
     fn refuse_output_inside_input(&self, path: &Path) -> Result<()> {
         let directory = parent(path);
         let stat = nix::sys::stat::stat(directory).map_err(|errno| Error::io("open", directory, errno))?;
-        let mut directories = self.tree.iter().filter(|(_, node)| matches!(node.kind, Kind::Directory { .. }));
+        let mut directories =
+            self.tree.iter().filter(|(_, node)| matches!(node.kind, Kind::Directory { .. }));
         // A root that stands for several inputs has the identity of the first of them.
         let is_source = |number| self.tree.origin(number).is_some();
         match directories.find(|(number, node)| {
@@ -216,7 +233,8 @@ impl Plan {
     }
 
     fn verify(&self, fd: BorrowedFd<'_>, summary: &mut Summary) -> Result<()> {
-        let fd = fd.try_clone_to_owned().map_err(|error| Error::io("open", Path::new(&summary.target), error))?;
+        let fd =
+            fd.try_clone_to_owned().map_err(|error| Error::io("open", Path::new(&summary.target), error))?;
         verify::verify(self, fd, summary.content_hash.as_deref())?;
         summary.verified = true;
         Ok(())

@@ -148,7 +148,7 @@ impl Beneath {
             None => (&path[..0], path),
         };
         // Names of an image are checked when it is opened. These would lead out, so they are checked where it counts.
-        if name.is_empty() || name == b"." || name == b".." {
+        if path.starts_with(b"/") || name.is_empty() || name == b"." || name == b".." {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a name of an entry"));
         }
         Ok((self.open_directory(directory)?, OsStr::from_bytes(name)))

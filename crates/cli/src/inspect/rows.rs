@@ -81,7 +81,8 @@ impl Scale {
         let size = size.max(1);
         let visible =
             spans.iter().filter(|span| span.range.end - span.range.start >= size / 20_000).count() as u64;
-        let rows = (visible / PER_ROW).clamp(1, MOST_ROWS);
+        let least = if spans.len() > 12 { 4 } else { 1 };
+        let rows = (visible / PER_ROW).clamp(least, MOST_ROWS);
         // Above half the address space there is no next power of two, and no such memory.
         let bytes_per_row = size.div_ceil(rows).checked_next_power_of_two().unwrap_or(1 << 63).max(4096);
         Self { bytes_per_row, rows: size.div_ceil(bytes_per_row) }

@@ -145,7 +145,7 @@ impl Picture<'_> {
                 svg.label(x + 4.0, lane + 14.0, ink, &fit_tail(first, room, 6.1));
                 svg.label(x + 4.0, lane + 27.0, ink, &fit(second, room, 6.1));
             }
-            (first, None) => svg.label(x + 4.0, lane + 21.0, ink, &fit(first, room, 6.1)),
+            (first, None) => svg.label(x + 4.0, lane + 21.0, ink, &fit_or_nothing(first, room, 6.1)),
         }
     }
 

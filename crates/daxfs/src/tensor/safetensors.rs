@@ -106,7 +106,7 @@ pub fn read_header(file: &File) -> Result<Header> {
 }
 
 fn copy_header(file: &File) -> Result<Vec<u8>> {
-    let mut length = [0; LENGTH_SIZE as usize];
+    let mut length = [0; 8];
     let fault = |fault: TensorError| fault.in_file(&file.path());
     if file.len() < LENGTH_SIZE {
         return Err(fault(TensorError::TooShort { len: file.len() }).into());
@@ -122,7 +122,7 @@ fn copy_header(file: &File) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`TensorError::HeaderTooLong`] or [`TensorError::HeaderOutsideFile`].
-pub fn header_length(first: [u8; LENGTH_SIZE as usize], file_len: u64) -> Result<usize, TensorError> {
+pub fn header_length(first: [u8; 8], file_len: u64) -> Result<usize, TensorError> {
     let len = u64::from_le_bytes(first);
     let too_long = TensorError::HeaderTooLong { len, bound: MAX_HEADER };
     if len > MAX_HEADER {
@@ -136,7 +136,7 @@ pub fn header_length(first: [u8; LENGTH_SIZE as usize], file_len: u64) -> Result
 }
 
 /// Fills `dst` from a file, which must hold that many bytes.
-pub(super) fn read_exact(file: &File, mut offset: u64, mut dst: &mut [u8]) -> Result<()> {
+pub(crate) fn read_exact(file: &File, mut offset: u64, mut dst: &mut [u8]) -> Result<()> {
     while !dst.is_empty() {
         let count = file.read_at(offset, dst)?;
         if count == 0 {

@@ -285,7 +285,7 @@ proptest! {
         extra in prop::option::weighted(0.2, Just(1usize)),
         spaces in " {0,3}",
     ) {
-        let data = tensors.last().map_or(0, |tensor| tensor.2 as usize);
+        let data = tensors.last().map_or(0, |tensor| usize::try_from(tensor.2).unwrap());
         let mut members: Vec<_> = tensors.into_iter().map(|(name, value, _)| format!("\"{name}\":{value}")).collect();
         if let (Some((at, value)), false) = (replaced, members.is_empty()) {
             let at = at.index(members.len());

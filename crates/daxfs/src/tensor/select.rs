@@ -24,11 +24,11 @@ pub(crate) fn tensors_of_file(file: &File) -> Result<Tensors> {
 }
 
 fn tensors_of_safetensors(file: &File) -> Result<Tensors> {
-    if let Some(index) = usable_index(file.image())? {
-        if let Some(record) = index.file(file.ino())?.filter(|record| record.has_tensors) {
-            index.check_size(&record, file)?;
-            return Ok(Tensors::indexed_file(index, file.clone(), record));
-        }
+    if let Some(index) = usable_index(file.image())?
+        && let Some(record) = index.file(file.ino())?.filter(|record| record.has_tensors)
+    {
+        index.check_size(&record, file)?;
+        return Ok(Tensors::indexed_file(index, file.clone(), record));
     }
     Ok(Tensors::parsed_file(file.clone(), header_of(file)?))
 }
@@ -38,14 +38,12 @@ fn tensors_of_safetensors(file: &File) -> Result<Tensors> {
 /// The directory is that of the name by which the checkpoint was reached, not of the file behind a symbolic link:
 /// in a Hugging Face cache all names are links to a directory of blobs, and the shards' names are with the links.
 fn tensors_of_checkpoint(json: &File, directory: &[u8]) -> Result<Tensors> {
-    if let Some(index) = usable_index(json.image())? {
-        // The packer resolved the shards from the file's own directory, so only that is in the index.
-        let own = json.path();
-        if same_directory(parent(&own), directory) {
-            if let Some(record) = index.checkpoint(json.ino())? {
-                return Ok(Tensors::indexed_checkpoint(index, json.clone(), record));
-            }
-        }
+    // The packer resolved the shards from the file's own directory, so only that is in the index.
+    if same_directory(parent(&json.path()), directory)
+        && let Some(index) = usable_index(json.image())?
+        && let Some(record) = index.checkpoint(json.ino())?
+    {
+        return Ok(Tensors::indexed_checkpoint(index, json.clone(), record));
     }
     let cache = json.image().tensor_cache();
     let key = (json.ino(), directory.to_vec());

@@ -47,10 +47,10 @@ fn a_tensor_is_a_view_of_its_file() {
     );
     assert_eq!(w.bytes().unwrap().to_vec(), b"abcd");
     assert_eq!(w.as_slice().unwrap(), b"abcd");
-    assert_eq!(&file[w.offset() as usize..][..4], b"abcd");
+    assert_eq!(&file[usize::try_from(w.offset()).unwrap()..][..4], b"abcd");
     let extent = w.file().extent().unwrap();
     let at = extent.offset + w.offset();
-    assert!(at % w.alignment() == 0 && at % (2 * w.alignment()) != 0);
+    assert!(at.is_multiple_of(w.alignment()) && !at.is_multiple_of(2 * w.alignment()));
     assert_eq!(tensors.get("s").unwrap().elements(), 1);
     assert!(tensors.get("none").unwrap().bytes().unwrap().is_empty());
 

@@ -170,7 +170,10 @@ impl Args {
         let Some(target) = &self.into else { return Ok(None) };
         let is_device = matches!(target, Target::Device(_));
         if self.command.is_empty() && !is_device {
-            return refuse("--into", "without a COMMAND the memory would be gone at once; add `-- COMMAND...`");
+            return refuse(
+                "--into",
+                "without a COMMAND the memory would be gone at once; add `-- COMMAND...`",
+            );
         }
         if self.replace && !is_device {
             return refuse("--replace", "is for devices; other memory is new");
@@ -279,8 +282,14 @@ mod tests {
 
     #[test]
     fn options_that_would_do_nothing_are_refused() {
-        for line in ["dir --replace", "dir -- cat", "dir -o x --into memfd -- cat", "--format 7 dir", "", "-q --json dir"]
-        {
+        for line in [
+            "dir --replace",
+            "dir -- cat",
+            "dir -o x --into memfd -- cat",
+            "--format 7 dir",
+            "",
+            "-q --json dir",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
         for line in [

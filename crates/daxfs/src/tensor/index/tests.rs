@@ -72,7 +72,7 @@ impl Builder {
             reserved0: 0.into(),
             data_start: data_start.into(),
             reserved1: [0; 16],
-            hash: [ino as u8; 32],
+            hash: [u8::try_from(ino).unwrap(); 32],
         });
         self
     }

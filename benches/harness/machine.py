@@ -1,0 +1,181 @@
+"""The machine: what it is, what is installed, temporary file systems, and memory that the host has backed."""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.command import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MADV_POPULATE_WRITE = 23
+MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a tmpfs is what is measured
+SPARE = 2 << 30
+WARM_STEP = 256 << 20
+
+REQUIREMENTS = "benches/requirements.txt"
+
+# Programs of the peers, and the Debian package of each.
+PACKAGES = {
+    "mkfs.erofs": "erofs-utils",
+    "mksquashfs": "squashfs-tools",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+}
+
+
+class NotRunError(Exception):
+    """A benchmark cannot run on this machine; the message says why."""
+
+
+def program(name: str) -> str | None:
+    """Path of a program, or None when it is not installed."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def missing(*names: str) -> str | None:
+    """Say which programs are not there, and how to get them; None if all are."""
+    absent = [name for name in names if program(name) is None]
+    if not absent:
+        return None
+    packages = " ".join(PACKAGES.get(name, name) for name in absent)
+    return f"left out: {', '.join(absent)} (install the package {packages})"
+
+
+def need_packages(*names: str) -> None:
+    """Refuse to go on without these Python packages."""
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if "daxfs" in absent:
+        raise NotRunError("the wheel is not installed: `make wheel`")
+    if absent:
+        raise NotRunError(
+            f"left out: {', '.join(absent)} ({sys.executable} -m pip install -r {REQUIREMENTS})"
+        )
+
+
+def memory(field: str) -> int:
+    """Bytes of a field of /proc/meminfo."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise KeyError(field)
+
+
+def file_system(path: Path) -> tuple[str, str]:
+    """Type and mount options of the file system that holds `path`."""
+    path = path.resolve()
+    best, found = -1, ("unknown", "")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        kind, _, options = right.split(maxsplit=2)
+        if (path == point or point in path.parents) and len(point.parts) >= best:
+            best, found = len(point.parts), (kind, options)
+    return found
+
+
+def describe(directory: Path) -> str:
+    """One paragraph on what the numbers were measured on."""
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    return (
+        f"{os.cpu_count()} x {model}, {memory('MemTotal') / 2**30:.0f} GiB, Linux {platform.release()}, "
+        f"{file_system(directory)[0]} for the sources, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def warm_memory(count: int) -> None:
+    """Touch `count` bytes of free memory and give them back.
+
+    In a virtual machine memory that the host has never backed is several times slower when it is first touched.
+    One side of a comparison would pay that for the other.
+    """
+    count = min(count, memory("MemFree") - SPARE)
+    held = []
+    while count >= WARM_STEP:
+        block = mmap.mmap(-1, WARM_STEP, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        held.append(block)
+        try:
+            block.madvise(MADV_POPULATE_WRITE)
+        except OSError:  # before Linux 5.14
+            for offset in range(0, WARM_STEP, mmap.PAGESIZE):
+                block[offset] = 1
+        count -= WARM_STEP
+    for block in held:
+        block.close()
+
+
+def warm_files(directory: Path) -> None:
+    """Read all files, so that they are in the page cache."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(4 << 20):
+                    pass
+
+
+@contextmanager
+def memory_disk() -> Iterator[Path]:
+    """Make a directory on an ordinary tmpfs (4 KiB pages), and remove it afterwards."""
+    kind, options = file_system(MEMORY_DISK)
+    if kind != "tmpfs" or ("huge=" in options and "huge=never" not in options):
+        raise NotRunError(f"{MEMORY_DISK} is no tmpfs of ordinary pages")
+    with tempfile.TemporaryDirectory(prefix="daxfs-bench-", dir=MEMORY_DISK) as name:
+        yield Path(name)
+
+
+@contextmanager
+def _mounted(point: Path, *arguments: str) -> Iterator[Path]:
+    point.mkdir()
+    run(["mount", *arguments, point])
+    try:
+        yield point
+    finally:
+        run(["umount", point])
+        point.rmdir()
+
+
+@contextmanager
+def huge_memory_disk(directory: Path) -> Iterator[Path | None]:
+    """Mount a tmpfs that makes huge pages by itself; None without the right to mount one."""
+    if os.geteuid() != 0:
+        yield None
+        return
+    with _mounted(directory / "huge", "-t", "tmpfs", "-o", "huge=always", "tmpfs") as point:
+        yield point
+
+
+@contextmanager
+def disk_image(directory: Path, kind: str, count: int) -> Iterator[Path]:
+    """Mount a fresh file system of `count` bytes in a sparse file, and remove it afterwards. Root only."""
+    maker = f"mkfs.{kind}"
+    note = missing(maker)
+    if note:
+        raise NotRunError(note)
+    if os.geteuid() != 0:
+        raise NotRunError("mounting a file system needs root")
+    if kind not in Path("/proc/filesystems").read_text().split():
+        raise NotRunError(f"this kernel has no {kind}")
+    image = directory / f"{kind}.img"
+    try:
+        with image.open("wb") as file:
+            file.truncate(count)
+        options = ["-q", "-m", "reflink=1"] if kind == "xfs" else ["-q"]
+        run([program(maker) or maker, *options, image])
+        with _mounted(directory / kind, "-o", "loop", str(image)) as point:
+            yield point
+    finally:
+        image.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""The benchmarks of the project, each beside the peer that it is measured against: `make bench`.
+
+    run.py [--quick] [--runs N] [--directory DIR] [--keep] [--json FILE] [NAME...]
+    run.py --list
+
+Builds the programs, makes the data below DIR (a disk; 16 GiB of it, and as much memory), and measures: both
+sides in the same run, in turns, medians of several runs. Goals are printed beside the ratios, met or missed; a
+missed goal is no error. What needs programs or rights that are not there is left out and named.
+
+Exit status: 0 measured, 1 something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.command import CommandError
+from harness.data import Store
+from harness.image import Programs
+from harness.machine import NotRunError, describe
+from harness.result import MET, MISSED, table
+from suites import Context, lookup, open_tensors, pack_disk, pack_memory, readers, small_files, views
+
+if TYPE_CHECKING:
+    from harness.result import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+DISK = "/var/tmp"  # noqa: S108 - a name below it is made safely
+RUNS, QUICK_RUNS = 5, 1
+SUITES = {
+    "pack-memory": pack_memory.suite,
+    "pack-disk": pack_disk.to_disk,
+    "reflink": pack_disk.reflink,
+    "small-files": small_files.suite,
+    "open": open_tensors.suite,
+    "lookup": lookup.suite,
+    "views": views.suite,
+    "readers": readers.suite,
+}
+
+
+def build(profile: str) -> Programs:
+    """Build the programs."""
+    command = ["cargo", "build", "--quiet", "--message-format=json-render-diagnostics", "--profile", profile]
+    command += ["-p", "mkimage", "-p", "daxfs-bench", "--bins"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        sys.exit("run.py: the programs could not be built")
+    paths = {}
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message["reason"] == "compiler-artifact" and message["executable"]:
+            paths[message["target"]["name"]] = Path(message["executable"])
+    return Programs(pack=paths["daxfs-pack"], bench=paths["daxfs-bench"])
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, all by default")
+    parser.add_argument("--list", action="store_true", help="only list the names")
+    parser.add_argument("--quick", action="store_true", help="little data, one run, programs not optimised")
+    parser.add_argument("--runs", type=int, help=f"runs of whole commands ({RUNS})")
+    parser.add_argument("--directory", type=Path, default=DISK, help=f"where data is made ({DISK})")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the data, in DIR/daxfs-bench, for the next run"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in SUITES]
+    if unknown:
+        parser.error(f"no benchmark is named {', '.join(unknown)}; --list names them")
+    return options
+
+
+def measure(name: str, context: Context) -> tuple[list[Row], bool]:
+    """Run one benchmark and print its rows. Also says whether nothing failed."""
+    print(f"\n=== {name}", flush=True)
+    started = time.perf_counter()
+    rows: list[Row] = []
+    try:
+        rows.extend(SUITES[name](context))
+    except NotRunError as error:
+        print(f"not run: {error}")
+    except CommandError as error:
+        print(f"failed: {error}")
+        return rows, False
+    finally:
+        if rows:
+            print(table(rows))
+        print(f"--- {name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return rows, True
+
+
+def main() -> int:
+    """Run what was asked for."""
+    options = arguments()
+    if options.list:
+        for name, suite in SUITES.items():
+            print(f"{name:12} {sys.modules[suite.__module__].__doc__}")
+        return 0
+    programs = build("dev" if options.quick else "release")
+    runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
+    if options.keep:
+        work = options.directory / "daxfs-bench"
+        work.mkdir(exist_ok=True)
+    else:
+        work = Path(tempfile.mkdtemp(prefix="daxfs-bench-", dir=options.directory))
+    machine = describe(work)
+    print(f"daxfs benchmarks on {machine}")
+    if options.quick:
+        print("--quick: this shows that everything runs; its numbers mean nothing")
+    results: dict[str, list[Row]] = {}
+    failed = []
+    try:
+        for name in options.names or SUITES:
+            with tempfile.TemporaryDirectory(prefix="scratch-", dir=work) as scratch:
+                context = Context(programs, Store(work), Path(scratch), options.quick, runs)
+                results[name], passed = measure(name, context)
+            if not passed:
+                failed.append(name)
+    finally:
+        if not options.keep:
+            shutil.rmtree(work)
+    if options.json:
+        records = {name: [row.record() for row in rows] for name, rows in results.items()}
+        options.json.write_text(json.dumps({"machine": machine, "results": records}, indent=1) + "\n")
+    verdicts = [row.verdict for rows in results.values() for row in rows]
+    print(f"\ngoals: {verdicts.count(MET)} met, {verdicts.count(MISSED)} missed", end="")
+    print(f"; failed: {', '.join(failed)}" if failed else "")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

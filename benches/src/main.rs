@@ -1,0 +1,63 @@
+//! The timings of the benchmarks that have to be taken inside one process, and the peers that are libraries.
+//!
+//! `benches/run.py` makes the data, starts this program and prints the results; by hand it is of use for profiling:
+//!
+//! ```text
+//! daxfs-pack weights/ --into memfd -- daxfs-bench open --model weights/model.safetensors --tensor lm_head.weight
+//! ```
+//!
+//! Each command prints one JSON object on standard output. The image is the one that `$DAXFS_IMAGE` names.
+
+mod bare;
+mod lookup;
+mod open;
+mod peer;
+mod reader;
+mod rounds;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+#[derive(Debug, Parser)]
+#[command(name = "daxfs-bench", version, about = "Timings that benches/run.py takes inside one process")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read files into fresh memory as fast as a bare program can: no names, no hashes, no image
+    Bare(bare::Args),
+    /// Open to first tensor, and to every byte touched: daxfs against the safetensors crate
+    Open(open::Args),
+    /// Look paths up: an opened image against access(2)
+    Lookup(lookup::Args),
+    /// Open the image and touch all of it when told to, then stay until standard input ends
+    Reader,
+}
+
+fn main() -> Result<()> {
+    let result = match Cli::parse().command {
+        Command::Bare(args) => bare::run(&args)?,
+        Command::Open(args) => open::run(&args)?,
+        Command::Lookup(args) => lookup::run(&args)?,
+        Command::Reader => return reader::run(),
+    };
+    print(&result)
+}
+
+/// Writes one line of JSON.
+fn print(result: &serde_json::Value) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{result}")?;
+    out.flush().context("standard output")
+}
+
+/// The source of the image that is measured.
+fn image_source() -> Result<OsString> {
+    std::env::var_os("DAXFS_IMAGE")
+        .context("DAXFS_IMAGE is not set; start this with daxfs-pack ... --into memfd --")
+}

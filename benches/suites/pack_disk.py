@@ -1,0 +1,113 @@
+"""Packing weights into a file on a disk, against `cp`; and cloning them where the file system can."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from harness.command import CommandError, run
+from harness.image import summary_of
+from harness.machine import NotRunError, disk_image, file_system, missing, warm_files
+from harness.result import Comparison, Row, Timing, size
+from harness.rounds import interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from suites import Context
+
+OF_COPY, OF_CLONE = 0.9, 1 / 1.5
+COPY, COPY_SYNCED = 'cp -r "$1" "$2"', 'cp -r "$1" "$2" && sync "$2"/* "$2"'
+CLONE = 'cp -r --reflink=always "$1" "$2"'
+CLONE_SYNCED = CLONE + ' && sync "$2"/* "$2"'
+SPARE = 1 << 30
+
+
+def _cases(context: Context, source: Path, target: Path) -> tuple[Callable[..., Callable[[], float]], ...]:
+    """Make makers of timed cases below `target`. What was there is removed, and the disk idle, before each."""
+
+    def settle() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        os.sync()
+
+    def pack(*options: str) -> Callable[[], float]:
+        def timed() -> float:
+            settle()
+            done = run([context.programs.pack, source, "-o", target / "image.daxfs", "--json", *options])
+            timed.cloned = summary_of(done.stdout)["cloned_bytes"]
+            return done.seconds
+
+        return timed
+
+    def shell(script: str) -> Callable[[], float]:
+        def timed() -> float:
+            settle()
+            return run(["sh", "-c", script, "sh", source, target / "copy"]).seconds
+
+        return timed
+
+    return pack, shell
+
+
+def to_disk(context: Context) -> Iterator[Row]:
+    """Both on the same file system, with and without waiting for the disk."""
+    count = context.pick(4 << 30, 64 << 20)
+    source = context.store.weights(count, shards=3)
+    target = context.scratch / "out"
+    pack, shell = _cases(context, source, target)
+    context.say(
+        f"{size(count)} in 3 safetensors files, warm in the page cache, to {file_system(context.scratch)[0]}"
+    )
+    for peer, script, sync in (("cp -r", COPY, ["--no-sync"]), ("cp -r, then sync", COPY_SYNCED, [])):
+        ours = {" ".join(["-o FILE", *sync, *more]): pack(*sync, *more) for more in ([], ["--no-hash"])}
+        times = {
+            name: Timing(taken)
+            for name, taken in interleave({**ours, peer: shell(script)}, context.runs).items()
+        }
+        for name in ours:
+            yield Comparison(name, times[name], peer, times[peer], OF_COPY)
+    shutil.rmtree(target)
+
+
+def clones(context: Context, kind: str) -> Iterator[Row]:
+    """Clone on a file system with reflinks, in a loop device."""
+    count = context.pick(4 << 30, 64 << 20)
+    weights = context.store.weights(count, shards=3)
+    with disk_image(context.scratch, kind, count + SPARE) as mount:
+        source = mount / "weights"
+        shutil.copytree(weights, source)
+        warm_files(source)
+        pack, shell = _cases(context, source, mount / "out")
+        context.say(
+            f"{size(count)} in 3 safetensors files, warm in the page cache, on {kind} in a loop device"
+        )
+        pairs = (
+            ("cp --reflink=always", CLONE, ["--no-sync"]),
+            ("cp --reflink=always, then sync", CLONE_SYNCED, []),
+        )
+        runs = context.pick(5, 1) * context.runs
+        for peer, script, sync in pairs:
+            name = " ".join([f"{kind}: -o FILE --no-hash", *sync])
+            case = pack("--no-hash", *sync)
+            times = interleave({name: case, peer: shell(script)}, runs)
+            context.say(f"{name}: {size(case.cloned)} cloned")
+            yield Comparison(name, Timing(times[name]), peer, Timing(times[peer]), OF_CLONE)
+
+
+def reflink(context: Context) -> Iterator[Row]:
+    """XFS and btrfs, whichever this machine has."""
+    reasons = []
+    for kind in ("xfs", "btrfs"):
+        try:
+            yield from clones(context, kind)
+        except (NotRunError, CommandError) as error:
+            reasons.append(f"{kind}: {error}")
+    note = missing("mkfs.xfs", "mkfs.btrfs")
+    if len(reasons) == 2:
+        raise NotRunError("; ".join(reasons))
+    for line in [*reasons, note]:
+        if line:
+            context.say(line)

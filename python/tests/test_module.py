@@ -1,0 +1,46 @@
+"""The face of the package: names, exceptions, version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+
+import pytest
+
+import daxfs
+
+
+def test_names() -> None:
+    for name in daxfs.__all__:
+        value = getattr(daxfs, name)
+        if inspect.isclass(value):
+            assert (value.__module__, value.__qualname__) == ("daxfs", name)
+            assert value.__doc__
+    assert set(dir(daxfs)) >= set(daxfs.__all__)
+
+
+def test_everything_is_documented() -> None:
+    for cls in (daxfs.Image, daxfs.Directory, daxfs.File, daxfs.Tensors, daxfs.Tensor):
+        for name in dir(cls):
+            if not name.startswith("_"):
+                assert getattr(cls, name).__doc__, f"{cls.__name__}.{name}"
+    assert daxfs.open.__doc__
+    assert daxfs.pack.__doc__
+
+
+def test_version() -> None:
+    assert daxfs.__version__ == importlib.metadata.version("daxfs")
+
+
+@pytest.mark.parametrize(
+    ("exception", "bases"),
+    [
+        (daxfs.DaxfsError, (Exception,)),
+        (daxfs.FormatError, (daxfs.DaxfsError, ValueError)),
+        (daxfs.NotFoundError, (daxfs.DaxfsError, KeyError)),
+        (daxfs.SourceError, (daxfs.DaxfsError, ValueError)),
+    ],
+)
+def test_exceptions(exception: type[Exception], bases: tuple[type, ...]) -> None:
+    assert exception.__bases__ == bases
+    assert str(exception("a sentence")) == "a sentence"

@@ -1,0 +1,191 @@
+"""daxfs.pack: into files, into memory, its options and its refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from support import BITS, Spec, write_safetensors
+
+import daxfs
+
+
+def contents(image: daxfs.Image) -> dict[str, bytes]:
+    return {path: file.read_bytes() for path, file in image.items()}
+
+
+def test_into_memory(tree: Path, path: Path) -> None:
+    with daxfs.pack(tree) as image, daxfs.open(path) as file:
+        assert (image.kind, image.provenance) == ("memfd", "sealed")
+        assert contents(image) == contents(file)
+        assert image.content_hash == file.content_hash
+        assert os.pread(image.fileno(), 1 << 30, 0) == path.read_bytes()
+        with pytest.raises(PermissionError):
+            os.pwrite(image.fileno(), b"x", 0)
+
+
+def test_into_a_file(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tree.daxfs"
+    summary = daxfs.pack(tree, path)
+    assert (summary["target"], summary["format"], summary["block_size"]) == (str(path), 8, 4096)
+    assert summary["image_bytes"] == path.stat().st_size
+    assert (summary["files"], summary["symlinks"], summary["hard_links"]) == (6, 4, 1)
+    assert summary["tensors"] == len(BITS) + 7
+    with daxfs.open(path) as image:
+        assert summary["content_hash"] == image.content_hash
+    assert os.listdir(tmp_path) == ["tree.daxfs"]
+
+
+def test_paths_of_all_kinds(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.daxfs"
+    daxfs.pack(os.fsencode(tree), os.fsencode(path))
+    one = path.read_bytes()
+    daxfs.pack(str(tree), output=str(path))
+    assert path.read_bytes() == one
+    daxfs.pack([tree], path)
+    assert path.read_bytes() == one
+
+
+def test_several_sources(tree: Path) -> None:
+    with daxfs.pack([tree / "config.json", str(tree / "sub")]) as image:
+        assert sorted(image) == ["config.json", "sub/deep/notes.txt", "sub/large.bin", "sub/up"]
+    with daxfs.pack(tree / "config.json") as image:
+        assert list(image) == ["config.json"]
+    with daxfs.pack(iter([tree / "config.json"])) as image:
+        assert list(image) == ["config.json"]
+
+
+def test_options(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "twin").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "twin" / name).write_bytes(b"same" * 5000)
+    with daxfs.pack(tmp_path / "twin", dedupe=True) as image:
+        assert image["a"].extent == image["b"].extent
+    with daxfs.pack(tmp_path / "twin") as image:
+        assert image["a"].extent != image["b"].extent
+    with daxfs.pack(tree, plain=True) as image:
+        assert image.content_hash is None
+        assert ".daxfs/index" not in image
+        assert not image.tensors().indexed
+    with daxfs.pack(tree, hash=False) as image:
+        assert image.content_hash is None
+        assert image.tensors().indexed
+    with daxfs.pack(tree, format=5) as image:
+        assert image.version == 5
+    with daxfs.pack(tree, block_size=65536) as image:
+        assert image.block_size == 65536
+        assert [f.extent[0] % 65536 for f in image.values() if f.size and f.extent] == [0] * 8
+    with daxfs.pack(tree, align=4096, threads=1, huge_pages="no", sync=False, verify=True) as image:
+        assert image["sub/large.bin"].extent is not None
+
+
+@pytest.mark.parametrize(("align", "bound"), [(True, 256), (4096, 4096), (False, 8)])
+def test_align_tensors(tmp_path: Path, align: bool | int, bound: int) -> None:
+    specs = {f"{i}": Spec.filled(dtype, (8, i + 1), i) for i, dtype in enumerate(BITS)}
+    write_safetensors(tmp_path / "m.safetensors", specs)
+    with daxfs.pack(tmp_path, align_tensors=align) as image:
+        tensors = image.tensors()
+        assert tensors.keys() == specs.keys()
+        assert {name: tensor.raw.tobytes() for name, tensor in tensors.items()} == {
+            name: spec.data for name, spec in specs.items()
+        }
+        lowest = min(tensor.alignment for tensor in tensors.values())
+        assert lowest >= bound if align else lowest < 256
+
+
+def test_special_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    with pytest.raises(daxfs.DaxfsError, match="pipe"):
+        daxfs.pack(tmp_path)
+    with daxfs.pack(tmp_path, skip_special=True) as image:
+        assert list(image) == ["file"]
+
+
+def test_refusals(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        daxfs.pack(tmp_path / "none")
+    assert str(tmp_path / "none") in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        daxfs.pack(tree, tmp_path / "none" / "x.daxfs")
+    with pytest.raises(ValueError, match="not both"):
+        daxfs.pack(tree, tmp_path / "x", into="memfd")  # type: ignore[call-overload]
+    for options in ({"format": 7}, {"block_size": 1000}, {"align": 3}, {"huge_pages": "3M"}):
+        with pytest.raises(ValueError, match=r"format|block|align|huge_pages"):
+            daxfs.pack(tree, **options)
+    for source in (5, None, [5]):
+        with pytest.raises(TypeError):
+            daxfs.pack(source)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="input"):
+        daxfs.pack([])
+    with pytest.raises(TypeError):
+        daxfs.pack(tree, None, "memfd")  # type: ignore[call-overload]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(Path("/dev/udmabuf").exists(), reason="this machine has udmabuf")
+def test_a_device_that_is_not_there(tree: Path) -> None:
+    with pytest.raises(daxfs.SourceError, match="udmabuf"):
+        daxfs.pack(tree, into="udmabuf")
+    with pytest.raises(daxfs.SourceError, match="heap"):
+        daxfs.pack(tree, into="heap:nothing")
+
+
+@pytest.mark.skipif(not os.access("/dev/udmabuf", os.R_OK | os.W_OK), reason="needs /dev/udmabuf")
+def test_udmabuf(tree: Path) -> None:
+    with daxfs.pack(tree, into="udmabuf") as image, daxfs.pack(tree) as memfd:
+        assert (image.kind, image.exporter) == ("dma-buf", "udmabuf")
+        assert contents(image) == contents(memfd)
+
+
+@pytest.mark.skipif(not os.access("/dev/dma_heap/system", os.R_OK), reason="needs /dev/dma_heap/system")
+def test_dma_heap(tree: Path) -> None:
+    with daxfs.pack(tree, into="heap:system") as image, daxfs.pack(tree) as memfd:
+        assert (image.kind, image.exporter) == ("dma-buf", "system")
+        assert contents(image) == contents(memfd)
+
+
+def test_into_a_file_that_stands_for_a_device(tree: Path, path: Path, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_bytes(bytes(path.stat().st_size + 4096))
+    with daxfs.pack(tree, into=device) as image, daxfs.open(path) as other:
+        assert contents(image) == contents(other)
+    with pytest.raises(daxfs.DaxfsError, match="image already"):
+        daxfs.pack(tree, into=device)
+    daxfs.pack(tree, into=device, replace=True).close()
+    device.write_bytes(bytes(8192))
+    with pytest.raises(daxfs.DaxfsError, match="8192 bytes"):
+        daxfs.pack(tree, into=device)
+
+
+def test_ctrl_c_stops_a_pack(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    # Sparse, so nothing is written for it; but it would take minutes to copy.
+    with (source / "huge").open("wb") as file:
+        file.truncate(200 << 30)
+    (tmp_path / "target").mkdir()
+    code = """
+        import daxfs, sys
+        print("ready", flush=True)
+        try:
+            daxfs.pack(sys.argv[1], sys.argv[2], hash=False)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), source, tmp_path / "target" / "x.daxfs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        # The image grows under a temporary name; once it is there, the copy is under way.
+        while not os.listdir(tmp_path / "target"):
+            assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        assert child.communicate()[0] == "interrupted\n"
+    assert child.returncode == 0
+    assert os.listdir(tmp_path / "target") == []
