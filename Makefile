@@ -1,4 +1,4 @@
-# The project's commands. Each is one line here; the work is in scripts/ and tests/kernel/.
+# The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rust test-python test-kernel fuzz lint bench build wheel clean
@@ -21,14 +21,17 @@ test-python:     ## build the wheel, install it into .venv, run the Python tests
 test-kernel:     ## tests on real dma-bufs, in a virtual machine where this machine has none
 	@scripts/test.sh setup wheel kernel
 
-fuzz:            ## fuzz the image and header readers; SECONDS=600 for longer than half a minute a target
-	@scripts/fuzz.sh $(or $(SECONDS),30)
+fuzz:            ## fuzz the image and header readers; FUZZ_SECONDS=600 for longer than half a minute a target
+	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
 
 lint:            ## formatting, clippy, documentation, ruff
 	@scripts/test.sh setup format clippy docs ruff
 
-bench:           ## the benchmarks, each beside the peer that it is measured against
-	@scripts/bench.sh
+bench:           ## the benchmarks, each beside the peer that it is measured against; ARGS=--quick for one run each
+	@scripts/setup.sh peers
+	@scripts/test.sh setup wheel
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt
+	@.venv/bin/python benches/run.py $(ARGS)
 
 build:           ## the commands daxfs and daxfs-pack, into target/release
 	cargo build --release --bins

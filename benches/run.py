@@ -5,8 +5,8 @@
     run.py --list
 
 Builds the programs, makes the data below DIR (a disk; 16 GiB of it, and as much memory), and measures: both
-sides in the same run, in turns, medians of several runs. Goals are printed beside the ratios, met or missed; a
-missed goal is no error. What needs programs or rights that are not there is left out and named.
+sides in the same run, in turns, medians of several runs. Goals are printed beside the ratios, met or missed,
+and to miss one is no error. What needs programs or rights that are not there is left out and named.
 
 Exit status: 0 measured, 1 something failed.
 """
@@ -124,10 +124,12 @@ def main() -> int:
     results: dict[str, list[Row]] = {}
     failed = []
     try:
+        store = Store(work)
         for name in options.names or SUITES:
             with tempfile.TemporaryDirectory(prefix="scratch-", dir=work) as scratch:
-                context = Context(programs, Store(work), Path(scratch), options.quick, runs)
+                context = Context(programs, store, Path(scratch), options.quick, runs)
                 results[name], passed = measure(name, context)
+            store.cool()
             if not passed:
                 failed.append(name)
     finally:

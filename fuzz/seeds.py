@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = 128 << 10  # larger images make the fuzzer slow and teach it nothing new
+LONGEST = 192 << 10  # larger images make the fuzzer slow and teach it nothing new
 GOLDEN = (ROOT / "tests/golden", ROOT.parent / "shared/golden/images")
 
 PACKINGS = {

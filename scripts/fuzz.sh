@@ -30,7 +30,7 @@ fuzz() {
     local target=$1 log=fuzz/artifacts/$1.log
     mkdir -p "fuzz/artifacts/$target"
     local options=(-max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1)
-    options+=(-max_len=131072 -artifact_prefix="fuzz/artifacts/$target/")
+    options+=(-max_len=196608 -artifact_prefix="fuzz/artifacts/$target/")
     [ ! -e "fuzz/$target.dict" ] || options+=(-dict="fuzz/$target.dict")
     "fuzz/target/$host/release/$target" "${options[@]}" "fuzz/corpus/$target" >"$log" 2>&1
 }
@@ -43,7 +43,8 @@ report() {
     last=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -1)
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     if [ "$status" -ne 0 ]; then
-        tail -n 40 "$log"
+        sed -n '/panicked at/,$p' "$log" | cut -c 1-300 | head -n 40
+        grep 'ERROR: libFuzzer' "$log" || tail -n 20 "$log"
         echo "fuzz: $target failed; the input: $(sed -n 's/.*Test unit written to //p' "$log" | tail -1)"
         return 1
     fi

@@ -3,44 +3,58 @@
 #
 #   scripts/setup.sh system    programs from Debian's packages, as root; elsewhere it says what is missing and goes on
 #   scripts/setup.sh python    .venv with maturin, the test tools and the libraries that the tests compare with
+#   scripts/setup.sh peers     the file system makers that the benchmarks measure against, from Debian's packages
 #
 # Safe to run again: what is there is left alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Debian packages for the programs that are not there.
-missing_packages() {
-    command -v cc >/dev/null || echo gcc libc6-dev
-    command -v c++ >/dev/null || echo g++                       # libFuzzer
-    command -v qemu-system-x86_64 >/dev/null || echo qemu-system-x86
-    # The guest's first program must not need the dynamic linker.
-    if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then echo busybox-static; fi
-    command -v zstd >/dev/null || echo zstd                     # the fuzzers' seeds
-    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+has() {
+    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ]
 }
 
-apt_install() {
-    apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" </dev/null
-}
-
-system() {
-    local packages
-    mapfile -t packages < <(missing_packages | tr ' ' '\n')
-    if [ ${#packages[@]} -eq 0 ]; then
+# install PACKAGE...: with apt, as root. What cannot be installed is named; whoever needs it will say so again.
+install() {
+    if [ $# -eq 0 ]; then
         echo "setup: every program is there"
         return
     fi
-    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-        echo "setup: missing, install as root: ${packages[*]}"
+    if [ "$(id -u)" -ne 0 ] || ! has apt-get; then
+        echo "setup: missing, install as root: $*"
         return
     fi
-    echo "setup: installing ${packages[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    # The package lists may be absent or old; bring them up to date only then.
-    if ! apt_install "${packages[@]}" >/dev/null 2>&1; then
+    echo "setup: installing $*"
+    # The package lists may be absent or old: they are brought up to date only when the first try fails.
+    if ! apt_install "$@" >/dev/null 2>&1; then
         apt-get -qq -o Acquire::Retries=3 update </dev/null || true
-        apt_install "${packages[@]}" >/dev/null || echo "setup: apt-get could not install all of ${packages[*]}"
+        apt_install "$@" >/dev/null || echo "setup: apt-get could not install all of $*"
     fi
+}
+
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
+        install -y --no-install-recommends "$@" </dev/null
+}
+
+system() {
+    local packages=()
+    has cc || packages+=(gcc libc6-dev)
+    has c++ || packages+=(g++) # libFuzzer is C++
+    has qemu-system-x86_64 || packages+=(qemu-system-x86)
+    # The guest's first program must do without the dynamic linker.
+    if ! has busybox || ldd "$(command -v busybox)" >/dev/null 2>&1; then packages+=(busybox-static); fi
+    has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+    install "${packages[@]}"
+}
+
+peers() {
+    local packages=()
+    has mkfs.erofs || packages+=(erofs-utils)
+    has mksquashfs || packages+=(squashfs-tools)
+    has mkfs.xfs || packages+=(xfsprogs)
+    has mkfs.btrfs || packages+=(btrfs-progs)
+    install "${packages[@]}"
 }
 
 python() {
@@ -56,7 +70,7 @@ python() {
 
 for part in "$@"; do
     case $part in
-        system | python) "$part" ;;
+        system | python | peers) "$part" ;;
         *) echo "setup.sh: no part named $part" >&2; exit 2 ;;
     esac
 done

@@ -7,7 +7,7 @@
 # A step that fails does not stop the others. A step that cannot run on this machine is listed with the reason; with
 # CI=true that counts as a failure too, except for steps marked optional. Exit status 1 if any step failed.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 export CARGO_TERM_PROGRESS_WHEN=never RUST_BACKTRACE=1
 
 NOT_RUN=77

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import struct
 from typing import TYPE_CHECKING
 
-from harness.machine import warm_files
+from harness.machine import cool_files, warm_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         """Take the directory, which exists."""
         self.directory = directory
+        self._warm: set[Path] = set()
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         path, mark = self.directory / name, self.directory / f"{name}.complete"
@@ -75,11 +77,19 @@ class Store:
             path.mkdir(exist_ok=True)
             make(path)
             mark.touch()
+            os.sync()
         warm_files(path)
+        self._warm.add(path)
         return path
 
+    def cool(self) -> None:
+        """Leave the memory to others, until the data is asked for again."""
+        for path in self._warm:
+            cool_files(path)
+        self._warm.clear()
+
     def weights(self, count: int, *, shards: int = 1, tensors: int = 300) -> Path:
-        """Make a model of `tensors` bf16 tensors with about `count` bytes; with an index if in several shards."""
+        """Make a model of `tensors` bf16 tensors with about `count` bytes; several shards get an index."""
 
         def make(path: Path) -> None:
             names = tensor_names(tensors)

@@ -98,9 +98,10 @@ def describe(directory: Path) -> str:
 
 
 def warm_memory(count: int) -> None:
-    """Touch `count` bytes of free memory and give them back.
+    """Touch `count` bytes of free memory and give them back: just before each run that needs so much.
 
-    In a virtual machine memory that the host has never backed is several times slower when it is first touched.
+    In a virtual machine memory that the host does not back is ten times slower when first touched, and where
+    the machine has a balloon with free page reporting, memory goes back to the host seconds after it was freed.
     One side of a comparison would pay that for the other.
     """
     count = min(count, memory("MemFree") - SPARE)
@@ -109,8 +110,9 @@ def warm_memory(count: int) -> None:
         block = mmap.mmap(-1, WARM_STEP, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         held.append(block)
         try:
+            block.madvise(mmap.MADV_HUGEPAGE)
             block.madvise(MADV_POPULATE_WRITE)
-        except OSError:  # before Linux 5.14
+        except OSError:  # no huge pages, or a kernel before 5.14
             for offset in range(0, WARM_STEP, mmap.PAGESIZE):
                 block[offset] = 1
         count -= WARM_STEP
@@ -125,6 +127,15 @@ def warm_files(directory: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.read(4 << 20):
                     pass
+
+
+def cool_files(directory: Path) -> None:
+    """Take all files out of the page cache, for the benchmarks that come next."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from harness.machine import warm_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -26,11 +28,12 @@ def interleave(
     *,
     seconds: float | None = None,
     warm_up: bool = False,
+    memory: int = 0,
 ) -> Samples:
     """Call every case once per round and collect the seconds that it returns.
 
     Each round begins with another case. No round is begun after `seconds`, but there is one at least. With
-    `warm_up` a first round is thrown away.
+    `warm_up` a first round is thrown away. Before each case `memory` bytes are made warm.
     """
     names = list(cases)
     samples: Samples = {name: [] for name in names}
@@ -43,5 +46,7 @@ def interleave(
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            if memory:
+                warm_memory(memory)
             samples[name].append(cases[name]())
     return samples

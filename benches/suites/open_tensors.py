@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.command import run
 from harness.data import tensor_names
 from harness.image import Held, held, pages
-from harness.machine import need_packages, warm_memory
+from harness.machine import need_packages
 from harness.result import Comparison, Row, Timing, size
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def suite(context: Context) -> Iterator[Row]:
     """Measure with the image in a memfd, and the file of the peers in the page cache."""
     need_packages("daxfs", "ml_dtypes", "numpy", "safetensors")
     count = context.pick(512 << 20, 16 << 20)
-    warm_memory(4 * count)
     for tensors, goal in GOALS.items():
         source = context.store.weights(count, tensors=tensors)
         model, tensor = source / "model.safetensors", tensor_names(tensors)[0]

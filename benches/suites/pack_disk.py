@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.command import CommandError, run
 from harness.image import summary_of
-from harness.machine import NotRunError, disk_image, file_system, missing, warm_files
+from harness.machine import NotRunError, disk_image, file_system, missing, warm_files, warm_memory
 from harness.result import Comparison, Row, Timing, size
 from harness.rounds import interleave
 
@@ -25,13 +25,16 @@ CLONE_SYNCED = CLONE + ' && sync "$2"/* "$2"'
 SPARE = 1 << 30
 
 
-def _cases(context: Context, source: Path, target: Path) -> tuple[Callable[..., Callable[[], float]], ...]:
-    """Make makers of timed cases below `target`. What was there is removed, and the disk idle, before each."""
+def _cases(
+    context: Context, source: Path, target: Path, count: int
+) -> tuple[Callable[..., Callable[[], float]], ...]:
+    """Make makers of timed cases below `target`. Before each it is emptied, and the disk idle."""
 
     def settle() -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         os.sync()
+        warm_memory(count)
 
     def pack(*options: str) -> Callable[[], float]:
         def timed() -> float:
@@ -57,7 +60,7 @@ def to_disk(context: Context) -> Iterator[Row]:
     count = context.pick(4 << 30, 64 << 20)
     source = context.store.weights(count, shards=3)
     target = context.scratch / "out"
-    pack, shell = _cases(context, source, target)
+    pack, shell = _cases(context, source, target, count)
     context.say(
         f"{size(count)} in 3 safetensors files, warm in the page cache, to {file_system(context.scratch)[0]}"
     )
@@ -80,7 +83,7 @@ def clones(context: Context, kind: str) -> Iterator[Row]:
         source = mount / "weights"
         shutil.copytree(weights, source)
         warm_files(source)
-        pack, shell = _cases(context, source, mount / "out")
+        pack, shell = _cases(context, source, mount / "out", 64 << 20)
         context.say(
             f"{size(count)} in 3 safetensors files, warm in the page cache, on {kind} in a loop device"
         )

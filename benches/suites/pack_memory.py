@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.command import run
 from harness.image import pages, summary_of
-from harness.machine import huge_memory_disk, memory_disk, warm_memory
+from harness.machine import huge_memory_disk, memory_disk
 from harness.result import Comparison, Row, Timing, size
 from harness.rounds import interleave
 
@@ -42,7 +42,6 @@ def suite(context: Context) -> Iterator[Row]:
     """Whole commands, the freeing of the memory at their end included (but for cp)."""
     count = context.pick(4 << 30, 64 << 20)
     source = context.store.weights(count, shards=3)
-    warm_memory(3 * count)
     context.say(f"{size(count)} in 3 safetensors files, warm in the page cache")
     got: dict[str, str] = {}
 
@@ -74,7 +73,8 @@ def suite(context: Context) -> Iterator[Row]:
         if huge:
             cases[COPY_HUGE] = copy_to(source, huge / "copy")
         os.sync()
-        times = {name: Timing(seconds) for name, seconds in interleave(cases, context.runs).items()}
+        samples = interleave(cases, context.runs, memory=count + count // 4)
+    times = {name: Timing(seconds) for name, seconds in samples.items()}
     for name, words in got.items():
         context.say(f"{name}: {words}")
     for name in PLAIN:

@@ -101,7 +101,6 @@ def suite(context: Context) -> Iterator[Row]:
     need_packages("daxfs", "ml_dtypes", "numpy", "safetensors")
     count = context.pick(2 << 30, 64 << 20)
     source = context.store.weights(count)
-    warm_memory(2 * count)
     python = [sys.executable, "-m", "workers.reader"]
     readers = {"Rust": [context.programs.bench, "reader"], "Python": [*python, "daxfs"]}
     crowds: dict[str, Crowd] = {}
@@ -141,6 +140,7 @@ def suite(context: Context) -> Iterator[Row]:
     # The peer's copies must fit: as many processes as memory allows, down from the same number.
     model = source / "model.safetensors"
     fit = min(PROCESSES, max((memory("MemAvailable") - SPARE) // count, 1))
+    warm_memory(fit * count)
     taken = crowd(fit, [*python, "safetensors", model], None)
     context.say(
         f"safetensors.numpy.load_file, {fit} processes: PSS {size(taken.pss)}, RSS {size(taken.resident)}"

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from harness.command import peak_memory, run
-from harness.machine import memory_disk, missing, program, warm_memory
+from harness.machine import memory_disk, missing, program
 from harness.result import Comparison, Row, Timing, Value, duration, size
 from harness.rounds import interleave
 
@@ -48,7 +48,6 @@ def suite(context: Context) -> Iterator[Row]:
     """All images go to the same tmpfs."""
     files, count = context.pick(60_000, 2_000), context.pick(1536 << 20, 16 << 20)
     source = context.store.tree(files, count)
-    warm_memory(3 * count)
     context.say(
         f"{files} files, {size(count)}, warm in the page cache, into a tmpfs; peers without compression"
     )
@@ -61,7 +60,8 @@ def suite(context: Context) -> Iterator[Row]:
             "--into memfd": [pack, source, "--into", "memfd", "-q", "--", "true"],
         }
         commands = {**ours, **_peers(source, target)}
-        samples = interleave({name: _timed(words, target) for name, words in commands.items()}, context.runs)
+        cases = {name: _timed(words, target) for name, words in commands.items()}
+        samples = interleave(cases, context.runs, memory=count + count // 4)
     times = {name: Timing(seconds) for name, seconds in samples.items()}
     note = missing(*FASTER_THAN)
     if note:
@@ -89,7 +89,8 @@ def growth(context: Context) -> Iterator[Row]:
             return [pack, tree, "-o", target, "-q"]
 
         cases = {str(count): _timed(command(tree), target) for count, tree in trees.items()}
-        times = {int(count): Timing(seconds) for count, seconds in interleave(cases, context.runs).items()}
+        samples = interleave(cases, context.runs, memory=5120 * counts[-1])
+        times = {int(count): Timing(seconds) for count, seconds in samples.items()}
         each = ", ".join(f"{count}: {duration(timing.median / count)}" for count, timing in times.items())
         context.say(f"files of 4 KiB, time for each by their number: {each}")
         first, last = counts[0], counts[-1]

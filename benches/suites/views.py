@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.command import run
 from harness.image import held, pages
-from harness.machine import need_packages, warm_memory
+from harness.machine import need_packages
 from harness.result import Comparison, Row, Timing, size
 
 if TYPE_CHECKING:
@@ -26,13 +26,19 @@ def suite(context: Context) -> Iterator[Row]:
     need_packages("daxfs", "ml_dtypes", "numpy", "safetensors")
     count = context.pick(2 << 30, 64 << 20)
     source = context.store.weights(count)
-    warm_memory(3 * count)
     peer = "safetensors.numpy.load_file"
     for kind in ("auto", "no"):
         with held(context.programs, source, "--no-hash", "--hugepages", kind) as image:
             got = pages(image.summary)
             context.say(f"{size(count)} of bf16, 300 tensors: {got}")
-            command = [sys.executable, "-m", "workers.views", source / "model.safetensors", context.runs]
+            command = [
+                sys.executable,
+                "-m",
+                "workers.views",
+                source / "model.safetensors",
+                context.runs,
+                count,
+            ]
             done = run(command, env=image.env, fds=[image.fd], cwd=BENCHES)
         times = {name: Timing(seconds) for name, seconds in json.loads(done.stdout)["seconds"].items()}
         size_of_page = "2 MiB" if kind == "auto" else "4 KiB"

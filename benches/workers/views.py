@@ -1,6 +1,6 @@
 """Arrays of a whole model: views of an image against the copies that safetensors makes.
 
-views MODEL.safetensors ROUNDS, with the image in $DAXFS_IMAGE.
+views MODEL.safetensors ROUNDS MEMORY, with the image in $DAXFS_IMAGE.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.rounds import interleave, timed
 from workers.touch import touch
 
 
-def main(model: str, rounds: int) -> None:
+def main(model: str, rounds: int, memory: int) -> None:
     """Time all cases and print them."""
     name = Path(model).name
 
@@ -34,8 +34,8 @@ def main(model: str, rounds: int) -> None:
         "daxfs, touched": lambda: timed(lambda: touch(views())),
         "safetensors, touched": lambda: timed(lambda: touch(copies())),
     }
-    print(json.dumps({"seconds": interleave(cases, rounds, warm_up=True)}))
+    print(json.dumps({"seconds": interleave(cases, rounds, warm_up=True, memory=memory)}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

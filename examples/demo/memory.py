@@ -11,7 +11,7 @@ import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
-SEALS = {0x1: "seal", 0x2: "shrink", 0x4: "grow", 0x8: "write", 0x10: "future-write", 0x20: "exec"}
+SEALS = {0x1: "further seals", 0x2: "shrink", 0x4: "grow", 0x8: "write", 0x10: "future-write", 0x20: "exec"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def describe(fd: int) -> str:
     """What kind of memory a descriptor stands for, and what it is sealed against."""
     target = str(Path(f"/proc/self/fd/{fd}").readlink())
     if not target.startswith("/memfd:"):
-        return f"regular file {target}"
+        return f"file {target}"
     bits = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     names = ", ".join(name for bit, name in SEALS.items() if bits & bit)
-    return f"memory file {target.removeprefix('/').removesuffix(' (deleted)')}, sealed: {names or 'no'}"
+    name = target.removeprefix("/").removesuffix(" (deleted)")
+    return f"{name}, sealed against {names or 'nothing'}"

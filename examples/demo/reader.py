@@ -74,6 +74,7 @@ def main() -> None:
         arrays = {name: np.asarray(tensors[name]) for name in tensors}
         opened = time.perf_counter() - started
         crc = checksum(arrays)
+        provenance = image.provenance
         wait("holding")
         holding = measure(fd)
 
@@ -90,6 +91,7 @@ def main() -> None:
     report = {
         "pid": os.getpid(),
         "memory": memory.describe(fd),
+        "provenance": provenance,
         "image_size": os.lseek(fd, 0, os.SEEK_END),
         "open_seconds": opened,
         "compute_seconds": computed,

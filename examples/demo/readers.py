@@ -33,8 +33,7 @@ def tell(reader: subprocess.Popen[str], message: str) -> None:
 
 def run(fd: int, count: int, sentences: list[str]) -> list[dict[str, Any]]:
     """Reports of `count` readers that ran side by side; each one got the descriptor and nothing else."""
-    # The readers compute at the same time: they share the processors, so each gets its part of the threads.
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    # One thread for each reader's matrix products: threads that wait for each other crawl on busy processors.
     readers = [
         subprocess.Popen(
             [sys.executable, str(READER)],
@@ -42,7 +41,7 @@ def run(fd: int, count: int, sentences: list[str]) -> list[dict[str, Any]]:
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=(fd,),
-            env={**os.environ, "DAXFS_IMAGE": f"fd:{fd}", "OPENBLAS_NUM_THREADS": str(threads)},
+            env={**os.environ, "DAXFS_IMAGE": f"fd:{fd}", "OPENBLAS_NUM_THREADS": "1"},
         )
         for _ in range(count)
     ]

@@ -1,7 +1,8 @@
 """Use the tensors of an image in JAX through DLPack, on the CPU, without a copy.
 
 JAX uses memory as it lies where it starts at a multiple of 64 bytes, and copies it silently otherwise. Packed
-with `daxfs-pack --align-tensors`, every tensor starts at a multiple of 256.
+with `daxfs-pack --align-tensors`, every tensor starts at a multiple of 256. Integers of 64 bits become 32-bit
+ones, and so copies, unless `jax_enable_x64` is set.
 
 Usage: jax_dlpack.py IMAGE        a path, or "fd:N" for an inherited descriptor
 """
@@ -21,18 +22,21 @@ except ImportError:
 
 
 def main(source: str) -> None:
-    """Sum every tensor in JAX, and count those that JAX uses where they lie."""
+    """Sum every tensor in JAX, and say which of them JAX had to copy."""
     with daxfs.open(source) as image:
         tensors = image.tensors()
         arrays = {name: jax.dlpack.from_dlpack(tensor) for name, tensor in tensors.items()}
         addresses = {name: np.asarray(tensor).ctypes.data for name, tensor in tensors.items()}
     # The image is closed; each JAX array keeps its memory alive.
+    copies = 0
     for name, array in arrays.items():
+        copied = array.unsafe_buffer_pointer() != addresses[name]
+        copies += copied
+        total = jnp.sum(array.astype(jnp.float32))
         print(
-            f"{name}  {array.dtype.name}  {list(array.shape)}  sum {jnp.sum(array.astype(jnp.float32)):.6g}"
+            f"{name}  {array.dtype.name}  {list(array.shape)}  sum {total:.6g}{'  copied' if copied else ''}"
         )
-    shared = sum(array.unsafe_buffer_pointer() == addresses[name] for name, array in arrays.items())
-    print(f"{len(arrays)} tensors, {len(arrays) - shared} copies")
+    print(f"{len(arrays)} tensors, {copies} copies")
 
 
 if __name__ == "__main__":

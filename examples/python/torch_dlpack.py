@@ -2,7 +2,7 @@
 
 PyTorch has no read-only tensors: it ignores that the memory may not be written, and an in-place operation
 such as `tensor.zero_()` on one of these ends the process with a segmentation fault. Clone what you want to
-change.
+change, or open the image with `private=True`: copy-on-write.
 
 Usage: torch_dlpack.py IMAGE      a path, or "fd:N" for an inherited descriptor
 """
@@ -21,16 +21,19 @@ except ImportError:
 
 
 def main(source: str) -> None:
-    """Sum every tensor in PyTorch, and count those that PyTorch uses where they lie."""
+    """Sum every tensor in PyTorch, and say which of them PyTorch had to copy."""
     with daxfs.open(source) as image:
         tensors = image.tensors()
         mine = {name: torch.from_dlpack(tensor) for name, tensor in tensors.items()}
         addresses = {name: np.asarray(tensor).ctypes.data for name, tensor in tensors.items()}
     # The image is closed; each PyTorch tensor keeps its memory alive.
+    copies = 0
     for name, tensor in mine.items():
-        print(f"{name}  {tensor.dtype}  {list(tensor.shape)}  sum {tensor.to(torch.float32).sum():.6g}")
-    shared = sum(tensor.data_ptr() == addresses[name] for name, tensor in mine.items())
-    print(f"{len(mine)} tensors, {len(mine) - shared} copies")
+        copied = tensor.data_ptr() != addresses[name]
+        copies += copied
+        total = tensor.to(torch.float32).sum()
+        print(f"{name}  {tensor.dtype}  {list(tensor.shape)}  sum {total:.6g}{'  copied' if copied else ''}")
+    print(f"{len(mine)} tensors, {copies} copies")
 
 
 if __name__ == "__main__":

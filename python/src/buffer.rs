@@ -1,9 +1,9 @@
 //! The buffer protocol, from one wheel for Python 3.9 and later.
 //!
-//! The stable ABI names the two buffer slots only since 3.11, so PyO3 offers none for `abi3-py39`. But the
+//! The stable ABI names the buffer slots only since 3.11, so PyO3 offers none for `abi3-py39`. But the
 //! interpreter accepts them in `PyType_FromSpec` since 3.9 (C API manual, `PyBufferProcs`: "Changed in version 3.9:
-//! PyBufferProcs ... may be set" through `Py_bf_*`), with slot numbers 1 and 2 and a `Py_buffer` that have not
-//! changed since. So each class with a buffer is a PyO3 class plus a subclass made here with just those slots;
+//! PyBufferProcs ... may be set" through `Py_bf_*`), with slot numbers and a `Py_buffer` that have not
+//! changed since. So each class with a buffer is a PyO3 class plus a subclass made here with just that slot;
 //! Python sees the subclass.
 //!
 //! What keeps memory alive: the view holds a reference to the object, the object holds the region's owner.
@@ -64,7 +64,6 @@ const ND: c_int = 0x08;
 const STRIDES: c_int = 0x10 | ND;
 const F_CONTIGUOUS: c_int = 0x40;
 const BF_GETBUFFER: c_int = 1;
-const BF_RELEASEBUFFER: c_int = 2;
 
 #[allow(
     clippy::cast_possible_truncation,
@@ -76,26 +75,61 @@ const TYPE_FLAGS: u32 = ffi::Py_TPFLAGS_DEFAULT as u32;
 const MAX_NDIM: usize = 64;
 
 /// Memory as the buffer protocol describes it: contiguous, the last index running fastest.
-pub struct Export {
+#[derive(Debug)]
+pub struct Export<'a> {
     /// First byte; never null.
     pub data: *const u8,
     /// Length in bytes.
     pub len: usize,
     /// Whether writing through the buffer is ruled out.
     pub readonly: bool,
-    /// Format of one item as module `struct` names it, or why there is none: such memory goes only to those who
-    /// ask for plain bytes (`bytes()`, hashes, sockets), not to `memoryview`, which would show a wrong type.
-    pub format: Result<&'static CStr, String>,
-    /// Bytes of an item.
-    pub itemsize: usize,
-    /// Items per dimension.
-    pub shape: Vec<u64>,
+    /// Format of one item as module `struct` names it, or the type that has none: such memory goes only to those
+    /// who ask for plain bytes (hashes, sockets, `numpy.frombuffer`), not to `memoryview`, which would show a wrong
+    /// type.
+    pub format: Result<&'static CStr, &'static str>,
+    /// Shape and strides.
+    pub dimensions: &'a Dimensions,
+}
+
+/// Shape and strides of a buffer. Objects keep them, because the views point into them.
+#[derive(Debug)]
+pub struct Dimensions {
+    itemsize: ffi::Py_ssize_t,
+    shape: Box<[ffi::Py_ssize_t]>,
+    strides: Box<[ffi::Py_ssize_t]>,
+}
+
+impl Dimensions {
+    /// Dimensions of contiguous memory with items of `itemsize` bytes.
+    pub fn new(shape: &[u64], itemsize: usize) -> PyResult<Self> {
+        if shape.len() > MAX_NDIM {
+            let ndim = shape.len();
+            return Err(PyBufferError::new_err(format!(
+                "{ndim} dimensions, a buffer has at most {MAX_NDIM}"
+            )));
+        }
+        let shape = shape.iter().map(|&n| ssize(n)).collect::<PyResult<Box<[_]>>>()?;
+        let itemsize = ssize(itemsize)?;
+        let mut strides = vec![0; shape.len()].into_boxed_slice();
+        let mut stride = itemsize;
+        for (slot, &n) in strides.iter_mut().zip(&shape).rev() {
+            *slot = stride;
+            // Saturates only where a dimension of 0 leaves nothing to reach.
+            stride = stride.saturating_mul(n.max(1));
+        }
+        Ok(Self { itemsize, shape, strides })
+    }
+}
+
+fn ssize(value: impl TryInto<ffi::Py_ssize_t>) -> PyResult<ffi::Py_ssize_t> {
+    value.try_into().map_err(|_| PyBufferError::new_err("a size does not fit this machine's address space"))
 }
 
 /// A class whose objects lend memory.
 ///
 /// # Safety
-/// The memory that `export` describes stays mapped while the object lives, and is writable unless `readonly`.
+/// The memory that `export` describes stays mapped while the object lives, and is writable unless `readonly`. The
+/// dimensions belong to the object and never change.
 pub unsafe trait Exporter: PyClass<Frozen = True> + Send + Sync {
     /// Name of the class in Python, with its module.
     const CLASS_NAME: &'static CStr;
@@ -106,7 +140,7 @@ pub unsafe trait Exporter: PyClass<Frozen = True> + Send + Sync {
     fn class() -> &'static PyOnceLock<Py<PyType>>;
 
     /// Describes the memory.
-    fn export(&self) -> PyResult<Export>;
+    fn export(&self) -> PyResult<Export<'_>>;
 }
 
 /// The class as Python sees it.
@@ -139,10 +173,8 @@ pub fn take<T: Exporter>(token: Option<&Bound<'_, PyAny>>) -> PyResult<T> {
 
 fn subclass<T: Exporter>(py: Python<'_>) -> PyResult<Py<PyType>> {
     let getbuffer: unsafe extern "C" fn(*mut ffi::PyObject, *mut PyBuffer, c_int) -> c_int = getbuffer::<T>;
-    let releasebuffer: unsafe extern "C" fn(*mut ffi::PyObject, *mut PyBuffer) = releasebuffer;
     let mut slots = [
         ffi::PyType_Slot { slot: BF_GETBUFFER, pfunc: getbuffer as *mut c_void },
-        ffi::PyType_Slot { slot: BF_RELEASEBUFFER, pfunc: releasebuffer as *mut c_void },
         ffi::PyType_Slot { slot: ffi::Py_tp_doc, pfunc: T::CLASS_DOC.as_ptr().cast_mut().cast() },
         ffi::PyType_Slot { slot: 0, pfunc: ptr::null_mut() },
     ];
@@ -156,9 +188,8 @@ fn subclass<T: Exporter>(py: Python<'_>) -> PyResult<Py<PyType>> {
     };
     let bases = PyTuple::new(py, [py.get_type::<T>()])?;
     // SAFETY: the thread is attached (`py`). `spec` and `slots` live through the call, which copies them, as it
-    // does the documentation; the name is static, as versions before 3.11 need it. Slots 1 and 2 hold functions
-    // with the signatures of `getbufferproc` and `releasebufferproc` over the same `Py_buffer`; a zero slot ends
-    // the list. `bases` is a tuple with one class, which PyO3 made with `subclass`.
+    // does the documentation; the name is static, as versions before 3.11 need it. Slot 1 holds a function with the
+    // signature of `getbufferproc` over the same `Py_buffer`; a zero slot ends the list. `bases` is a tuple with one class, which PyO3 made with `subclass`.
     let class = unsafe { ffi::PyType_FromSpecWithBases(&mut spec, bases.as_ptr()) };
     // SAFETY: the thread is attached, and the call returns a new reference, or null with an exception set.
     let class = unsafe { Bound::from_owned_ptr_or_err(py, class) }?;
@@ -193,85 +224,50 @@ unsafe extern "C" fn getbuffer<T: Exporter>(
     })
 }
 
-/// Dimensions of a view, which its pointers lead into; owned by `PyBuffer::internal`.
-struct Dimensions {
-    shape: Vec<ffi::Py_ssize_t>,
-    strides: Vec<ffi::Py_ssize_t>,
+fn no_format(dtype: &str) -> PyErr {
+    PyBufferError::new_err(format!(
+        "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw"
+    ))
 }
 
+/// The view that a request gets. There is no `bf_releasebuffer`: nothing is allocated for a view, and numpy would
+/// wrap an object that has one in a memoryview of its own.
 fn fill<T: Exporter>(object: &Bound<'_, PyAny>, flags: c_int) -> PyResult<PyBuffer> {
     let export = object.cast::<T>()?.get().export()?;
+    let Dimensions { itemsize, shape, strides } = export.dimensions;
     let asked = |flag| flags & flag == flag;
     if asked(WRITABLE) && export.readonly {
         return Err(PyBufferError::new_err(
             "the memory is read-only; daxfs.open(..., private=True) gives writable, private memory",
         ));
     }
+    if asked(F_CONTIGUOUS) && shape.iter().filter(|&&n| n > 1).count() > 1 {
+        return Err(PyBufferError::new_err("the memory is C-contiguous, not Fortran-contiguous"));
+    }
     let mut view = PyBuffer {
         buf: export.data.cast_mut().cast(),
         len: ssize(export.len)?,
-        itemsize: ssize(export.itemsize)?,
+        itemsize: *itemsize,
         readonly: c_int::from(export.readonly),
         ndim: 1,
         ..PyBuffer::EMPTY
     };
     if asked(FORMAT) {
-        let format = export.format.map_err(PyBufferError::new_err)?;
-        view.format = format.as_ptr().cast_mut();
-    }
-    let mut dimensions = Dimensions::new(&export.shape, export.itemsize)?;
-    if asked(F_CONTIGUOUS) && dimensions.shape.iter().filter(|&&n| n > 1).count() > 1 {
-        return Err(PyBufferError::new_err("the memory is C-contiguous, not Fortran-contiguous"));
-    }
-    if asked(ND) {
-        view.ndim = c_int::try_from(dimensions.shape.len()).unwrap_or(c_int::MAX);
-        // Moving the box below does not move what the vectors point to.
-        view.shape = dimensions.shape.as_mut_ptr();
-        if asked(STRIDES) {
-            view.strides = dimensions.strides.as_mut_ptr();
+        if !asked(ND) && shape.len() != 1 {
+            return Err(PyBufferError::new_err("a format without a shape makes no sense"));
         }
-    } else if !view.format.is_null() && dimensions.shape.len() != 1 {
-        return Err(PyBufferError::new_err("a format without a shape makes no sense"));
+        view.format = export.format.map_err(no_format)?.as_ptr().cast_mut();
     }
-    view.internal = Box::into_raw(Box::new(dimensions)).cast();
-    // A strong reference; `PyBuffer_Release` gives it back after `bf_releasebuffer`.
+    // The pointers are good as long as the object lives, which the view sees to; nobody writes through them.
+    if asked(ND) {
+        view.ndim =
+            c_int::try_from(shape.len()).map_err(|_| PyBufferError::new_err("too many dimensions"))?;
+        view.shape = shape.as_ptr().cast_mut();
+    }
+    if asked(STRIDES) {
+        view.strides = strides.as_ptr().cast_mut();
+    }
+    // A strong reference, which `PyBuffer_Release` gives back.
     view.obj = object.clone().into_ptr();
     Ok(view)
-}
-
-impl Dimensions {
-    fn new(shape: &[u64], itemsize: usize) -> PyResult<Self> {
-        if shape.len() > MAX_NDIM {
-            let ndim = shape.len();
-            return Err(PyBufferError::new_err(format!(
-                "{ndim} dimensions, a buffer has at most {MAX_NDIM}"
-            )));
-        }
-        let shape = shape.iter().map(|&n| ssize(n)).collect::<PyResult<Vec<_>>>()?;
-        let mut strides = vec![0; shape.len()];
-        let mut stride = ssize(itemsize)?;
-        for (slot, &n) in strides.iter_mut().zip(&shape).rev() {
-            *slot = stride;
-            // Saturates only where a dimension of 0 leaves nothing to reach.
-            stride = stride.saturating_mul(n.max(1));
-        }
-        Ok(Self { shape, strides })
-    }
-}
-
-fn ssize(value: impl TryInto<ffi::Py_ssize_t>) -> PyResult<ffi::Py_ssize_t> {
-    value.try_into().map_err(|_| PyBufferError::new_err("a size does not fit this machine's address space"))
-}
-
-/// `bf_releasebuffer`: frees the dimensions. CPython drops the reference in `obj` itself.
-///
-/// # Safety
-/// As CPython calls it: once, with a view that [`getbuffer`] filled in.
-unsafe extern "C" fn releasebuffer(_object: *mut ffi::PyObject, view: *mut PyBuffer) {
-    // SAFETY: `view` is valid for reading: it is a view that is being released (the caller's promise). Copies of it
-    // that consumers made keep the pointers of the original.
-    let internal = unsafe { (*view).internal };
-    // SAFETY: `fill` put a `Box<Dimensions>` there, turned into a pointer; nobody else frees it, and the protocol
-    // has each view released exactly once.
-    drop(unsafe { Box::from_raw(internal.cast::<Dimensions>()) });
 }

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyType};
 
-use crate::buffer::{self, Export, Exporter};
+use crate::buffer::{self, Dimensions, Export, Exporter};
 use crate::error::OrRaise;
 use crate::tensors::Tensors;
 use crate::{mapping, text};
@@ -23,10 +23,11 @@ pub struct FileBase {
     file: daxfs::File,
     /// Parsed at first use; the files of one image share it below, this saves the way there.
     tensors: OnceLock<daxfs::Tensors>,
+    dimensions: Dimensions,
 }
 
 // SAFETY: the memory is a view into the file's region, which the `daxfs::File` in the object keeps mapped. It is
-// declared writable only for a region that is mapped so.
+// declared writable only for a region that is mapped so. The dimensions are a field of the frozen object.
 unsafe impl Exporter for FileBase {
     const CLASS_NAME: &'static CStr = c"daxfs.File";
     const CLASS_DOC: &'static CStr = c"A file of an image.
@@ -39,22 +40,22 @@ A safetensors file gives its tensors by name: file[\"lm_head.weight\"].";
         &CLASS
     }
 
-    fn export(&self) -> PyResult<Export> {
+    fn export(&self) -> PyResult<Export<'_>> {
         let bytes = self.file.bytes().or_raise()?;
         Ok(Export {
             data: bytes.as_ptr(),
             len: bytes.len(),
             readonly: !self.file.region().is_writable(),
             format: Ok(c"B"),
-            itemsize: 1,
-            shape: vec![bytes.len() as u64],
+            dimensions: &self.dimensions,
         })
     }
 }
 
 /// Makes a `daxfs.File`.
 pub fn create(py: Python<'_>, file: daxfs::File) -> PyResult<Bound<'_, PyAny>> {
-    buffer::create(py, FileBase { file, tensors: OnceLock::new() })
+    let dimensions = Dimensions::new(&[file.len()], 1)?;
+    buffer::create(py, FileBase { file, tensors: OnceLock::new(), dimensions })
 }
 
 impl FileBase {

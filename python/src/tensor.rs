@@ -3,13 +3,14 @@
 #![allow(unsafe_code, reason = "promises of the buffer protocol")]
 
 use std::ffi::CStr;
+use std::sync::OnceLock;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PySlice, PyTuple, PyType};
 
-use crate::buffer::{self, Export, Exporter};
+use crate::buffer::{self, Dimensions, Export, Exporter};
 use crate::dtype::{Element, Layout, element};
 use crate::error::OrRaise;
 use crate::{array, dlpack, file, text};
@@ -17,10 +18,15 @@ use crate::{array, dlpack, file, text};
 /// The PyO3 half of `daxfs.Tensor`; see [`crate::buffer`].
 #[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_TensorBase")]
 #[derive(Debug)]
-pub struct TensorBase(daxfs::Tensor);
+pub struct TensorBase {
+    tensor: daxfs::Tensor,
+    /// Those of the buffer, made when the first view is asked for.
+    dimensions: OnceLock<Dimensions>,
+}
 
 // SAFETY: the memory is a view into the region of the tensor's file, which the `daxfs::Tensor` in the object keeps
-// mapped. It is declared writable only for a region that is mapped so.
+// mapped. It is declared writable only for a region that is mapped so. The dimensions are a field of the
+// frozen object that is set once.
 unsafe impl Exporter for TensorBase {
     const CLASS_NAME: &'static CStr = c"daxfs.Tensor";
     const CLASS_DOC: &'static CStr = c"A tensor of an image. Nothing is read before it is used.
@@ -33,38 +39,42 @@ the image's memory: they copy nothing, keep it mapped, and are read-only unless 
         &CLASS
     }
 
-    fn export(&self) -> PyResult<Export> {
-        let bytes = self.0.bytes().or_raise()?;
-        let dtype = self.0.dtype();
-        let (format, layout) = match element(dtype) {
-            Element::Native { format, .. } => (Ok(format), self.layout()),
-            Element::Nibbles | Element::Bytes => (Ok(c"B"), self.layout()),
-            Element::Extension(_) => (
-                Err(format!(
-                    "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw"
-                )),
-                Layout::flat(self.0.nbytes()),
-            ),
-        };
+    fn export(&self) -> PyResult<Export<'_>> {
+        let bytes = self.tensor.bytes().or_raise()?;
         Ok(Export {
             data: bytes.as_ptr(),
             len: bytes.len(),
-            readonly: !self.0.file().region().is_writable(),
-            format,
-            itemsize: layout.itemsize,
-            shape: layout.shape,
+            readonly: !self.tensor.file().region().is_writable(),
+            format: match element(self.tensor.dtype()) {
+                Element::Native { format, .. } => Ok(format),
+                Element::Nibbles | Element::Bytes => Ok(c"B"),
+                Element::Extension(_) => Err(self.tensor.dtype().name()),
+            },
+            dimensions: self.dimensions()?,
         })
     }
 }
 
 /// Makes a `daxfs.Tensor`.
 pub fn create(py: Python<'_>, tensor: daxfs::Tensor) -> PyResult<Bound<'_, PyAny>> {
-    buffer::create(py, TensorBase(tensor))
+    buffer::create(py, TensorBase { tensor, dimensions: OnceLock::new() })
 }
 
 impl TensorBase {
     fn layout(&self) -> Layout {
-        Layout::of(self.0.dtype(), self.0.shape(), self.0.nbytes())
+        Layout::of(self.tensor.dtype(), self.tensor.shape(), self.tensor.nbytes())
+    }
+
+    fn dimensions(&self) -> PyResult<&Dimensions> {
+        if let Some(dimensions) = self.dimensions.get() {
+            return Ok(dimensions);
+        }
+        let layout = match element(self.tensor.dtype()) {
+            Element::Extension(_) => Layout::flat(self.tensor.nbytes()),
+            _ => self.layout(),
+        };
+        let dimensions = Dimensions::new(&layout.shape, layout.itemsize)?;
+        Ok(self.dimensions.get_or_init(|| dimensions))
     }
 }
 
@@ -79,66 +89,66 @@ impl TensorBase {
     /// Name of the tensor.
     #[getter]
     fn name(&self) -> &str {
-        self.0.name()
+        self.tensor.name()
     }
 
     /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...
     #[getter]
     fn dtype(&self) -> &'static str {
-        self.0.dtype().name()
+        self.tensor.dtype().name()
     }
 
     /// Elements per dimension.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.0.shape())
+        PyTuple::new(py, self.tensor.shape())
     }
 
     /// Number of dimensions.
     #[getter]
     fn ndim(&self) -> usize {
-        self.0.shape().len()
+        self.tensor.shape().len()
     }
 
     /// Number of elements.
     #[getter]
     fn size(&self) -> u64 {
-        self.0.elements()
+        self.tensor.elements()
     }
 
     /// Bytes of memory.
     #[getter]
     fn nbytes(&self) -> u64 {
-        self.0.nbytes()
+        self.tensor.nbytes()
     }
 
     /// Largest power of two, up to 2 MiB, that divides the position in the image's memory.
     #[getter]
     fn alignment(&self) -> u64 {
-        self.0.alignment()
+        self.tensor.alignment()
     }
 
     /// Position of the first byte in its file.
     #[getter]
     fn offset(&self) -> u64 {
-        self.0.offset()
+        self.tensor.offset()
     }
 
     /// The file that holds the tensor.
     #[getter]
     fn file<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        file::create(py, self.0.file().clone())
+        file::create(py, self.tensor.file().clone())
     }
 
     /// The bytes, as a flat memoryview of type "B". Works for every dtype and needs no other package.
     #[getter]
     fn raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let file = file::create(py, self.0.file().clone())?;
+        let file = file::create(py, self.tensor.file().clone())?;
         let view = py.import("builtins")?.getattr("memoryview")?.call1((file,))?;
         // The file was opened, so its length fits an index; the tensor lies inside it.
         let index = |n: u64| n.into_pyobject(py);
-        let start = self.0.offset();
-        let range = py.get_type::<PySlice>().call1((index(start)?, index(start + self.0.nbytes())?))?;
+        let start = self.tensor.offset();
+        let range = py.get_type::<PySlice>().call1((index(start)?, index(start + self.tensor.nbytes())?))?;
         view.get_item(range)
     }
 
@@ -147,8 +157,8 @@ impl TensorBase {
     /// BF16 and the 8-bit floats take the types of ml_dtypes. F4 comes as uint8, two elements a byte, with the last
     /// dimension halved; the 6-bit floats come as flat uint8.
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let tensor = slf.get();
-        array::view(slf, tensor.0.dtype(), &tensor.layout().shape)
+        let this = slf.get();
+        array::view(slf, this.tensor.dtype(), &this.layout().shape)
     }
 
     #[pyo3(signature = (dtype=None, copy=None))]
@@ -166,7 +176,8 @@ impl TensorBase {
     }
 
     fn __len__(&self) -> PyResult<usize> {
-        let first = self.0.shape().first().ok_or_else(|| PyTypeError::new_err("a scalar has no len()"))?;
+        let first =
+            self.tensor.shape().first().ok_or_else(|| PyTypeError::new_err("a scalar has no len()"))?;
         usize::try_from(*first).map_err(|_| PyTypeError::new_err("the length does not fit"))
     }
 
@@ -181,7 +192,7 @@ impl TensorBase {
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
         let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
-        dlpack::capsule(py, &self.0, &request)
+        dlpack::capsule(py, &self.tensor, &request)
     }
 
     /// (1, 0): the CPU.
@@ -190,10 +201,10 @@ impl TensorBase {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let name = self.0.name().into_pyobject(py)?.repr()?;
+        let name = self.tensor.name().into_pyobject(py)?.repr()?;
         let shape = self.shape(py)?.repr()?;
-        let file = text::relative(py, &self.0.file().path())?.repr()?;
-        let (dtype, size) = (self.0.dtype().name(), text::size(self.0.nbytes()));
+        let file = text::relative(py, &self.tensor.file().path())?.repr()?;
+        let (dtype, size) = (self.tensor.dtype().name(), text::size(self.tensor.nbytes()));
         Ok(format!("<daxfs.Tensor {name}: {dtype} {shape}, {size} in {file}>"))
     }
 }

@@ -132,8 +132,8 @@ def test_versions(by_dtype: dict[str, daxfs.Tensor]) -> None:
         assert isinstance(inside(tensor.__dlpack__(max_version=version)), Legacy)
     for version in ((1, 0), (1, 3), (2, 0)):
         assert isinstance(inside(tensor.__dlpack__(max_version=version)), Versioned)
-    legacy = inside(tensor.__dlpack__())
-    assert legacy.tensor.data == tensor.numpy().ctypes.data
+    capsule = tensor.__dlpack__()
+    assert inside(capsule).tensor.data == tensor.numpy().ctypes.data
 
 
 def test_requests_that_cannot_be_met(by_dtype: dict[str, daxfs.Tensor]) -> None:
@@ -141,7 +141,8 @@ def test_requests_that_cannot_be_met(by_dtype: dict[str, daxfs.Tensor]) -> None:
     for device in ((2, 0), (1, 1)):
         with pytest.raises(BufferError, match="device"):
             tensor.__dlpack__(dl_device=device)
-    assert inside(tensor.__dlpack__(dl_device=(1, 0), copy=False)).tensor.ndim == 2
+    capsule = tensor.__dlpack__(dl_device=(1, 0), copy=False)
+    assert inside(capsule).tensor.ndim == 2
     with pytest.raises(BufferError, match="stream"):
         tensor.__dlpack__(stream=1)  # type: ignore[arg-type]
     for dtype in ("F6_E2M3", "F6_E3M2"):
@@ -171,7 +172,8 @@ def test_copy(by_dtype: dict[str, daxfs.Tensor], dtype: str) -> None:
 
 
 def test_copy_of_nothing(image: daxfs.Image) -> None:
-    array = inside(image.tensors()["odd.empty"].__dlpack__(copy=True)).tensor
+    capsule = image.tensors()["odd.empty"].__dlpack__(copy=True)
+    array = inside(capsule).tensor
     assert array.shape[: array.ndim] == [0, 4]
 
 

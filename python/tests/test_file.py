@@ -78,6 +78,7 @@ def test_who_takes_a_buffer(large: daxfs.File) -> None:
     assert int.from_bytes(memoryview(large)[:2], "little") == 256
     here, there = socket.socketpair()
     with here, there:
+        here.setblocking(False)
         sent = here.send(large)
         assert 0 < sent <= LARGE
         assert there.recv(100) == CONTENTS[:100]

@@ -39,7 +39,7 @@ def test_mapping(image: daxfs.Image) -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
+    "where",
     [
         "sub/deep/notes.txt",
         "/sub/deep/notes.txt",
@@ -49,22 +49,22 @@ def test_mapping(image: daxfs.Image) -> None:
         "into/notes.txt",
     ],
 )
-def test_paths(image: daxfs.Image, path: str | bytes | PurePosixPath) -> None:
-    assert path in image
-    assert image[path].read_bytes() == "grüße\n".encode()
-    assert image[path].path == "sub/deep/notes.txt"
-    assert image[path].name == "notes.txt"
+def test_paths(image: daxfs.Image, where: str | bytes | PurePosixPath) -> None:
+    assert where in image
+    assert image[where].read_bytes() == "grüße\n".encode()
+    assert image[where].path == "sub/deep/notes.txt"
+    assert image[where].name == "notes.txt"
 
 
-@pytest.mark.parametrize("path", ["nothing", "sub/nothing", "config.json/x", "dangling", "../config.json.x"])
-def test_missing(image: daxfs.Image, path: str) -> None:
-    assert path not in image
-    assert image.get(path) is None
-    assert image.get(path, 5) == 5
-    with pytest.raises(daxfs.NotFoundError, match=path.rsplit("/", 1)[-1]):
-        image[path]
+@pytest.mark.parametrize("where", ["nothing", "sub/nothing", "config.json/x", "dangling", "../config.json.x"])
+def test_missing(image: daxfs.Image, where: str) -> None:
+    assert where not in image
+    assert image.get(where) is None
+    assert image.get(where, 5) == 5
+    with pytest.raises(daxfs.NotFoundError, match=where.rsplit("/", 1)[-1]):
+        image[where]
     with pytest.raises(KeyError):
-        image[path]
+        image[where]
 
 
 def test_directories_are_no_files(image: daxfs.Image) -> None:
@@ -78,10 +78,10 @@ def test_directories_are_no_files(image: daxfs.Image) -> None:
         image.directory("nothing")
 
 
-@pytest.mark.parametrize("path", [5, None, 1.0, ["config.json"]])
-def test_wrong_types(image: daxfs.Image, path: object) -> None:
+@pytest.mark.parametrize("where", [5, None, 1.0, ["config.json"]])
+def test_wrong_types(image: daxfs.Image, where: object) -> None:
     with pytest.raises(TypeError, match="os.PathLike"):
-        image[path]  # type: ignore[index]
+        image[where]  # type: ignore[index]
 
 
 def test_names_that_are_not_utf8(image: daxfs.Image) -> None:

@@ -2,6 +2,7 @@
 
 use daxfs::{FileType, Image};
 use std::fmt::Write;
+use std::ops::Range;
 
 /// One line for the superblock, then one per entry in the order of the walk: type and permissions, links,
 /// owner, group, size, inode, where the data lies, hash of the contents or target, path.
@@ -10,8 +11,13 @@ pub fn dump(image: &Image) -> String {
     let head = image.superblock();
     writeln!(
         text,
-        "version {} block {} total {:#x} base {:#x?} inodes {:#x?} count {}",
-        head.version, head.block_size, head.total_size, head.base, head.inode_table, head.inode_count
+        "version {} block {} total {:#x} base {} inodes {} count {}",
+        head.version,
+        head.block_size,
+        head.total_size,
+        head.base.as_ref().map_or_else(|| String::from("none"), range),
+        range(&head.inode_table),
+        head.inode_count
     )
     .unwrap();
     writeln!(text, "view {:?} content {}", image.view_kind(), short(image.content_hash().as_ref())).unwrap();
@@ -47,4 +53,8 @@ pub fn dump(image: &Image) -> String {
 
 fn short(hash: Option<&[u8; 32]>) -> String {
     hash.map_or_else(|| String::from("none"), |hash| crate::golden::hex(&hash[..8]))
+}
+
+fn range(range: &Range<u64>) -> String {
+    format!("{:#x}..{:#x}", range.start, range.end)
 }

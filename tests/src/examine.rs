@@ -54,7 +54,7 @@ fn examine_in(image: &Image, memory: Memory) -> Seen {
     for entry in image.walk() {
         seen.entries += 1;
         check_entry(image, &entry);
-        let known = inodes.entry(entry.metadata().ino).or_insert_with(|| entry.metadata().clone());
+        let known = inodes.entry(entry.metadata().ino).or_insert(*entry.metadata());
         assert_eq!(known.size, entry.metadata().size, "two names of one inode agree");
         if entry.file_type() == FileType::File {
             seen.files += 1;

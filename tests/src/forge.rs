@@ -29,7 +29,16 @@ pub struct Forge {
     table: Vec<Inode>,
     /// The base image from its first byte: header of version 5, table, extents.
     base: Vec<u8>,
-    dirs: Vec<(u32, u64, Vec<(u32, Vec<u8>)>)>,
+    dirs: Vec<Listing>,
+}
+
+/// Entries of a directory, written when all inodes are known.
+#[derive(Debug, Clone)]
+struct Listing {
+    dir: u32,
+    /// Where its array lies in the base image.
+    at: u64,
+    names: Vec<(u32, Vec<u8>)>,
 }
 
 impl Forge {
@@ -85,16 +94,16 @@ impl Forge {
         let area = vec![0; usize::try_from(count * DIRENT_STRIDE).unwrap()];
         let at = if entries.is_empty() { 0 } else { self.place(&area) };
         self.set(ino, S_IFDIR | 0o755, count * DIRENT_SIZE, at, 0);
-        let owned = entries.iter().map(|(ino, name)| (*ino, name.as_ref().to_vec())).collect();
-        self.dirs.push((ino, at, owned));
+        let names = entries.iter().map(|(ino, name)| (*ino, name.as_ref().to_vec())).collect();
+        self.dirs.push(Listing { dir: ino, at, names });
         self
     }
 
     /// The image's bytes, with link counts as an honest packer would write them.
     pub fn finish(mut self) -> Vec<u8> {
         self.count_links();
-        for (_, at, entries) in &self.dirs {
-            for (nth, (child, name)) in entries.iter().enumerate() {
+        for Listing { at, names, .. } in &self.dirs {
+            for (nth, (child, name)) in names.iter().enumerate() {
                 let mode =
                     self.table.get((*child as usize).wrapping_sub(1)).map_or(S_IFREG, |i| i.mode.get());
                 let start = usize::try_from(*at + nth as u64 * DIRENT_STRIDE).unwrap();
@@ -113,12 +122,12 @@ impl Forge {
 
     fn count_links(&mut self) {
         let mut links = vec![0u32; self.table.len() + 1];
-        for (ino, _, entries) in &self.dirs {
-            links[*ino as usize] += 2;
-            for (child, _) in entries {
+        for Listing { dir, names, .. } in &self.dirs {
+            links[*dir as usize] += 2;
+            for (child, _) in names {
                 let Some(slot) = self.table.get((*child as usize).wrapping_sub(1)) else { continue };
                 if slot.mode.get() & S_IFMT == S_IFDIR {
-                    links[*ino as usize] += 1;
+                    links[*dir as usize] += 1;
                 } else {
                     links[*child as usize] += 1;
                 }

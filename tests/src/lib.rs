@@ -8,13 +8,13 @@
 //! | `own_golden` | do our packer's bytes and our reader's view stay what they were? |
 //! | `mutations` | what do we say to damaged images, and is it what the kernel says? |
 //! | `mutate_random` | does random damage ever break the reader? |
-//! | `hostile` | do images made to hurt a reader hurt this one? |
+//! | `hostile`, `hostile_regions`, `hostile_changes`, `hostile_tensors` | do images made to hurt a reader hurt this one? |
 //! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
 //! | `kerf` | do images of an independent builder open with the same contents? |
 //! | `concurrent_rewrite` | what does a reader see while another process writes? |
 //! | `kernel` | do images and descriptors work on a kernel with udmabuf and dma-heap? |
 //!
-//! `docs/validation.md` explains the verdicts that `mutations` and `hostile` expect.
+//! `docs/validation.md` explains the verdicts that `mutations` and the hostile images expect.
 
 #![allow(clippy::unwrap_used, reason = "support code of tests: a test ends at the first thing that fails")]
 

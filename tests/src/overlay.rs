@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// An overlay under construction. Every method that appends an entry returns its offset in the pool.
 #[derive(Debug, Clone)]
 pub struct Overlay {
+    block: u64,
     buckets: Vec<(u64, u64)>,
     pool: Vec<u8>,
     next_ino: u64,
@@ -17,7 +18,12 @@ pub struct Overlay {
 impl Overlay {
     /// An unused overlay with that many buckets, a power of two, above a base image of `inodes` inodes.
     pub fn new(buckets: usize, inodes: u32) -> Overlay {
-        Overlay { buckets: vec![(0, 0); buckets], pool: Vec::new(), next_ino: u64::from(inodes) + 1 }
+        Overlay::with_block(PAGE, buckets, inodes)
+    }
+
+    /// The same with data pages of `block` bytes.
+    pub fn with_block(block: u64, buckets: usize, inodes: u32) -> Overlay {
+        Overlay { block, buckets: vec![(0, 0); buckets], pool: Vec::new(), next_ino: u64::from(inodes) + 1 }
     }
 
     /// Replaces the metadata of `ino`.
@@ -35,9 +41,9 @@ impl Overlay {
 
     /// Replaces one page of `ino`; missing bytes are zeros.
     pub fn page(&mut self, ino: u64, page: u64, bytes: &[u8]) -> u64 {
-        forge::pad(&mut self.pool);
+        pad(&mut self.pool, self.block);
         let mut whole = bytes.to_vec();
-        whole.resize(4096, 0);
+        pad(&mut whole, self.block);
         let at = self.append(&whole);
         self.insert(ino << 20 | page, at);
         at
@@ -130,9 +136,10 @@ impl Overlay {
 
     /// Appends the region to `image` and enters it in the superblock.
     pub fn attach(mut self, image: &mut Vec<u8>) {
-        forge::pad(image);
-        forge::pad(&mut self.pool);
-        self.pool.resize(self.pool.len().max(4096), 0);
+        pad(image, self.block);
+        // Never empty.
+        self.pool.push(0);
+        pad(&mut self.pool, self.block);
         let mut buckets = Vec::new();
         for (state_key, value) in &self.buckets {
             let mut bucket = Bucket::new_zeroed();
@@ -140,12 +147,12 @@ impl Overlay {
             bucket.value = (*value).into();
             buckets.extend_from_slice(bucket.as_bytes());
         }
-        forge::pad(&mut buckets);
+        pad(&mut buckets, self.block);
         let mut header = OverlayHeader::new_zeroed();
         header.magic = OVERLAY_MAGIC.into();
         header.version = OVERLAY_VERSION.into();
-        header.bucket_offset = PAGE.into();
-        header.pool_offset = (PAGE + buckets.len() as u64).into();
+        header.bucket_offset = self.block.into();
+        header.pool_offset = (self.block + buckets.len() as u64).into();
         header.pool_size = (self.pool.len() as u64).into();
         header.pool_alloc = (self.pool.len() as u64).into();
         header.next_ino = self.next_ino.into();
@@ -154,18 +161,24 @@ impl Overlay {
         header.free_dirent = NONE.into();
         let offset = image.len() as u64;
         let mut region = header.as_bytes().to_vec();
-        forge::pad(&mut region);
+        pad(&mut region, self.block);
         region.extend_from_slice(&buckets);
         region.extend_from_slice(&self.pool);
         image.extend_from_slice(&region);
         let total = image.len() as u64;
         let head = forge::superblock(image);
+        head.block_size = u32::try_from(self.block).unwrap().into();
         head.overlay_offset = offset.into();
         head.overlay_size = (region.len() as u64).into();
         head.overlay_bucket_count = u32::try_from(self.buckets.len()).unwrap().into();
         head.overlay_bucket_shift = self.buckets.len().trailing_zeros().into();
         head.total_size = total.into();
     }
+}
+
+/// Zeros up to the next multiple of `block`.
+fn pad(bytes: &mut Vec<u8>, block: u64) {
+    bytes.resize(bytes.len().next_multiple_of(usize::try_from(block).unwrap()), 0);
 }
 
 /// Key of a name: 63 bits of FNV-1a over the parent's number and the name.

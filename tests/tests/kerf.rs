@@ -45,7 +45,7 @@ fn without_directory_links(mut facts: BTreeMap<Vec<u8>, Facts>) -> BTreeMap<Vec<
 }
 
 fn source(hard_links: bool) -> Tree {
-    let file = |size: usize| Item::File(0o644, (0..size).map(|i| (i % 253) as u8).collect());
+    let file = |size: usize| Item::File(0o644, (0..=252u8).cycle().take(size).collect());
     let mut tree: Tree = vec![
         (b"config.json".to_vec(), Item::File(0o600, b"{\"layers\": 2}\n".to_vec())),
         (b"empty".to_vec(), file(0)),

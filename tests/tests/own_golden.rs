@@ -134,6 +134,10 @@ fn similar(shown: &str, stored: &str, name: &str) {
 
 #[test]
 fn the_stored_images_open_from_the_file_too() {
+    if std::env::var_os("DAXFS_BLESS").is_some() {
+        // The other test is writing them.
+        return;
+    }
     let mut total = 0;
     for entry in fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();

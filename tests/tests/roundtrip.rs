@@ -88,7 +88,7 @@ fn item() -> impl Strategy<Value = Item> {
 
 /// `size` bytes that depend on `seed` and repeat with no power of two.
 fn pattern(size: usize, seed: u8) -> Vec<u8> {
-    (0..size).map(|i| ((i * 31 + i / 251) % 256) as u8 ^ seed).collect()
+    (0..=250u8).map(|byte| byte ^ seed).cycle().take(size).collect()
 }
 
 /// A tree of up to 40 items, each under one of the directories before it.

@@ -1,5 +1,7 @@
 //! `extract`: the tree comes back, and nothing is written elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{DAXFS, Fixture, Run};

@@ -1,5 +1,7 @@
 //! `inspect`: the report, its JSON, and the picture.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Fixture, golden};
@@ -134,9 +136,19 @@ fn the_picture_shows_regions_files_and_tensors() {
     ] {
         assert!(svg.contains(text), "{text}");
     }
-    // The model file is where its bytes are: the left edge of the embedding, to scale.
-    let json = fixture.run(&["inspect", "--json", "IMAGE"]).json();
-    assert!(json["image"]["size"].as_u64().unwrap() > 0);
+    // The embedding is drawn where its bytes are. 32 KiB are 1024 pixels, and it lies in the first row.
+    assert!(svg.contains("One row is 32.0 KiB"), "the scale changed: adapt the numbers below");
+    let json = fixture.run(&["inspect", "--json", "IMAGE", "model.safetensors"]).json();
+    let offset = json["files"][0]["tensors"][0]["offset"].as_u64().unwrap();
+    assert!(offset + 4000 <= 32 << 10);
+    let before = svg.split("<title>/model.safetensors\nembed.weight").next().unwrap();
+    let rect = &before[before.rfind("<rect ").unwrap()..];
+    let number = |field: &str| -> f64 {
+        let value = rect.split(&format!(" {field}=\"")).nth(1).unwrap();
+        value.split('"').next().unwrap().parse().unwrap()
+    };
+    assert!((number("x") - (116.0 + offset as f64 / 32.0)).abs() < 0.01, "{rect}");
+    assert!((number("width") - 4000.0 / 32.0).abs() < 0.01, "{rect}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! `ls`, `tree`, `stat`, `cat`: what they print, for every kind of source.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{DAXFS, Fixture, Run, bad_name, golden};
+use daxfs::format;
 use mkimage::Memory;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::fs;
@@ -179,6 +182,54 @@ fn collapse_refuses_what_has_no_pages_to_move() {
                 || run.stderr.contains("cannot collapse")
         );
     }
+}
+
+/// Turns the image into a split one: the data of files lies in `backing`, at the same offsets as in the base image.
+fn split(fixture: &Fixture) {
+    let image = daxfs::Image::open(fixture.image()).unwrap();
+    let base = image.superblock().base.clone().unwrap();
+    let start = usize::try_from(base.start).unwrap();
+    let data = fixture.offset_of("config.json");
+    let mut bytes = fs::read(fixture.image()).unwrap();
+    fs::write(fixture.path("backing"), &bytes[start..]).unwrap();
+    bytes[usize::try_from(data).unwrap()..][..21].fill(b'-');
+    // A page cache of 8 slots behind the image: header, slot records, slots.
+    let cache = bytes.len() as u64;
+    bytes.resize(bytes.len() + 4096 * 10, 0);
+    let total = bytes.len() as u64;
+    let mut put =
+        |at: u64, field: &[u8]| bytes[usize::try_from(at).unwrap()..][..field.len()].copy_from_slice(field);
+    put(cache, &format::PAGE_CACHE_MAGIC.to_le_bytes());
+    put(cache + 4, &format::v8::PAGE_CACHE_VERSION.to_le_bytes());
+    put(cache + 8, &4096_u64.to_le_bytes());
+    put(cache + 16, &8192_u64.to_le_bytes());
+    put(16, &total.to_le_bytes());
+    put(88, &cache.to_le_bytes());
+    put(96, &(total - cache).to_le_bytes());
+    put(104, &8_u32.to_le_bytes());
+    put(108, &3_u32.to_le_bytes());
+    fs::write(fixture.image(), bytes).unwrap();
+}
+
+#[test]
+fn split_images_take_their_data_from_the_backing_file() {
+    let fixture = Fixture::new();
+    fixture.pack(|packer| packer.plain(true));
+    split(&fixture);
+    let without = fixture.run(&["cat", "IMAGE", "config.json"]);
+    assert!(without.error().contains("not in the image"));
+    let cat = ["cat", "--backing", "DIR/backing", "IMAGE", "config.json"];
+    assert_eq!(fixture.run(&cat).ok(), "{\"hidden_size\": 384}\n");
+    let stat =
+        |args: &[&str]| fixture.run(&[&["stat", "--json"], args, &["IMAGE", "config.json"]].concat()).json();
+    assert_eq!(stat(&[])["entries"][0]["contents"]["kind"], "unavailable");
+    assert_eq!(stat(&["--backing", "DIR/backing"])["entries"][0]["contents"]["kind"], "backing");
+    fixture.run(&["verify", "--backing", "DIR/backing", "IMAGE", "TREE"]).ok();
+    let run = fixture.run(&["verify", "IMAGE", "TREE"]);
+    assert_eq!(run.status, 2, "contents that are elsewhere cannot be compared: {run:?}");
+    fixture.run(&["extract", "-q", "--backing", "DIR/backing", "IMAGE", "DIR/out"]).ok();
+    assert_eq!(fs::read(fixture.path("out/config.json")).unwrap(), b"{\"hidden_size\": 384}\n");
+    assert!(fixture.run(&["ls", "--backing", "DIR/absent", "IMAGE"]).error().contains("absent"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `verify`: what it accepts, and that it finds each kind of difference.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Fixture, bad_name, safetensors};

@@ -28,7 +28,7 @@
 //! let image = daxfs::Image::open(&model)?; // safe: no reference to shared bytes is made
 //! let file = image.file("model.safetensors")?;
 //! let weight = file.tensors()?.get("lm_head.weight")?;
-//! assert_eq!((weight.dtype(), weight.shape()), (daxfs::Dtype::Bf16, &[2, 2][..]));
+//! assert_eq!((weight.dtype(), weight.shape()), (daxfs::Dtype::BF16, &[2, 2][..]));
 //!
 //! let mut copy = [0; 8];
 //! weight.bytes()?.read_at(0, &mut copy)?; // a bounded view: always sound
@@ -53,6 +53,7 @@
 
 #![deny(unsafe_code)]
 
+mod content;
 mod entry;
 mod error;
 mod file;
@@ -67,6 +68,7 @@ pub mod tensor;
 pub mod dlpack;
 
 pub use dmabuf::SharedBytes;
+pub use content::{ContentHasher, content_hash};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use file::{Extent, File};
@@ -74,7 +76,9 @@ pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use region::{Provenance, Region, Source};
 pub use snapshot::ViewKind;
 pub use superblock::Superblock;
-pub use tensor::{Dtype, Index, Tensor, TensorError, Tensors};
+pub use tensor::{
+    Dtype, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,
+};
 
 /// Compiles the README's Rust example.
 #[cfg(doctest)]

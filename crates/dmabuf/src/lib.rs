@@ -69,7 +69,9 @@ pub use fdpass::{recv_fds, send_fds};
 pub use heap::{heap_allocate, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
-pub use socket::{Peer, connect_seqpacket, listen_seqpacket, peer, set_timeout};
+pub use socket::{
+    Peer, accept_seqpacket, connect_seqpacket, listen_seqpacket, peer, peer_groups, set_timeout,
+};
 pub use sync::{Access, CpuAccess};
 pub use udmabuf::{udmabuf_from, udmabuf_limit};
 pub use view::SharedBytes;

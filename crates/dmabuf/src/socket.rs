@@ -1,10 +1,14 @@
 //! Unix sockets that keep messages whole (`SOCK_SEQPACKET`): a message and its descriptors arrive together or not at
 //! all, so nobody has to buffer half of one.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+#![allow(unsafe_code, reason = "accept4 and getsockopt")]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
 
@@ -62,15 +66,73 @@ pub fn set_timeout(fd: &OwnedFd, timeout: Duration) -> Result<()> {
 
 /// Makes a socket at `path` and listens on it, nonblocking. The caller makes sure that nothing is at the path.
 ///
+/// Nobody can connect before the file has its permission bits and group.
+///
 /// # Errors
 /// [`Error::Os`]: EADDRINUSE when something is there, EACCES, ENOENT for a missing directory, ENAMETOOLONG.
-pub fn listen_seqpacket(path: &Path) -> Result<OwnedFd> {
+pub fn listen_seqpacket(path: &Path, mode: u32, group: Option<u32>) -> Result<OwnedFd> {
+    let subject = || path.display().to_string();
     let address = address(path)?;
     let fd = socket(path, SockFlag::SOCK_NONBLOCK)?;
-    socket::bind(fd.as_raw_fd(), &address).map_err(|e| Error::os("bind", path.display().to_string(), e))?;
-    socket::listen(&fd, socket::Backlog::MAXALLOWABLE)
-        .map_err(|e| Error::os("listen", path.display().to_string(), e))?;
+    socket::bind(fd.as_raw_fd(), &address).map_err(|e| Error::os("bind", subject(), e))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::os("chmod", subject(), e))?;
+    if group.is_some() {
+        std::os::unix::fs::chown(path, None, group).map_err(|e| Error::os("chgrp", subject(), e))?;
+    }
+    socket::listen(&fd, socket::Backlog::MAXALLOWABLE).map_err(|e| Error::os("listen", subject(), e))?;
     Ok(fd)
+}
+
+/// Takes one waiting connection, nonblocking and close-on-exec; `None` when nobody waits.
+///
+/// # Errors
+/// [`Error::Os`] from accept: EMFILE or ENFILE when there are too many descriptors.
+pub fn accept_seqpacket(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    loop {
+        match socket::accept4(listener.as_raw_fd(), flags) {
+            // SAFETY: accept4 just made this descriptor for us, and nothing else owns it.
+            Ok(fd) => return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+            Err(Errno::EAGAIN) => return Ok(None),
+            // The client gave up while it waited; ask for the next one.
+            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(e) => return Err(Error::os("accept", fd_name(listener), e)),
+        }
+    }
+}
+
+/// Supplementary groups of the other end, as of its connect (SO_PEERGROUPS).
+///
+/// # Errors
+/// [`Error::Os`] from getsockopt.
+pub fn peer_groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut bytes = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: the pointer is to a live, exclusively borrowed buffer of `bytes` bytes of integers, and the kernel
+        // writes at most that many and updates `bytes`.
+        let result = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut bytes,
+            )
+        };
+        let count = bytes as usize / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = std::io::Error::last_os_error();
+        // ERANGE says how much room it takes.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(Error::os("getsockopt SO_PEERGROUPS", fd_name(fd), error));
+        }
+        groups.resize(count, 0);
+    }
 }
 
 /// Who connected to, or listens at, the other end.
@@ -92,12 +154,10 @@ mod tests {
     fn messages_stay_whole_and_time_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = listen_seqpacket(&path).unwrap();
+        let listener = listen_seqpacket(&path, 0o600, None).unwrap();
         let client = connect_seqpacket(&path, Duration::from_millis(20)).unwrap();
-        let server = socket::accept(listener.as_raw_fd()).unwrap();
-        // SAFETY: accept just returned this descriptor, and nothing else owns it.
-        #[allow(unsafe_code, reason = "owning what accept returned")]
-        let server = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(server) };
+        let server = accept_seqpacket(listener.as_fd()).unwrap().unwrap();
+        assert!(accept_seqpacket(listener.as_fd()).unwrap().is_none());
         crate::send_fds(client.as_fd(), b"one", &[]).unwrap();
         crate::send_fds(client.as_fd(), b"three", &[]).unwrap();
         let mut buffer = [0; 16];
@@ -106,6 +166,8 @@ mod tests {
         let error = crate::recv_fds(client.as_fd(), &mut buffer, 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::EAGAIN));
         let peer = peer(server.as_fd()).unwrap();
+        let groups = peer_groups(server.as_fd()).unwrap();
+        assert_eq!(groups.len(), nix::unistd::getgroups().unwrap().len());
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
     }
 

@@ -14,8 +14,14 @@ const HEAD: usize = 4096;
 /// Bytes per read of the second stage.
 const STEP: usize = 256 << 10;
 
-/// For every file that repeats another one: its inode, and the lowest inode with the same contents.
-pub(crate) fn find(tree: &Tree, numbers: &Numbers, threads: usize) -> Result<HashMap<u32, u32>> {
+/// For every file that repeats another one: its inode, and the lowest inode with the same contents. Files that are
+/// made anew in the image are compared among themselves: they will differ from their source.
+pub(crate) fn find(
+    tree: &Tree,
+    numbers: &Numbers,
+    is_rewritten: impl Fn(u32) -> bool,
+    threads: usize,
+) -> Result<HashMap<u32, u32>> {
     let mut by_size: HashMap<u64, Vec<u32>> = HashMap::new();
     for (ino, node) in numbers.files(tree) {
         let size = tree.node(node).identity.size;
@@ -36,10 +42,10 @@ pub(crate) fn find(tree: &Tree, numbers: &Numbers, threads: usize) -> Result<Has
     candidates.sort_unstable();
 
     let whole = hash_all(tree, numbers, &candidates, u64::MAX, threads)?;
-    let mut first: HashMap<Hash, u32> = HashMap::new();
+    let mut first: HashMap<(Hash, bool), u32> = HashMap::new();
     let mut shares = HashMap::new();
     for (&ino, hash) in candidates.iter().zip(whole) {
-        let owner = *first.entry(hash).or_insert(ino);
+        let owner = *first.entry((hash, is_rewritten(ino))).or_insert(ino);
         if owner != ino {
             shares.insert(ino, owner);
         }

@@ -215,12 +215,11 @@ impl Packer {
         let numbers = Numbers::assign(&tree);
         let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
         tensors::check_counts(&tensors)?;
-        let mut shares = match self.dedupe {
-            true => dedupe::find(&tree, &numbers, self.settings.threads)?,
+        let is_rewritten = |ino| tensors.rewrite(ino).is_some();
+        let shares = match self.dedupe {
+            true => dedupe::find(&tree, &numbers, is_rewritten, self.settings.threads)?,
             false => HashMap::new(),
         };
-        // A file that is made anew differs from its source, and from a copy that has another kind of name.
-        shares.retain(|ino, owner| tensors.rewrite(*ino).is_some() == tensors.rewrite(*owner).is_some());
         let index =
             (!self.rules.plain && !tensors.files.is_empty()).then(|| index::size(&tree, &numbers, &tensors));
         let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use daxfs::format::index::FILLER_PREFIX;
 use daxfs::tensor::TensorInfo;
 use daxfs::tensor::checkpoint::{MAX_DOCUMENT, SUFFIX, WeightMap, shard_path};
+use daxfs::tensor::index::{MAX_NAME, MAX_RANK};
 use daxfs::tensor::safetensors::{header_length, parse_header};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -113,6 +114,13 @@ fn read_file(
         Ok(header) => header,
         Err(error) => return Ok(Err(error.to_string())),
     };
+    let beyond = |info: &&Arc<TensorInfo>| info.name.len() > MAX_NAME || info.shape.len() > MAX_RANK;
+    if let Some(info) = header.visible().find(beyond) {
+        let start: String = info.name.chars().take(40).collect();
+        return Ok(Err(format!(
+            "tensor {start:?}: its name has more than {MAX_NAME} bytes, or it has more than {MAX_RANK} dimensions"
+        )));
+    }
     let (rewrite, warning) = match align.map(|align| rewrite(&header, align)) {
         None | Some(Ok(None)) => (None, None),
         Some(Ok(Some(rewrite))) => (Some(rewrite), None),

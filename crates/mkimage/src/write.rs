@@ -6,6 +6,7 @@ use crate::index::{self, Hashes};
 use crate::memory::{self, Finish, Memory};
 use crate::output::{Output, parent};
 use crate::packer::Plan;
+use crate::source::Opener;
 use crate::summary::{Pages, Summary};
 use crate::target::{Target, WINDOW};
 use crate::tree::Kind;
@@ -124,6 +125,7 @@ impl Plan {
         let hash = self.settings.hash && has_index;
         let task = Task { plan: self, hash, zeroed: target.zeroed, cloned, progress };
         let leaves = self.copy(target, &task)?;
+        self.check_unread()?;
         let hashes = match hash {
             true => Some(Hashes::new(&self.tree, &self.layout, self.file_hashes(leaves)?)),
             false => None,
@@ -154,6 +156,20 @@ impl Plan {
         Ok(parallel::map(windows, self.settings.threads, state, work)?.concat())
     }
 
+    /// Files that own no bytes of the image, because they are empty or share another file's, are not read. They
+    /// must not have changed either.
+    fn check_unread(&self) -> Result<()> {
+        let owns = |ino| self.layout.extent(ino).len > 0 && !self.shares.contains_key(&ino);
+        let files = self.layout.numbers.files(&self.tree);
+        let unread: Vec<u32> = files.filter(|&(ino, _)| !owns(ino)).map(|(_, node)| node).collect();
+        let state = || Opener::new(&self.tree);
+        parallel::map(unread.len(), self.settings.threads, state, |opener, at| {
+            let source = opener.file(unread[at])?;
+            source.check_end()
+        })?;
+        Ok(())
+    }
+
     /// The hashes of all regular files from those of their parts; by inode, zero for everything else.
     fn file_hashes(&self, mut leaves: Vec<Leaf>) -> Result<Vec<Hash>> {
         leaves.sort_unstable_by_key(Leaf::key);
@@ -182,7 +198,7 @@ impl Plan {
         let candidates: Vec<u32> =
             self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
         let mut cloned = HashMap::new();
-        let mut opener = crate::source::Opener::new(&self.tree);
+        let mut opener = Opener::new(&self.tree);
         for ino in candidates {
             let extent = self.layout.extent(ino);
             let len = extent.len / CLONE_UNIT * CLONE_UNIT;

@@ -1,7 +1,6 @@
 """Images in real dma-bufs, read from Python: `make test-kernel` runs these where udmabuf and dma-heap are.
 
 With ``DAXFS_REQUIRE_DEVICES=1`` a missing device is a failure, elsewhere the tests are skipped and say why.
-Started as a program, this file is the second process of a test: it checks the image that it inherited.
 """
 
 from __future__ import annotations
@@ -21,17 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import daxfs
-import ml_dtypes
 import numpy as np
 import pytest
+from model import check, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy.typing as npt
-
 UDMABUF, HEAP = Path("/dev/udmabuf"), Path("/dev/dma_heap/system")
 PACK = Path(sys.executable).with_name("daxfs-pack")
+READER = Path(__file__).with_name("model.py")
 TARGETS = {"udmabuf": "udmabuf", "heap:system": "system"}
 
 # struct dma_heap_allocation_data of linux/dma-heap.h: length, descriptor, its flags, flags of the heap.
@@ -47,17 +45,6 @@ def devices() -> None:
         pytest.fail(f"no {missing[0]}")
     if missing:
         pytest.skip(f"no {missing[0]}")
-
-
-def weights() -> dict[str, npt.NDArray[np.generic]]:
-    """Return the tensors of the model, the same ones in every process."""
-    values = np.random.default_rng(7).standard_normal(20_000).astype(np.float32)
-    return {
-        "bf16": values[:6000].astype(ml_dtypes.bfloat16).reshape(60, 100),
-        "f32": values.reshape(200, 100),
-        "fp8": values[:4096].astype(ml_dtypes.float8_e4m3fn).reshape(64, 64),
-        "scalar": np.array(3.5, dtype=np.float16),
-    }
 
 
 @pytest.fixture(scope="session")
@@ -79,49 +66,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(params=list(TARGETS))
+def receive(target: str, folder: Path, socket_path: Path) -> int:
+    """Have another process pack the model and send the descriptor, the only one that is left then."""
+    sender = "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['TEST_SOCKET'])\n"
+    sender += "socket.send_fds(s, [b'.'], [int(os.environ['DAXFS_FD'])])"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        listener.listen()
+        listener.settimeout(60)
+        command: list[str | Path] = [
+            PACK,
+            "--quiet",
+            "--into",
+            target,
+            folder,
+            "--",
+            sys.executable,
+            "-S",
+            "-c",
+            sender,
+        ]
+        with subprocess.Popen(command, env={**os.environ, "TEST_SOCKET": str(socket_path)}) as process:
+            connection, _ = listener.accept()
+            with connection:
+                _, (fd,), _, _ = socket.recv_fds(connection, 1, 1)
+    assert process.returncode == 0
+    return fd
+
+
+@pytest.fixture(scope="module", params=list(TARGETS))
 def target(request: pytest.FixtureRequest) -> str:
     """Name a kind of dma-buf as daxfs-pack takes it."""
     return str(request.param)
 
 
-@pytest.fixture
-def packed(target: str, folder: Path, tmp_path: Path) -> Iterator[int]:
-    """Pack the model into a dma-buf and receive its descriptor, the only one left, from another process."""
-    sender = "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['TEST_SOCKET'])\n"
-    sender += "socket.send_fds(s, [b'.'], [int(os.environ['DAXFS_FD'])])"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "socket"))
-        listener.listen()
-        listener.settimeout(60)
-        command = [PACK, "--quiet", "--into", target, folder, "--", sys.executable, "-c", sender]
-        with subprocess.Popen(
-            command, env={**os.environ, "TEST_SOCKET": str(tmp_path / "socket")}
-        ) as process:
-            connection, _ = listener.accept()
-            with connection:
-                _, (fd,), _, _ = socket.recv_fds(connection, 1, 1)
-    assert process.returncode == 0
+@pytest.fixture(scope="module")
+def packed(target: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Give a descriptor of the packed model."""
+    fd = receive(target, folder, tmp_path_factory.mktemp("packed") / "socket")
     yield fd
     os.close(fd)
-
-
-def check(image: daxfs.Image, folder: Path) -> None:
-    """Compare every byte of every file and every value of every tensor."""
-    on_disk = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in image if not name.startswith(".daxfs")} == set(on_disk)
-    for name, path in on_disk.items():
-        assert image[name].read_bytes() == path.read_bytes()
-        assert bytes(memoryview(image[name])) == path.read_bytes()
-    tensors = image.tensors()
-    expected = weights()
-    assert set(tensors) == set(expected)
-    for name, value in expected.items():
-        seen = np.asarray(tensors[name])
-        assert (seen.dtype, seen.shape) == (value.dtype, value.shape)
-        assert seen.tobytes() == value.tobytes()
-        assert not seen.flags.writeable
-        assert not seen.flags.owndata
 
 
 def test_image_is_the_tree_and_says_where_it_is(packed: int, target: str, folder: Path) -> None:
@@ -135,7 +119,17 @@ def test_image_is_the_tree_and_says_where_it_is(packed: int, target: str, folder
 
 
 def test_program_inherits_the_image(target: str, folder: Path) -> None:
-    command = [PACK, "--quiet", "--into", target, folder, "--", sys.executable, __file__, folder]
+    command: list[str | Path] = [
+        PACK,
+        "--quiet",
+        "--into",
+        target,
+        folder,
+        "--",
+        sys.executable,
+        READER,
+        folder,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{TARGETS[target]}\n", "")
 
@@ -150,9 +144,8 @@ def test_arrays_cannot_be_written(packed: int) -> None:
         assert memoryview(image["config.json"]).readonly
 
 
-def test_udmabuf_has_no_private_copy(packed: int, target: str) -> None:
-    if target != "udmabuf":
-        pytest.skip("heaps of newer kernels can be mapped privately")
+@pytest.mark.parametrize("target", ["udmabuf"], indirect=True)  # heaps of newer kernels have private copies
+def test_udmabuf_has_no_private_copy(packed: int) -> None:
     with pytest.raises(OSError, match="Invalid argument") as caught:
         daxfs.open(packed, private=True)
     assert caught.value.errno == errno.EINVAL
@@ -166,13 +159,11 @@ def listed(ino: int) -> bool:
     return any(len(words) > 5 and words[5].isdigit() and int(words[5]) == ino for words in columns)
 
 
-def test_last_array_frees_the_memory(packed: int) -> None:
-    ino = os.fstat(packed).st_ino
-    # The fixture's descriptor now leads elsewhere; the image is the only user.
-    image = daxfs.open(packed)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, packed)
-    os.close(null)
+def test_last_array_frees_the_memory(target: str, folder: Path, tmp_path: Path) -> None:
+    fd = receive(target, folder, tmp_path / "socket")
+    ino = os.fstat(fd).st_ino
+    image = daxfs.open(fd)
+    os.close(fd)
     try:
         assert listed(ino)
     except PermissionError:
@@ -213,9 +204,3 @@ def test_read_only_descriptor_stays_read_only() -> None:
         with pytest.raises(daxfs.FormatError, match="magic"):
             daxfs.open(fd)
         os.close(fd)
-
-
-if __name__ == "__main__":
-    with daxfs.open() as inherited:
-        check(inherited, Path(sys.argv[1]))
-        print(inherited.exporter)

@@ -17,7 +17,7 @@ const COLUMNS: u64 = (WIDTH / COLUMN) as u64;
 /// More rows than this make a picture that nobody scrolls through.
 const MOST_ROWS: u64 = 40;
 /// Stretches that a row should hold on average, so that their names fit.
-const PER_ROW: u64 = 7;
+const PER_ROW: u64 = 6;
 
 /// A stretch of one paint.
 #[derive(Debug, Clone, PartialEq, Eq)]

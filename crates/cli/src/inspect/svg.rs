@@ -15,6 +15,8 @@ use std::fmt::Write;
 const LEFT: u32 = 116;
 const RIGHT: u32 = 24;
 const FILE_LANE: u32 = 15;
+/// Estimated pixels of a character in a label.
+const PER_CHAR: f64 = 6.1;
 const LANE: u32 = 34;
 const ROW: u32 = FILE_LANE + LANE + 17;
 const HATCH: &str = "url(#hatch)";
@@ -95,6 +97,12 @@ fn legend(layout: &Layout, spans: &[Span]) -> Vec<(Paint, u64)> {
     sums.into_iter().chain((padding > 0).then_some((Paint::Kind(Kind::Padding), padding))).collect()
 }
 
+/// What is written on a span.
+enum Lines {
+    Tensor { name: String, dtype: &'static str, shape: String },
+    Other(String),
+}
+
 struct Picture<'a> {
     layout: &'a Layout,
     spans: &'a [Span],
@@ -140,41 +148,41 @@ impl Picture<'_> {
             return;
         }
         let ink = span.paint.ink();
-        match &lines {
-            (first, Some(second)) => {
-                svg.label(x + 4.0, lane + 14.0, ink, &fit_tail(first, room, 6.1));
-                svg.label(x + 4.0, lane + 27.0, ink, &fit(second, room, 6.1));
+        match lines {
+            Lines::Tensor { name, dtype, shape } => {
+                svg.label(x + 4.0, lane + 14.0, ink, &fit_tensor_name(&name, room));
+                let whole = fit_or_nothing(&format!("{dtype} {shape}"), room, PER_CHAR);
+                let line = if whole.is_empty() { fit_or_nothing(dtype, room, PER_CHAR) } else { whole };
+                svg.label(x + 4.0, lane + 27.0, ink, &line);
             }
-            (first, None) => svg.label(x + 4.0, lane + 21.0, ink, &fit_or_nothing(first, room, 6.1)),
+            Lines::Other(text) => {
+                svg.label(x + 4.0, lane + 21.0, ink, &fit_or_nothing(&text, room, PER_CHAR))
+            }
         }
     }
 
-    /// One or two lines for a span, and the text that shows when the mouse rests on it.
-    fn describe(&self, span: &Span) -> ((String, Option<String>), String) {
+    /// What is written on a span, and the text that shows when the mouse rests on it.
+    fn describe(&self, span: &Span) -> (Lines, String) {
         let file = span.file.and_then(|number| self.layout.files.get(number));
         let size = human(span.range.end - span.range.start);
         let place = format!("{:#x}..{:#x}, {size}", span.range.start, span.range.end);
         let path = file.map(|file| format!("{}\n", file.label())).unwrap_or_default();
         let tensors = file.and_then(|file| file.tensors.as_ref()?.as_ref().ok());
-        match span.tensor.and_then(|number| tensors?.get(number)) {
-            Some(tensor) => {
-                let name = escape(tensor.name.as_bytes());
-                let what = format!("{} {}", tensor.dtype.name(), shape(&tensor.shape));
-                let align = alignment(tensor.alignment);
-                let tip = format!("{path}{name}\n{what}\n{place}, aligned to {align}");
-                ((name, Some(what)), tip)
-            }
-            None => {
-                let name = span.paint.name();
-                let short = match span.paint {
-                    Paint::Kind(Kind::Files) => size,
-                    Paint::Header => "header".to_owned(),
-                    Paint::Filler => "filler".to_owned(),
-                    _ => name.to_owned(),
-                };
-                ((short, None), format!("{path}{name}\n{place}"))
-            }
+        if let Some(tensor) = span.tensor.and_then(|number| tensors?.get(number)) {
+            let name = escape(tensor.name.as_bytes());
+            let (dtype, shape) = (tensor.dtype.name(), shape(&tensor.shape));
+            let align = alignment(tensor.alignment);
+            let tip = format!("{path}{name}\n{dtype} {shape}\n{place}, aligned to {align}");
+            return (Lines::Tensor { name, dtype, shape }, tip);
         }
+        let name = span.paint.name();
+        let short = match span.paint {
+            Paint::Kind(Kind::Files) => size,
+            Paint::Header => "header".to_owned(),
+            Paint::Filler => "filler".to_owned(),
+            _ => name.to_owned(),
+        };
+        (Lines::Other(short), format!("{path}{name}\n{place}"))
     }
 
     /// Which file lies where: names where they fit, counts where many small ones stand together.
@@ -207,6 +215,18 @@ fn legend_entry(svg: &mut Svg, x: f64, y: f64, &(paint, bytes): &(Paint, u64), t
     svg.rect(x, y, 14.0, 12.0, paint.colour().unwrap_or(HATCH), None);
     let text = format!("{}  {}  {}", paint.name(), human(bytes), percent(bytes, total));
     svg.text(x + 20.0, y + 10.0, "legend", &text);
+}
+
+/// As many of a tensor's last name components as fit: they tell it from its neighbours. `.weight` does not, so it
+/// goes first.
+fn fit_tensor_name(name: &str, room: f64) -> String {
+    let short = name.strip_suffix(".weight").unwrap_or(name);
+    let behind_dots = short.match_indices('.').map(|(dot, _)| &short[dot + 1..]);
+    let fits = |text: &&str| !fit_or_nothing(text, room, PER_CHAR).is_empty();
+    match [name, short].into_iter().chain(behind_dots).find(fits) {
+        Some(text) => text.to_owned(),
+        None => fit_tail(short, room, PER_CHAR),
+    }
 }
 
 /// A line as long as the file, and its name above.
@@ -288,6 +308,15 @@ fn stack(column: &Column, bytes: u64) -> Vec<(Paint, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_tensors_keep_their_ends() {
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        assert_eq!(fit_tensor_name(name, 300.0), name);
+        assert_eq!(fit_tensor_name(name, 100.0), "self_attn.q_proj");
+        assert_eq!(fit_tensor_name(name, 40.0), "q_proj");
+        assert_eq!(fit_tensor_name(name, 30.0), "…roj");
+    }
 
     #[test]
     fn columns_never_overflow_the_lane() {

@@ -11,7 +11,7 @@ use crate::output::{Outcome, Output, one_line, report};
 use crate::source::{map, name, options};
 use crate::text::{count, escape, hex, human};
 use anyhow::Context;
-use daxfs::{Image, ViewKind};
+use daxfs::{Image, ViewKind, format};
 use serde::Serialize;
 use std::io::Write;
 
@@ -215,10 +215,10 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
             )
         }
     };
-    let missing = if image.view_kind() != ViewKind::Base {
-        "; the image was changed after packing, so its index does not count"
-    } else if facts.indexed {
+    let missing = if facts.indexed {
         ""
+    } else if image.view_kind() != ViewKind::Base && image.entry(format::index::PATH).is_ok() {
+        "; the image was changed after packing, so its index does not count"
     } else {
         "; no index, so no hashes"
     };

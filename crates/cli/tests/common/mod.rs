@@ -1,4 +1,6 @@
 //! A tree, the image of it, and a way to run the command. Each test program uses part of this.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test program compiles this module and uses part of it")]
 
 use daxfs::{Image, format};
@@ -43,7 +45,7 @@ impl Fixture {
     pub fn pack(&self, options: impl FnOnce(mkimage::Packer) -> mkimage::Packer) {
         let _ = fs::remove_file(self.image());
         let packer = options(mkimage::Packer::new().input(self.tree()));
-        packer.plan().unwrap().write_file(&self.image()).unwrap();
+        packer.plan().unwrap().write_file(self.image()).unwrap();
     }
 
     /// Makes the image the same whoever packs it: all owners 0.

@@ -38,10 +38,8 @@ fn tensors_of_safetensors(file: &File) -> Result<Tensors> {
 /// The directory is that of the name by which the checkpoint was reached, not of the file behind a symbolic link:
 /// in a Hugging Face cache all names are links to a directory of blobs, and the shards' names are with the links.
 fn tensors_of_checkpoint(json: &File, directory: &[u8]) -> Result<Tensors> {
-    // The packer resolved the shards from the file's own directory, so only that is in the index.
-    if same_directory(parent(&json.path()), directory)
-        && let Some(index) = usable_index(json.image())?
-        && let Some(record) = index.checkpoint(json.ino())?
+    if let Some(index) = usable_index(json.image())?
+        && let Some(record) = index.checkpoint_in(json, directory)?
     {
         return Ok(Tensors::indexed_checkpoint(index, json.clone(), record));
     }
@@ -134,7 +132,7 @@ pub(super) fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// Paths from the root, with or without a slash at their ends.
-fn same_directory(left: &[u8], right: &[u8]) -> bool {
+pub(super) fn same_directory(left: &[u8], right: &[u8]) -> bool {
     let trim = |path: &[u8]| -> Vec<u8> {
         let parts = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
         parts.flat_map(|part| part.iter().chain(b"/")).copied().collect()

@@ -114,7 +114,7 @@ fn shards_make_one_set() {
 
 #[test]
 fn broken_checkpoints_name_what_is_missing() {
-    let open = |map: &'static str| {
+    let open = |map: &str| {
         let image = TestImage::new()
             .file("/d/one.safetensors", shard("a", b"1"))
             .file("/two.safetensors", shard("b", b"2"))
@@ -137,7 +137,7 @@ fn broken_checkpoints_name_what_is_missing() {
     );
     for shard in ["../two.safetensors", "/two.safetensors"] {
         let map = format!(r#"{{"weight_map":{{"b":"{shard}"}}}}"#);
-        let error = open(Box::leak(map.into_boxed_str())).unwrap_err();
+        let error = open(&map).unwrap_err();
         assert!(matches!(
             &error,
             Error::Tensor(TensorError::InFile { fault, .. })
@@ -256,6 +256,25 @@ fn an_index_gives_the_same_as_parsing() {
             index.verify_checkpoint(&file).unwrap();
         }
     }
+}
+
+/// The same JSON in another directory stands for the shards that lie there.
+#[test]
+fn the_index_speaks_only_for_the_first_name_of_a_checkpoint() {
+    let json = "/model.safetensors.index.json";
+    let image = indexed(|_| {})
+        .hard_link("/other/model.safetensors.index.json", json)
+        .file("/other/one.safetensors", shard("a", b"abc"))
+        .file("/other/two.safetensors", shard("b", b"de"))
+        .open();
+    assert!(image.tensors_at(json).unwrap().indexed());
+    let other = image.file("/other/model.safetensors.index.json").unwrap();
+    for tensors in [other.tensors(), image.tensors_at("other")] {
+        let tensors = tensors.unwrap();
+        assert!(!tensors.indexed());
+        assert_eq!(tensors.get("a").unwrap().as_slice().unwrap(), b"abc");
+    }
+    image.index().unwrap().unwrap().verify_checkpoint(&other).unwrap();
 }
 
 #[test]

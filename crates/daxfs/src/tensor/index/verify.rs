@@ -1,8 +1,9 @@
 //! Does the index tell the truth? Compares its records with the files that they describe.
 
-use super::{Index, IndexedFile};
+use super::{Index, IndexedCheckpoint, IndexedFile};
 use crate::tensor::checkpoint::{Checkpoint, header_of};
 use crate::tensor::error::escaped;
+use crate::tensor::select::{parent, same_directory};
 use crate::tensor::{TensorError, TensorInfo};
 use crate::{File, Image, Result};
 
@@ -29,14 +30,16 @@ impl Index {
     }
 
     /// Compares the record of a checkpoint with its JSON file and the headers of its shards, which are parsed for
-    /// that; the shards are relative to the directory of the file's path. A checkpoint without a record passes.
+    /// that. A checkpoint without a record passes, and so does another name of it in another directory, since the
+    /// index holds only the shards of its first name.
     ///
     /// # Errors
     /// As for [`Index::verify_file`], and what is wrong with the checkpoint.
     pub fn verify_checkpoint(&self, json: &File) -> Result<()> {
-        let Some(record) = self.checkpoint(json.ino())? else { return Ok(()) };
         let path = json.path();
-        let checkpoint = Checkpoint::read(json, super::super::select::parent(&path))?;
+        let directory = parent(&path);
+        let Some(record) = self.checkpoint_in(json, directory)? else { return Ok(()) };
+        let checkpoint = Checkpoint::read(json, directory)?;
         let files = checkpoint.files(json.image())?;
         same(json, || "number of tensors".into(), &record.entries.len(), &checkpoint.len())?;
         for (position, (shard, expected)) in (0..).zip(checkpoint.iter()) {
@@ -54,6 +57,19 @@ impl Index {
         same(file, || what("data type"), &found.dtype, &expected.dtype)?;
         same(file, || what("shape"), &found.shape, &expected.shape)?;
         same(file, || what("offset"), &found.offset, &expected.offset)
+    }
+
+    /// The record of a checkpoint whose shards are relative to `directory`. The packer resolved them from the
+    /// first path of the JSON file; from elsewhere they may be other files.
+    pub(in crate::tensor) fn checkpoint_in(
+        &self,
+        json: &File,
+        directory: &[u8],
+    ) -> Result<Option<IndexedCheckpoint>> {
+        let Some(checkpoint) = self.checkpoint(json.ino())? else { return Ok(None) };
+        let Some(record) = self.file(json.ino())? else { return Ok(None) };
+        let path = self.path(&record)?;
+        Ok(same_directory(parent(&path), directory).then_some(checkpoint))
     }
 
     /// The file that a record describes, found by its path and checked against the inode.

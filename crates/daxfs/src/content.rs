@@ -1,0 +1,111 @@
+//! The content hash: one BLAKE3 over all names and contents of an image. What it covers is described in
+//! [`crate::format::index`].
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use crate::error::Error;
+use crate::format::index::{CONTENT_PREFIX, DIR};
+use crate::{File, FileType, Image};
+
+/// Builds a content hash from names in bytewise order of their absolute paths.
+#[derive(Debug, Clone)]
+pub struct ContentHasher(blake3::Hasher);
+
+impl Default for ContentHasher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ContentHasher {
+    /// Of nothing yet.
+    pub fn new() -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(CONTENT_PREFIX);
+        Self(hasher)
+    }
+
+    /// Whether the content hash covers a path: everything but `/.daxfs` and what is in it.
+    pub fn covers(path: &[u8]) -> bool {
+        let rest = path.strip_prefix(b"/").and_then(|path| path.strip_prefix(DIR.as_bytes()));
+        rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
+    }
+
+    /// Adds a name of a regular file: its absolute path, its bytes, their BLAKE3.
+    pub fn file(&mut self, path: &[u8], size: u64, hash: &[u8; 32]) {
+        self.name(b'f', path, size, hash);
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &[u8], target: &[u8]) {
+        self.name(b'l', path, target.len() as u64, blake3::hash(target).as_bytes());
+    }
+
+    fn name(&mut self, kind: u8, path: &[u8], size: u64, hash: &[u8; 32]) {
+        self.0.update(&[kind]);
+        self.0.update(&(path.len() as u64).to_le_bytes());
+        self.0.update(path);
+        self.0.update(&size.to_le_bytes());
+        self.0.update(hash);
+    }
+
+    /// The hash.
+    pub fn finish(&self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+/// Hashes every file of an image now, each inode once, and all of it together. `each` gets every hashed file and may
+/// end the work with an error.
+///
+/// # Errors
+/// [`Error::NoContents`] as `E`, or what `each` returns.
+pub fn content_hash<E: From<Error>>(
+    image: &Image,
+    mut each: impl FnMut(&File, [u8; 32]) -> Result<(), E>,
+) -> Result<[u8; 32], E> {
+    let mut names: Vec<_> = image
+        .walk()
+        .filter(|entry| matches!(entry.file_type(), FileType::File | FileType::Symlink))
+        .map(|entry| (entry.path(), entry))
+        .filter(|(path, _)| ContentHasher::covers(path))
+        .collect();
+    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let mut known: HashMap<u64, [u8; 32]> = HashMap::new();
+    let mut hasher = ContentHasher::new();
+    for (path, entry) in &names {
+        if entry.file_type() == FileType::Symlink {
+            hasher.link(path, entry.read_link()?);
+            continue;
+        }
+        let file = entry.file()?;
+        let hash = match known.get(&file.ino()) {
+            Some(hash) => *hash,
+            None => {
+                let hash = file.hash()?;
+                each(&file, hash)?;
+                known.insert(file.ino(), hash);
+                hash
+            }
+        };
+        hasher.file(path, file.len(), &hash);
+    }
+    Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn covers_all_but_the_index_directory() {
+        for path in ["/a", "/.daxfsx", "/a/.daxfs", "/a/.daxfs/index", "/"] {
+            assert!(ContentHasher::covers(path.as_bytes()), "{path}");
+        }
+        for path in ["/.daxfs", "/.daxfs/index"] {
+            assert!(!ContentHasher::covers(path.as_bytes()), "{path}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Who may attach to an image, and who may control the holder.
+
+use std::os::fd::BorrowedFd;
+
+use dmabuf::Peer;
+
+/// Who may attach: everybody who can connect, or the users and groups that are listed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Users.
+    pub uids: Vec<u32>,
+    /// Groups, primary or supplementary.
+    pub gids: Vec<u32>,
+}
+
+impl Access {
+    /// True when a peer may attach. Root and the holder's own user (`own`) always may; `groups` are asked for only
+    /// when they decide.
+    pub fn allows(&self, peer: Peer, own: u32, groups: impl FnOnce() -> Vec<u32>) -> bool {
+        if self.uids.is_empty() && self.gids.is_empty() {
+            return true;
+        }
+        [0, own].contains(&peer.uid)
+            || self.uids.contains(&peer.uid)
+            || self.gids.contains(&peer.gid)
+            || (!self.gids.is_empty() && groups().iter().any(|gid| self.gids.contains(gid)))
+    }
+}
+
+/// True when a peer may load, drop, swap, stop and take over.
+pub fn may_control(peer: Peer, own: u32, listed: &[u32]) -> bool {
+    [0, own].contains(&peer.uid) || listed.contains(&peer.uid)
+}
+
+/// Supplementary groups of a peer as of its connect; none when the kernel does not say.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> Vec<u32> {
+    dmabuf::peer_groups(socket).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_decide_when_there_are_any() {
+        let peer = Peer { pid: 1, uid: 1000, gid: 100 };
+        let none = Vec::new;
+        assert!(Access::default().allows(peer, 7, none));
+        let access = Access { uids: vec![1001], gids: vec![50] };
+        assert!(!access.allows(peer, 7, none));
+        assert!(access.allows(Peer { uid: 1001, ..peer }, 7, none));
+        assert!(access.allows(Peer { gid: 50, ..peer }, 7, none));
+        assert!(access.allows(peer, 7, || vec![3, 50]));
+        assert!(access.allows(Peer { uid: 0, ..peer }, 7, none));
+        assert!(access.allows(peer, 1000, none));
+        assert!(!may_control(peer, 7, &[8]));
+        assert!(may_control(peer, 7, &[1000]));
+    }
+}

@@ -1,0 +1,106 @@
+//! What the holder is told when it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use dmabuf::HugePages;
+use mkimage::Memory;
+
+/// Where images are put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// memfd: `memfd` (transparent huge pages where they can be had), `memfd:4K`, `memfd:2M`, `memfd:1G`.
+    Memfd(HugePages),
+    /// `udmabuf`: a dma-buf over a memfd.
+    Udmabuf,
+    /// `heap:NAME`: a dma-buf of a dma-heap.
+    Heap(String),
+}
+
+impl Target {
+    /// As the packer names it.
+    pub fn memory(&self) -> Memory {
+        match self {
+            Self::Memfd(pages) => Memory::Memfd(*pages),
+            Self::Udmabuf => Memory::Udmabuf,
+            Self::Heap(name) => Memory::Heap(name.clone()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':').map_or((text, ""), |pair| pair) {
+            ("memfd", "") => Ok(Self::Memfd(HugePages::Auto)),
+            ("memfd", "4K") => Ok(Self::Memfd(HugePages::No)),
+            ("memfd", "2M") => Ok(Self::Memfd(HugePages::Hugetlb2M)),
+            ("memfd", "1G") => Ok(Self::Memfd(HugePages::Hugetlb1G)),
+            ("udmabuf", "") => Ok(Self::Udmabuf),
+            ("heap", name) if !name.is_empty() => Ok(Self::Heap(name.to_owned())),
+            ("cuda", _) => {
+                Err("device memory needs the CUDA backend, which this version does not have".to_owned())
+            }
+            _ => Err("expected memfd, memfd:4K, memfd:2M, memfd:1G, udmabuf or heap:NAME".to_owned()),
+        }
+    }
+}
+
+/// What the holder is told when it starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Permission bits of the socket: who may connect may attach.
+    pub mode: u32,
+    /// Group of the socket.
+    pub group: Option<u32>,
+    /// Where images are put, unless a load says otherwise.
+    pub into: Target,
+    /// Leave memfds unsealed against writing, so that devices can pin them.
+    pub shared: bool,
+    /// Most bytes of memory that all images may take together.
+    pub max_bytes: Option<u64>,
+    /// Users that may load, drop, swap and stop, besides root and the holder's own.
+    pub control: Vec<u32>,
+    /// Where metrics and health are served by HTTP.
+    pub metrics: Option<SocketAddr>,
+    /// Most connections at a time.
+    pub max_connections: usize,
+}
+
+impl Config {
+    /// Listens at `socket` for its own user only.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            mode: 0o600,
+            group: None,
+            into: Target::Memfd(HugePages::Auto),
+            shared: false,
+            max_bytes: None,
+            control: Vec::new(),
+            metrics: None,
+            max_connections: 4096,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let parse = |text: &str| text.parse::<Target>();
+        assert_eq!(parse("memfd"), Ok(Target::Memfd(HugePages::Auto)));
+        assert_eq!(parse("memfd:2M"), Ok(Target::Memfd(HugePages::Hugetlb2M)));
+        assert_eq!(parse("heap:system"), Ok(Target::Heap("system".into())));
+        assert_eq!(parse("udmabuf"), Ok(Target::Udmabuf));
+        for wrong in ["", "memfd:3M", "heap:", "heap", "cuda:0", "udmabuf:x", "disk"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Why the holder cannot start or go on.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the holder cannot start, load an image, or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// Which call, on what.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Memory or a socket failed.
+    #[error(transparent)]
+    Memory(#[from] dmabuf::Error),
+    /// What was given to load is no valid image.
+    #[error(transparent)]
+    Image(#[from] daxfs::Error),
+    /// Packing failed.
+    #[error(transparent)]
+    Pack(#[from] mkimage::Error),
+    /// Another holder answers at the socket.
+    #[error("a holder (process {pid}) answers at {} already; replace it with --takeover", socket.display())]
+    Running {
+        /// The socket.
+        socket: PathBuf,
+        /// The other holder.
+        pid: i32,
+    },
+    /// No holder answers, but one was to be taken over.
+    #[error("takeover: {0}")]
+    Takeover(#[source] daxfs::holder::HolderError),
+    /// A load option that is not known or not possible.
+    #[error("option {option:?}: {why}")]
+    Option {
+        /// As it came.
+        option: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A limit would be exceeded.
+    #[error("the image takes {need} bytes, but {have} are left: {what}")]
+    Limit {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes left.
+        have: u64,
+        /// Which limit, with its numbers.
+        what: String,
+    },
+    /// The contents are not what the image's index says.
+    #[error("{path}: its contents have the hash {found}, the index says {stored}")]
+    WrongHash {
+        /// File in the image, or "content hash".
+        path: String,
+        /// Stored.
+        stored: String,
+        /// Computed.
+        found: String,
+    },
+    /// The client that asked for a load went away.
+    #[error("the load was given up: its client is gone")]
+    Cancelled,
+}
+
+impl Error {
+    pub(crate) fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        Self::System { what: what.into(), source: source.into() }
+    }
+}

@@ -1,0 +1,97 @@
+//! `GET /metrics` and `GET /healthz`, one connection at a time, in a thread of its own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+
+/// A scraper that takes longer is cut off.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest request that is read.
+const REQUEST_MAX: usize = 4096;
+
+/// Listens and serves until the process ends. Returns the address, whose port may have been chosen.
+///
+/// # Errors
+/// [`Error::System`] when it cannot listen.
+pub fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<SocketAddr> {
+    let failed = |e| Error::system(format!("listen on {address} for metrics"), e);
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    std::thread::Builder::new()
+        .name("metrics".into())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A scraper that breaks off is its own business.
+                let _ = answer(stream, &metrics);
+            }
+        })
+        .map_err(|e| Error::system("start the metrics thread", e))?;
+    Ok(bound)
+}
+
+fn answer(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()> {
+    let deadline = Instant::now() + TIMEOUT;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    // The head of a request ends with an empty line.
+    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || request.len() > REQUEST_MAX {
+            return Ok(());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            len => request.extend_from_slice(buffer.get(..len).unwrap_or_default()),
+        }
+    }
+    let (status, kind, body) = respond(&request, metrics);
+    let head = format!(
+        "HTTP/1.0 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())
+}
+
+fn respond(request: &[u8], metrics: &Metrics) -> (&'static str, &'static str, String) {
+    let line = request.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|&byte| byte == b' ');
+    match (words.next(), words.next()) {
+        (Some(b"GET"), Some(b"/metrics")) => {
+            ("200 OK", "text/plain; version=0.0.4; charset=utf-8", metrics.render())
+        }
+        (Some(b"GET"), Some(b"/healthz" | b"/readyz")) => ("200 OK", "text/plain", "ok\n".to_owned()),
+        (Some(b"GET"), _) => ("404 Not Found", "text/plain", "only /metrics, /healthz, /readyz\n".to_owned()),
+        _ => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn answers() {
+        let address = serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new())).unwrap();
+        let metrics = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(metrics.starts_with("HTTP/1.0 200 OK") && metrics.contains("daxfs_images 0"), "{metrics}");
+        assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
+        assert!(ask(address, "GET / HTTP/1.0\r\n\r\n").contains("404"));
+        assert!(ask(address, "POST /metrics HTTP/1.0\r\n\r\n").contains("405"));
+        assert_eq!(ask(address, &"x".repeat(9000)), "");
+    }
+}

@@ -1,0 +1,185 @@
+//! What each request does.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
+
+use crate::access::{may_control, peer_groups};
+use crate::connection::Connection;
+use crate::load::{LoadOptions, Watch};
+use crate::server::{Job, Server};
+
+/// Images in one page of a listing: with the longest names they stay far below the size of a message.
+const PAGE: usize = 100;
+/// Loads that may wait for their turn.
+const QUEUE_MAX: usize = 16;
+
+/// A refusal with its text.
+type Refused = (Refusal, String);
+
+impl Server {
+    /// Answers a request, now or (loads) later.
+    pub(crate) fn answer(
+        &mut self,
+        token: u64,
+        connection: &mut Connection,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) {
+        let peer = connection.peer;
+        let result = match request {
+            Request::Attach { name, expect } => self.attach(connection, &name, expect),
+            Request::Current { name } => self.current(connection, &name),
+            Request::List { after } => Ok(Some(self.list(connection, &after))),
+            Request::Load { name, replace, options } => {
+                self.begin_load(token, connection, name, replace, &options, fds)
+            }
+            Request::Drop { name } => self.drop_image(connection, &name),
+            Request::Stop => self.stop(connection),
+            Request::Health => Ok(Some(self.health())),
+            Request::Takeover => self.begin_takeover(token, connection),
+            Request::TakeoverDone => self.end_takeover(token),
+            _ => Err((Refusal::BadRequest, "this holder does not know that request".into())),
+        };
+        match result {
+            Ok(Some(reply)) => connection.reply(&reply, Arc::new([])),
+            Ok(None) => {}
+            Err((refusal, text)) => {
+                self.metrics.refusals.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(peer.pid, peer.uid, peer.gid, ?refusal, text, "refused");
+                connection.reply(&Reply::Error { refusal, text }, Arc::new([]));
+            }
+        }
+    }
+
+    /// The image, if there is one and the peer may have it. Who may not have it is not told that it is there.
+    fn visible(&self, connection: &Connection, name: &str) -> Result<&ImageInfo, Refused> {
+        let held = self.table.get(name).filter(|held| {
+            held.access.allows(connection.peer, self.own_uid, || peer_groups(connection.socket()))
+        });
+        match held {
+            Some(held) => Ok(&held.info),
+            None => Err((Refusal::NoSuchName, format!("there is no image {name:?}, or not for this user"))),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        connection: &mut Connection,
+        name: &str,
+        expect: Option<[u8; 32]>,
+    ) -> Result<Option<Reply>, Refused> {
+        let info = self.visible(connection, name)?;
+        if expect.is_some() && info.content_hash != expect {
+            return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
+        }
+        let info = info.clone();
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation = info.generation, "attached");
+        if let Some(held) = self.table.get(name) {
+            connection.reply(&Reply::Attached(info), Arc::clone(&held.fds));
+        }
+        self.table.count_attach(name);
+        self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
+    }
+
+    fn current(&self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
+        Ok(Some(Reply::Current { generation: self.visible(connection, name)?.generation }))
+    }
+
+    fn list(&self, connection: &Connection, after: &str) -> Reply {
+        let groups = std::cell::OnceCell::new();
+        let visible = self.table.after(after).filter(|held| {
+            let groups = || groups.get_or_init(|| peer_groups(connection.socket())).clone();
+            held.access.allows(connection.peer, self.own_uid, groups)
+        });
+        let mut images: Vec<ImageInfo> = visible.take(PAGE + 1).map(|held| held.info.clone()).collect();
+        let more = images.len() > PAGE;
+        images.truncate(PAGE);
+        Reply::Page { images, more }
+    }
+
+    fn check_control(&self, connection: &Connection) -> Result<(), Refused> {
+        if !may_control(connection.peer, self.own_uid, &self.config.control) {
+            let text = format!("user {} may not control this holder", connection.peer.uid);
+            return Err((Refusal::NotAllowed, text));
+        }
+        if self.takeover.is_some() || self.is_stopping() {
+            return Err((Refusal::Busy, "the holder is being replaced or is ending".into()));
+        }
+        Ok(())
+    }
+
+    fn begin_load(
+        &mut self,
+        token: u64,
+        connection: &mut Connection,
+        name: String,
+        replace: bool,
+        options: &[String],
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<Option<Reply>, Refused> {
+        self.check_control(connection)?;
+        self.table.check_free(&name, replace).map_err(|refusal| (refusal, taken(&name)))?;
+        if self.queue.len() >= QUEUE_MAX {
+            return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));
+        }
+        let options =
+            LoadOptions::parse(options, &self.config).map_err(|e| (Refusal::BadRequest, e.to_string()))?;
+        let Some(source) = fds.pop() else {
+            return Err((Refusal::BadRequest, "a load needs a descriptor".into()));
+        };
+        let watch = Arc::new(Watch::default());
+        connection.load = Some(Arc::clone(&watch.cancel));
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, replace, "load queued");
+        self.queue.push_back(Job { token, name, replace, options, source, watch });
+        self.start_next_load();
+        Ok(None)
+    }
+
+    fn drop_image(&mut self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
+        self.check_control(connection)?;
+        let Some(held) = self.table.remove(name) else {
+            return Err((Refusal::NoSuchName, format!("there is no image {name:?}")));
+        };
+        if let Err(error) = self.notify.remove(name, held.info.generation) {
+            tracing::warn!(name, %error, "the supervisor keeps the descriptor");
+        }
+        self.images_changed();
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation = held.info.generation, "dropped");
+        Ok(Some(Reply::Ok))
+    }
+
+    fn stop(&mut self, connection: &mut Connection) -> Result<Option<Reply>, Refused> {
+        self.check_control(connection)?;
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, peer.gid, "stop requested");
+        // Asked to end for good: a supervisor must not keep the images, either.
+        for held in self.table.iter() {
+            if let Err(error) = self.notify.remove(&held.info.name, held.info.generation) {
+                tracing::warn!(name = held.info.name, %error, "the supervisor keeps the descriptor");
+            }
+        }
+        self.begin_stop();
+        Ok(Some(Reply::Ok))
+    }
+
+    fn health(&self) -> Reply {
+        Reply::Health {
+            pid: std::process::id(),
+            images: self.table.len() as u64,
+            bytes: self.budget.taken(),
+            uptime: self.metrics.uptime(),
+        }
+    }
+}
+
+/// Text of a refusal because of a name.
+pub(crate) fn taken(name: &str) -> String {
+    format!("there is an image {name:?} already; replace it with swap")
+}

@@ -1,0 +1,184 @@
+//! systemd's protocols, without its library: socket activation, the descriptor store, and notifications.
+//!
+//! Started by systemd, the holder finds in `LISTEN_FDS` its listening socket and the images that an earlier life put
+//! into the descriptor store (sd_listen_fds(3)). It stores an image (`FDSTORE=1`, sd_notify(3)) before it tells anybody
+//! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
+//! `img.GENERATION.NAME`; of two generations of a name the higher counts, so a crash between storing a new one and
+//! removing the old one loses nothing.
+
+#![allow(unsafe_code, reason = "takes ownership of the descriptors that systemd passed")]
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+
+/// First descriptor that systemd passes.
+const FIRST: RawFd = 3;
+
+/// A descriptor from systemd.
+#[derive(Debug)]
+pub struct Passed {
+    /// `FileDescriptorName=` of the socket, or the name that it was stored under.
+    pub name: String,
+    /// The descriptor.
+    pub fd: OwnedFd,
+}
+
+/// Takes the descriptors that systemd passed to this process; none when it did not start it, and none a second time.
+///
+/// # Errors
+/// [`Error::System`] when a number is no open descriptor.
+pub fn take_passed() -> Result<Vec<Passed>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let variable = |name: &str| std::env::var(name).ok();
+    let own = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
+    let count = variable("LISTEN_FDS").and_then(|count| count.parse::<RawFd>().ok()).filter(|_| own);
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let names: Vec<&str> = names.split(':').collect();
+    let mut passed = Vec::new();
+    for index in 0..count.unwrap_or(0) {
+        let number = FIRST + index;
+        nix::fcntl::fcntl(
+            // SAFETY: only borrowed for this call; if the number is no open descriptor, the call says EBADF.
+            unsafe { BorrowedFd::borrow_raw(number) },
+            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+        )
+        .map_err(|e| Error::system(format!("descriptor {number} of LISTEN_FDS"), e))?;
+        // SAFETY: the descriptor is open (the call above succeeded) and was passed for this process to own
+        // (LISTEN_PID is ours). It was open when this program began, so no other owner here was ever given its number,
+        // and `TAKEN` lets only one caller come this far.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        let name = usize::try_from(index).ok().and_then(|index| names.get(index));
+        passed.push(Passed { name: name.map_or_else(String::new, |name| (*name).to_owned()), fd });
+    }
+    Ok(passed)
+}
+
+/// Where notifications go; absent when systemd did not ask for any.
+#[derive(Debug)]
+pub struct Notify {
+    socket: Option<(UnixDatagram, OsString)>,
+}
+
+impl Notify {
+    /// From `$NOTIFY_SOCKET`.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn from_environment() -> Result<Self> {
+        let socket = match std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) {
+            None => None,
+            Some(path) => {
+                let socket = UnixDatagram::unbound().map_err(|e| Error::system("notify socket", e))?;
+                let failed = |e| Error::system(format!("connect to NOTIFY_SOCKET {}", path.display()), e);
+                if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+                    use std::os::linux::net::SocketAddrExt;
+                    let address = SocketAddr::from_abstract_name(name).map_err(failed)?;
+                    socket.connect_addr(&address).map_err(failed)?;
+                } else {
+                    socket.connect(&path).map_err(failed)?;
+                }
+                Some((socket, path))
+            }
+        };
+        Ok(Self { socket })
+    }
+
+    /// True when there is a supervisor that keeps descriptors.
+    pub fn is_active(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Sends assignments, one a line, with descriptors.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] from sendmsg.
+    fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        match &self.socket {
+            Some((socket, _)) => Ok(dmabuf::send_fds(socket.as_fd(), text.as_bytes(), fds)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that the holder serves, and what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], as for all that follow.
+    pub fn ready(&self, status: &str) -> Result<()> {
+        self.send(&format!("READY=1\nSTATUS={status}"), &[])
+    }
+
+    /// Says what the holder holds.
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn status(&self, status: &str) -> Result<()> {
+        self.send(&format!("STATUS={status}"), &[])
+    }
+
+    /// Says that the holder ends.
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn stopping(&self) -> Result<()> {
+        self.send("STOPPING=1", &[])
+    }
+
+    /// Stores an image's descriptor.
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn store(&self, name: &str, generation: u64, fd: BorrowedFd<'_>) -> Result<()> {
+        self.send(&format!("FDSTORE=1\nFDNAME={}", store_name(name, generation)), &[fd])
+    }
+
+    /// Removes an image from the store.
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn remove(&self, name: &str, generation: u64) -> Result<()> {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", store_name(name, generation)), &[])
+    }
+}
+
+/// Name of an image in the descriptor store: at most 255 characters, and no colon.
+fn store_name(name: &str, generation: u64) -> String {
+    format!("img.{generation}.{name}")
+}
+
+/// Generation and name of a stored image; `None` for other descriptors.
+pub fn parse_store_name(text: &str) -> Option<(u64, &str)> {
+    let (generation, name) = text.strip_prefix("img.")?.split_once('.')?;
+    let generation = generation.parse().ok()?;
+    daxfs::holder::message::is_valid_name(name).then_some((generation, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn store_names() {
+        let text = store_name("llama-3.1", 12);
+        assert_eq!(parse_store_name(&text), Some((12, "llama-3.1")));
+        for wrong in ["daxfs.sock", "img.x.a", "img.1", "img.1.", "img.1..a"] {
+            assert_eq!(parse_store_name(wrong), None, "{wrong}");
+        }
+        let longest = store_name(&"n".repeat(128), u64::MAX);
+        assert!(longest.len() <= 255);
+    }
+
+    #[test]
+    fn nobody_listens_without_a_supervisor() {
+        let notify = Notify { socket: None };
+        assert!(!notify.is_active());
+        notify.ready("0 images").unwrap();
+    }
+}

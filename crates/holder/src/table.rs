@@ -1,0 +1,167 @@
+//! The images that are held, by name.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use daxfs::holder::message::{ImageInfo, Refusal};
+
+use crate::access::Access;
+use crate::limits::Reservation;
+
+/// An image that is ready to be held; name and generation come with its place in the table.
+#[derive(Debug)]
+pub struct Ready {
+    /// What is told to clients; `name` and `generation` are filled in by the table.
+    pub info: ImageInfo,
+    /// One descriptor for each role.
+    pub fds: Vec<OwnedFd>,
+    /// Who may attach.
+    pub access: Access,
+    /// Its share of the budget.
+    pub reservation: Reservation,
+}
+
+/// A held image. When the last reference goes, so do its descriptors.
+#[derive(Debug)]
+pub struct Held {
+    /// What is told to clients.
+    pub info: ImageInfo,
+    /// One descriptor for each role, shared with replies that are on their way.
+    pub fds: Arc<[OwnedFd]>,
+    /// Who may attach.
+    pub access: Access,
+    /// Gives its share of the budget back when the image goes.
+    _reservation: Reservation,
+}
+
+/// The images by name, and the generations that were handed out.
+#[derive(Debug)]
+pub struct Table {
+    images: BTreeMap<String, Held>,
+    next_generation: u64,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { images: BTreeMap::new(), next_generation: 1 }
+    }
+}
+
+impl Table {
+    /// The image of that name.
+    pub fn get(&self, name: &str) -> Option<&Held> {
+        self.images.get(name)
+    }
+
+    /// Counts an attach.
+    pub fn count_attach(&mut self, name: &str) {
+        if let Some(held) = self.images.get_mut(name) {
+            held.info.attaches += 1;
+        }
+    }
+
+    /// All images in order of names.
+    pub fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.images.values()
+    }
+
+    /// Images whose names come after `name`.
+    pub fn after(&self, name: &str) -> impl Iterator<Item = &Held> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.images.range::<str, _>((Excluded(name), Unbounded)).map(|(_, held)| held)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// First generation that was not handed out: the one that the next image gets.
+    pub fn next_generation(&self) -> u64 {
+        self.next_generation
+    }
+
+    /// Goes on counting where another holder stopped.
+    pub fn continue_at(&mut self, generation: u64) {
+        self.next_generation = self.next_generation.max(generation);
+    }
+
+    /// Whether a load under this name may begin or end.
+    ///
+    /// # Errors
+    /// [`Refusal::NameTaken`].
+    pub fn check_free(&self, name: &str, replace: bool) -> Result<(), Refusal> {
+        if !replace && self.images.contains_key(name) { Err(Refusal::NameTaken) } else { Ok(()) }
+    }
+
+    /// Puts an image under a name, in one step, and returns the one that it replaces.
+    pub fn put(&mut self, name: &str, ready: Ready) -> Option<Held> {
+        let info = ImageInfo { name: name.to_owned(), generation: self.next_generation, ..ready.info };
+        self.adopt(Ready { info, ..ready })
+    }
+
+    /// Puts an image back under the name and generation that it had with another holder.
+    pub fn adopt(&mut self, ready: Ready) -> Option<Held> {
+        self.continue_at(ready.info.generation.saturating_add(1));
+        let held = Held {
+            fds: ready.fds.into(),
+            access: ready.access,
+            _reservation: ready.reservation,
+            info: ready.info,
+        };
+        self.images.insert(held.info.name.clone(), held)
+    }
+
+    /// Takes an image out.
+    pub fn remove(&mut self, name: &str) -> Option<Held> {
+        self.images.remove(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Budget;
+    use daxfs::holder::message::{MemoryKind, Role};
+
+    fn ready(budget: &Budget) -> Ready {
+        let info = ImageInfo {
+            name: String::new(),
+            generation: 0,
+            size: 10,
+            kind: MemoryKind::SealedMemfd,
+            page_size: 4096,
+            content_hash: None,
+            device: [0; 16],
+            loaded: 0,
+            attaches: 0,
+            roles: vec![Role::Image],
+        };
+        Ready { info, fds: Vec::new(), access: Access::default(), reservation: budget.adopt(10) }
+    }
+
+    #[test]
+    fn generations_are_never_reused() {
+        let budget = Budget::default();
+        let mut table = Table::default();
+        assert!(table.put("b", ready(&budget)).is_none());
+        assert!(table.put("a", ready(&budget)).is_none());
+        assert_eq!(table.get("b").unwrap().info.generation, 1);
+        assert_eq!(table.check_free("b", false), Err(Refusal::NameTaken));
+        assert_eq!(table.check_free("b", true), Ok(()));
+        let old = table.put("b", ready(&budget)).unwrap();
+        assert_eq!((old.info.generation, table.get("b").unwrap().info.generation), (1, 3));
+        assert_eq!(budget.taken(), 30);
+        drop(old);
+        table.remove("a");
+        assert_eq!(budget.taken(), 10);
+        let mut adopted = ready(&budget);
+        adopted.info.name = "c".into();
+        adopted.info.generation = 40;
+        table.adopt(adopted);
+        assert_eq!(table.next_generation(), 41);
+        let names: Vec<_> = table.after("b").map(|held| held.info.name.as_str()).collect();
+        assert_eq!(names, ["c"]);
+    }
+}

@@ -1,0 +1,176 @@
+//! Replacing a running holder by a new process, without a moment in which nobody holds the images or the socket.
+//!
+//! The new process asks; the old one stops accepting and controlling (but goes on answering attaches on connections
+//! that it has), sends every image with its descriptors and at last the listening socket, and waits. When the new one
+//! says that it has everything, the old one answers, serves what is left on its connections, and ends without removing
+//! the socket. Clients that connect in between wait in the socket's backlog and are served by the new one. If the new
+//! process dies before it says so, the old one goes on as if nothing had been.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daxfs::holder::Connection as Client;
+use daxfs::holder::message::{Refusal, Reply, Request};
+
+use crate::access::Access;
+use crate::connection::Connection;
+use crate::crash::crash_point;
+use crate::error::{Error, Result};
+use crate::limits::Budget;
+use crate::server::Server;
+use crate::socket::Listener;
+use crate::table::{Ready, Table};
+
+/// How long the new process may take to say that it has everything.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A takeover that is going on.
+#[derive(Debug)]
+pub(crate) struct Takeover {
+    token: u64,
+    deadline: Instant,
+    /// Name of the last image that was sent.
+    sent: String,
+    /// Whether the socket was sent, which comes last.
+    complete: bool,
+}
+
+impl Server {
+    pub(crate) fn begin_takeover(
+        &mut self,
+        token: u64,
+        connection: &mut Connection,
+    ) -> std::result::Result<Option<Reply>, (Refusal, String)> {
+        if ![0, self.own_uid].contains(&connection.peer.uid) {
+            return Err((Refusal::NotAllowed, "only root and the holder's own user may take it over".into()));
+        }
+        if self.takeover.is_some() || self.is_stopping() {
+            return Err((Refusal::Busy, "the holder is being replaced or is ending".into()));
+        }
+        if self.is_loading() {
+            return Err((Refusal::Busy, "an image is being loaded; try again when it is".into()));
+        }
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, "takeover begins");
+        self.pause_accepting();
+        let deadline = Instant::now() + PATIENCE;
+        self.takeover = Some(Takeover { token, deadline, sent: String::new(), complete: false });
+        self.continue_takeover(token, connection);
+        Ok(None)
+    }
+
+    /// Queues the next message of a takeover, if this connection has one and nothing waits in it.
+    pub(crate) fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
+        let next_generation = self.table.next_generation();
+        let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.token == token) else { return };
+        if takeover.complete || connection.is_blocked() {
+            return;
+        }
+        if let Some(held) = self.table.after(&takeover.sent).next() {
+            takeover.sent.clone_from(&held.info.name);
+            let Access { uids, gids } = held.access.clone();
+            connection.reply(&Reply::Handover { info: held.info.clone(), uids, gids }, Arc::clone(&held.fds));
+            crash_point("takeover-image");
+            return;
+        }
+        match self.listener.fd.try_clone() {
+            Ok(socket) => {
+                takeover.complete = true;
+                connection.reply(&Reply::Socket { next_generation }, Arc::new([socket]));
+                crash_point("takeover-socket");
+            }
+            Err(error) => {
+                let text = format!("duplicate the socket: {error}");
+                connection.reply(&Reply::Error { refusal: Refusal::Failed, text }, Arc::new([]));
+                self.abandon_takeover("the socket could not be duplicated");
+            }
+        }
+    }
+
+    /// True while the new process waits for more.
+    pub(crate) fn has_more_to_hand_over(&self, token: u64) -> bool {
+        self.takeover.as_ref().is_some_and(|takeover| takeover.token == token && !takeover.complete)
+    }
+
+    pub(crate) fn end_takeover(
+        &mut self,
+        token: u64,
+    ) -> std::result::Result<Option<Reply>, (Refusal, String)> {
+        match &self.takeover {
+            Some(takeover) if takeover.token == token && takeover.complete => {
+                tracing::info!("taken over; ending");
+                crash_point("takeover-done");
+                self.begin_handed_over();
+                Ok(Some(Reply::Ok))
+            }
+            _ => Err((Refusal::BadRequest, "no takeover is complete on this connection".into())),
+        }
+    }
+
+    /// Goes on holding when the new process is gone or too slow.
+    pub(crate) fn check_takeover(&mut self, closed: Option<u64>) {
+        let Some(takeover) = &self.takeover else { return };
+        if self.is_stopping() {
+            return;
+        }
+        if closed == Some(takeover.token) {
+            self.abandon_takeover("the new holder went away");
+        } else if Instant::now() > takeover.deadline {
+            self.abandon_takeover("the new holder did not answer in time");
+        }
+    }
+
+    fn abandon_takeover(&mut self, why: &str) {
+        tracing::warn!(why, "takeover abandoned; this holder goes on");
+        self.takeover = None;
+        self.resume_accepting();
+    }
+}
+
+/// What a new process has after a takeover.
+#[derive(Debug)]
+pub(crate) struct TakenOver {
+    pub listener: Listener,
+    pub table: Table,
+}
+
+/// Takes everything over from the holder at `socket`.
+///
+/// # Errors
+/// [`Error::Takeover`]; the old holder then goes on.
+pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<TakenOver> {
+    let mut client = Client::open(socket).map_err(Error::Takeover)?;
+    client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
+    let mut table = Table::default();
+    let mut received = client.request(&Request::Takeover, &[]);
+    let listener = loop {
+        match received.map_err(Error::Takeover)? {
+            (Reply::Handover { info, uids, gids }, fds) => {
+                tracing::info!(name = info.name, generation = info.generation, "image received");
+                let reservation = budget.adopt(info.size);
+                table.adopt(Ready { info, fds, access: Access { uids, gids }, reservation });
+                crash_point("takeover-received");
+            }
+            (Reply::Socket { next_generation }, mut fds) => {
+                table.continue_at(next_generation);
+                break fds.pop();
+            }
+            (reply, _) => {
+                tracing::warn!(?reply, "unexpected reply in a takeover");
+                break None;
+            }
+        }
+        received = client.receive();
+    };
+    let unexpected = || {
+        Error::Takeover(daxfs::holder::HolderError::Protocol {
+            socket: socket.to_owned(),
+            source: daxfs::holder::wire::WireError::Field { field: "reply", what: "not a part of a takeover" },
+        })
+    };
+    let listener = Listener::over(listener.ok_or_else(unexpected)?, socket)?;
+    match client.request(&Request::TakeoverDone, &[]).map_err(Error::Takeover)?.0 {
+        Reply::Ok => Ok(TakenOver { listener, table }),
+        _ => Err(unexpected()),
+    }
+}

@@ -1,0 +1,102 @@
+//! The command, run as a user runs it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{open_strict, safetensors, varied_tree, write};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(directory: &Path, line: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_daxfs-pack")).current_dir(directory).args(line).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_shortest_call() {
+    let dir = tempfile::tempdir().unwrap();
+    varied_tree(&dir.path().join("weights"));
+    let output = run(dir.path(), &["weights"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("weights.daxfs: "), "{}", text(&output.stdout));
+    assert_eq!(text(&output.stderr), "", "no progress bar outside of a terminal");
+    open_strict(&dir.path().join("weights.daxfs"));
+    let output = run(dir.path(), &["weights", "-q", "--verify", "-o", "other"]);
+    assert_eq!((output.status.code(), output.stdout.len(), output.stderr.len()), (Some(0), 0, 0));
+}
+
+#[test]
+fn json() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/model.safetensors", &safetensors(&[("w", "F32", &[9])]));
+    write(dir.path(), "in/broken.safetensors", b"");
+    let output = run(dir.path(), &["in", "--json", "--verify", "-o", "image"]);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["target"], "image");
+    assert_eq!(summary["tensors"], 1);
+    assert_eq!(summary["verified"], true);
+    assert_eq!(summary["warnings"].as_array().unwrap().len(), 1);
+    assert_eq!(summary["content_hash"].as_str().unwrap().len(), 64);
+    let bytes = std::fs::metadata(dir.path().join("image")).unwrap().len();
+    assert_eq!(summary["image_bytes"], bytes);
+}
+
+#[test]
+fn errors_are_one_line_and_status_2() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    for line in [
+        &["missing"][..],
+        &["in", "--into", "memfd"],
+        &["in", "--align", "3"],
+        &["in", "-o", "missing/image"],
+        &["in", "in/a"],
+        &["in", "--into", "memfd", "--", "/nonexistent/command"],
+        &["in", "-o", "-"],
+        &["in", "--into", "/nonexistent"],
+    ] {
+        let output = run(dir.path(), &[&["-q"], line].concat());
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{line:?}: {message}");
+        assert!(message.starts_with("daxfs-pack: ") && message.lines().count() == 1, "{line:?}: {message}");
+    }
+    for line in [&[][..], &["--nonsense"], &["in", "--format", "9"], &["in", "--align", "2X"]] {
+        assert_eq!(run(dir.path(), line).status.code(), Some(2), "{line:?}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+    assert_eq!(run(dir.path(), &["--help"]).status.code(), Some(0));
+    assert!(text(&run(dir.path(), &["--version"]).stdout).starts_with("daxfs-pack "));
+}
+
+#[test]
+fn a_command_inherits_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    varied_tree(&dir.path().join("in"));
+    let script = r#"test "$DAXFS_IMAGE" = "fd:$DAXFS_FD" && cat "/proc/self/fd/$DAXFS_FD" > copy && echo "$1"; exit 7"#;
+    let output = run(dir.path(), &["in", "--into", "memfd", "--", "sh", "-c", script, "name", "an argument"]);
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "an argument\n", "standard output belongs to the command");
+    assert!(text(&output.stderr).starts_with("memfd: "));
+    let image = open_strict(&dir.path().join("copy"));
+    assert_eq!(common::list_image(&image), common::list_directory(&dir.path().join("in")));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_daxfs-pack"))
+        .current_dir(dir.path())
+        .args(["in", "-o", "image"])
+        .stdout(writer)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    open_strict(&dir.path().join("image"));
+}

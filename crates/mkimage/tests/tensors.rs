@@ -1,0 +1,185 @@
+//! The tensor index, aligned rewriting, and checkpoints: what the packer writes is what the reader takes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{list_directory, list_image, open_strict, safetensors, write};
+use daxfs::{Dtype, Image};
+use mkimage::{Packer, Summary};
+use safetensors::SafeTensors;
+use std::fs;
+use std::path::Path;
+
+const SHARD_1: &[(&str, &str, &[usize])] =
+    &[("b.weight", "BF16", &[3, 5]), ("a.weight", "F32", &[7]), ("empty", "F32", &[0, 4])];
+const SHARD_2: &[(&str, &str, &[usize])] =
+    &[("c.scale", "F8_E4M3", &[1]), ("c.packed", "F4", &[3, 2]), ("d", "I64", &[])];
+const MAP: &str = r#"{"metadata":{"total_size":1},"weight_map":{"d":"model-2.safetensors",
+    "a.weight":"model-1.safetensors","c.packed":"model-2.safetensors","b.weight":"model-1.safetensors"}}"#;
+
+fn model(root: &Path) {
+    write(root, "model-1.safetensors", &safetensors(SHARD_1));
+    write(root, "model-2.safetensors", &safetensors(SHARD_2));
+    write(root, "model.safetensors.index.json", MAP.as_bytes());
+    write(root, "config.json", b"{}");
+}
+
+fn pack(source: &Path, packer: Packer) -> (Image, Summary) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let summary = packer.input(source).verify(true).plan().unwrap().write_file(&path).unwrap();
+    (open_strict(&path), summary)
+}
+
+/// Every tensor as (name, dtype, shape, bytes).
+fn tensors(image: &Image, path: &str) -> Vec<(String, Dtype, Vec<u64>, Vec<u8>)> {
+    let tensors = image.tensors_at(path).unwrap();
+    let read = |tensor: daxfs::Tensor| {
+        let bytes = tensor.bytes().unwrap().to_vec();
+        (tensor.name().to_owned(), tensor.dtype(), tensor.shape().to_vec(), bytes)
+    };
+    tensors.iter().map(|tensor| read(tensor.unwrap())).collect()
+}
+
+#[test]
+fn the_index_says_what_the_headers_say() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let (indexed, summary) = pack(dir.path(), Packer::new());
+    let (plain, _) = pack(dir.path(), Packer::new().plain(true));
+    assert_eq!(summary.tensors, 6);
+    assert!(plain.index().unwrap().is_none());
+    assert_eq!(list_image(&plain), list_directory(dir.path()));
+    let index = indexed.index().unwrap().unwrap();
+    assert_eq!((index.file_count(), index.tensor_count(), index.checkpoint_count()), (4, 6, 1));
+    for path in ["/model-1.safetensors", "/model-2.safetensors", "/model.safetensors.index.json", "/"] {
+        assert!(indexed.tensors_at(path).unwrap().indexed());
+        assert!(!plain.tensors_at(path).unwrap().indexed());
+        assert_eq!(tensors(&indexed, path), tensors(&plain, path), "{path}");
+    }
+    assert_eq!(tensors(&indexed, "/").len(), 4);
+}
+
+#[test]
+fn the_hashes_are_those_of_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    // Long enough to be hashed in several parts, and at an offset that is no power of two.
+    write(dir.path(), "a long one", &common::noise(5, (40 << 20) + 4321));
+    write(dir.path(), "b empty", b"");
+    write(dir.path(), "c again", &common::noise(5, (40 << 20) + 4321));
+    let (image, summary) = pack(dir.path(), Packer::new().align(4096).dedupe(true));
+    let index = image.index().unwrap().unwrap();
+    for entry in image.walk().filter(|entry| entry.file_type() == daxfs::FileType::File) {
+        if entry.path() != b"/.daxfs/index" {
+            let file = entry.file().unwrap();
+            let wanted = *blake3::hash(&file.to_vec().unwrap()).as_bytes();
+            assert_eq!(index.file_hash(file.ino()).unwrap(), Some(wanted), "{:?}", entry.path());
+        }
+    }
+    let hash = image.content_hash().map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
+    assert_eq!(hash, summary.content_hash);
+    let (bare, summary) = pack(dir.path(), Packer::new().hash(false));
+    assert_eq!((bare.content_hash(), summary.content_hash), (None, None));
+    // The hash is of the content: layout and packer's settings do not show.
+    let (image, _) = pack(dir.path(), Packer::new().threads(3).block_size(65536));
+    assert_eq!(image.content_hash().map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string()), hash);
+}
+
+#[test]
+fn aligned_tensors_are_the_same_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let (as_they_are, _) = pack(dir.path(), Packer::new());
+    for align in [8, 64, 256, 4096, 65536, 2 << 20] {
+        let (image, summary) = pack(dir.path(), Packer::new().tensor_alignment(Some(align)));
+        assert_eq!(summary.tensors, 6, "fillers are not counted");
+        for path in ["/model-1.safetensors", "/model-2.safetensors", "/"] {
+            assert_eq!(tensors(&image, path), tensors(&as_they_are, path));
+            for tensor in image.tensors_at(path).unwrap().iter() {
+                let tensor = tensor.unwrap();
+                assert!(tensor.nbytes() == 0 || tensor.alignment() >= align, "{align}: {}", tensor.name());
+            }
+        }
+        let file = image.file("/model-1.safetensors").unwrap().to_vec().unwrap();
+        let source = fs::read(dir.path().join("model-1.safetensors")).unwrap();
+        let (new, old) =
+            (SafeTensors::deserialize(&file).unwrap(), SafeTensors::deserialize(&source).unwrap());
+        for (name, tensor) in old.tensors() {
+            assert_eq!(new.tensor(&name).unwrap(), tensor);
+        }
+    }
+    // What is aligned is packed as it is.
+    let out = tempfile::tempdir().unwrap();
+    let (image, _) = pack(dir.path(), Packer::new().align_tensors(true));
+    let aligned = image.file("/model-1.safetensors").unwrap().to_vec().unwrap();
+    write(out.path(), "model-1.safetensors", &aligned);
+    let (again, _) = pack(out.path(), Packer::new().align_tensors(true));
+    assert_eq!(again.file("/model-1.safetensors").unwrap().to_vec().unwrap(), aligned);
+}
+
+#[test]
+fn a_copy_under_another_name_is_not_shared_with_a_rewritten_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = safetensors(SHARD_1);
+    write(dir.path(), "a.bin", &bytes);
+    write(dir.path(), "b.safetensors", &bytes);
+    write(dir.path(), "c.safetensors", &bytes);
+    let (image, summary) = pack(dir.path(), Packer::new().dedupe(true).align_tensors(true));
+    assert!(image.file("/a.bin").unwrap().to_vec().unwrap() == bytes);
+    let rewritten = image.file("/b.safetensors").unwrap();
+    assert_eq!(summary.deduplicated_bytes, rewritten.len());
+    assert_eq!(rewritten.extent(), image.file("/c.safetensors").unwrap().extent());
+}
+
+#[test]
+fn broken_files_are_packed_as_bytes_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let cut = &safetensors(SHARD_1)[..40];
+    write(dir.path(), "cut.safetensors", cut);
+    write(dir.path(), "short.safetensors", b"abc");
+    let twice = r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
+    write(dir.path(), "twice.safetensors", &[&(twice.len() as u64).to_le_bytes(), twice.as_bytes()].concat());
+    let promises = r#"{"weight_map":{"a.weight":"model-1.safetensors","z":"model-2.safetensors"}}"#;
+    write(dir.path(), "empty promises.safetensors.index.json", promises.as_bytes());
+    write(dir.path(), "outside.safetensors.index.json", br#"{"weight_map":{"a":"../model-1.safetensors"}}"#);
+    let (image, summary) = pack(dir.path(), Packer::new());
+    assert_eq!(summary.warnings.len(), 5, "{:#?}", summary.warnings);
+    for name in ["cut.", "short.", "twice.", "empty promises.", "outside."] {
+        assert!(summary.warnings.iter().any(|warning| warning.contains(name)), "{name}");
+    }
+    assert_eq!(image.file("/cut.safetensors").unwrap().to_vec().unwrap(), cut);
+    assert_eq!(image.index().unwrap().unwrap().checkpoint_count(), 1);
+    assert_eq!(tensors(&image, "/model.safetensors.index.json").len(), 4);
+
+    // Nothing but broken files: no index at all.
+    let other = tempfile::tempdir().unwrap();
+    write(other.path(), "cut.safetensors", cut);
+    let (image, _) = pack(other.path(), Packer::new());
+    assert!(image.index().unwrap().is_none());
+    assert_eq!(image.len(), 2);
+}
+
+#[test]
+fn hard_links_and_shards_in_other_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    model(&dir.path().join("one"));
+    fs::create_dir(dir.path().join("two")).unwrap();
+    for name in ["model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"] {
+        fs::hard_link(dir.path().join("one").join(name), dir.path().join("two").join(name)).unwrap();
+    }
+    write(
+        dir.path(),
+        "sub/x.safetensors.index.json",
+        br#"{"weight_map":{"a.weight":"./deep/s.safetensors"}}"#,
+    );
+    write(dir.path(), "sub/deep/s.safetensors", &safetensors(SHARD_1));
+    let (image, summary) = pack(dir.path(), Packer::new());
+    assert!(summary.warnings.is_empty(), "{:?}", summary.warnings);
+    assert_eq!(summary.hard_links, 3);
+    assert_eq!(image.index().unwrap().unwrap().checkpoint_count(), 2);
+    assert_eq!(tensors(&image, "/one"), tensors(&image, "/two"));
+    assert_eq!(tensors(&image, "/sub/x.safetensors.index.json").len(), 1);
+}
