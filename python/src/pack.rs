@@ -197,6 +197,10 @@ impl Progress for Cancel {
     fn start(&self, _total: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn finish(&self) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Runs `work` on a thread of its own, while this one looks out for signals. When a handler raises, as Python's own

@@ -50,7 +50,8 @@ struct Weight {
 }
 
 fn weights() -> [Weight; 4] {
-    let bytes = |len: usize, step: usize| (0..len).map(|i| (i * step / 7 % 256) as u8).collect();
+    let byte = |i: usize| u8::try_from(i % 251).unwrap_or(0);
+    let bytes = |len: usize, step: usize| (0..len).map(|i| byte(i * step / 7)).collect();
     [
         Weight { name: "embed", dtype: "BF16", shape: &[300, 64], bytes: bytes(300 * 64 * 2, 5) },
         Weight { name: "norm", dtype: "F32", shape: &[64], bytes: bytes(256, 3) },
@@ -84,7 +85,7 @@ fn source() -> (tempfile::TempDir, PathBuf) {
             .flat_map(|(file, weights)| weights.iter().map(|weight| (weight.name.to_owned(), (*file).into())))
             .collect();
     let index = serde_json::to_vec(&serde_json::json!({ "metadata": {}, "weight_map": map })).unwrap();
-    let large = (0..(2 << 20) + 5).map(|i: usize| (i % 253) as u8).collect();
+    let large = (0..(2 << 20) + 5).map(|i: usize| u8::try_from(i % 253).unwrap_or(0)).collect();
     let tree: Tree = vec![
         (b"config.json".to_vec(), Item::File(0o644, b"{\"layers\": 1}\n".to_vec())),
         (b"model-1.safetensors".to_vec(), Item::File(0o644, shard(first))),

@@ -142,7 +142,7 @@ impl Server {
             tracing::info!(%address, "serving metrics");
         }
         raise_descriptor_limit();
-        let mut server = Self {
+        let server = Self {
             config,
             listener,
             table,

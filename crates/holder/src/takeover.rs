@@ -66,8 +66,9 @@ impl Server {
         if takeover.complete || connection.is_blocked() {
             return;
         }
-        if let Some(held) = self.table.after(&takeover.sent).next() {
-            takeover.sent.clone_from(&held.info.name);
+        let next = self.table.after(&takeover.sent).next();
+        if let Some(held) = next {
+            takeover.sent = held.info.name.clone();
             let Access { uids, gids } = held.access.clone();
             connection.reply(&Reply::Handover { info: held.info.clone(), uids, gids }, Arc::clone(&held.fds));
             crash_point("takeover-image");

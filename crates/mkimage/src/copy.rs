@@ -1,6 +1,6 @@
 //! Fills stretches of the image from the source files, hashing what it copies.
 
-use crate::Result;
+use crate::{Error, Result};
 use crate::align::{Content, Rewrite};
 use crate::block::Block;
 use crate::hash::{Leaf, RangeHasher};
@@ -130,6 +130,9 @@ impl<'p> Copier<'p> {
     }
 
     fn copy_unit(&mut self, block: &mut Block<'_>, unit: Range<u64>, start: u64, cloned: bool) -> Result<()> {
+        if self.task.progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
         let Some(current) = &mut self.current else { return Ok(()) };
         let len = unit.end - unit.start;
         if cloned {

@@ -10,6 +10,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// [`Progress::cancelled`](crate::Progress::cancelled) said so.
+    #[error("cancelled")]
+    Cancelled,
     /// A system call failed.
     #[error("{op} {}: {source}", path.display())]
     Io {

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub enum Memory {
     /// A memfd; sealed against every change when the image is complete.
     Memfd(HugePages),
+    /// A memfd that cannot shrink or grow, but whose holders can write to it, so that devices can pin it.
+    SharedMemfd(HugePages),
     /// A memfd that `/dev/udmabuf` turns into a dma-buf.
     Udmabuf,
     /// A buffer of the dma-heap of this name.
@@ -26,6 +28,7 @@ impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Memory::Memfd(_) => f.write_str("memfd"),
+            Memory::SharedMemfd(_) => f.write_str("shared memfd"),
             Memory::Udmabuf => f.write_str("udmabuf"),
             Memory::Heap(name) => write!(f, "heap:{name}"),
             Memory::Device(path) => path.display().fmt(f),
@@ -36,7 +39,7 @@ impl fmt::Display for Memory {
 /// What is left to do when the image is written.
 #[derive(Debug)]
 pub(crate) enum Finish {
-    Seal(Memfd),
+    Seal(Memfd, Seals),
     Udmabuf(Memfd),
     Heap,
     Device { sync: bool },
@@ -47,7 +50,11 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
     match memory {
         Memory::Memfd(pages) => {
             let (target, memfd) = memfd(*pages, len)?;
-            Ok((target, Finish::Seal(memfd)))
+            Ok((target, Finish::Seal(memfd, Seals::IMMUTABLE | Seals::SEAL)))
+        }
+        Memory::SharedMemfd(pages) => {
+            let (target, memfd) = memfd(*pages, len)?;
+            Ok((target, Finish::Seal(memfd, Seals::SHRINK | Seals::GROW)))
         }
         Memory::Udmabuf => {
             let (target, memfd) = memfd(settings.pages, len)?;
@@ -103,7 +110,7 @@ impl Finish {
 
     /// Whether the kernel can say which pages the memory is made of.
     pub(crate) fn has_pages(&self) -> bool {
-        matches!(self, Finish::Seal(_) | Finish::Udmabuf(_))
+        matches!(self, Finish::Seal(..) | Finish::Udmabuf(_))
     }
 
     /// Takes back an image that turned out wrong: a device must not look like one.
@@ -115,9 +122,9 @@ impl Finish {
     /// Makes the memory what it is to be and gives its descriptor.
     pub(crate) fn end(self, target: Target, sync: bool) -> Result<OwnedFd> {
         match self {
-            Finish::Seal(memfd) => {
+            Finish::Seal(memfd, seals) => {
                 drop(target);
-                memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
+                memfd.seal(seals)?;
                 Ok(memfd.into())
             }
             Finish::Udmabuf(memfd) => {

@@ -10,6 +10,10 @@ pub trait Progress: Debug + Send + Sync {
     fn advance(&self, bytes: u64);
     /// All is written, or packing failed.
     fn finish(&self);
+    /// Asked between two pieces of work: true ends packing with [`Error::Cancelled`](crate::Error::Cancelled).
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Tells nobody.
