@@ -28,6 +28,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sealed = daxfs::OpenOptions::new().sealed_copy(true).open(&source)?;
     let tensor = sealed.tensors()?.get(&name)?;
     let slice: &[u8] = tensor.as_slice()?;
-    writeln!(out, "sealed copy: {} zero bytes of {}", slice.iter().filter(|&&byte| byte == 0).count(), slice.len())?;
+    writeln!(
+        out,
+        "sealed copy: {} zero bytes of {}",
+        slice.iter().filter(|&&byte| byte == 0).count(),
+        slice.len()
+    )?;
     Ok(())
 }

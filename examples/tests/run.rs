@@ -6,7 +6,12 @@ use std::process::Command;
 fn run(program: &str, arguments: &[&Path]) -> String {
     let output = Command::new(program).args(arguments).output().expect("the example starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 

@@ -67,8 +67,8 @@ pub mod tensor;
 
 pub mod dlpack;
 
-pub use dmabuf::SharedBytes;
 pub use content::{ContentHasher, content_hash};
+pub use dmabuf::SharedBytes;
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use file::{Extent, File};
@@ -76,9 +76,7 @@ pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use region::{Provenance, Region, Source};
 pub use snapshot::ViewKind;
 pub use superblock::Superblock;
-pub use tensor::{
-    Dtype, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,
-};
+pub use tensor::{Dtype, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors};
 
 /// Compiles the README's Rust example.
 #[cfg(doctest)]

@@ -109,7 +109,8 @@ pub fn accept_seqpacket(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
 pub fn peer_groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
     let mut groups: Vec<libc::gid_t> = vec![0; 64];
     loop {
-        let mut bytes = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(libc::socklen_t::MAX);
+        let mut bytes =
+            libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(libc::socklen_t::MAX);
         // SAFETY: the pointer is to a live, exclusively borrowed buffer of `bytes` bytes of integers, and the kernel
         // writes at most that many and updates `bytes`.
         let result = unsafe {

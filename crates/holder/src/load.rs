@@ -65,7 +65,8 @@ impl LoadOptions {
                 "dedupe" => parsed.dedupe = value == "1",
                 "align-tensors" => {
                     let bytes = value.parse::<u64>().ok().filter(|bytes| bytes.is_power_of_two());
-                    parsed.align_tensors = Some(bytes.ok_or_else(|| wrong("expected a power of two".into()))?);
+                    parsed.align_tensors =
+                        Some(bytes.ok_or_else(|| wrong("expected a power of two".into()))?);
                 }
                 "allow-uid" => parsed.access.uids.push(number()?),
                 "allow-gid" => parsed.access.gids.push(number()?),
@@ -128,7 +129,9 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
         let image = Image::from_region(region.clone())?;
         verify(&image, watch)?;
         match region.info().map(|info| &info.kind) {
-            Some(FdKind::Memfd { .. } | FdKind::DmaBuf { .. } | FdKind::DevDax { .. }) => keep(&region, budget)?,
+            Some(FdKind::Memfd { .. } | FdKind::DmaBuf { .. } | FdKind::DevDax { .. }) => {
+                keep(&region, budget)?
+            }
             _ => copy(&region, options, budget, watch)?,
         }
     };
@@ -307,7 +310,8 @@ mod tests {
             let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
             LoadOptions::parse(&texts, &config)
         };
-        let options = parse(&["into=heap:system", "shared=1", "align-tensors=256", "allow-uid=7", "allow-uid=8"]);
+        let options =
+            parse(&["into=heap:system", "shared=1", "align-tensors=256", "allow-uid=7", "allow-uid=8"]);
         let options = options.unwrap();
         assert_eq!(options.into, Target::Heap("system".into()));
         assert_eq!((options.shared, options.align_tensors), (true, Some(256)));

@@ -59,7 +59,12 @@ impl Metrics {
             ("daxfs_attaches_total", "counter", "attaches answered", self.attaches.load(Ordering::Relaxed)),
             ("daxfs_refusals_total", "counter", "requests refused", self.refusals.load(Ordering::Relaxed)),
             ("daxfs_loads_total", "counter", "loads and swaps completed", self.loads.load(Ordering::Relaxed)),
-            ("daxfs_failed_loads_total", "counter", "loads and swaps that failed", self.failed_loads.load(Ordering::Relaxed)),
+            (
+                "daxfs_failed_loads_total",
+                "counter",
+                "loads and swaps that failed",
+                self.failed_loads.load(Ordering::Relaxed),
+            ),
             ("daxfs_connections", "gauge", "connections now", self.connections.load(Ordering::Relaxed)),
             ("daxfs_uptime_seconds", "gauge", "seconds since the start", self.uptime()),
         ];
@@ -68,7 +73,11 @@ impl Metrics {
             let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = write!(out, "# HELP daxfs_images images held\n# TYPE daxfs_images gauge\ndaxfs_images {}\n", images.len());
+        let _ = write!(
+            out,
+            "# HELP daxfs_images images held\n# TYPE daxfs_images gauge\ndaxfs_images {}\n",
+            images.len()
+        );
         for (name, help) in
             [("daxfs_image_bytes", "bytes of an image"), ("daxfs_image_generation", "generation of an image")]
         {
@@ -76,7 +85,8 @@ impl Metrics {
             for image in images.iter() {
                 let value = if name == "daxfs_image_bytes" { image.size } else { image.generation };
                 // Names hold nothing that needs escaping.
-                let _ = writeln!(out, "{name}{{name=\"{}\",kind=\"{}\"}} {value}", image.name, image.kind.name());
+                let _ =
+                    writeln!(out, "{name}{{name=\"{}\",kind=\"{}\"}} {value}", image.name, image.kind.name());
             }
         }
         out

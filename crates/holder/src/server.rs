@@ -109,7 +109,9 @@ impl Server {
         let mut listener = None;
         for passed in passed {
             match parse_store_name(&passed.name) {
-                Some((generation, name)) => restore(&mut table, &budget, &notify, generation, name, passed.fd),
+                Some((generation, name)) => {
+                    restore(&mut table, &budget, &notify, generation, name, passed.fd)
+                }
                 None => listener = Some(Listener::foreign(passed.fd, &config.socket)),
             }
         }
@@ -394,7 +396,7 @@ impl Server {
         }
         // While a load runs nothing is read, so only the hang-up tells that its client is gone.
         alive &= !events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) || connection.is_blocked();
-        alive &= !(connection.ending && !connection.is_blocked());
+        alive &= !connection.ending || connection.is_blocked();
         self.put_back(token, connection, alive);
     }
 
@@ -445,7 +447,8 @@ impl Server {
                 continue;
             }
             self.running = Some((job.token, Arc::clone(&job.watch)));
-            let (budget, sender, wake) = (self.budget.clone(), self.finished.0.clone(), Arc::clone(&self.wake));
+            let (budget, sender, wake) =
+                (self.budget.clone(), self.finished.0.clone(), Arc::clone(&self.wake));
             let (token, name, replace) = (job.token, job.name.clone(), job.replace);
             let failed = (name.clone(), sender.clone());
             let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
@@ -521,7 +524,7 @@ fn restore(table: &mut Table, budget: &Budget, notify: &Notify, generation: u64,
     let described = fd
         .try_clone()
         .map_err(|error| Error::system("duplicate the image's descriptor", error))
-        .and_then(|fd| Ok(crate::load::describe(&daxfs::Image::from_fd(fd)?)?));
+        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?));
     let newer = table.get(name).map_or(0, |held| held.info.generation);
     match described {
         Ok(mut info) if generation > newer => {

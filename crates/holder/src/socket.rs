@@ -50,8 +50,8 @@ impl Listener {
     /// # Errors
     /// [`Error::System`] when the file cannot be looked at.
     pub fn over(fd: OwnedFd, path: &Path) -> Result<Self> {
-        let metadata =
-            std::fs::symlink_metadata(path).map_err(|e| Error::system(format!("stat {}", path.display()), e))?;
+        let metadata = std::fs::symlink_metadata(path)
+            .map_err(|e| Error::system(format!("stat {}", path.display()), e))?;
         Ok(Self { fd, path: path.to_owned(), file: Some((metadata.dev(), metadata.ino())) })
     }
 

@@ -62,7 +62,9 @@ impl Server {
     /// Queues the next message of a takeover, if this connection has one and nothing waits in it.
     pub(crate) fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
         let next_generation = self.table.next_generation();
-        let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.token == token) else { return };
+        let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.token == token) else {
+            return;
+        };
         if takeover.complete || connection.is_blocked() {
             return;
         }
@@ -166,7 +168,10 @@ pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<Tak
     let unexpected = || {
         Error::Takeover(daxfs::holder::HolderError::Protocol {
             socket: socket.to_owned(),
-            source: daxfs::holder::wire::WireError::Field { field: "reply", what: "not a part of a takeover" },
+            source: daxfs::holder::wire::WireError::Field {
+                field: "reply",
+                what: "not a part of a takeover",
+            },
         })
     };
     let listener = Listener::over(listener.ok_or_else(unexpected)?, socket)?;

@@ -1,6 +1,5 @@
 //! Fills stretches of the image from the source files, hashing what it copies.
 
-use crate::{Error, Result};
 use crate::align::{Content, Rewrite};
 use crate::block::Block;
 use crate::hash::{Leaf, RangeHasher};
@@ -8,6 +7,7 @@ use crate::metadata;
 use crate::packer::Plan;
 use crate::progress::Progress;
 use crate::source::{Opener, SourceFile};
+use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 

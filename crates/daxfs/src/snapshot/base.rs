@@ -32,6 +32,10 @@ impl Slot {
         self.mode & S_IFMT == S_IFDIR
     }
 
+    pub fn is_file(&self) -> bool {
+        self.mode & S_IFMT == S_IFREG
+    }
+
     /// True for the all-zero slots that upstream's writers leave for hard links, and for any other slot without
     /// a file type.
     fn is_unused(&self) -> bool {

@@ -17,6 +17,9 @@ use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, v5};
 use crate::superblock::{Superblock, bounded, invalid};
 use crate::{FileType, Metadata};
 
+/// Page size of the kernels that write version 5.
+const PAGE: u64 = 4096;
+
 /// States of a branch record.
 const FREE: u32 = 0;
 const COMMITTED: u32 = 2;
@@ -338,12 +341,13 @@ impl Source for Replayed {
             return self.base.inode(reader, ino, arena);
         };
         let metadata = changed.metadata;
-        let packed = self.base.slot(ino).map_or(0, |slot| slot.size);
-        check_changed_size(ino, metadata.size, packed, reader.len())?;
+        let packed = self.base.slot(ino).filter(|slot| slot.is_file()).map_or(0, |slot| slot.size);
+        check_changed_size(ino, metadata.size, packed, reader.len(), PAGE)?;
         let content = match (metadata.file_type(), &changed.data, &changed.target) {
             (FileType::Symlink, _, Some(target)) => store_target(arena, target)?,
             (FileType::File, data, _) => {
-                let base = self.base.slot(ino).map_or(Content::Empty, |slot| self.base.file_content(slot));
+                let base = self.base.slot(ino).filter(|slot| slot.is_file());
+                let base = base.map_or(Content::Empty, |slot| self.base.file_content(slot));
                 match (data, base) {
                     (None, base) => base,
                     (Some(data), Content::Elsewhere(why)) if data.base_len() > 0 => Content::Elsewhere(why),

@@ -72,9 +72,9 @@ pub(crate) struct Piece {
 
 /// Largest size of a file that was changed after packing: what a kernel can write (0xffffe pages), or what is
 /// there anyway. Without a bound one inode could promise 2^64 zeros to everybody who hashes it.
-fn check_changed_size(ino: u64, size: u64, packed: u64, region: u64) -> Result<()> {
+fn check_changed_size(ino: u64, size: u64, packed: u64, region: u64, page: u64) -> Result<()> {
     const PAGES: u64 = 0xf_fffe;
-    if size > (PAGES * 4096).max(packed).max(region) {
+    if size > (PAGES * page).max(packed).max(region) {
         return Err(invalid(format!("inode {ino}"), Rule::ChangedSize, format_args!("{size:#x} bytes")));
     }
     Ok(())

@@ -40,7 +40,7 @@ const CHAIN_MAX: usize = 64;
 pub(super) struct Overlay {
     entries: u64,
     keys: Keys,
-    /// Data pages by inode and page: absolute offsets, bounds checked.
+    /// Data pages by inode and page: offsets in the pool, checked when a file uses them.
     pages: HashMap<u64, BTreeMap<u64, u64>, foldhash::quality::RandomState>,
     pool: std::ops::Range<u64>,
     block_size: u64,
@@ -90,12 +90,15 @@ impl Overlay {
     fn collect_pages(&mut self) {
         for (&key, &value) in &self.keys {
             let page = key & KEY_INODE;
-            if page <= PAGE_MAX
-                && let Ok(range) = self.pool_range("data page", value, self.block_size)
-            {
-                self.pages.entry(key >> PAGE_BITS).or_default().insert(page, range.start);
+            if page <= PAGE_MAX {
+                self.pages.entry(key >> PAGE_BITS).or_default().insert(page, value);
             }
         }
+    }
+
+    /// Absolute offset of a data page.
+    fn page(&self, ino: u64, page: u64, value: u64) -> Result<u64> {
+        Ok(self.pool_range(&format!("inode {ino}: overlay page {page}"), value, self.block_size)?.start)
     }
 
     fn pool_range(&self, place: &str, offset: u64, len: u64) -> Result<std::ops::Range<u64>> {
@@ -206,6 +209,8 @@ impl Merged {
 
     /// Base bytes and overlay pages of a file, in order. Pages beyond the file's size do not show.
     fn content(&self, ino: u64, size: u64, slot: Option<&Slot>) -> Result<Content> {
+        // Only the place of a regular file was checked; another kind of slot has no bytes for a file.
+        let slot = slot.filter(|slot| slot.is_file());
         let base = slot.map_or(Content::Empty, |slot| self.base.file_content(slot));
         let base_len = slot.map_or(0, |slot| slot.size);
         let block = self.overlay.block_size;
@@ -216,7 +221,8 @@ impl Merged {
             return Ok(base);
         }
         let mut pieces = Pieces { base: &base, base_len, pieces: Vec::new(), end: 0 };
-        for (&page, &offset) in pages {
+        for (&page, &value) in pages {
+            let offset = self.overlay.page(ino, page, value)?;
             let start = page * block;
             pieces.fill_to(start)?;
             let len = block.min(size - start);
@@ -231,9 +237,14 @@ impl Merged {
         let invalid_target =
             |found: &str| invalid(format!("inode {ino}"), Rule::LinkTarget, found.to_owned());
         match (page, slot) {
-            (Some(offset), _) => {
+            (Some(value), _) => {
+                let offset = self.overlay.page(ino, 0, value)?;
                 let mut bytes = Vec::new();
-                reader.copy(|| format!("inode {ino}: link target"), offset..offset + 4096, &mut bytes)?;
+                reader.copy(
+                    || format!("inode {ino}: link target"),
+                    offset..offset + self.overlay.block_size,
+                    &mut bytes,
+                )?;
                 let len = bytes.iter().position(|&byte| byte == 0);
                 match len {
                     Some(len) if len > 0 && len as u64 <= TARGET_MAX => {
@@ -305,8 +316,8 @@ impl Source for Merged {
         let slot = self.base.slot(ino).copied();
         let content = match metadata.file_type() {
             FileType::File => {
-                let packed = slot.map_or(0, |slot| slot.size);
-                check_changed_size(ino, metadata.size, packed, reader.len())?;
+                let packed = slot.filter(Slot::is_file).map_or(0, |slot| slot.size);
+                check_changed_size(ino, metadata.size, packed, reader.len(), self.overlay.block_size)?;
                 self.content_or_elsewhere(ino, metadata.size, slot.as_ref())?
             }
             FileType::Symlink => store_target(arena, &self.target(reader, ino, slot.as_ref())?)?,
