@@ -65,17 +65,13 @@ def build(profile: str) -> Programs:
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, all by default")
     parser.add_argument("--list", action="store_true", help="only list the names")
     parser.add_argument("--quick", action="store_true", help="little data, one run, programs not optimised")
     parser.add_argument("--runs", type=int, help=f"runs of whole commands ({RUNS})")
     parser.add_argument("--directory", type=Path, default=DISK, help=f"where data is made ({DISK})")
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the data, in DIR/daxfs-bench, for the next run"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the data, in DIR/daxfs-bench, for the next run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in SUITES]

@@ -98,9 +98,7 @@ class Store:
             noise = Noise()
             for shard in range(shards):
                 own = names[shard * tensors // shards : (shard + 1) * tensors // shards]
-                file = (
-                    f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
-                )
+                file = f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
                 header, length = safetensors_header(dict.fromkeys(own, (rows, COLUMNS)))
                 noise.write(path / file, length, header)
                 weight_map.update(dict.fromkeys(own, file))

@@ -42,9 +42,7 @@ class Held:
 def pages(summary: dict[str, Any]) -> str:
     """Which pages the packer got, in words."""
     got = summary["pages"]
-    return (
-        f"{size(got['huge_bytes'])} of {size(summary['image_bytes'])} in 2 MiB pages" if got else "on a disk"
-    )
+    return f"{size(got['huge_bytes'])} of {size(summary['image_bytes'])} in 2 MiB pages" if got else "on a disk"
 
 
 def summary_of(text: str) -> dict[str, Any]:

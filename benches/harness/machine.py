@@ -58,9 +58,7 @@ def need_packages(*names: str) -> None:
     if "daxfs" in absent:
         raise NotRunError("the wheel is not installed: `make wheel`")
     if absent:
-        raise NotRunError(
-            f"left out: {', '.join(absent)} ({sys.executable} -m pip install -r {REQUIREMENTS})"
-        )
+        raise NotRunError(f"left out: {', '.join(absent)} ({sys.executable} -m pip install -r {REQUIREMENTS})")
 
 
 def memory(field: str) -> int:
@@ -87,9 +85,7 @@ def file_system(path: Path) -> tuple[str, str]:
 
 def describe(directory: Path) -> str:
     """One paragraph on what the numbers were measured on."""
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
     return (
         f"{os.cpu_count()} x {model}, {memory('MemTotal') / 2**30:.0f} GiB, Linux {platform.release()}, "
@@ -100,7 +96,7 @@ def describe(directory: Path) -> str:
 def warm_memory(count: int) -> None:
     """Touch `count` bytes of free memory and give them back: just before each run that needs so much.
 
-    In a virtual machine memory that the host does not back is ten times slower when first touched, and where
+    In a virtual machine, memory that the host does not back is ten times slower when first touched, and where
     the machine has a balloon with free page reporting, memory goes back to the host seconds after it was freed.
     One side of a comparison would pay that for the other.
     """

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
         let mut buffer = vec![0; usize::try_from(BUFFER)?];
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             match args.pages {
-                Pages::Huge => huge.fetch_add(piece.map(&memfd)?, Ordering::Relaxed),
+                Pages::Huge => huge.fetch_add(piece.map(&memfd, &mut buffer)?, Ordering::Relaxed),
                 Pages::Small => piece.write(&memfd, &mut buffer).map(|()| 0)?,
             };
         }
@@ -94,11 +94,19 @@ fn cut(files: &[File], window: u64) -> Result<(Vec<Piece<'_>>, u64)> {
 }
 
 impl Piece<'_> {
-    /// Reads straight into huge pages and returns how many bytes of them there are.
-    fn map(&self, memfd: &Memfd) -> Result<u64> {
+    /// Reads straight into huge pages and returns how many bytes of them there are. Without contiguous memory for
+    /// them it goes through `buffer`.
+    fn map(&self, memfd: &Memfd, buffer: &mut [u8]) -> Result<u64> {
         let len = self.len.next_multiple_of(HUGE);
         let mut map = Mapping::read_write(memfd.as_fd(), self.to, usize::try_from(len)?)?;
-        let huge = allocate_huge(&map, 0..len)?;
+        let huge = match allocate_huge(&map, 0..len) {
+            Err(dmabuf::Error::Os { .. }) => 0,
+            other => other?,
+        };
+        if huge < len {
+            self.write(memfd, buffer)?;
+            return Ok(huge);
+        }
         let mut view = map.view_mut()?;
         let mut done = 0;
         while done < self.len {

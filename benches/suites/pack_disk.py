@@ -25,9 +25,7 @@ CLONE_SYNCED = CLONE + ' && sync "$2"/* "$2"'
 SPARE = 1 << 30
 
 
-def _cases(
-    context: Context, source: Path, target: Path, count: int
-) -> tuple[Callable[..., Callable[[], float]], ...]:
+def _cases(context: Context, source: Path, target: Path, count: int) -> tuple[Callable[..., Callable[[], float]], ...]:
     """Make makers of timed cases below `target`. Before each it is emptied, and the disk idle."""
 
     def settle() -> None:
@@ -61,15 +59,10 @@ def to_disk(context: Context) -> Iterator[Row]:
     source = context.store.weights(count, shards=3)
     target = context.scratch / "out"
     pack, shell = _cases(context, source, target, count)
-    context.say(
-        f"{size(count)} in 3 safetensors files, warm in the page cache, to {file_system(context.scratch)[0]}"
-    )
+    context.say(f"{size(count)} in 3 safetensors files, warm in the page cache, to {file_system(context.scratch)[0]}")
     for peer, script, sync in (("cp -r", COPY, ["--no-sync"]), ("cp -r, then sync", COPY_SYNCED, [])):
         ours = {" ".join(["-o FILE", *sync, *more]): pack(*sync, *more) for more in ([], ["--no-hash"])}
-        times = {
-            name: Timing(taken)
-            for name, taken in interleave({**ours, peer: shell(script)}, context.runs).items()
-        }
+        times = {name: Timing(taken) for name, taken in interleave({**ours, peer: shell(script)}, context.runs).items()}
         for name in ours:
             yield Comparison(name, times[name], peer, times[peer], OF_COPY)
     shutil.rmtree(target)
@@ -84,9 +77,7 @@ def clones(context: Context, kind: str) -> Iterator[Row]:
         shutil.copytree(weights, source)
         warm_files(source)
         pack, shell = _cases(context, source, mount / "out", 64 << 20)
-        context.say(
-            f"{size(count)} in 3 safetensors files, warm in the page cache, on {kind} in a loop device"
-        )
+        context.say(f"{size(count)} in 3 safetensors files, warm in the page cache, on {kind} in a loop device")
         pairs = (
             ("cp --reflink=always", CLONE, ["--no-sync"]),
             ("cp --reflink=always, then sync", CLONE_SYNCED, []),

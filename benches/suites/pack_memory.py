@@ -55,9 +55,7 @@ def suite(context: Context) -> Iterator[Row]:
 
     def bare(name: str, kind: str) -> Callable[[], float]:
         def timed() -> float:
-            done = run(
-                [context.programs.bench, "bare", "--pages", kind, *sorted(source.glob("*.safetensors"))]
-            )
+            done = run([context.programs.bench, "bare", "--pages", kind, *sorted(source.glob("*.safetensors"))])
             report = json.loads(done.stdout)
             got[name] = f"{size(report['huge_bytes'])} of {size(report['bytes'])} in 2 MiB pages"
             return done.seconds

@@ -142,9 +142,7 @@ def suite(context: Context) -> Iterator[Row]:
     fit = min(PROCESSES, max((memory("MemAvailable") - SPARE) // count, 1))
     warm_memory(fit * count)
     taken = crowd(fit, [*python, "safetensors", model], None)
-    context.say(
-        f"safetensors.numpy.load_file, {fit} processes: PSS {size(taken.pss)}, RSS {size(taken.resident)}"
-    )
+    context.say(f"safetensors.numpy.load_file, {fit} processes: PSS {size(taken.pss)}, RSS {size(taken.resident)}")
     ours = crowds["Python, 2 MiB pages"].pss / PROCESSES
     yield Value(
         "PSS for each process, Python, 2 MiB pages",

@@ -31,9 +31,7 @@ def _peers(source: Path, target: Path) -> dict[str, list[str | Path]]:
         ],
         "tar": ["tar", "-cf", target, "-C", source, "."],
     }
-    return {
-        name: [program(name) or name, *arguments[1:]] for name, arguments in commands.items() if program(name)
-    }
+    return {name: [program(name) or name, *arguments[1:]] for name, arguments in commands.items() if program(name)}
 
 
 def _timed(command: list[str | Path], target: Path) -> Callable[[], float]:
@@ -48,9 +46,7 @@ def suite(context: Context) -> Iterator[Row]:
     """All images go to the same tmpfs."""
     files, count = context.pick(60_000, 2_000), context.pick(1536 << 20, 16 << 20)
     source = context.store.tree(files, count)
-    context.say(
-        f"{files} files, {size(count)}, warm in the page cache, into a tmpfs; peers without compression"
-    )
+    context.say(f"{files} files, {size(count)}, warm in the page cache, into a tmpfs; peers without compression")
     pack = context.programs.pack
     with memory_disk() as disk:
         target = disk / "image"
@@ -75,9 +71,7 @@ def suite(context: Context) -> Iterator[Row]:
 
 def growth(context: Context) -> Iterator[Row]:
     """Trees of 4 KiB files: how time grows with their number, and what memory each costs."""
-    counts = [
-        context.pick(full, quick) for full, quick in zip((10, 20, 40, 80, 160), (250, 500, 1000, 2000, 4000))
-    ]
+    counts = [context.pick(full, quick) for full, quick in zip((10, 20, 40, 80, 160), (250, 500, 1000, 2000, 4000))]
     if not context.quick:
         counts = [1000 * count for count in counts]
     trees = {count: context.store.tree(count, 4096 * count) for count in counts}
@@ -111,6 +105,4 @@ def growth(context: Context) -> Iterator[Row]:
         "1 KiB",
     )
     yield Value("private memory that one more file adds", slope, size(slope), PER_FILE, "1 KiB")
-    yield Value(
-        f"all memory, {last} files to a disk, each", resident / last, size(resident / last), PER_FILE, "1 KiB"
-    )
+    yield Value(f"all memory, {last} files to a disk, each", resident / last, size(resident / last), PER_FILE, "1 KiB")

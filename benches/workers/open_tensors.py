@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import daxfs
 import ml_dtypes  # noqa: F401 - both sides need it for bf16; its import is not to be timed
 import numpy as np
 from safetensors import safe_open
 
+import daxfs
 from harness.rounds import interleave, timed
 from workers.touch import touch
 

@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-import daxfs
 import ml_dtypes  # noqa: F401 - both sides need it for bf16; its import is not to be timed
 import numpy as np
 import safetensors.numpy
 
+import daxfs
 from harness.rounds import interleave, timed
 from workers.touch import touch
 

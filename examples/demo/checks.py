@@ -38,16 +38,10 @@ class Checks:
             )
         else:
             worst = float(np.abs(got - wanted).max())
-            self.that(
-                worst <= TOLERANCE, f"embeddings differ from torch's by at most {worst:.1e} (<= {TOLERANCE})"
-            )
-            a, b, cosine = (
-                np.array([pair[key] for pair in reference["pairs"]]) for key in ("a", "b", "cosine")
-            )
+            self.that(worst <= TOLERANCE, f"embeddings differ from torch's by at most {worst:.1e} (<= {TOLERANCE})")
+            a, b, cosine = (np.array([pair[key] for pair in reference["pairs"]]) for key in ("a", "b", "cosine"))
             worst = float(np.abs((got[:, a] * got[:, b]).sum(axis=2) - cosine).max())
-            self.that(
-                worst <= TOLERANCE, f"cosines of the pairs differ by at most {worst:.1e} (<= {TOLERANCE})"
-            )
+            self.that(worst <= TOLERANCE, f"cosines of the pairs differ by at most {worst:.1e} (<= {TOLERANCE})")
         self.pairs(got, reference["pairs"])
 
     def pairs(self, embeddings: np.ndarray, pairs: list[dict[str, Any]]) -> None:
@@ -59,8 +53,7 @@ class Checks:
         lowest, highest = float(kinds["close"].min()), float(kinds["far"].max())
         self.that(
             lowest > CLOSE and highest < FAR,
-            f"similar sentences: cosine {lowest:.2f} or more (> {CLOSE}); "
-            f"unrelated: {highest:.2f} or less (< {FAR})",
+            f"similar sentences: cosine {lowest:.2f} or more (> {CLOSE}); unrelated: {highest:.2f} or less (< {FAR})",
         )
 
     def views(self, reports: list[dict[str, Any]], crc: int) -> None:
@@ -83,9 +76,7 @@ class Checks:
             f"{fewest('in_mapping')} of {count} arrays lie in the descriptor's mapping (r--s: shared)",
         )
         self.that(
-            everywhere("own_their_data", 0)
-            and everywhere("writeable", 0)
-            and everywhere("same_memory_twice", count),
+            everywhere("own_their_data", 0) and everywhere("writeable", 0) and everywhere("same_memory_twice", count),
             "no array owns its data, none is writeable, viewing a tensor twice gives the same memory",
         )
         self.that(

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import daxfs
 import numpy as np
 
+import daxfs
 import memory
 from encoder import Encoder
 from tokenizer import WordPiece

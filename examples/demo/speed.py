@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-import daxfs
 import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
 
+import daxfs
 import memory
 
 RUNS = 9
@@ -62,7 +62,7 @@ def anonymous_growth(action: Callable[[], list[np.ndarray]]) -> int:
 
 
 def huge_pages() -> int:
-    """Bytes of the image that 2 MiB pages show when all of it has been touched: it decides what a touch costs."""
+    """Bytes of the image that 2 MiB pages map once all is touched: they decide what a touch costs."""
     with daxfs.open() as image:
         image.populate()
         return image.pages["huge"]

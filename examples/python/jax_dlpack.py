@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 
-import daxfs
 import numpy as np
+
+import daxfs
 
 try:
     import jax
@@ -33,9 +34,7 @@ def main(source: str) -> None:
         copied = array.unsafe_buffer_pointer() != addresses[name]
         copies += copied
         total = jnp.sum(array.astype(jnp.float32))
-        print(
-            f"{name}  {array.dtype.name}  {list(array.shape)}  sum {total:.6g}{'  copied' if copied else ''}"
-        )
+        print(f"{name}  {array.dtype.name}  {list(array.shape)}  sum {total:.6g}{'  copied' if copied else ''}")
     print(f"{len(arrays)} tensors, {copies} copies")
 
 

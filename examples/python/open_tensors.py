@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-import daxfs
 import numpy as np
+
+import daxfs
 
 
 def main(source: str) -> None:

@@ -15,8 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import daxfs
 import numpy as np
+
+import daxfs
 
 
 def send(path: str) -> int:

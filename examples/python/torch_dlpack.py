@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 
-import daxfs
 import numpy as np
+
+import daxfs
 
 try:
     import torch

@@ -115,7 +115,7 @@ impl Image {
         Ok(slf)
     }
 
-    #[pyo3(signature = (_exception_type=None, _exception=None, _traceback=None, /))]
+    #[pyo3(signature = (_exception_type, _exception, _traceback, /))]
     fn __exit__(
         &self,
         _exception_type: Option<&Bound<'_, PyAny>>,

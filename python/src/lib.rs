@@ -1,7 +1,7 @@
 //! The extension module `daxfs._daxfs`: images, files and tensors for Python.
 //!
 //! One file per class. All of them hold clones of the Rust values and nothing of Python's, so no cycle can form;
-//! [`buffer`] is the one place where memory is lent to Python, [`dlpack`] the one where it is given away in a
+//! `buffer` is the one place where memory is lent to Python, `dlpack` the one where it is given away in a
 //! capsule. Work that takes long runs without the interpreter lock.
 
 mod array;

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import BITS, Spec, write_safetensors
 
 import daxfs
+
+from support import BITS, Spec, write_safetensors
 
 ALL_DTYPES = {f"all.{dtype}": Spec.filled(dtype, (3, 8), seed) for seed, dtype in enumerate(BITS)}
 ODD_SHAPES = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,3 +104,12 @@ def write_safetensors(
 def mappings(name: str) -> list[str]:
     """Lines of /proc/self/maps that show the file."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
+
+
+def is_writing_into(pid: int, directory: Path) -> bool:
+    """Tell whether a process has a file below a directory open, be it one without a name yet."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            links.append(os.readlink(entry))
+    return any(link.startswith(f"{directory}/") for link in links)

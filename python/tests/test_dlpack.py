@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import BITS, NUMPY, Spec, mappings, write_safetensors
 
 import daxfs
+
+from support import BITS, NUMPY, Spec, mappings, write_safetensors
 
 READ_ONLY, IS_COPIED = 1, 2
 # (code, bits, lanes) of dlpack.h 1.1.

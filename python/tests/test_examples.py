@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import daxfs
 import numpy as np
 import pytest
+
+import daxfs
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -31,14 +32,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed
 
 
-def run(
-    script: str, *arguments: str | Path, pass_fds: tuple[int, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str | Path, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
     """A script's outcome; a hang is a failure."""
     command = [sys.executable, EXAMPLES / script, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, pass_fds=pass_fds
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, pass_fds=pass_fds)
 
 
 def output(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -125,7 +125,13 @@ def test_many_views_at_once(large: daxfs.File) -> None:
 
 def test_no_tensors(image: daxfs.Image) -> None:
     config = image["config.json"]
-    for use in (config.tensors, config.keys, lambda: config["x"], lambda: "x" in config, lambda: list(config)):
+    for use in (
+        config.tensors,
+        config.keys,
+        lambda: config["x"],
+        lambda: "x" in config,
+        lambda: list(config),
+    ):
         with pytest.raises(daxfs.FormatError, match=r"config\.json"):
             use()
     with pytest.raises(TypeError):

@@ -12,9 +12,10 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from conftest import ALL_DTYPES
-from support import mappings
 
 import daxfs
+
+from support import mappings
 
 NAME = "all.F32"
 DATA = ALL_DTYPES[NAME].data

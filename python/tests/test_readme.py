@@ -5,8 +5,9 @@ import re
 import struct
 from pathlib import Path
 
-import daxfs
 import pytest
+
+import daxfs
 
 README = Path(__file__).parents[2] / "README.md"
 

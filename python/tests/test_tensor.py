@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import safetensors
 from conftest import ALL_DTYPES, METADATA, ODD_SHAPES, SHARDS
-from support import BITS, ML_DTYPES, NUMPY, Spec, write_safetensors
 
 import daxfs
+
+from support import BITS, ML_DTYPES, NUMPY, Spec, write_safetensors
 
 SPECS = {**ALL_DTYPES, **ODD_SHAPES}
 
@@ -231,9 +232,7 @@ def test_slices(tensors: daxfs.Tensors) -> None:
 
 
 def test_repr(tensors: daxfs.Tensors) -> None:
-    assert repr(tensors["all.BF16"]) == (
-        "<daxfs.Tensor 'all.BF16': BF16 (3, 8), 48 bytes in 'model.safetensors'>"
-    )
+    assert repr(tensors["all.BF16"]) == ("<daxfs.Tensor 'all.BF16': BF16 (3, 8), 48 bytes in 'model.safetensors'>")
 
 
 def test_cannot_be_made_or_copied(tensors: daxfs.Tensors) -> None:

@@ -51,9 +51,7 @@ def missing_options(folder: Path) -> list[str]:
 
 def run(*command: str, cwd: Path | None = None) -> str:
     """Output of a command that must succeed."""
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise UnavailableError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -95,14 +93,10 @@ def fetch() -> Path:
         for tool in ("apt-get", "apt-cache", "dpkg"):
             if not shutil.which(tool):
                 wanted = " and ".join(NEEDED_OPTIONS)
-                raise UnavailableError(
-                    f"no {tool}: unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL"
-                )
+                raise UnavailableError(f"no {tool}: unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL")
         download(folder)
     if lacking := missing_options(folder):
-        raise UnavailableError(
-            f"the kernel in {folder} lacks {' and '.join(lacking)}; delete it to fetch another"
-        )
+        raise UnavailableError(f"the kernel in {folder} lacks {' and '.join(lacking)}; delete it to fetch another")
     return folder
 
 

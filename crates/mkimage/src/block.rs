@@ -12,9 +12,6 @@ use std::os::fd::AsFd;
 /// Gaps up to this many bytes are written as zeros; larger ones become holes of the file.
 const SMALL_GAP: u64 = 64 << 10;
 
-/// Bytes that are hashed at a time, out of the memory they were read into: they fit the first-level cache.
-const HASH_STEP: usize = 16 << 10;
-
 /// Where the bytes of a block end up.
 #[derive(Debug)]
 enum Backing {
@@ -30,19 +27,18 @@ pub(crate) struct Block<'a> {
     view: SharedBytesMut<'a>,
     start: u64,
     backing: Backing,
-    scratch: [u8; HASH_STEP],
 }
 
 impl<'a> Block<'a> {
     /// A block that lies in the target's memory.
     pub(crate) fn mapped(view: SharedBytesMut<'a>, start: u64) -> Block<'a> {
-        Block { view, start, backing: Backing::Target, scratch: [0; HASH_STEP] }
+        Block { view, start, backing: Backing::Target }
     }
 
     /// A block in a buffer, whose contents are garbage before something is put there.
     pub(crate) fn buffered(bytes: &'a mut [u8], start: u64) -> Block<'a> {
         let view = SharedBytesMut::from_slice(bytes);
-        Block { view, start, backing: Backing::Buffer(Vec::new()), scratch: [0; HASH_STEP] }
+        Block { view, start, backing: Backing::Buffer(Vec::new()) }
     }
 
     /// What has to be written of a buffer.
@@ -99,16 +95,17 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// Hashes bytes that were put or read before.
+    /// Hashes bytes that were put or read before, by way of `scratch`: no reference to shared memory is made.
     pub(crate) fn hash(
-        &mut self,
+        &self,
         offset: u64,
         len: u64,
+        scratch: &mut [u8],
         hasher: &mut RangeHasher,
         leaves: &mut Vec<Leaf>,
     ) -> Result<()> {
         let bytes = self.view.as_shared().get(offset - self.start, len)?;
-        let Ok(()) = bytes.chunks(&mut self.scratch, |_, piece| {
+        let Ok(()) = bytes.chunks(scratch, |_, piece| {
             hasher.update(piece, leaves);
             Ok::<(), Infallible>(())
         });

@@ -14,6 +14,9 @@ use std::ops::Range;
 /// Bytes read before they are hashed: they are still in the second-level cache then.
 const UNIT: u64 = 512 << 10;
 
+/// Bytes that are hashed at a time: enough for the widest vector units, little enough for the second-level cache.
+const HASH_STEP: usize = 128 << 10;
+
 /// What a copier has to know besides the plan.
 #[derive(Debug)]
 pub(crate) struct Task<'p> {
@@ -33,6 +36,7 @@ pub(crate) struct Copier<'p> {
     task: &'p Task<'p>,
     opener: Opener<'p>,
     current: Option<Current<'p>>,
+    scratch: Vec<u8>,
     /// Hashes of what was copied.
     pub(crate) leaves: Vec<Leaf>,
 }
@@ -49,7 +53,13 @@ struct Current<'p> {
 impl<'p> Copier<'p> {
     /// A copier for `task`.
     pub(crate) fn new(task: &'p Task<'p>) -> Copier<'p> {
-        Copier { task, opener: Opener::new(&task.plan.tree), current: None, leaves: Vec::new() }
+        Copier {
+            task,
+            opener: Opener::new(&task.plan.tree),
+            current: None,
+            scratch: vec![0; HASH_STEP],
+            leaves: Vec::new(),
+        }
     }
 
     /// Fills `block`, which is the part `range` of `window`. The blocks of a window are filled in order, and
@@ -152,7 +162,7 @@ impl<'p> Copier<'p> {
             Some(rewrite) => copy_segments(block, rewrite, unit.clone(), start, source)?,
         }
         if let Some(hasher) = &mut current.hasher {
-            block.hash(unit.start, len, hasher, &mut self.leaves)?;
+            block.hash(unit.start, len, &mut self.scratch, hasher, &mut self.leaves)?;
         }
         Ok(())
     }

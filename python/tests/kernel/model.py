@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import daxfs
 import ml_dtypes
 import numpy as np
+
+import daxfs
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import daxfs
 import numpy as np
 import pytest
 from model import check, weights
+
+import daxfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
