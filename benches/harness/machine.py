@@ -97,7 +97,7 @@ def warm_memory(count: int) -> None:
     """Touch `count` bytes of free memory and give them back: just before each run that needs so much.
 
     In a virtual machine, memory that the host does not back is ten times slower when first touched, and where
-    the machine has a balloon with free page reporting, memory goes back to the host seconds after it was freed.
+    the machine has a balloon with free page reporting, memory goes back to the host seconds after its release.
     One side of a comparison would pay that for the other.
     """
     count = min(count, memory("MemFree") - SPARE)

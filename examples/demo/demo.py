@@ -112,7 +112,7 @@ def print_speed(report: dict[str, Any]) -> None:
         print(f"   {name:<37} {1e3 * ours:8.2f} ms {1e3 * theirs:9.2f} ms {theirs / ours:7.0f}x")
     ours, theirs = (value / MB for value in report["private"])
     print(f"   {'private memory of all tensors':<37} {ours:8.2f} MB {theirs:9.2f} MB")
-    print(f"   the image has {report['huge'] / MB:.1f} MB in 2 MiB pages; safetensors.numpy copies a warm file")
+    print(f"   the image has {report['huge'] / MB:.1f} MB in 2 MiB pages; safetensors copies a warm file")
 
 
 def by_file(model: Path, work: Path, sentences: list[str]) -> list[dict[str, Any]]:

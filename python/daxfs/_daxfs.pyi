@@ -224,7 +224,7 @@ class File:
 
 @final
 class Tensors(Mapping[str, Tensor]):
-    @overload  # type: ignore[override]
+    @overload
     def get(self, name: str, default: None = None, /) -> Tensor | None: ...
     @overload
     def get(self, name: str, default: _T, /) -> Tensor | _T: ...

@@ -432,3 +432,24 @@ fn an_overlay_that_only_changes_the_mode_keeps_the_data_in_place() {
     assert_eq!(file.entry().metadata().mode, 0o100_400);
     assert_eq!(file.extent().unwrap().offset, offset);
 }
+
+/// The kernel's validation looks at every directory of the base image, also at those that the overlay deleted.
+#[test]
+fn strict_mode_checks_directories_that_an_overlay_deleted() {
+    for (version, error) in [(Version::V8, "Name"), (Version::V5, "Name")] {
+        let mut image = mini(version).finish();
+        forge::dirent(&mut image, 5, 0).name[0] = b'/';
+        match version {
+            Version::V8 => {
+                let mut overlay = Overlay::new(64, 6);
+                overlay.tombstone(1, b"d");
+                overlay.attach(&mut image);
+            }
+            Version::V5 => attach_main(&mut image, &Log::new().delete(1, 5, b"d")),
+        }
+        // By default only what can be reached counts.
+        assert_eq!(examine(&open(image.clone(), false).unwrap()).entries, 4);
+        let answer = open(image, true);
+        assert_eq!(Verdict::Refused(error, "directory 5").disagreement(&answer), None, "{version:?}");
+    }
+}

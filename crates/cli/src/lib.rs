@@ -1,4 +1,4 @@
-//! The `daxfs` command: list, inspect, verify and extract DAXFS images.
+//! The `daxfs` command: look into DAXFS images, and keep them in memory for other processes.
 //!
 //! [`main`] takes the whole command line, so that the binary and the Python wheel share one entry point.
 //! Every verb has a module of its own; all flags and all help texts are in [`args`].
@@ -11,9 +11,11 @@ pub mod args;
 mod cat;
 mod collapse;
 mod extract;
+mod holder;
 mod inspect;
 mod json;
 mod ls;
+mod manual;
 mod memory;
 mod output;
 mod place;
@@ -24,8 +26,7 @@ mod text;
 mod tree;
 mod verify;
 
-use args::{Cli, Verb};
-use clap::Parser;
+use args::{Cli, ImageVerb, SourceArgs, Verb};
 use output::{Outcome, Output, report};
 use std::ffi::OsString;
 
@@ -33,7 +34,7 @@ use std::ffi::OsString;
 ///
 /// Writes to the standard output and standard error of the process. Does not end the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::read(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing can be done about a closed terminal, and the exit status tells the story.
@@ -57,19 +58,25 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
-    if let Verb::Verify(verb) = &cli.verb {
-        // Opens the image in its own way: a broken rule is a finding there.
-        return verify::run(&cli.source, verb, out);
-    }
-    let image = source::open(&cli.source, cli.verb.image())?;
     match &cli.verb {
-        Verb::Ls(verb) => ls::run(&image, verb, out),
-        Verb::Tree(verb) => tree::run(&image, verb, out),
-        Verb::Stat(verb) => stat::run(&image, verb, out),
-        Verb::Cat(verb) => cat::run(&image, verb, out),
-        Verb::Inspect(verb) => inspect::run(&image, verb, out),
-        Verb::Extract(verb) => extract::run(&image, verb, out),
-        Verb::Collapse(verb) => collapse::run(&image, verb, out),
-        Verb::Verify(_) => Ok(Outcome::Clean),
+        Verb::Image(verb) => run_on_image(&cli.source, verb, out),
+        Verb::Holder(verb) => holder::run(verb, out),
+        Verb::Man(verb) => manual::write_pages(verb),
+        Verb::Completions(verb) => manual::complete(verb, out),
+    }
+}
+
+fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow::Result<Outcome> {
+    let open = || source::open(args, verb.image());
+    match verb {
+        ImageVerb::Ls(verb) => ls::run(&open()?, verb, out),
+        ImageVerb::Tree(verb) => tree::run(&open()?, verb, out),
+        ImageVerb::Stat(verb) => stat::run(&open()?, verb, out),
+        ImageVerb::Cat(verb) => cat::run(&open()?, verb, out),
+        ImageVerb::Inspect(verb) => inspect::run(&open()?, verb, out),
+        ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
+        ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
+        // Opens the image in its own way: a broken rule is a finding there.
+        ImageVerb::Verify(verb) => verify::run(args, verb, out),
     }
 }

@@ -27,6 +27,12 @@ impl Progress {
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);
     }
+
+    /// Says how much is done of how much; nothing is known of a `total` of 0.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done.min(total));
+    }
 }
 
 impl Drop for Progress {

@@ -1,5 +1,6 @@
 //! What the holder is told when it starts.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,6 +26,19 @@ impl Target {
             Self::Memfd(pages) => Memory::Memfd(*pages),
             Self::Udmabuf => Memory::Udmabuf,
             Self::Heap(name) => Memory::Heap(name.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memfd(HugePages::No) => f.write_str("memfd:4K"),
+            Self::Memfd(HugePages::Hugetlb2M) => f.write_str("memfd:2M"),
+            Self::Memfd(HugePages::Hugetlb1G) => f.write_str("memfd:1G"),
+            Self::Memfd(HugePages::Auto | HugePages::Thp) => f.write_str("memfd"),
+            Self::Udmabuf => f.write_str("udmabuf"),
+            Self::Heap(name) => write!(f, "heap:{name}"),
         }
     }
 }
@@ -99,6 +113,9 @@ mod tests {
         assert_eq!(parse("memfd:2M"), Ok(Target::Memfd(HugePages::Hugetlb2M)));
         assert_eq!(parse("heap:system"), Ok(Target::Heap("system".into())));
         assert_eq!(parse("udmabuf"), Ok(Target::Udmabuf));
+        for text in ["memfd", "memfd:4K", "memfd:2M", "memfd:1G", "udmabuf", "heap:system"] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
         for wrong in ["", "memfd:3M", "heap:", "heap", "cuda:0", "udmabuf:x", "disk"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

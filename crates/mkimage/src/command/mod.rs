@@ -6,7 +6,7 @@ mod run_child;
 
 use crate::{Error, Result, Summary};
 use args::Args;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 
@@ -34,6 +34,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             if matches!(error, Error::Mismatch { .. }) { DIFFERENT } else { FAILED }
         }
     }
+}
+
+/// The definition of the command, for manual pages and completions.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Args::command()
 }
 
 fn run(args: &Args) -> Result<()> {

@@ -1,70 +1,13 @@
-//! The command line: every verb, flag and help text.
+//! Verbs that look into an image.
 
-use clap::{Args, Parser, Subcommand};
+use super::parse_alignment;
+use clap::{Args, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-const SOURCES: &str = "\
-Sources:
-  model.daxfs    a file, on disk or in a tmpfs
-  /dev/dax0.0    a DAX device
-  fd:3           a descriptor that this process inherited: a memfd, a dma-buf, a file
-  -              standard input, when it is a file or a memfd (a pipe cannot be mapped)
-A file that is really named fd:3 or - is reached as ./fd:3 or ./-
-
-Exit status:
-  0  all went well
-  1  verify found differences
-  2  an error; the reason is on standard error";
-
-const EXAMPLES: &str = "\
-Examples:
-  daxfs ls -lR model.daxfs
-  daxfs cat model.daxfs /config.json
-  daxfs inspect --svg map.svg model.daxfs
-  daxfs verify model.daxfs weights/
-  daxfs-pack weights/ --into memfd -- sh -c 'daxfs tree $DAXFS_IMAGE'";
-
-/// List, inspect, verify and extract DAXFS images.
-///
-/// An image is opened in place: it is mapped, its metadata is copied once and checked, and nothing else is
-/// read before it is needed.
-#[derive(Debug, Parser)]
-#[command(name = "daxfs", bin_name = "daxfs", version, after_help = SOURCES, after_long_help = format!("{SOURCES}\n\n{EXAMPLES}"))]
-#[command(arg_required_else_help = true, infer_subcommands = false, max_term_width = 100)]
-pub struct Cli {
-    /// How images are opened.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What to do.
-    #[command(subcommand)]
-    pub verb: Verb,
-}
-
-/// How images are opened; the same for every verb.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Opening the image")]
-pub struct SourceArgs {
-    /// File that holds the data of a split image, whose own memory holds only metadata
-    #[arg(long, global = true, value_name = "FILE")]
-    pub backing: Option<OsString>,
-
-    /// Refuse what the kernel's own validation refuses
-    #[arg(long, global = true)]
-    pub strict: bool,
-
-    /// Copy the image into private sealed memory first: for files that others may change or truncate
-    #[arg(long, global = true)]
-    pub sealed_copy: bool,
-
-    /// Most metadata to copy when opening, such as 64M or 2G (1024-based)
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
-    pub max_metadata: u64,
-}
-
-/// The verbs.
+/// Verbs that open an image.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum ImageVerb {
     /// List directories
     ///
     /// Entries are sorted by name, as bytes. Names that are not UTF-8 or hold control characters are shown with
@@ -109,7 +52,7 @@ pub enum Verb {
     Collapse(CollapseArgs),
 }
 
-impl Verb {
+impl ImageVerb {
     /// The image that the verb works on.
     pub fn image(&self) -> &OsStr {
         match self {
@@ -132,7 +75,7 @@ impl Verb {
     daxfs ls --json -R model.daxfs | jq -r '.entries[] | select(.size > 1000000) | .path'"
 )]
 pub struct LsArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Files and directories inside the image
     #[arg(default_value = "/")]
@@ -152,7 +95,7 @@ pub struct LsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs tree model.daxfs\n  daxfs tree -L 2 model.daxfs /onnx")]
 pub struct TreeArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Directory inside the image
     #[arg(default_value = "/")]
@@ -171,7 +114,7 @@ pub struct TreeArgs {
     after_help = "Examples:\n  daxfs stat model.daxfs /model.safetensors\n  daxfs stat --json -L model.daxfs /latest"
 )]
 pub struct StatArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Entries inside the image
     #[arg(default_value = "/")]
@@ -190,7 +133,7 @@ pub struct StatArgs {
     after_help = "Examples:\n  daxfs cat model.daxfs /config.json\n  daxfs cat - a.bin b.bin < model.daxfs > ab.bin"
 )]
 pub struct CatArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Files inside the image; symbolic links are followed
     #[arg(required = true)]
@@ -204,7 +147,7 @@ pub struct CatArgs {
     daxfs inspect --json model.daxfs | jq '[.files[].tensors[]? | select(.aligned | not)] | length'"
 )]
 pub struct InspectArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Show the tensors of these files or directories only
     pub paths: Vec<OsString>,
@@ -224,7 +167,7 @@ pub struct InspectArgs {
 #[command(after_help = "Examples:\n  daxfs verify model.daxfs\n  daxfs verify model.daxfs weights/\n  \
     daxfs verify --json fd:3 | jq .ok")]
 pub struct VerifyArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Directory that the image was packed from
     pub dir: Option<PathBuf>,
@@ -246,7 +189,7 @@ pub struct VerifyArgs {
     after_help = "Examples:\n  daxfs extract model.daxfs weights/\n  daxfs extract --path /onnx model.daxfs onnx/"
 )]
 pub struct ExtractArgs {
-    /// Image: a path, /dev/daxX.Y, fd:N, or - for standard input
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Directory to make
     pub dest: PathBuf,
@@ -274,68 +217,4 @@ pub struct ExtractArgs {
 pub struct CollapseArgs {
     /// Image in memory: fd:N of a memfd, or a file in a tmpfs such as /dev/shm
     pub image: OsString,
-}
-
-/// Parses a size: digits with an optional K, M, G or T (1024-based; `KiB` and so on are understood too).
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        unit => return Err(format!("unknown unit `{unit}`; use K, M, G or T")),
-    };
-    let count: u64 = digits.parse().map_err(|_| "not a size; write 4096, 64M or 2G".to_owned())?;
-    count.checked_mul(1 << shift).ok_or_else(|| "larger than 16 EiB".to_owned())
-}
-
-/// Parses a power of two.
-fn parse_alignment(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        align if align.is_power_of_two() => Ok(align),
-        _ => Err("not a power of two".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn definition_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("64M"), Ok(64 << 20));
-        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        assert!(parse_size("").is_err());
-        assert!(parse_size("-1").is_err());
-        assert!(parse_size("1.5G").is_err());
-        assert!(parse_size("3X").is_err());
-        assert!(parse_size("99999999T").is_err());
-        assert_eq!(parse_alignment("4K"), Ok(4096));
-        assert!(parse_alignment("100").is_err());
-        assert!(parse_alignment("0").is_err());
-    }
-
-    #[test]
-    fn global_flags_stand_anywhere() {
-        let before = Cli::try_parse_from(["daxfs", "--strict", "ls", "a"]).unwrap();
-        let after = Cli::try_parse_from(["daxfs", "ls", "a", "--strict", "--max-metadata", "1M"]).unwrap();
-        assert!(before.source.strict && after.source.strict);
-        assert_eq!(before.source.max_metadata, 512 << 20);
-        assert_eq!(after.source.max_metadata, 1 << 20);
-        assert_eq!(after.verb.image(), "a");
-    }
-
-    #[test]
-    fn minus_is_an_image() {
-        assert_eq!(Cli::try_parse_from(["daxfs", "ls", "-"]).unwrap().verb.image(), "-");
-    }
 }

@@ -1,0 +1,284 @@
+//! Verbs of the holder: start it, ask it, control it.
+
+use super::{parse_alignment, parse_size};
+use clap::{Args, Subcommand, ValueEnum};
+use daxfs::holder::message::is_valid_name;
+use daxfs_holder::Target;
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// Verbs of the holder.
+#[derive(Debug, Subcommand)]
+pub enum HolderVerb {
+    /// Keep images in memory and pass them to other processes
+    ///
+    /// Loads the given sources, then serves until SIGTERM, SIGINT, `daxfs stop`, or until another holder takes over.
+    /// Clients that have an image keep it whatever happens to the holder.
+    ///
+    /// Under systemd the listening socket and the images of an earlier life are taken from it; an image that is there
+    /// already is not loaded again.
+    Serve(ServeArgs),
+    /// List the images of a holder
+    Ps(PsArgs),
+    /// Let a holder keep another image
+    ///
+    /// SOURCE is opened here and sent as a descriptor. A directory is packed, an image file is copied into memory,
+    /// and memory (a memfd, a dma-buf) is kept as it is. Everything is validated, with the hashes that the image
+    /// carries.
+    Load(LoadArgs),
+    /// Replace an image under its name, in one step
+    ///
+    /// Clients that have the old image keep it, and can ask whether it is still current. The name may also be new.
+    Swap(LoadArgs),
+    /// Let a holder forget an image
+    ///
+    /// Clients that have the image keep it; its memory goes with the last of them.
+    Drop(DropArgs),
+    /// End a holder
+    ///
+    /// Returns when the holder has ended. Clients that have images keep them.
+    Stop(StopArgs),
+    /// Ask a holder whether it is well; exit status 2 when none answers
+    Health(HealthArgs),
+}
+
+/// Where the holder is.
+#[derive(Debug, Clone, Args)]
+pub struct SocketArgs {
+    /// Socket of the holder; by default $DAXFS_SOCKET, else $XDG_RUNTIME_DIR/daxfs.sock, else /run/daxfs.sock
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+impl SocketArgs {
+    /// The socket that is meant.
+    pub fn path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(daxfs::holder::default_socket)
+    }
+}
+
+/// Arguments of `daxfs serve`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  daxfs serve llama=weights/ lora=adapters.daxfs\n  \
+    daxfs serve --socket /run/daxfs/daxfs.sock --group ml --max-bytes 200G\n  daxfs serve --takeover"
+)]
+pub struct ServeArgs {
+    /// Images to begin with: a name, and a directory, an image file or fd:N
+    #[arg(value_name = "NAME=SOURCE", value_parser = NamedSourceParser)]
+    pub images: Vec<NamedSource>,
+    /// Where to listen.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Memory for images, unless a load says otherwise: memfd (2 MiB pages where they can be had), memfd:4K,
+    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, or heap:NAME (a dma-heap)
+    #[arg(long, value_name = "MEMORY", default_value = "memfd")]
+    pub into: Target,
+    /// Leave memfds open to writing, so that devices can pin them. Every client can then change what all others read
+    #[arg(long)]
+    pub shared: bool,
+    /// Take images and socket over from the holder that runs at the socket, which then ends
+    #[arg(long)]
+    pub takeover: bool,
+    /// Serve Prometheus metrics and /healthz here by HTTP, such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// Most memory for all images together, such as 200G (1024-based)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_bytes: Option<u64>,
+    /// Permissions of the socket: who may connect may attach. By default 0600, with --group 0660. A socket that
+    /// systemd or another holder made keeps its own
+    #[arg(long, value_name = "OCTAL", value_parser = parse_mode)]
+    pub mode: Option<u32>,
+    /// Group of the socket, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = parse_group)]
+    pub group: Option<u32>,
+    /// User who may load, swap, drop and stop, besides root and the holder's own; may be given several times
+    #[arg(long, value_name = "UID")]
+    pub allow_control: Vec<u32>,
+    /// Form of the log lines on standard error; $RUST_LOG selects them
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    pub log: Log,
+}
+
+/// Forms of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Arguments of `daxfs ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs ps\n  daxfs ps --holders\n  \
+    daxfs ps --json | jq -r '.images[] | \"\\(.name) \\(.content_hash)\"'")]
+pub struct PsArgs {
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Show the processes that have each image, as far as this user may see them. Attaches to each image
+    #[arg(long)]
+    pub holders: bool,
+    /// Print JSON: {"images": [...]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `daxfs load` and `daxfs swap`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  daxfs load llama weights/\n  daxfs load llama weights/ --align-tensors --allow-gid 1000\n  \
+    daxfs swap llama new-weights.daxfs"
+)]
+pub struct LoadArgs {
+    /// Name for the image: letters, digits, '.', '_' and '-'
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Directory, image file, fd:N, - for standard input, or an image of another holder
+    pub source: OsString,
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Memory for the image, see `daxfs serve --into`; by default what the holder was started with
+    #[arg(long, value_name = "MEMORY")]
+    pub into: Option<Target>,
+    /// Leave the memfd open to writing, so that devices can pin it. Every client can then change what all others read
+    #[arg(long)]
+    pub shared: bool,
+    /// Move the tensors of safetensors files to multiples of SIZE (256 without one); for directories
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
+    #[arg(value_parser = parse_alignment)]
+    pub align_tensors: Option<u64>,
+    /// Store files with the same contents once; for directories
+    #[arg(long)]
+    pub dedupe: bool,
+    /// User who may attach; may be given several times. Without any, and without groups, whoever may connect
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+    /// Group whose members may attach; may be given several times
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
+    /// No progress bar and no summary
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print JSON: the image as in `daxfs ps --json`
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+}
+
+/// Arguments of `daxfs drop`.
+#[derive(Debug, Args)]
+pub struct DropArgs {
+    /// Name of the image
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of `daxfs stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of `daxfs health`.
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Print JSON: {"pid": ..., "images": ..., "bytes": ..., "uptime": ...}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `NAME=SOURCE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSource {
+    /// Name of the image.
+    pub name: String,
+    /// What it is loaded from.
+    pub source: OsString,
+}
+
+/// Reads a [`NamedSource`], whose source need not be UTF-8.
+#[derive(Debug, Clone)]
+struct NamedSourceParser;
+
+impl clap::builder::TypedValueParser for NamedSourceParser {
+    type Value = NamedSource;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<NamedSource, clap::Error> {
+        parse_named_source(value).map_err(|why| {
+            let text = format!("{:?}: {why}", value.to_string_lossy());
+            clap::Error::raw(clap::error::ErrorKind::ValueValidation, text + "\n").with_cmd(command)
+        })
+    }
+}
+
+fn parse_named_source(value: &OsStr) -> Result<NamedSource, String> {
+    let mut parts = value.as_bytes().splitn(2, |&byte| byte == b'=');
+    match (parts.next(), parts.next()) {
+        (Some(name), Some(source)) if !source.is_empty() => Ok(NamedSource {
+            name: parse_name(&String::from_utf8_lossy(name))?,
+            source: OsString::from_vec(source.to_vec()),
+        }),
+        _ => Err("expected NAME=SOURCE, such as llama=weights/".to_owned()),
+    }
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    if is_valid_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a name has 1 to 128 letters, digits, '.', '_' or '-' and begins with none of '.' and '-'".to_owned())
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, such as 0660".to_owned()),
+    }
+}
+
+fn parse_group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("there is no such group".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values() {
+        let named = parse_named_source(OsStr::from_bytes(b"a.b=x=\xff")).unwrap();
+        assert_eq!((named.name.as_str(), named.source.as_bytes()), ("a.b", &b"x=\xff"[..]));
+        for wrong in ["", "a", "a=", "=x", "a/b=x", "-a=x"] {
+            assert!(parse_named_source(OsStr::new(wrong)).is_err(), "{wrong}");
+        }
+        assert_eq!((parse_mode("0660"), parse_mode("600")), (Ok(0o660), Ok(0o600)));
+        assert!(parse_mode("888").is_err() && parse_mode("1777").is_err() && parse_mode("").is_err());
+        assert_eq!((parse_group("root"), parse_group("12")), (Ok(0), Ok(12)));
+        assert!(parse_group("no such group").is_err());
+    }
+}

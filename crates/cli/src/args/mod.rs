@@ -1,0 +1,253 @@
+//! The command line: every verb, flag and help text.
+
+mod holder;
+mod image;
+
+pub use holder::{
+    DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs, StopArgs,
+};
+pub use image::{
+    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, StatArgs, TreeArgs, VerifyArgs,
+};
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+const SOURCES: &str = "\
+Sources:
+  model.daxfs    a file, on disk or in a tmpfs
+  /dev/dax0.0    a DAX device
+  fd:3           a descriptor that this process inherited: a memfd, a dma-buf, a file
+  -              standard input, when it is a file or a memfd (a pipe cannot be mapped)
+  daxfs://llama  an image that a holder (daxfs serve) keeps; its socket is $DAXFS_SOCKET, else
+                 $XDG_RUNTIME_DIR/daxfs.sock, else /run/daxfs.sock
+  daxfs+unix:///path/to.sock/llama
+                 the same, at that socket
+A file that is really named fd:3 or - is reached as ./fd:3 or ./-
+
+Exit status:
+  0  all went well
+  1  verify found differences
+  2  an error; the reason is on standard error";
+
+const EXAMPLES: &str = "\
+Examples:
+  daxfs ls -lR model.daxfs
+  daxfs cat model.daxfs /config.json
+  daxfs inspect --svg map.svg model.daxfs
+  daxfs verify model.daxfs weights/
+  daxfs serve llama=weights/ & daxfs ls daxfs://llama
+  daxfs-pack weights/ --into memfd -- sh -c 'daxfs tree $DAXFS_IMAGE'";
+
+/// Look into DAXFS images, and keep them in memory for other processes.
+///
+/// An image is opened in place: it is mapped, its metadata is copied once and checked, and nothing else is
+/// read before it is needed.
+#[derive(Debug, Parser)]
+#[command(name = "daxfs", bin_name = "daxfs", version, after_help = SOURCES, after_long_help = format!("{SOURCES}\n\n{EXAMPLES}"))]
+#[command(arg_required_else_help = true, infer_subcommands = false, max_term_width = 100)]
+pub struct Cli {
+    /// How images are opened.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How images are opened; the same for every verb that opens one.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Opening the image")]
+pub struct SourceArgs {
+    /// File that holds the data of a split image, whose own memory holds only metadata
+    #[arg(long, global = true, value_name = "FILE")]
+    pub backing: Option<OsString>,
+
+    /// Refuse what the kernel's own validation refuses
+    #[arg(long, global = true)]
+    pub strict: bool,
+
+    /// Copy the image into private sealed memory first: for files that others may change or truncate
+    #[arg(long, global = true)]
+    pub sealed_copy: bool,
+
+    /// Most metadata to copy when opening, such as 64M or 2G (1024-based)
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
+    pub max_metadata: u64,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Those that open an image.
+    #[command(flatten)]
+    Image(ImageVerb),
+    /// Those of the holder.
+    #[command(flatten)]
+    Holder(HolderVerb),
+    /// Write the manual pages
+    ///
+    /// One page for each verb, and those of daxfs-pack. Read one with `man DIR/daxfs-serve.1`.
+    Man(ManArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Arguments of `daxfs man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs man ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Directory to write into; it is made if it is not there
+    pub dir: PathBuf,
+}
+
+/// Arguments of `daxfs completions`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  daxfs completions bash > ~/.local/share/bash-completion/completions/daxfs\n  \
+    daxfs completions zsh --program daxfs-pack > ~/.zfunc/_daxfs-pack"
+)]
+pub struct CompletionsArgs {
+    /// Shell that reads the script
+    pub shell: clap_complete::Shell,
+    /// Command that is completed
+    #[arg(long, value_enum, default_value_t = Program::Daxfs)]
+    pub program: Program,
+}
+
+/// Commands that have completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// This command
+    Daxfs,
+    /// The packer
+    DaxfsPack,
+}
+
+impl Cli {
+    /// Reads a command line. The flags that say how an image is opened are refused where none is opened.
+    ///
+    /// # Errors
+    /// A wrong command line, or a request for help or the version; see [`clap::Error::exit_code`].
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = command();
+        let cli = Self::from_arg_matches(&command.try_get_matches_from_mut(args)?)
+            .map_err(|error| error.format(&mut command))?;
+        let source = &cli.source;
+        let given = [
+            ("--backing", source.backing.is_some()),
+            ("--strict", source.strict),
+            ("--sealed-copy", source.sealed_copy),
+            ("--max-metadata", source.max_metadata != daxfs::DEFAULT_MAX_METADATA),
+        ];
+        match (&cli.verb, given.into_iter().find(|(_, given)| *given)) {
+            (Verb::Image(_), _) | (_, None) => Ok(cli),
+            (_, Some((flag, _))) => {
+                let text = format!("{flag} is for the verbs that open an image");
+                Err(command.error(ErrorKind::ArgumentConflict, text))
+            }
+        }
+    }
+}
+
+/// The definition of the command, for parsing, manual pages and completions.
+pub fn command() -> clap::Command {
+    let source: Vec<clap::Id> =
+        Cli::command().get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().clone()).collect();
+    let mut command = Cli::command();
+    // Hands the global flags down, so that the verbs that refuse them need not show them.
+    command.build();
+    let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    for verb in verbs {
+        if !ImageVerb::has_subcommand(&verb) && verb != "help" {
+            for flag in &source {
+                command = command.mut_subcommand(&verb, |verb| verb.mut_arg(flag, |arg| arg.hide(true)));
+            }
+        }
+    }
+    command
+}
+
+/// Parses a size: digits with an optional K, M, G or T (1024-based; `KiB` and so on are understood too).
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        unit => return Err(format!("unknown unit `{unit}`; use K, M, G or T")),
+    };
+    let count: u64 = digits.parse().map_err(|_| "not a size; write 4096, 64M or 2G".to_owned())?;
+    count.checked_mul(1 << shift).ok_or_else(|| "larger than 16 EiB".to_owned())
+}
+
+/// Parses a power of two.
+pub(crate) fn parse_alignment(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        align if align.is_power_of_two() => Ok(align),
+        _ => Err("not a power of two".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+        super::command().debug_assert();
+    }
+
+    fn read(line: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::read(line.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        assert!(parse_size("").is_err());
+        assert!(parse_size("-1").is_err());
+        assert!(parse_size("1.5G").is_err());
+        assert!(parse_size("3X").is_err());
+        assert!(parse_size("99999999T").is_err());
+        assert_eq!(parse_alignment("4K"), Ok(4096));
+        assert!(parse_alignment("100").is_err());
+        assert!(parse_alignment("0").is_err());
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        let before = read(&["daxfs", "--strict", "ls", "a"]).unwrap();
+        let after = read(&["daxfs", "ls", "a", "--strict", "--max-metadata", "1M"]).unwrap();
+        assert!(before.source.strict && after.source.strict);
+        assert_eq!(before.source.max_metadata, 512 << 20);
+        assert_eq!(after.source.max_metadata, 1 << 20);
+        assert!(matches!(after.verb, Verb::Image(verb) if verb.image() == "a"));
+    }
+
+    #[test]
+    fn flags_without_an_effect_are_refused() {
+        for line in [
+            &["daxfs", "--strict", "ps"][..],
+            &["daxfs", "stop", "--backing", "a"],
+            &["daxfs", "man", "d", "--max-metadata", "1M"],
+        ] {
+            assert_eq!(read(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line:?}");
+        }
+        let help = |verb| read(&["daxfs", verb, "--help"]).unwrap_err().to_string();
+        assert!(help("ls").contains("--strict") && !help("ps").contains("--strict"));
+    }
+
+    #[test]
+    fn minus_is_an_image() {
+        let cli = read(&["daxfs", "ls", "-"]).unwrap();
+        assert!(matches!(cli.verb, Verb::Image(verb) if verb.image() == "-"));
+    }
+}

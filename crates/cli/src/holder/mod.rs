@@ -1,0 +1,124 @@
+//! Verbs of the holder.
+
+mod load;
+mod ps;
+mod serve;
+
+use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
+use crate::json;
+use crate::output::{Outcome, Output};
+use crate::text::{count, human};
+use anyhow::bail;
+use daxfs::holder::message::{Reply, Request};
+use daxfs::holder::{Attachment, Connection, HolderError};
+use daxfs::Source;
+use serde::Serialize;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// How long the answer to a request may take that the holder works on for as long as it has to. A holder that dies
+/// closes the connection, which ends the wait at once.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Runs a verb.
+///
+/// # Errors
+/// When the holder cannot be reached, refuses, or cannot start.
+pub fn run(verb: &HolderVerb, out: &mut Output) -> anyhow::Result<Outcome> {
+    match verb {
+        HolderVerb::Serve(args) => serve::run(args),
+        HolderVerb::Ps(args) => ps::run(args, out),
+        HolderVerb::Load(args) => load::run(args, false, out),
+        HolderVerb::Swap(args) => load::run(args, true, out),
+        HolderVerb::Drop(args) => drop_image(args),
+        HolderVerb::Stop(args) => stop(args),
+        HolderVerb::Health(args) => health(args, out),
+    }
+}
+
+/// Opens what is to be held, read-only.
+///
+/// # Errors
+/// When it is not there or may not be read.
+fn open_source(source: &OsStr) -> anyhow::Result<OwnedFd> {
+    Ok(match Source::parse(source)? {
+        Source::Path(path) => dmabuf::open_read_only(&path)?,
+        Source::Descriptor(number) => dmabuf::duplicate(number)?,
+        Source::Holder(address) => Attachment::new(address, None)?.1,
+    })
+}
+
+fn drop_image(args: &DropArgs) -> anyhow::Result<Outcome> {
+    let mut connection = Connection::open(&args.socket.path())?;
+    done(connection.request(&Request::Drop { name: args.name.clone() }, &[])?.0)
+}
+
+/// Asks the holder to end, and waits until it has.
+fn stop(args: &StopArgs) -> anyhow::Result<Outcome> {
+    let mut connection = Connection::open(&args.socket.path())?;
+    let outcome = done(connection.request(&Request::Stop, &[])?.0)?;
+    match connection.receive() {
+        Err(HolderError::Closed { .. }) => Ok(outcome),
+        Err(error) => Err(error.into()),
+        Ok((reply, _)) => unexpected(&reply),
+    }
+}
+
+fn done(reply: Reply) -> anyhow::Result<Outcome> {
+    match reply {
+        Reply::Ok => Ok(Outcome::Clean),
+        reply => unexpected(&reply),
+    }
+}
+
+fn unexpected<T>(reply: &Reply) -> anyhow::Result<T> {
+    bail!("the holder answers something else than was asked for: {reply:?}")
+}
+
+#[derive(Debug, Serialize)]
+struct HealthJson {
+    pid: u32,
+    images: u64,
+    bytes: u64,
+    uptime: u64,
+}
+
+fn health(args: &HealthArgs, out: &mut Output) -> anyhow::Result<Outcome> {
+    let mut connection = Connection::open(&args.socket.path())?;
+    match connection.request(&Request::Health, &[])?.0 {
+        Reply::Health { pid, images, bytes, uptime } => {
+            if args.json {
+                json::write(out, &HealthJson { pid, images, bytes, uptime })?;
+            } else {
+                let images = count(images, "image", "images");
+                writeln!(out, "process {pid}, {images}, {}, up {}", human(bytes), duration(uptime))?;
+            }
+            Ok(Outcome::Clean)
+        }
+        reply => unexpected(&reply),
+    }
+}
+
+/// Seconds the short way: the two largest units.
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{minutes}m"),
+        _ => format!("{days}d{hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let texts = [5, 65, 3 * 3600 + 120, 2 * 86_400 + 3600 + 59].map(duration);
+        assert_eq!(texts, ["5s", "1m5s", "3h2m", "2d1h"]);
+    }
+}
