@@ -436,7 +436,7 @@ fn an_overlay_that_only_changes_the_mode_keeps_the_data_in_place() {
 /// The kernel's validation looks at every directory of the base image, also at those that the overlay deleted.
 #[test]
 fn strict_mode_checks_directories_that_an_overlay_deleted() {
-    for (version, error) in [(Version::V8, "Name"), (Version::V5, "Name")] {
+    for version in [Version::V8, Version::V5] {
         let mut image = mini(version).finish();
         forge::dirent(&mut image, 5, 0).name[0] = b'/';
         match version {
@@ -450,6 +450,6 @@ fn strict_mode_checks_directories_that_an_overlay_deleted() {
         // By default only what can be reached counts.
         assert_eq!(examine(&open(image.clone(), false).unwrap()).entries, 4);
         let answer = open(image, true);
-        assert_eq!(Verdict::Refused(error, "directory 5").disagreement(&answer), None, "{version:?}");
+        assert_eq!(Verdict::Refused("Name", "directory 5").disagreement(&answer), None, "{version:?}");
     }
 }

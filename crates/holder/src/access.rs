@@ -14,6 +14,33 @@ pub struct Access {
 }
 
 impl Access {
+    /// Only root and the holder's own user.
+    pub fn nobody() -> Self {
+        // The value that no user and no group has: chown(2) takes it for "unchanged".
+        Self { uids: vec![u32::MAX], gids: Vec::new() }
+    }
+
+    /// As text, to be kept by a supervisor: `uid N` and `gid N`, one a line.
+    pub fn to_text(&self) -> String {
+        let lines = |key: &'static str, ids: &[u32]| {
+            ids.iter().map(move |id| format!("{key} {id}\n")).collect::<String>()
+        };
+        lines("uid", &self.uids) + &lines("gid", &self.gids)
+    }
+
+    /// From such a text; `None` when it is none, or lists nobody.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let mut access = Self::default();
+        for line in text.lines() {
+            match line.split_once(' ')? {
+                ("uid", id) => access.uids.push(id.parse().ok()?),
+                ("gid", id) => access.gids.push(id.parse().ok()?),
+                _ => return None,
+            }
+        }
+        (access != Self::default()).then_some(access)
+    }
+
     /// True when a peer may attach. Root and the holder's own user (`own`) always may; `groups` are asked for only
     /// when they decide.
     pub fn allows(&self, peer: Peer, own: u32, groups: impl FnOnce() -> Vec<u32>) -> bool {
@@ -53,6 +80,9 @@ mod tests {
         assert!(access.allows(peer, 7, || vec![3, 50]));
         assert!(access.allows(Peer { uid: 0, ..peer }, 7, none));
         assert!(access.allows(peer, 1000, none));
+        assert!(!Access::nobody().allows(peer, 7, || vec![u32::MAX]));
+        assert_eq!(Access::from_text(&access.to_text()), Some(access));
+        assert!(["", "uid", "uid x", "gid 1\nall 2"].iter().all(|text| Access::from_text(text).is_none()));
         assert!(!may_control(peer, 7, &[8]));
         assert!(may_control(peer, 7, &[1000]));
     }

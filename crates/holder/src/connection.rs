@@ -40,6 +40,8 @@ pub struct Connection {
     pub active: Instant,
     /// Set to end the load that it waits for.
     pub load: Option<Arc<AtomicBool>>,
+    /// Attaches that were answered.
+    pub attaches: u32,
     /// No more is read; it ends when everything was sent.
     pub ending: bool,
 }
@@ -47,7 +49,15 @@ pub struct Connection {
 impl Connection {
     /// Over an accepted socket.
     pub fn new(socket: OwnedFd, peer: Peer) -> Self {
-        Self { socket, peer, outgoing: VecDeque::new(), active: Instant::now(), load: None, ending: false }
+        Self {
+            socket,
+            peer,
+            outgoing: VecDeque::new(),
+            active: Instant::now(),
+            load: None,
+            attaches: 0,
+            ending: false,
+        }
     }
 
     /// The socket.

@@ -38,6 +38,9 @@ pub enum Error {
     /// No holder answers, but one was to be taken over.
     #[error("takeover: {0}")]
     Takeover(#[source] daxfs::holder::HolderError),
+    /// The socket that was passed is of another kind.
+    #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
+    Socket,
     /// A load option that is not known or not possible.
     #[error("option {option:?}: {why}")]
     Option {
@@ -66,8 +69,8 @@ pub enum Error {
         /// Computed.
         found: String,
     },
-    /// The client that asked for a load went away.
-    #[error("the load was given up: its client is gone")]
+    /// The client that asked for a load went away, or the holder was told to end.
+    #[error("the load was given up: nobody waits for it any more")]
     Cancelled,
 }
 

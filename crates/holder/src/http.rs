@@ -13,24 +13,43 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest request that is read.
 const REQUEST_MAX: usize = 4096;
 
-/// Listens and serves until the process ends. Returns the address, whose port may have been chosen.
+/// Listens and serves until the process ends. Returns the address, whose port may have been chosen. With `patience` an
+/// address that is in use is tried again for so long in the background; then it is an error in the log only.
 ///
 /// # Errors
-/// [`Error::System`] when it cannot listen.
-pub fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<SocketAddr> {
+/// [`Error::System`] when it cannot listen, and there is no patience.
+pub fn serve(address: SocketAddr, metrics: Arc<Metrics>, patience: Duration) -> Result<SocketAddr> {
     let failed = |e| Error::system(format!("listen on {address} for metrics"), e);
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
+    let listener = match TcpListener::bind(address) {
+        Ok(listener) => Some(listener),
+        Err(error) if patience.is_zero() => return Err(failed(error)),
+        Err(_) => None,
+    };
+    let bound = listener.as_ref().map_or(Ok(address), TcpListener::local_addr).map_err(failed)?;
     std::thread::Builder::new()
         .name("metrics".into())
-        .spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // A scraper that breaks off is its own business.
-                let _ = answer(stream, &metrics);
+        .spawn(move || match listener.map_or_else(|| bind_within(address, patience), Ok) {
+            Ok(listener) => {
+                tracing::info!(address = %bound, "serving metrics");
+                for stream in listener.incoming().flatten() {
+                    // A scraper that breaks off is its own business.
+                    let _ = answer(stream, &metrics);
+                }
             }
+            Err(error) => tracing::error!(%address, %error, "no metrics are served"),
         })
         .map_err(|e| Error::system("start the metrics thread", e))?;
     Ok(bound)
+}
+
+fn bind_within(address: SocketAddr, patience: Duration) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match TcpListener::bind(address) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
+    }
 }
 
 fn answer(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()> {
@@ -86,7 +105,8 @@ mod tests {
 
     #[test]
     fn answers() {
-        let address = serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new())).unwrap();
+        let address =
+            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new()), Duration::ZERO).unwrap();
         let metrics = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(metrics.starts_with("HTTP/1.0 200 OK") && metrics.contains("daxfs_images 0"), "{metrics}");
         assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));

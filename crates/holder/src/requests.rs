@@ -16,6 +16,10 @@ const PAGE: usize = 100;
 /// Loads that may wait for their turn.
 const QUEUE_MAX: usize = 16;
 
+/// Attaches on one connection. Descriptors in replies that nobody reads count against a limit of the holder's user
+/// (RLIMIT_NOFILE) beyond which it could pass none to anybody, so nobody may leave many of them unread.
+const ATTACHES_MAX: u32 = 32;
+
 /// A refusal with its text.
 type Refused = (Refusal, String);
 
@@ -71,6 +75,11 @@ impl Server {
         name: &str,
         expect: Option<[u8; 32]>,
     ) -> Result<Option<Reply>, Refused> {
+        if connection.attaches >= ATTACHES_MAX {
+            connection.ending = true;
+            let text = format!("{ATTACHES_MAX} attaches on one connection; open another one");
+            return Err((Refusal::Limit, text));
+        }
         let info = self.visible(connection, name)?;
         if expect.is_some() && info.content_hash != expect {
             return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
@@ -81,6 +90,7 @@ impl Server {
         if let Some(held) = self.table.get(name) {
             connection.reply(&Reply::Attached(info), Arc::clone(&held.fds));
         }
+        connection.attaches += 1;
         self.table.count_attach(name);
         self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
         Ok(None)

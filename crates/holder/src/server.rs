@@ -22,7 +22,7 @@ use crate::load::{LoadOptions, Watch, load};
 use crate::metrics::Metrics;
 use crate::requests::taken;
 use crate::socket::Listener;
-use crate::systemd::{Notify, parse_store_name, take_passed};
+use crate::systemd::{Notify, Stored, StoredKind, stored_access, take_passed};
 use crate::table::{Ready, Table};
 use crate::takeover::{TakenOver, Takeover, take_over};
 use crate::{Access, http};
@@ -35,6 +35,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(200);
 /// Messages read from one connection before the others have their turn.
 const BURST: usize = 16;
+/// How long a port for metrics may stay taken by the holder that was replaced.
+const METRICS_PATIENCE: Duration = Duration::from_secs(10);
 
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
@@ -107,24 +109,22 @@ impl Server {
         let notify = Notify::from_environment()?;
         let mut table = Table::default();
         let mut listener = None;
+        let access = stored_access(&passed);
         for passed in passed {
-            match parse_store_name(&passed.name) {
-                Some((generation, name)) => {
-                    restore(&mut table, &budget, &notify, generation, name, passed.fd)
+            match Stored::parse(&passed.name) {
+                Some(Stored { kind: StoredKind::Access, .. }) => {}
+                Some(Stored { kind, generation, name }) => {
+                    // Who may attach was stored before the image; without it only the holder's own user may.
+                    let key = (generation, name.to_owned());
+                    let access = match kind {
+                        StoredKind::Restricted => access.get(&key).cloned().unwrap_or_else(Access::nobody),
+                        _ => Access::default(),
+                    };
+                    restore(&mut table, &budget, &notify, key, access, passed.fd);
                 }
-                None => listener = Some(Listener::foreign(passed.fd, &config.socket)),
+                None => listener = Some(Listener::foreign(passed.fd, &config.socket)?),
             }
         }
-        let listener = if takeover {
-            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget)?;
-            table = theirs;
-            listener
-        } else {
-            match listener {
-                Some(listener) => listener,
-                None => Listener::bind(&config.socket, config.mode, config.group)?,
-            }
-        };
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -139,11 +139,23 @@ impl Server {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(failed("epoll_ctl"))?;
         }
         let metrics = Arc::new(Metrics::new());
-        if let Some(address) = config.metrics {
-            let address = http::serve(address, Arc::clone(&metrics))?;
-            tracing::info!(%address, "serving metrics");
-        }
         raise_descriptor_limit();
+        // Last: what fails after a takeover would lose what only this process has by then.
+        let listener = if takeover {
+            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget)?;
+            table = theirs;
+            listener
+        } else {
+            match listener {
+                Some(listener) => listener,
+                None => Listener::bind(&config.socket, config.mode, config.group)?,
+            }
+        };
+        if let Some(address) = config.metrics {
+            // The old holder has the port until it ends.
+            let patience = if takeover { METRICS_PATIENCE } else { Duration::ZERO };
+            http::serve(address, Arc::clone(&metrics), patience)?;
+        }
         let server = Self {
             config,
             listener,
@@ -167,7 +179,10 @@ impl Server {
         if takeover && server.notify.is_active() {
             for held in server.table.iter() {
                 for fd in held.fds.iter() {
-                    server.notify.store(&held.info.name, held.info.generation, fd.as_fd())?;
+                    let (name, generation) = (&held.info.name, held.info.generation);
+                    if let Err(error) = server.notify.store(name, generation, &held.access, fd.as_fd()) {
+                        tracing::warn!(name, %error, "the supervisor does not store the image");
+                    }
                 }
             }
         }
@@ -175,10 +190,25 @@ impl Server {
         Ok(server)
     }
 
+    /// True when it holds an image of that name: from a supervisor, from a takeover, or loaded.
+    pub fn has(&self, name: &str) -> bool {
+        self.table.get(name).is_some()
+    }
+
+    /// True while it holds no image.
+    pub fn is_empty(&self) -> bool {
+        self.table.len() == 0
+    }
+
+    /// Ends before it has served: the socket goes.
+    pub fn cancel(self) {
+        self.listener.remove();
+    }
+
     /// Loads an image before the loop runs. `progress` is called now and then with bytes done and in all.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT.
     pub fn load_now(
         &mut self,
         name: &str,
@@ -193,6 +223,9 @@ impl Server {
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
+                if let Ok(Some(_)) = self.signals.read_signal() {
+                    watch.cancel.store(true, Ordering::Relaxed);
+                }
             }
             worker.join().unwrap_or(Err(Error::Cancelled))
         })?;
@@ -205,7 +238,9 @@ impl Server {
     /// [`Error`] when the loop itself fails; single connections and loads never end it.
     pub fn run(mut self) -> Result<()> {
         self.resume_accepting();
-        self.notify.ready(&self.status())?;
+        if let Err(error) = self.notify.ready(&self.status()) {
+            tracing::warn!(%error, "the supervisor cannot be told that this holder is ready");
+        }
         tracing::info!(socket = %self.config.socket.display(), images = self.table.len(), "serving");
         let mut events = [EpollEvent::empty(); 64];
         let mut buffer = vec![0; MESSAGE_MAX];
@@ -289,7 +324,12 @@ impl Server {
 
     fn begin_end(&mut self, end: End) {
         self.pause_accepting();
-        self.end.get_or_insert((end, Instant::now()));
+        match &mut self.end {
+            // A process that has everything needs the socket file, even if this one was asked to stop meanwhile.
+            Some((how, _)) if end == End::HandedOver => *how = end,
+            Some(_) => {}
+            None => self.end = Some((end, Instant::now())),
+        }
     }
 
     pub(crate) fn pause_accepting(&mut self) {
@@ -342,11 +382,23 @@ impl Server {
         self.metrics.connections.store(self.connections.len() as u64, Ordering::Relaxed);
     }
 
-    /// Makes room for others: the connection that was silent the longest goes.
+    /// Makes room for others: of the user with the most connections, the one that was silent the longest goes.
     fn close_longest_idle(&mut self) {
-        let idle = self.connections.iter().filter(|(_, connection)| connection.is_idle());
-        let longest = idle.min_by_key(|(_, connection)| connection.active).map(|(token, _)| *token);
-        if let Some(token) = longest {
+        let handing_over = self.takeover.as_ref().map(|takeover| takeover.token);
+        let mut of_user: HashMap<u32, (usize, Option<(Instant, u64)>)> = HashMap::new();
+        for (token, connection) in &self.connections {
+            let (count, longest) = of_user.entry(connection.peer.uid).or_default();
+            *count += 1;
+            let silent = (connection.active, *token);
+            if connection.is_idle()
+                && handing_over != Some(*token)
+                && longest.is_none_or(|known| silent < known)
+            {
+                *longest = Some(silent);
+            }
+        }
+        let most = of_user.values().filter_map(|(count, longest)| Some((*count, (*longest)?)));
+        if let Some((_, (_, token))) = most.max_by_key(|(count, _)| *count) {
             self.close(token);
         }
     }
@@ -401,12 +453,15 @@ impl Server {
     }
 
     fn put_back(&mut self, token: u64, connection: Connection, alive: bool) {
-        let mut interest = EpollFlags::EPOLLRDHUP;
-        if connection.is_blocked() {
-            interest |= EpollFlags::EPOLLOUT;
+        // A client that has closed its sending half but does not read what waits for it would wake the loop for ever,
+        // so its hang-up is not looked at then; that it is gone altogether is always told.
+        let interest = if connection.is_blocked() {
+            EpollFlags::EPOLLOUT
         } else if connection.load.is_none() {
-            interest |= EpollFlags::EPOLLIN;
-        }
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP
+        } else {
+            EpollFlags::EPOLLRDHUP
+        };
         let watched = self.epoll.modify(connection.socket(), &mut EpollEvent::new(interest, token)).is_ok();
         self.connections.insert(token, connection);
         if !alive || !watched {
@@ -504,12 +559,12 @@ impl Server {
         crash_point("hold-begin");
         let generation = self.table.next_generation();
         for fd in &ready.fds {
-            self.notify.store(name, generation, fd.as_fd())?;
+            self.notify.store(name, generation, &ready.access, fd.as_fd())?;
         }
         crash_point("hold-stored");
         let old = self.table.put(name, ready);
         if let Some(old) = &old {
-            self.notify.remove(name, old.info.generation)?;
+            forget(&self.notify, name, old.info.generation);
         }
         crash_point("hold-swapped");
         self.images_changed();
@@ -520,7 +575,15 @@ impl Server {
 }
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal.
-fn restore(table: &mut Table, budget: &Budget, notify: &Notify, generation: u64, name: &str, fd: OwnedFd) {
+fn restore(
+    table: &mut Table,
+    budget: &Budget,
+    notify: &Notify,
+    (generation, name): (u64, String),
+    access: Access,
+    fd: OwnedFd,
+) {
+    let name = name.as_str();
     let described = fd
         .try_clone()
         .map_err(|error| Error::system("duplicate the image's descriptor", error))
@@ -531,13 +594,15 @@ fn restore(table: &mut Table, budget: &Budget, notify: &Notify, generation: u64,
             info.name = name.to_owned();
             info.generation = generation;
             let reservation = budget.adopt(info.size);
-            let old = table.adopt(Ready { info, fds: vec![fd], access: Access::default(), reservation });
+            let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
             if let Some(old) = old {
                 forget(notify, name, old.info.generation);
             }
             tracing::info!(name, generation, "found in the descriptor store");
         }
-        Ok(_) => forget(notify, name, generation),
+        Ok(_) if generation < newer => forget(notify, name, generation),
+        // The same one twice; a removal by name would take both.
+        Ok(_) => {}
         Err(error) => {
             tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
             forget(notify, name, generation);

@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use crate::error::{Error, Result};
 
@@ -55,16 +56,31 @@ impl Listener {
         Ok(Self { fd, path: path.to_owned(), file: Some((metadata.dev(), metadata.ino())) })
     }
 
-    /// A socket that belongs to systemd.
-    pub fn foreign(fd: OwnedFd, path: &Path) -> Self {
-        Self { fd, path: path.to_owned(), file: None }
+    /// A socket that belongs to systemd, which passes it blocking unless the unit says otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] when it is no socket that listens for messages (`ListenSequentialPacket=`).
+    pub fn foreign(fd: OwnedFd, path: &Path) -> Result<Self> {
+        let listens = getsockopt(&fd, sockopt::AcceptConn) == Ok(true);
+        if !listens || getsockopt(&fd, sockopt::SockType) != Ok(SockType::SeqPacket) {
+            return Err(Error::Socket);
+        }
+        let failed = |e| Error::system("make the passed socket nonblocking", e);
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).map_err(failed)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
+        Ok(Self { fd, path: path.to_owned(), file: None })
+    }
+
+    /// True while the socket file is the one that was there at first.
+    pub fn is_in_place(&self) -> bool {
+        let now = std::fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
+        self.file.is_none() || now.ok() == self.file
     }
 
     /// Removes the socket file, if it is still this socket's.
     pub fn remove(self) {
         let Ok(_lock) = lock(&self.path) else { return };
-        let now = std::fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
-        if self.file.is_some() && now.ok() == self.file {
+        if self.file.is_some() && self.is_in_place() {
             // Nothing is lost if it stays: the next holder removes it.
             let _ = std::fs::remove_file(&self.path);
         }

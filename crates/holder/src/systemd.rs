@@ -3,17 +3,25 @@
 //! Started by systemd, the holder finds in `LISTEN_FDS` its listening socket and the images that an earlier life put
 //! into the descriptor store (sd_listen_fds(3)). It stores an image (`FDSTORE=1`, sd_notify(3)) before it tells anybody
 //! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
-//! `img.GENERATION.NAME`; of two generations of a name the higher counts, so a crash between storing a new one and
+//! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users); of two generations of a name the higher counts, so a crash between storing a new one and
 //! removing the old one loses nothing.
 
 #![allow(unsafe_code, reason = "takes ownership of the descriptors that systemd passed")]
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use daxfs::holder::message::is_valid_name;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::access::Access;
 use crate::error::{Error, Result};
 
 /// First descriptor that systemd passes.
@@ -131,33 +139,106 @@ impl Notify {
         self.send("STOPPING=1", &[])
     }
 
-    /// Stores an image's descriptor.
+    /// Stores an image's descriptor, and before it, in a file of its own, who may attach.
     ///
     /// # Errors
     /// See [`Notify::ready`].
-    pub fn store(&self, name: &str, generation: u64, fd: BorrowedFd<'_>) -> Result<()> {
-        self.send(&format!("FDSTORE=1\nFDNAME={}", store_name(name, generation)), &[fd])
+    pub fn store(&self, name: &str, generation: u64, access: &Access, fd: BorrowedFd<'_>) -> Result<()> {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let mut kind = StoredKind::Open;
+        if *access != Access::default() {
+            kind = StoredKind::Restricted;
+            let list = memfd_create("daxfs-access", MFdFlags::MFD_CLOEXEC);
+            let mut list = File::from(list.map_err(|e| Error::system("memfd_create", e))?);
+            let written = list.write_all(access.to_text().as_bytes());
+            written.map_err(|e| Error::system("write the list of users", e))?;
+            self.send(&assignment("FDSTORE", StoredKind::Access, name, generation), &[list.as_fd()])?;
+        }
+        self.send(&assignment("FDSTORE", kind, name, generation), &[fd])
     }
 
-    /// Removes an image from the store.
+    /// Removes an image, and what belongs to it, from the store.
     ///
     /// # Errors
     /// See [`Notify::ready`].
     pub fn remove(&self, name: &str, generation: u64) -> Result<()> {
-        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", store_name(name, generation)), &[])
+        // The list of users last: an image that is still there must not be without it.
+        for kind in [StoredKind::Open, StoredKind::Restricted, StoredKind::Access] {
+            self.send(&assignment("FDSTOREREMOVE", kind, name, generation), &[])?;
+        }
+        Ok(())
     }
 }
 
-/// Name of an image in the descriptor store: at most 255 characters, and no colon.
-fn store_name(name: &str, generation: u64) -> String {
-    format!("img.{generation}.{name}")
+fn assignment(verb: &str, kind: StoredKind, name: &str, generation: u64) -> String {
+    format!("{verb}=1\nFDNAME={}", Stored { kind, generation, name })
 }
 
-/// Generation and name of a stored image; `None` for other descriptors.
-pub fn parse_store_name(text: &str) -> Option<(u64, &str)> {
-    let (generation, name) = text.strip_prefix("img.")?.split_once('.')?;
-    let generation = generation.parse().ok()?;
-    daxfs::holder::message::is_valid_name(name).then_some((generation, name))
+/// What a stored descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredKind {
+    /// An image for everybody who may connect.
+    Open,
+    /// An image for some users, who are listed in another descriptor.
+    Restricted,
+    /// That list.
+    Access,
+}
+
+impl StoredKind {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Open, "img"), (Self::Restricted, "own"), (Self::Access, "acl")];
+}
+
+/// Name of a descriptor in the store, `img.GENERATION.NAME` for one: at most 255 characters, and no colon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// What it is.
+    pub kind: StoredKind,
+    /// Generation of the image.
+    pub generation: u64,
+    /// Name of the image.
+    pub name: &'a str,
+}
+
+impl fmt::Display for Stored<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix =
+            StoredKind::ALL.iter().find(|(kind, _)| *kind == self.kind).map_or("img", |(_, text)| text);
+        write!(f, "{prefix}.{}.{}", self.generation, self.name)
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// Reads such a name; `None` for other descriptors.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let (prefix, rest) = text.split_once('.')?;
+        let (kind, _) = StoredKind::ALL.iter().find(|(_, known)| *known == prefix)?;
+        let (generation, name) = rest.split_once('.')?;
+        let generation = generation.parse().ok()?;
+        is_valid_name(name).then_some(Self { kind: *kind, generation, name })
+    }
+}
+
+/// The lists of users among what was passed, by generation and name of their images.
+pub fn stored_access(passed: &[Passed]) -> HashMap<(u64, String), Access> {
+    let mut lists = HashMap::new();
+    for passed in passed {
+        let Some(Stored { kind: StoredKind::Access, generation, name }) = Stored::parse(&passed.name) else {
+            continue;
+        };
+        // The descriptor's own position is at the end, where it was written.
+        let list = std::fs::read_to_string(format!("/proc/self/fd/{}", passed.fd.as_raw_fd()));
+        match list.ok().as_deref().and_then(Access::from_text) {
+            Some(access) => {
+                lists.insert((generation, name.to_owned()), access);
+            }
+            None => tracing::error!(name, generation, "the stored list of users is not readable"),
+        }
+    }
+    lists
 }
 
 #[cfg(test)]
@@ -166,12 +247,16 @@ mod tests {
 
     #[test]
     fn store_names() {
-        let text = store_name("llama-3.1", 12);
-        assert_eq!(parse_store_name(&text), Some((12, "llama-3.1")));
-        for wrong in ["daxfs.sock", "img.x.a", "img.1", "img.1.", "img.1..a"] {
-            assert_eq!(parse_store_name(wrong), None, "{wrong}");
+        for (kind, text) in StoredKind::ALL {
+            let stored = Stored { kind, generation: 12, name: "llama-3.1" };
+            assert_eq!(stored.to_string(), format!("{text}.12.llama-3.1"));
+            assert_eq!(Stored::parse(&stored.to_string()), Some(stored));
         }
-        let longest = store_name(&"n".repeat(128), u64::MAX);
+        for wrong in ["daxfs.sock", "img.x.a", "img.1", "img.1.", "img.1..a"] {
+            assert_eq!(Stored::parse(wrong), None, "{wrong}");
+        }
+        let longest =
+            Stored { kind: StoredKind::Open, generation: u64::MAX, name: &"n".repeat(128) }.to_string();
         assert!(longest.len() <= 255);
     }
 

@@ -8,8 +8,7 @@ use crate::tensors::{TensorFile, TensorSet};
 use crate::tree::{Kind, Tree};
 use crate::{Error, Result};
 use daxfs::format::index::{
-    CONTENT_PREFIX, CheckpointRecord, FILE_TENSORS, FileRecord, HAS_HASHES, Header, MAGIC, TensorRecord,
-    VERSION,
+    CheckpointRecord, FILE_TENSORS, FileRecord, HAS_HASHES, Header, MAGIC, TensorRecord, VERSION,
 };
 use std::collections::HashMap;
 use zerocopy::{FromZeros, IntoBytes};
@@ -83,20 +82,18 @@ pub(crate) struct Hashes {
 impl Hashes {
     /// Completes the hashes of regular files by that of the whole content.
     pub(crate) fn new(tree: &Tree, layout: &Layout, files: Vec<Hash>) -> Hashes {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(CONTENT_PREFIX);
+        let mut hasher = daxfs::ContentHasher::new();
         for number in tree.in_path_order() {
             let node = tree.node(number);
-            let ino = layout.numbers.ino[number as usize];
-            let (sort, hash) = match node.kind {
-                Kind::Symlink { target } => (b"l", *blake3::hash(tree.bytes(target)).as_bytes()),
-                _ => (b"f", files[(ino - 1) as usize]),
-            };
             let path = tree.image_path(number);
-            hasher.update(sort).update(&(path.len() as u64).to_le_bytes()).update(&path);
-            hasher.update(&layout.extent(ino).len.to_le_bytes()).update(&hash);
+            if let Kind::Symlink { target } = node.kind {
+                hasher.link(&path, tree.bytes(target));
+            } else {
+                let ino = layout.numbers.ino[number as usize];
+                hasher.file(&path, layout.extent(ino).len, &files[(ino - 1) as usize]);
+            }
         }
-        Hashes { files, content: *hasher.finalize().as_bytes() }
+        Hashes { files, content: hasher.finish() }
     }
 }
 

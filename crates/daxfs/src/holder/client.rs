@@ -1,5 +1,6 @@
 //! A connection to a holder, and what attaching brings.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,9 @@ use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
 
 /// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often an attach is tried when the holder ends the connection instead of answering.
+const ATTEMPTS: u32 = 3;
 
 /// Why a holder could not be reached or did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,17 @@ impl HolderError {
     /// True when the holder has no image of that name.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { refusal: Refusal::NoSuchName, .. })
+    }
+
+    /// True when the connection ended before the answer: the holder was replaced or died meanwhile.
+    pub fn is_disconnect(&self) -> bool {
+        match self {
+            Self::Closed { .. } => true,
+            Self::Unreachable { source, .. } => {
+                matches!(source.io_kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -202,10 +217,20 @@ pub struct Attachment {
 impl Attachment {
     /// Attaches to an image: one message each way. Returns the descriptor of the image's memory.
     ///
+    /// A holder that is being replaced may end a connection before it answers. To attach twice does no harm, so that is
+    /// tried up to three times.
+    ///
     /// # Errors
     /// [`HolderError`].
     pub fn new(address: Address, expect: Option<[u8; 32]>) -> Result<(Self, OwnedFd), HolderError> {
-        let (info, descriptors) = Connection::open(&address.socket)?.attach(&address.name, expect)?;
+        let attach = || Connection::open(&address.socket)?.attach(&address.name, expect);
+        let mut attempts = 1;
+        let (info, descriptors) = loop {
+            match attach() {
+                Err(error) if error.is_disconnect() && attempts < ATTEMPTS => attempts += 1,
+                result => break result?,
+            }
+        };
         let image =
             info.roles.iter().zip(descriptors).find(|(role, _)| **role == super::message::Role::Image);
         match image {
