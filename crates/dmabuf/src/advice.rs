@@ -114,8 +114,9 @@ pub(crate) fn collapse(view: SharedBytes<'_>) -> Result<u64> {
             Err(error) => match error.raw_os_error() {
                 // This block only: it has no page yet, or somebody holds one of its pages all the time.
                 Some(libc::EINVAL | libc::EAGAIN | libc::EBUSY) => {}
-                // No contiguous memory, or the limit of the control group: more attempts would only cost time.
-                Some(libc::ENOMEM) if done > 0 => return Ok(done),
+                // No contiguous memory, or the limit of the control group: more attempts would only cost time, and
+                // ordinary pages will do.
+                Some(libc::ENOMEM) => return Ok(done),
                 _ => return Err(Error::os("madvise COLLAPSE", format!("{view:?}"), error)),
             },
         }

@@ -4,7 +4,9 @@ use crate::packer::Settings;
 use crate::target::{Access, Target};
 use crate::{Error, Result};
 use daxfs::format::MAGIC;
-use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals, describe, heap_allocate, udmabuf_from};
+use dmabuf::{
+    CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals, describe, heap_allocate, udmabuf_from, udmabuf_limit,
+};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -57,6 +59,7 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
             Ok((target, Finish::Seal(memfd, Seals::SHRINK | Seals::GROW)))
         }
         Memory::Udmabuf => {
+            check_udmabuf(len)?;
             let (target, memfd) = memfd(settings.pages, len)?;
             Ok((target, Finish::Udmabuf(memfd)))
         }
@@ -66,6 +69,20 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
             Ok((Target::new(fd, &path, Access::Map, true), Finish::Heap))
         }
         Memory::Device(path) => device(path, len, settings.replace),
+    }
+}
+
+/// Finds out before all the work whether a udmabuf of `len` bytes is to be had.
+fn check_udmabuf(len: u64) -> Result<()> {
+    udmabuf_from(&Memfd::create("daxfs", dmabuf::page_size(), HugePages::No)?)?;
+    match udmabuf_limit() {
+        Some(limit) if limit < len => Err(Error::Memory(dmabuf::Error::Invalid {
+            what: format!("udmabuf of {len} bytes"),
+            why: format!(
+                "at most {limit} are allowed: /sys/module/udmabuf/parameters/size_limit_mb, which root can raise"
+            ),
+        })),
+        _ => Ok(()),
     }
 }
 
