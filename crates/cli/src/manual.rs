@@ -12,6 +12,8 @@ pub fn write_pages(args: &ManArgs) -> anyhow::Result<Outcome> {
     let place = || args.dir.display().to_string();
     std::fs::create_dir_all(&args.dir).with_context(place)?;
     for command in [args::command(), mkimage::command::definition()] {
+        // Without a page for each `daxfs help VERB`.
+        let command = command.disable_help_subcommand(true);
         clap_mangen::generate_to(command, &args.dir).with_context(place)?;
     }
     Ok(Outcome::Clean)

@@ -26,6 +26,7 @@ mod limits;
 mod load;
 mod metrics;
 mod requests;
+mod restore;
 mod server;
 mod socket;
 mod systemd;

@@ -17,15 +17,16 @@ use crate::config::Config;
 use crate::connection::{Connection, Received};
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
+use crate::http;
 use crate::limits::Budget;
 use crate::load::{LoadOptions, Watch, load};
 use crate::metrics::Metrics;
 use crate::requests::taken;
+use crate::restore::{forget, restore_all};
 use crate::socket::Listener;
-use crate::systemd::{Notify, Stored, StoredKind, stored_access, take_passed};
+use crate::systemd::{Notify, take_passed};
 use crate::table::{Ready, Table};
 use crate::takeover::{TakenOver, Takeover, take_over};
-use crate::{Access, http};
 
 /// A connection that does nothing for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -108,23 +109,7 @@ impl Server {
         let budget = Budget::new(config.max_bytes);
         let notify = Notify::from_environment()?;
         let mut table = Table::default();
-        let mut listener = None;
-        let access = stored_access(&passed);
-        for passed in passed {
-            match Stored::parse(&passed.name) {
-                Some(Stored { kind: StoredKind::Access, .. }) => {}
-                Some(Stored { kind, generation, name }) => {
-                    // Who may attach was stored before the image; without it only the holder's own user may.
-                    let key = (generation, name.to_owned());
-                    let access = match kind {
-                        StoredKind::Restricted => access.get(&key).cloned().unwrap_or_else(Access::nobody),
-                        _ => Access::default(),
-                    };
-                    restore(&mut table, &budget, &notify, key, access, passed.fd);
-                }
-                None => listener = Some(Listener::foreign(passed.fd, &config.socket)?),
-            }
-        }
+        let listener = restore_all(passed, &mut table, &budget, &notify, &config.socket)?;
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -571,48 +556,6 @@ impl Server {
         let replaced = old.map(|old| old.info.generation);
         tracing::info!(name, generation, ?replaced, "held");
         Ok(())
-    }
-}
-
-/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal.
-fn restore(
-    table: &mut Table,
-    budget: &Budget,
-    notify: &Notify,
-    (generation, name): (u64, String),
-    access: Access,
-    fd: OwnedFd,
-) {
-    let name = name.as_str();
-    let described = fd
-        .try_clone()
-        .map_err(|error| Error::system("duplicate the image's descriptor", error))
-        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?));
-    let newer = table.get(name).map_or(0, |held| held.info.generation);
-    match described {
-        Ok(mut info) if generation > newer => {
-            info.name = name.to_owned();
-            info.generation = generation;
-            let reservation = budget.adopt(info.size);
-            let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
-            if let Some(old) = old {
-                forget(notify, name, old.info.generation);
-            }
-            tracing::info!(name, generation, "found in the descriptor store");
-        }
-        Ok(_) if generation < newer => forget(notify, name, generation),
-        // The same one twice; a removal by name would take both.
-        Ok(_) => {}
-        Err(error) => {
-            tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
-            forget(notify, name, generation);
-        }
-    }
-}
-
-fn forget(notify: &Notify, name: &str, generation: u64) {
-    if let Err(error) = notify.remove(name, generation) {
-        tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Memory that an image can be written into.
 
 use crate::packer::Settings;
-use crate::target::{Access, Target};
+use crate::target::{Access, DISK_STEP, Target};
 use crate::{Error, Result};
 use daxfs::format::MAGIC;
 use dmabuf::{
@@ -88,7 +88,8 @@ fn check_udmabuf(len: u64) -> Result<()> {
 
 fn memfd(pages: HugePages, len: u64) -> Result<(Target, Memfd)> {
     let path = Path::new("memfd:daxfs");
-    let memfd = Memfd::create("daxfs", len, pages)?;
+    // Whole pages of this machine, as a udmabuf wants them; the image may be for one with smaller pages.
+    let memfd = Memfd::create("daxfs", len.next_multiple_of(dmabuf::page_size()), pages)?;
     let fd = memfd.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
     Ok((Target::of_pages(fd, path, pages), memfd))
 }
@@ -112,7 +113,7 @@ fn device(path: &Path, len: u64, replace: bool) -> Result<(Target, Finish)> {
     }
     // A file on a file system may have holes, where a mapping would end the process when the disk is full.
     let is_file = info.kind == FdKind::File;
-    let access = if is_file { Access::Write } else { Access::Map };
+    let access = if is_file { Access::Write(DISK_STEP) } else { Access::Map };
     Ok((Target::new(fd, path, access, false), Finish::Device { sync: is_file }))
 }
 

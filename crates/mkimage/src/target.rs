@@ -17,7 +17,10 @@ pub(crate) const WINDOW: u64 = 16 << 20;
 
 /// Bytes that are written to a file at once, from a multiple of this. File systems make one folio of it, and
 /// faults of later readers cost a twentieth of what they cost over folios of single pages.
-pub(crate) const STEP: u64 = 2 << 20;
+pub(crate) const DISK_STEP: u64 = 2 << 20;
+
+/// Bytes that are written to memory of ordinary pages at once: they stay in the second-level cache on the way.
+const MEMORY_STEP: u64 = 256 << 10;
 
 /// Size of the huge pages that [`allocate_huge`] makes.
 const HUGE: u64 = 2 << 20;
@@ -26,8 +29,8 @@ const HUGE: u64 = 2 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// By pwrite(2), out of a buffer: files, and memory of ordinary pages, where page faults of a mapping would
-    /// cost more than the second copy (which stays in the cache).
-    Write,
+    /// cost more than the second copy (which stays in the cache). So many bytes at once.
+    Write(u64),
     /// Straight into a mapping whose blocks are made huge pages first; by pwrite(2) where that fails.
     Huge,
     /// Straight into a mapping: dma-bufs, hugetlb memfds, devdax.
@@ -67,7 +70,7 @@ impl Target {
     /// A new file or memfd, to be made of such pages.
     pub(crate) fn of_pages(fd: OwnedFd, path: &Path, pages: HugePages) -> Target {
         let access = match pages {
-            HugePages::No => Access::Write,
+            HugePages::No => Access::Write(MEMORY_STEP),
             HugePages::Thp | HugePages::Auto => Access::Huge,
             HugePages::Hugetlb2M | HugePages::Hugetlb1G => Access::Map,
         };
@@ -95,19 +98,19 @@ impl Target {
         buffer: &mut Vec<u8>,
         mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
     ) -> Result<()> {
-        let mapped = match self.access {
-            Access::Write => None,
-            Access::Huge => self.map_huge(&window)?,
-            Access::Map => Some(self.map(&window)?),
+        let (mapped, step) = match self.access {
+            Access::Write(step) => (None, step),
+            Access::Huge => (self.map_huge(&window)?, MEMORY_STEP),
+            Access::Map => (Some(self.map(&window)?), 0),
         };
         if let Some(mut map) = mapped {
             let mut block = Block::mapped(map.view_mut()?, window.start);
             return fill(&mut block, window);
         }
-        buffer.resize(usize::try_from(STEP).unwrap_or(usize::MAX), 0);
+        buffer.resize(index(step), 0);
         let mut at = window.start;
         while at < window.end {
-            let end = window.end.min((at / STEP + 1) * STEP);
+            let end = window.end.min((at / step + 1) * step);
             let mut block = Block::buffered(buffer, at);
             fill(&mut block, at..end)?;
             let runs: Vec<_> = block.runs().to_vec();

@@ -61,10 +61,8 @@ impl SocketArgs {
 
 /// Arguments of `daxfs serve`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  daxfs serve llama=weights/ lora=adapters.daxfs\n  \
-    daxfs serve --socket /run/daxfs/daxfs.sock --group ml --max-bytes 200G\n  daxfs serve --takeover"
-)]
+#[command(after_help = "Examples:\n  daxfs serve llama=weights/ lora=adapters.daxfs\n  \
+    daxfs serve --socket /run/daxfs/daxfs.sock --group ml --max-bytes 200G\n  daxfs serve --takeover")]
 pub struct ServeArgs {
     /// Images to begin with: a name, and a directory, an image file or fd:N
     #[arg(value_name = "NAME=SOURCE", value_parser = NamedSourceParser)]

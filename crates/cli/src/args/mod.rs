@@ -154,18 +154,13 @@ impl Cli {
 
 /// The definition of the command, for parsing, manual pages and completions.
 pub fn command() -> clap::Command {
-    let source: Vec<clap::Id> =
-        Cli::command().get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().clone()).collect();
     let mut command = Cli::command();
-    // Hands the global flags down, so that the verbs that refuse them need not show them.
-    command.build();
+    let global: Vec<clap::Arg> = command.get_arguments().filter(|arg| arg.is_global_set()).cloned().collect();
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
-    for verb in verbs {
-        if !ImageVerb::has_subcommand(&verb) && verb != "help" {
-            for flag in &source {
-                command = command.mut_subcommand(&verb, |verb| verb.mut_arg(flag, |arg| arg.hide(true)));
-            }
-        }
+    for verb in verbs.iter().filter(|verb| !ImageVerb::has_subcommand(verb)) {
+        // What a verb has of its own is not handed down to it. So the flags that it refuses are not shown.
+        let hidden = global.iter().map(|arg| arg.clone().hide(true));
+        command = command.mut_subcommand(verb, |verb| verb.args(hidden));
     }
     command
 }
@@ -241,8 +236,13 @@ mod tests {
         ] {
             assert_eq!(read(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line:?}");
         }
-        let help = |verb| read(&["daxfs", verb, "--help"]).unwrap_err().to_string();
+        let help = |verb| {
+            let help = read(&["daxfs", verb, "--help"]).unwrap_err();
+            assert_eq!(help.kind(), ErrorKind::DisplayHelp, "{help}");
+            help.to_string()
+        };
         assert!(help("ls").contains("--strict") && !help("ps").contains("--strict"));
+        assert!(help("serve").contains("--takeover"));
     }
 
     #[test]

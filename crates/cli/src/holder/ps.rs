@@ -4,7 +4,7 @@ use super::duration;
 use crate::args::PsArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
-use crate::text::{Side, Table, alignment, escape_message, hex, human};
+use crate::text::{Side, Table, alignment, count, escape_message, hex, human};
 use daxfs::holder::message::ImageInfo;
 use daxfs::holder::{Address, Attachment, Connection};
 use daxfs_holder::users::{self, User};
@@ -101,10 +101,12 @@ pub fn run(args: &PsArgs, out: &mut Output) -> anyhow::Result<Outcome> {
         for user in users {
             let mapped = if user.mapped { ", mapped" } else { "" };
             let command = escape_message(&user.command);
-            writeln!(out, "  {} {command}: {} descriptors{mapped}", user.pid, user.descriptors)?;
+            let descriptors = count(user.descriptors.into(), "descriptor", "descriptors");
+            writeln!(out, "  {} {command}: {descriptors}{mapped}", user.pid)?;
         }
         if *hidden > 0 {
-            writeln!(out, "  {hidden} processes of others cannot be looked into")?;
+            let hidden = count(*hidden as u64, "process", "processes");
+            writeln!(out, "  {hidden} cannot be looked into")?;
         }
     }
     Ok(Outcome::Clean)

@@ -70,7 +70,9 @@ fn begin_log(form: Log) -> anyhow::Result<()> {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let begun = match form {
         Log::Text => lines.with_ansi(stderr_is_terminal()).with_target(false).try_init(),
-        Log::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+        Log::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        }
     };
     begun.map_err(|error| anyhow!("log: {error}"))
 }

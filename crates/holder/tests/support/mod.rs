@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod supervisor;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +20,7 @@ use daxfs_holder::{Config, Server};
 /// nothing, separated by new lines.
 const HOLDER: &str = "DAXFS_TEST_HOLDER";
 /// Set in processes that are to be a client: the address, and where to say what happened.
-const CLIENT: &str = "DAXFS_TEST_CLIENT";
+pub const CLIENT: &str = "DAXFS_TEST_CLIENT";
 /// More than any step takes on a busy machine; only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -229,7 +231,8 @@ impl Place {
         fs::create_dir(&path).unwrap();
         fs::write(path.join("config.json"), b"{}").unwrap();
         let header = format!(r#"{{"w":{{"dtype":"U8","shape":[{len}],"data_offsets":[0,{len}]}}}}"#);
-        let header = format!("{header:<1$}", header.len().next_multiple_of(8));
+        let width = header.len().next_multiple_of(8);
+        let header = format!("{header:<width$}");
         let mut file = (header.len() as u64).to_le_bytes().to_vec();
         file.extend(header.as_bytes());
         file.resize(file.len() + len, byte);
@@ -239,28 +242,44 @@ impl Place {
 
     /// Starts a client of its own process, which attaches and says what it got; `stay` keeps it until it is killed.
     pub fn client(&self, name: &str, report: &str, stay: bool, uid: Option<u32>) -> Process {
-        use std::os::unix::fs::PermissionsExt;
-        use std::os::unix::process::CommandExt;
-        let reports = self.dir.path().join("reports");
-        fs::create_dir_all(&reports).unwrap();
-        fs::set_permissions(&reports, fs::Permissions::from_mode(0o777)).unwrap();
-        let mut command = this_program();
+        let mut command = match uid {
+            Some(uid) => self.program_as(uid, "process"),
+            None => this_program(),
+        };
+        self.reports();
         command.env(CLIENT, self.address(name)).env("DAXFS_TEST_REPORT", self.report_path(report));
         if stay {
             command.env("DAXFS_TEST_STAY", "1");
         }
-        if let Some(uid) = uid {
-            // The program itself may lie where others cannot go.
-            let program = self.dir.path().join("program");
-            if !program.exists() {
-                fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-            }
-            let mut as_other = Command::new(program);
-            as_other.args(command.get_args()).uid(uid).gid(uid).stdout(Stdio::null());
-            as_other.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-            command = as_other;
-        }
         Process(command.spawn().unwrap())
+    }
+
+    /// Starts one test of this binary as another user.
+    pub fn program_as(&self, uid: u32, test: &str) -> Command {
+        use std::os::unix::process::CommandExt;
+        self.reports();
+        let mut command = Command::new(self.program());
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+        command.uid(uid).gid(uid).stdout(Stdio::null());
+        command
+    }
+
+    /// A copy of this binary that other users can run: the build directory may lie where they cannot go.
+    pub fn program(&self) -> PathBuf {
+        let program = self.dir.path().join("program");
+        if !program.exists() {
+            fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        }
+        program
+    }
+
+    /// The directory for reports, which every user may write to.
+    pub fn reports(&self) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let reports = self.dir.path().join("reports");
+        fs::create_dir_all(&reports).unwrap();
+        fs::set_permissions(&reports, fs::Permissions::from_mode(0o777)).unwrap();
+        reports
     }
 
     pub fn report_path(&self, report: &str) -> PathBuf {
@@ -276,7 +295,7 @@ impl Place {
 
 /// The tensor `w` of [`Place::weights`].
 pub fn tensor(image: &Image) -> Vec<u8> {
-    image.tensors().unwrap().get("w").unwrap().to_vec().unwrap()
+    image.tensors().unwrap().get("w").unwrap().bytes().unwrap().to_vec()
 }
 
 /// Device and inode of an open file.

@@ -1,0 +1,85 @@
+//! Taking images back from the supervisor that kept them while no holder lived.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::access::Access;
+use crate::error::{Error, Result};
+use crate::limits::Budget;
+use crate::socket::Listener;
+use crate::systemd::{Notify, Passed, Stored, StoredKind, stored_access};
+use crate::table::{Ready, Table};
+
+/// Puts every stored image into the table and returns the listening socket, if one was passed.
+///
+/// # Errors
+/// [`Error::Socket`] for a socket of another kind.
+pub(crate) fn restore_all(
+    passed: Vec<Passed>,
+    table: &mut Table,
+    budget: &Budget,
+    notify: &Notify,
+    socket: &Path,
+) -> Result<Option<Listener>> {
+    let mut listener = None;
+    let access = stored_access(&passed);
+    for passed in passed {
+        match Stored::parse(&passed.name) {
+            Some(Stored { kind: StoredKind::Access, .. }) => {}
+            Some(Stored { kind, generation, name }) => {
+                // Who may attach was stored before the image; without it only the holder's own user may.
+                let key = (generation, name.to_owned());
+                let access = match kind {
+                    StoredKind::Restricted => access.get(&key).cloned().unwrap_or_else(Access::nobody),
+                    _ => Access::default(),
+                };
+                restore(table, budget, notify, key, access, passed.fd);
+            }
+            None => listener = Some(Listener::foreign(passed.fd, socket)?),
+        }
+    }
+    Ok(listener)
+}
+
+/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal.
+fn restore(
+    table: &mut Table,
+    budget: &Budget,
+    notify: &Notify,
+    (generation, name): (u64, String),
+    access: Access,
+    fd: OwnedFd,
+) {
+    let name = name.as_str();
+    let described = fd
+        .try_clone()
+        .map_err(|error| Error::system("duplicate the image's descriptor", error))
+        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?));
+    let newer = table.get(name).map_or(0, |held| held.info.generation);
+    match described {
+        Ok(mut info) if generation > newer => {
+            info.name = name.to_owned();
+            info.generation = generation;
+            let reservation = budget.adopt(info.size);
+            let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
+            if let Some(old) = old {
+                forget(notify, name, old.info.generation);
+            }
+            tracing::info!(name, generation, "found in the descriptor store");
+        }
+        Ok(_) if generation < newer => forget(notify, name, generation),
+        // The same one twice; a removal by name would take both.
+        Ok(_) => {}
+        Err(error) => {
+            tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
+            forget(notify, name, generation);
+        }
+    }
+}
+
+/// Removes an image from the store.
+pub(crate) fn forget(notify: &Notify, name: &str, generation: u64) {
+    if let Err(error) = notify.remove(name, generation) {
+        tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor");
+    }
+}

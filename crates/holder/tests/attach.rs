@@ -1,0 +1,221 @@
+//! Loading, attaching, swapping and dropping, with clients that are processes of their own.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use daxfs::holder::message::{MemoryKind, Refusal, Request};
+use daxfs::holder::{Connection, HolderError};
+use daxfs::{Image, OpenOptions};
+use support::{Place, Start, be_process, hash_of, hex, identity, is_root, is_used, packed, tensor, wait_for};
+
+#[test]
+fn process() {
+    be_process();
+}
+
+fn refusal(result: Result<impl std::fmt::Debug, HolderError>) -> (Refusal, String) {
+    match result {
+        Err(HolderError::Refused { refusal, text, .. }) => (refusal, text),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Packs a directory to a file beside it.
+fn pack_to_file(directory: &Path) -> std::path::PathBuf {
+    let file = directory.with_extension("daxfs");
+    let image = Image::from_fd(packed(directory)).unwrap();
+    fs::write(&file, image.region().view().to_vec()).unwrap();
+    file
+}
+
+#[test]
+fn a_directory_a_file_and_memory_become_the_same_image() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let weights = place.weights("w", 3, 5000);
+    let directory = place.load_path("directory", false, &weights).unwrap();
+    let file = place.load_path("file", false, &pack_to_file(&weights)).unwrap();
+    let memory = packed(&weights);
+    let kept = place.load("memory", false, &[], memory.as_fd()).unwrap();
+    assert_eq!([directory.generation, file.generation, kept.generation], [1, 2, 3]);
+    let reference = hash_of(&Image::from_fd(memory.try_clone().unwrap()).unwrap());
+    for info in place.list() {
+        assert_eq!(info.kind, MemoryKind::SealedMemfd, "{}", info.name);
+        assert_eq!(info.content_hash.map(|hash| hex(&hash)), Some(reference.clone()), "{}", info.name);
+        let client = place.client(&info.name, &info.name, false, None);
+        assert_eq!(place.report(&info.name), reference);
+        drop(client);
+    }
+    let attached = place.open("memory");
+    assert_eq!(identity(attached.region().fd().unwrap()), identity(memory.as_fd()), "kept, not copied");
+    let shared = place.load("shared", false, &["shared=1"], File::open(&weights).unwrap().as_fd()).unwrap();
+    assert_eq!(shared.kind, MemoryKind::SharedMemfd);
+    let taken = refusal(place.load_path("file", false, &weights));
+    assert_eq!(taken.0, Refusal::NameTaken);
+}
+
+#[test]
+fn clients_outlive_the_holder_and_each_other() {
+    let place = Place::new();
+    let mut holder = place.serve(&Start::default());
+    place.load_path("llama", false, &place.weights("w", 9, 3 << 20)).unwrap();
+    let own = place.open("llama");
+    let expected = hash_of(&own);
+    let memory = identity(own.region().fd().unwrap());
+    let mut clients: Vec<_> = (0..3).map(|i| place.client("llama", &format!("c{i}"), true, None)).collect();
+    for i in 0..3 {
+        assert_eq!(place.report(&format!("c{i}")), expected);
+    }
+    clients[0].kill();
+    assert_eq!(hash_of(&place.open("llama")), expected, "the holder does not mind");
+    holder.kill();
+    for i in 1..3 {
+        fs::write(place.report_path(&format!("c{i}.go")), "").unwrap();
+        assert_eq!(place.report(&format!("c{i}.again")), expected);
+    }
+    assert!(own.is_current().is_err(), "nobody knows");
+    assert_eq!(tensor(&own), vec![9; 3 << 20]);
+    assert!(is_used(memory));
+    drop(own);
+    drop(clients);
+    wait_for("the memory to go with its last user", || !is_used(memory));
+}
+
+#[test]
+fn a_swap_is_seen_by_new_clients_only_and_drop_ends_it() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    place.load_path("llama", false, &place.weights("a", 1, 1000)).unwrap();
+    let old = place.open("llama");
+    assert!(old.is_current().unwrap());
+    let swapped = place.load_path("llama", true, &place.weights("b", 2, 1000)).unwrap();
+    assert_eq!(swapped.generation, 2);
+    let new = place.open("llama");
+    assert_eq!((old.is_current().unwrap(), new.is_current().unwrap()), (false, true));
+    assert_eq!((tensor(&old), tensor(&new)), (vec![1; 1000], vec![2; 1000]));
+    let (old_memory, new_memory) =
+        (identity(old.region().fd().unwrap()), identity(new.region().fd().unwrap()));
+    drop(old);
+    assert!(!is_used(old_memory), "the holder has let it go at the swap");
+    place.connect().request(&Request::Drop { name: "llama".into() }, &[]).unwrap();
+    assert!(!new.is_current().unwrap());
+    assert!(Image::open(place.address("llama")).is_err());
+    assert_eq!(tensor(&new), vec![2; 1000]);
+    drop(new);
+    assert!(!is_used(new_memory));
+    let again = refusal(place.connect().request(&Request::Drop { name: "llama".into() }, &[]));
+    assert_eq!(again.0, Refusal::NoSuchName);
+}
+
+#[test]
+fn another_content_is_refused() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let hash = place.load_path("llama", false, &place.weights("w", 1, 1000)).unwrap().content_hash.unwrap();
+    let open = |hash| OpenOptions::new().expect(hash).open(place.address("llama"));
+    assert_eq!(open(hash).unwrap().content_hash(), Some(hash));
+    let mut other = hash;
+    other[31] ^= 1;
+    let error = open(other).unwrap_err().to_string();
+    assert!(error.contains("other content"), "{error}");
+}
+
+#[test]
+fn a_flipped_byte_is_found_on_load() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let file = pack_to_file(&place.weights("w", 1, 4096));
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.windows(64).rposition(|window| window == [1; 64]).unwrap();
+    bytes[at] ^= 0x80;
+    fs::write(&file, bytes).unwrap();
+    let (refusal, text) = refusal(place.load_path("llama", false, &file));
+    assert_eq!(refusal, Refusal::Failed);
+    assert!(text.contains("/model.safetensors"), "{text}");
+    assert!(place.list().is_empty());
+}
+
+#[test]
+fn what_is_no_image_is_refused_and_costs_nothing() {
+    let place = Place::new();
+    let holder = place.serve(&Start::default());
+    let before = support::descriptors(holder.0.id());
+    let text = place.dir.path().join("text");
+    fs::write(&text, "not an image").unwrap();
+    assert_eq!(refusal(place.load_path("a", false, &text)).0, Refusal::Failed);
+    let (pipe, _other) = nix::unistd::pipe().unwrap();
+    assert_eq!(refusal(place.load("a", false, &[], pipe.as_fd())).0, Refusal::Failed);
+    let directory = File::open(place.weights("w", 1, 10)).unwrap();
+    for option in ["x=1", "into=cuda:0", "into=disk", "allow-uid=-1"] {
+        let (refusal, text) = refusal(place.load("a", false, &[option], directory.as_fd()));
+        assert!(refusal == Refusal::BadRequest && text.contains(option), "{text}");
+    }
+    wait_for("the descriptors to be closed", || support::descriptors(holder.0.id()) == before);
+}
+
+#[test]
+fn who_may_attach_and_control() {
+    if !is_root() {
+        println!("not run: other users can be tried by root only");
+        return;
+    }
+    let place = Place::new();
+    let _holder = place.serve(&Start { open_to_all: true, ..Start::default() });
+    let weights = File::open(place.weights("w", 4, 100)).unwrap();
+    place.load("everybody", false, &[], weights.as_fd()).unwrap();
+    place.load("user", false, &["allow-uid=4321"], weights.as_fd()).unwrap();
+    place.load("group", false, &["allow-gid=4321", "allow-uid=1"], weights.as_fd()).unwrap();
+    let hash = hash_of(&place.open("user"));
+    for name in ["everybody", "user", "group"] {
+        for (uid, may) in [(4321, true), (4322, name == "everybody")] {
+            let report = format!("{name}-{uid}");
+            let _client = place.client(name, &report, false, Some(uid));
+            let text = place.report(&report);
+            assert_eq!(text == hash, may, "{report}: {text}");
+            assert!(may || text.contains("there is no image"), "{report}: {text}");
+        }
+    }
+    // As another user in this process' place: the kernel records who connects.
+    let verbs = [Request::Drop { name: "everybody".into() }, Request::Stop, Request::Takeover];
+    for verb in verbs {
+        let mut connection = connect_as(&place, 4321);
+        assert_eq!(refusal(connection.request(&verb, &[])).0, Refusal::NotAllowed, "{verb:?}");
+    }
+    let load = Request::Load { name: "n".into(), replace: true, options: vec![] };
+    let result = connect_as(&place, 4321).request(&load, &[weights.as_fd()]);
+    assert_eq!(refusal(result).0, Refusal::NotAllowed);
+    let seen = connect_as(&place, 4322).list().unwrap();
+    assert_eq!(seen.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["everybody"]);
+    assert_eq!(place.list().len(), 3);
+}
+
+/// Connects as another user. The thread's user is changed, not the process', by way of its own system call.
+fn connect_as(place: &Place, uid: u32) -> Connection {
+    std::thread::scope(|scope| {
+        let connect = scope.spawn(|| {
+            #[allow(unsafe_code, reason = "the wrapper of the C library changes the user of all threads")]
+            // SAFETY: takes three integers and touches no memory; the user of this thread only is changed, and the
+            // thread ends after the connect.
+            let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, uid, uid, uid) };
+            assert_eq!(result, 0);
+            place.connect()
+        });
+        connect.join().unwrap()
+    })
+}
+
+#[test]
+fn a_listed_user_may_control() {
+    if !is_root() {
+        println!("not run: other users can be tried by root only");
+        return;
+    }
+    let place = Place::new();
+    let mut holder = place.serve(&Start { open_to_all: true, control: Some(4321), ..Start::default() });
+    connect_as(&place, 4321).request(&Request::Stop, &[]).unwrap();
+    assert!(holder.wait().success());
+    assert!(!place.socket.exists(), "a holder that ends removes its socket");
+}

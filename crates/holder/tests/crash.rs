@@ -1,0 +1,136 @@
+//! Killed at every step: what was acknowledged is there after a restart, memory is not left behind, and the socket of
+//! the dead holder is in nobody's way.
+
+mod support;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use support::supervisor::Supervisor;
+use support::{Place, Process, Start, be_process, identity, is_used, memfds, tensor, wait_for};
+
+#[test]
+fn process() {
+    be_process();
+}
+
+/// See `systemd.rs`.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const LOAD_POINTS: [&str; 5] = ["load-begin", "load-written", "hold-begin", "hold-stored", "hold-swapped"];
+
+fn crashing(point: &'static str) -> Start {
+    Start { crash_at: Some(point), ..Start::default() }
+}
+
+/// What the holder keeps open of memory is one descriptor an image.
+fn assert_no_orphans(place: &Place, holder: &Process) {
+    let images = place.list().len();
+    let pid = holder.0.id();
+    wait_for("memory that no image needs to go", || memfds(pid).len() == images);
+}
+
+#[test]
+fn a_killed_load_or_swap_loses_nothing_that_was_acknowledged() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let (one, two) = (place.weights("one", 1, 1000), place.weights("two", 2, 1000));
+    place.load_path("kept", false, &one).unwrap();
+    for point in LOAD_POINTS {
+        for name in ["fresh", "kept"] {
+            let before = place.open("kept");
+            let memory = identity(before.region().fd().unwrap());
+            let old = tensor(&before)[0];
+            drop(before);
+            holder.kill();
+            holder = supervisor.serve(&place, &crashing(point));
+            let (source, byte) = if old == 1 { (&two, 2) } else { (&one, 1) };
+            let result = place.load_path(name, true, source);
+            assert!(result.is_err(), "{point}: nothing was acknowledged");
+            assert!(!holder.wait().success());
+
+            holder = supervisor.serve(&place, &Start::default());
+            let after = place.open("kept");
+            let now = tensor(&after)[0];
+            // Stored but not acknowledged may be either; before the store it must be the old one.
+            let stored = name == "kept" && ["hold-stored", "hold-swapped"].contains(&point);
+            assert_eq!(now, if stored { byte } else { old }, "{point} {name}");
+            assert_eq!(tensor(&after), vec![now; 1000], "{point}");
+            if stored {
+                drop(after);
+                wait_for("the replaced memory to go", || !is_used(memory));
+            }
+            assert_no_orphans(&place, &holder);
+            if place.list().len() == 2 {
+                let drop = daxfs::holder::message::Request::Drop { name: "fresh".into() };
+                place.connect().request(&drop, &[]).unwrap();
+            }
+            assert_no_orphans(&place, &holder);
+            let stored = supervisor.stored();
+            assert!(stored.len() == 1 && stored[0].ends_with(".kept"), "{stored:?}");
+        }
+    }
+}
+
+#[test]
+fn the_socket_of_a_killed_holder_blocks_nobody() {
+    let _alone = alone();
+    let place = Place::new();
+    let weights = place.weights("w", 1, 1000);
+    for point in LOAD_POINTS {
+        let mut holder = place.serve(&crashing(point));
+        assert!(place.load_path("a", false, &weights).is_err(), "{point}");
+        assert!(!holder.wait().success());
+        assert!(place.socket.exists());
+        let mut next = place.serve(&Start::default());
+        place.load_path("a", false, &weights).unwrap();
+        assert_no_orphans(&place, &next);
+        next.kill();
+    }
+}
+
+#[test]
+fn a_takeover_may_be_killed_on_both_sides() {
+    let _alone = alone();
+    let place = Place::new();
+    let weights = place.weights("w", 1, 1000);
+    let take_over = Start { takeover: true, ..Start::default() };
+    for (point, in_old) in [
+        ("takeover-image", true),
+        ("takeover-socket", true),
+        ("takeover-done", true),
+        ("takeover-received", false),
+        ("takeover-before-done", false),
+        ("takeover-after-done", false),
+    ] {
+        let mut old = place.serve(&if in_old { crashing(point) } else { Start::default() });
+        place.load_path("a", false, &weights).unwrap();
+        let client = place.open("a");
+        let memory = identity(client.region().fd().unwrap());
+        let crash_at = (!in_old).then_some(point);
+        let mut new = place.spawn(&Start { crash_at, ..take_over.clone() });
+        if point == "takeover-done" {
+            assert!(!old.wait().success());
+            place.wait_until_served_by(new.0.id());
+            assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+            new.kill();
+        } else {
+            assert!(!new.wait().success(), "{point}");
+            match point {
+                "takeover-received" | "takeover-before-done" => old.kill(),
+                "takeover-after-done" => assert!(old.wait().success()),
+                _ => assert!(!old.wait().success()),
+            }
+        }
+        assert_eq!(tensor(&client), vec![1; 1000], "{point}");
+        drop(client);
+        wait_for("the memory to go with its users", || !is_used(memory));
+        let mut next = place.serve(&Start::default());
+        assert!(place.list().is_empty());
+        next.kill();
+    }
+}

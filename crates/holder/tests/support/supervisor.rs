@@ -1,0 +1,132 @@
+//! A small supervisor that speaks systemd's protocols: it makes the socket, keeps descriptors, and starts the holder
+//! with both.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::{Place, Process, Start, wait_for};
+
+/// What the supervisor was told and keeps.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Descriptors by the name that they were stored under, in that order.
+    pub store: Vec<(String, OwnedFd)>,
+    /// How often `READY=1` came.
+    pub ready: usize,
+    /// The last `STATUS=`.
+    pub status: String,
+}
+
+#[derive(Debug)]
+pub struct Supervisor {
+    listener: OwnedFd,
+    notify: std::path::PathBuf,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl Supervisor {
+    /// Makes the sockets; a thread reads notifications until the test ends.
+    pub fn new(place: &Place) -> Self {
+        let listener = dmabuf::listen_seqpacket(&place.socket, 0o666, None).unwrap();
+        // As systemd passes it, unless the unit has NonBlocking=.
+        let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
+        fcntl(&listener, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).unwrap();
+        let notify = place.dir.path().join("notify");
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        let kept = Arc::new(Mutex::new(Kept::default()));
+        let shared = Arc::clone(&kept);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok((len, fds)) = dmabuf::recv_fds(socket.as_fd(), &mut buffer, 16) {
+                take(&mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
+            }
+        });
+        Self { listener, notify, kept }
+    }
+
+    /// Starts a holder, as systemd does: the socket and what is stored from descriptor 3 on.
+    pub fn spawn(&self, place: &Place, start: &Start) -> Process {
+        let holder = place.command(start);
+        let kept = self.kept.lock().unwrap();
+        let mut passed = vec![("daxfs.sock", high(&self.listener))];
+        passed.extend(kept.store.iter().map(|(name, fd)| (name.as_str(), high(fd))));
+        let mut redirections = String::new();
+        for (index, (_, fd)) in passed.iter().enumerate() {
+            redirections += &format!(" {}<&{} {1}<&-", index + 3, fd.as_raw_fd());
+        }
+        // The process number is known in the process only, and bash alone takes numbers of two digits.
+        let script = format!("export LISTEN_PID=$$; exec \"$0\" \"$@\"{redirections}");
+        let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(script).arg(holder.get_program()).args(holder.get_args());
+        for (key, value) in holder.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        command.env("NOTIFY_SOCKET", &self.notify).stdout(std::process::Stdio::null());
+        Process(command.spawn().unwrap())
+    }
+
+    /// Starts a holder and waits until it has said that it is ready.
+    pub fn serve(&self, place: &Place, start: &Start) -> Process {
+        let before = self.kept.lock().unwrap().ready;
+        let process = self.spawn(place, start);
+        wait_for("READY=1", || self.kept.lock().unwrap().ready > before);
+        process
+    }
+
+    /// Names in the store, sorted.
+    pub fn stored(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.kept.lock().unwrap().store.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    pub fn status(&self) -> String {
+        self.kept.lock().unwrap().status.clone()
+    }
+
+    /// Waits until exactly this is stored: notifications are not answered.
+    pub fn wait_for_store(&self, names: &[&str]) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while self.stored() != names {
+            assert!(std::time::Instant::now() < deadline, "{:?} instead of {names:?}", self.stored());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn take(kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let name = value("FDNAME").unwrap_or("stored").to_owned();
+    if value("FDSTORE") == Some("1") {
+        kept.store.extend(fds.into_iter().map(|fd| (name.clone(), fd)));
+    } else if value("FDSTOREREMOVE") == Some("1") {
+        kept.store.retain(|(stored, _)| *stored != name);
+    }
+    kept.ready += usize::from(value("READY") == Some("1"));
+    if let Some(status) = value("STATUS") {
+        status.clone_into(&mut kept.status);
+    }
+}
+
+/// A duplicate that is passed on and is out of the way of the numbers from 3 on.
+fn high(fd: &OwnedFd) -> File {
+    use std::os::fd::FromRawFd;
+    let number = fcntl(fd, FcntlArg::F_DUPFD(100)).unwrap();
+    #[allow(unsafe_code, reason = "the number comes from fcntl")]
+    // SAFETY: F_DUPFD just made this descriptor for us, and nothing else owns it.
+    unsafe {
+        File::from_raw_fd(number)
+    }
+}

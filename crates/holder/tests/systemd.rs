@@ -1,0 +1,96 @@
+//! Socket activation and the descriptor store, with a small supervisor of our own.
+
+mod support;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use daxfs::Image;
+use daxfs::holder::message::Request;
+use support::supervisor::Supervisor;
+use support::{Place, Start, be_process, hash_of, is_root, tensor};
+
+#[test]
+fn process() {
+    be_process();
+}
+
+/// Descriptors that one supervisor passes on would leak into what another test starts at the same moment.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn images_come_back_after_the_holder_was_killed() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(place.pid(), Some(holder.0.id()));
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    place.load_path("b", false, &place.weights("b", 2, 1000)).unwrap();
+    supervisor.wait_for_store(&["img.1.a", "img.2.b"]);
+    place.load_path("a", true, &place.weights("c", 3, 1000)).unwrap();
+    supervisor.wait_for_store(&["img.2.b", "img.3.a"]);
+    let old = place.open("a");
+    holder.kill();
+
+    let holder = supervisor.spawn(&place, &Start::default());
+    // The socket never went away: this client waits for the new holder in its backlog.
+    assert_eq!(tensor(&place.open("a")), vec![3; 1000]);
+    assert_eq!(place.pid(), Some(holder.0.id()));
+    let generations: Vec<_> = place.list().iter().map(|info| (info.name.clone(), info.generation)).collect();
+    assert_eq!(generations, [("a".to_owned(), 3), ("b".to_owned(), 2)]);
+    assert!(old.is_current().unwrap());
+    assert_eq!(tensor(&place.open("b")), vec![2; 1000]);
+    assert!(supervisor.status().starts_with("2 images"), "{}", supervisor.status());
+
+    place.connect().request(&Request::Drop { name: "b".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.3.a"]);
+    let next = place.load_path("d", false, &place.weights("d", 4, 10)).unwrap();
+    assert_eq!(next.generation, 4);
+}
+
+#[test]
+fn a_graceful_end_keeps_the_store_and_stop_empties_it() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    let pid = nix::unistd::Pid::from_raw(holder.0.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(holder.wait().success());
+    assert!(place.socket.exists(), "the socket is the supervisor's");
+    let mut holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    place.connect().request(&Request::Stop, &[]).unwrap();
+    assert!(holder.wait().success());
+    supervisor.wait_for_store(&[]);
+}
+
+#[test]
+fn who_may_attach_is_kept_too() {
+    let _alone = alone();
+    if !is_root() {
+        println!("not run: other users can be tried by root only");
+        return;
+    }
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let weights = File::open(place.weights("a", 1, 1000)).unwrap();
+    place.load("a", false, &["allow-uid=4321"], weights.as_fd()).unwrap();
+    supervisor.wait_for_store(&["acl.1.a", "own.1.a"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    let hash = hash_of(&Image::open(place.address("a")).unwrap());
+    let _first = place.client("a", "may", false, Some(4321));
+    assert_eq!(place.report("may"), hash);
+    let _second = place.client("a", "may-not", false, Some(4322));
+    assert!(place.report("may-not").contains("there is no image"));
+    place.load("a", true, &[], weights.as_fd()).unwrap();
+    supervisor.wait_for_store(&["img.2.a"]);
+}
