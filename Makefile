@@ -21,7 +21,7 @@ test-python:     ## build the wheel, install it into .venv, run the Python tests
 test-kernel:     ## tests on real dma-bufs, in a virtual machine where this machine has none
 	@scripts/test.sh setup wheel kernel
 
-fuzz:            ## fuzz the image and header readers; FUZZ_SECONDS=600 for longer than half a minute a target
+fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
 
 lint:            ## formatting, clippy, documentation, ruff

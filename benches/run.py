@@ -14,12 +14,14 @@ Exit status: 0 measured, 1 something failed.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,8 @@ from harness.result import MET, MISSED, table
 from suites import Context, lookup, open_tensors, pack_disk, pack_memory, readers, small_files, views
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.result import Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +103,30 @@ def measure(name: str, context: Context) -> tuple[list[Row], bool]:
     return rows, True
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other run is going on: two at a time measure each other."""
+    with Path(__file__).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another run of the benchmarks to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def workplace(directory: Path, keep: bool) -> Iterator[Path]:
+    """Make the directory for the data, and remove it unless it is to be kept."""
+    if keep:
+        work = directory / "daxfs-bench"
+        work.mkdir(exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="daxfs-bench-", dir=directory) as name:
+        yield Path(name)
+
+
 def main() -> int:
     """Run what was asked for."""
     options = arguments()
@@ -106,20 +134,17 @@ def main() -> int:
         for name, suite in SUITES.items():
             print(f"{name:12} {sys.modules[suite.__module__].__doc__}")
         return 0
+    # Mounts and data are removed on the way out, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     programs = build("dev" if options.quick else "release")
     runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
-    if options.keep:
-        work = options.directory / "daxfs-bench"
-        work.mkdir(exist_ok=True)
-    else:
-        work = Path(tempfile.mkdtemp(prefix="daxfs-bench-", dir=options.directory))
-    machine = describe(work)
-    print(f"daxfs benchmarks on {machine}")
-    if options.quick:
-        print("--quick: this shows that everything runs; its numbers mean nothing")
     results: dict[str, list[Row]] = {}
     failed = []
-    try:
+    with alone(), workplace(options.directory, options.keep) as work:
+        machine = describe(work)
+        print(f"daxfs benchmarks on {machine}")
+        if options.quick:
+            print("--quick: this shows that everything runs; its numbers mean nothing")
         store = Store(work)
         for name in options.names or SUITES:
             with tempfile.TemporaryDirectory(prefix="scratch-", dir=work) as scratch:
@@ -128,9 +153,6 @@ def main() -> int:
             store.cool()
             if not passed:
                 failed.append(name)
-    finally:
-        if not options.keep:
-            shutil.rmtree(work)
     if options.json:
         records = {name: [row.record() for row in rows] for name, rows in results.items()}
         options.json.write_text(json.dumps({"machine": machine, "results": records}, indent=1) + "\n")

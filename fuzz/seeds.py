@@ -82,6 +82,36 @@ def write_headers(folder: Path) -> None:
     (folder / "json-repeated").write_bytes(struct.pack("<H", 1) + repeated)
 
 
+def write_messages(folder: Path) -> None:
+    """Write messages of the holder's protocol, each behind the number of its descriptors."""
+
+    def string(data: bytes) -> bytes:
+        return struct.pack("<I", len(data)) + data
+
+    numbers = struct.pack("<QQ", 3, 1 << 30), struct.pack("<Q", 2 << 20), struct.pack("<QQ", 1_800_000_000, 5)
+    info = string(b"llama") + numbers[0] + b"\x01" + numbers[1] + b"\x01" + bytes(32) + bytes(16)
+    info += numbers[2] + b"\x01\x01"
+    messages = {
+        "attach": (0x01, 0, string(b"llama") + b"\x01" + bytes(32)),
+        "current": (0x02, 0, string(b"llama")),
+        "list": (0x03, 0, string(b"")),
+        "load": (0x04, 1, string(b"llama") + b"\x01\x02" + string(b"into=memfd") + string(b"shared=1")),
+        "drop": (0x05, 0, string(b"llama")),
+        "stop": (0x06, 0, b""),
+        "error": (0x81, 0, struct.pack("<I", 4) + string(b"no")),
+        "attached": (0x82, 1, info),
+        "generation": (0x83, 0, struct.pack("<QQ", 3, 1024)),
+        "page": (0x84, 0, b"\x00" + struct.pack("<I", 2) + info + info),
+        "progress": (0x85, 0, struct.pack("<QQ", 1, 2)),
+        "health": (0x87, 0, struct.pack("<IQQQ", 1, 2, 3, 4)),
+        "socket": (0x88, 1, struct.pack("<Q", 4)),
+        "handover": (0x89, 1, info + struct.pack("<III", 1, 1000, 0)),
+    }
+    for name, (verb, descriptors, body) in messages.items():
+        header = b"dxh1" + struct.pack("<HHII", 1, verb, len(body), descriptors)
+        (folder / name).write_bytes(bytes([descriptors]) + header + body)
+
+
 def make_tree(root: Path) -> None:
     """Write a little of everything, few bytes."""
     (root / "d/deep").mkdir(parents=True)
@@ -134,9 +164,10 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    for target in ("image", "safetensors"):
+    for target in ("image", "safetensors", "holder"):
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
+    write_messages(corpus / "holder")
     pack_trees(packer, corpus / "image")
     golden = copy_golden(corpus / "image")
     if not golden:

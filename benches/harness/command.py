@@ -44,7 +44,12 @@ class Memory:
 
 def _wait(process: subprocess.Popen[bytes], command: Sequence[str], stderr: object) -> tuple[float, float]:
     """Wait for the end, and give the seconds of user and system time."""
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:  # somebody ends this program: what it wrote is about to be removed
+        process.kill()
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         stderr.seek(0)

@@ -116,7 +116,7 @@ impl Entry {
 
     /// Type of its inode.
     pub fn file_type(&self) -> FileType {
-        self.metadata().file_type()
+        self.image.tree().node(self.node).file_type
     }
 
     /// The directory that holds it; `None` for the root.

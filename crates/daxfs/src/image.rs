@@ -273,7 +273,7 @@ impl Image {
         if let Some(node) = tree.find(path) {
             // A path that ends in `/` names a directory, so a link there is followed, and nothing else will do.
             let ends_in_slash = path.ends_with(b"/");
-            match tree.inode(node).metadata.file_type() {
+            match tree.node(node).file_type {
                 FileType::Directory => return Ok(Entry::new(self.clone(), node)),
                 FileType::Symlink if follow || ends_in_slash => {}
                 _ if ends_in_slash => return Err(Error::NotADirectory { path: path.to_vec() }),
@@ -293,7 +293,7 @@ impl Image {
         let mut current = 0;
         let mut links = 0;
         while let Some(name) = pending.pop() {
-            if tree.inode(current).metadata.file_type() != FileType::Directory {
+            if tree.node(current).file_type != FileType::Directory {
                 return Err(Error::NotADirectory { path: path.to_vec() });
             }
             if name == b".." {
@@ -315,7 +315,7 @@ impl Image {
                 _ => current = child,
             }
         }
-        if path.ends_with(b"/") && tree.inode(current).metadata.file_type() != FileType::Directory {
+        if path.ends_with(b"/") && tree.node(current).file_type != FileType::Directory {
             return Err(Error::NotADirectory { path: path.to_vec() });
         }
         Ok(current)

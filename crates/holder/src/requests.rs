@@ -10,6 +10,7 @@ use crate::access::{may_control, peer_groups};
 use crate::connection::Connection;
 use crate::load::{LoadOptions, Watch};
 use crate::server::{Job, Server};
+use crate::table::Held;
 
 /// Images in one page of a listing: with the longest names they stay far below the size of a message.
 const PAGE: usize = 100;
@@ -59,14 +60,11 @@ impl Server {
     }
 
     /// The image, if there is one and the peer may have it. Who may not have it is not told that it is there.
-    fn visible(&self, connection: &Connection, name: &str) -> Result<&ImageInfo, Refused> {
+    fn visible(&self, connection: &Connection, name: &str) -> Result<&Held, Refused> {
         let held = self.table.get(name).filter(|held| {
             held.access.allows(connection.peer, self.own_uid, || peer_groups(connection.socket()))
         });
-        match held {
-            Some(held) => Ok(&held.info),
-            None => Err((Refusal::NoSuchName, format!("there is no image {name:?}, or not for this user"))),
-        }
+        held.ok_or_else(|| (Refusal::NoSuchName, format!("there is no image {name:?}, or not for this user")))
     }
 
     fn attach(
@@ -80,7 +78,7 @@ impl Server {
             let text = format!("{ATTACHES_MAX} attaches on one connection; open another one");
             return Err((Refusal::Limit, text));
         }
-        let info = self.visible(connection, name)?;
+        let info = &self.visible(connection, name)?.info;
         if expect.is_some() && info.content_hash != expect {
             return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
         }
@@ -97,7 +95,10 @@ impl Server {
     }
 
     fn current(&self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
-        Ok(Some(Reply::Current { generation: self.visible(connection, name)?.generation }))
+        let held = self.visible(connection, name)?;
+        let stat = held.fds.first().and_then(|fd| nix::sys::stat::fstat(fd).ok());
+        let inode = stat.map_or(0, |stat| stat.st_ino);
+        Ok(Some(Reply::Current { generation: held.info.generation, inode }))
     }
 
     fn list(&self, connection: &Connection, after: &str) -> Reply {

@@ -1,6 +1,8 @@
 //! Killed at every step: what was acknowledged is there after a restart, memory is not left behind, and the socket of
 //! the dead holder is in nobody's way.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

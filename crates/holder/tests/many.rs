@@ -1,5 +1,7 @@
 //! Many clients at once.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::Barrier;

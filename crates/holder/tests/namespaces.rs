@@ -1,5 +1,7 @@
 //! A client in a container of its own shares nothing with the holder but the directory of the socket.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs;

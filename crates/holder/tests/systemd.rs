@@ -1,5 +1,7 @@
 //! Socket activation and the descriptor store, with a small supervisor of our own.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs::File;

@@ -1,5 +1,7 @@
 //! Replacing a running holder while clients attach, and new holders that die before they have everything.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -23,7 +23,7 @@ pub(crate) const DISK_STEP: u64 = 2 << 20;
 const MEMORY_STEP: u64 = 256 << 10;
 
 /// Size of the huge pages that [`allocate_huge`] makes.
-const HUGE: u64 = 2 << 20;
+pub(crate) const HUGE: u64 = 2 << 20;
 
 /// How bytes get into the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::output::{Output, parent};
 use crate::packer::Plan;
 use crate::source::Opener;
 use crate::summary::{Pages, Summary};
-use crate::target::{Target, WINDOW};
+use crate::target::{Access, DISK_STEP, HUGE, Target, WINDOW};
 use crate::tree::Kind;
 use crate::{Error, Result, metadata, parallel, reflink, verify};
 use dmabuf::{CpuAccess, HugePages, Mapping};
@@ -44,16 +44,17 @@ impl Plan {
         let output = Output::create(path)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
-        let pages = match (is_memory, self.settings.pages) {
-            (true, pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => pages,
-            (false, HugePages::No | HugePages::Auto) => HugePages::No,
+        let target = match (is_memory, self.settings.pages) {
+            (true, pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => {
+                Target::of_pages(fd, path, pages)
+            }
+            (false, HugePages::No | HugePages::Auto) => Target::new(fd, path, Access::Write(DISK_STEP), true),
             _ => {
                 let why =
                     format!("{}: files on a tmpfs have auto, no or thp, others auto or no", path.display());
                 return Err(Error::Setting { option: "--hugepages", why });
             }
         };
-        let target = Target::of_pages(fd, path, pages);
         target
             .file
             .set_len(self.layout.total)
@@ -240,10 +241,15 @@ impl Plan {
         }
     }
 
+    /// Asks the kernel which pages the memory is made of: one byte of each 2 MiB is enough to have them mapped.
     fn pages(&self, fd: BorrowedFd<'_>) -> Result<Pages> {
         let len = usize::try_from(self.layout.total).map_err(|_| Error::Overflow { what: "the image" })?;
         let map = Mapping::read_only(fd, 0, len)?;
-        map.populate()?;
+        let mut offset = 0;
+        while offset < self.layout.total {
+            map.view().read_at(offset, &mut [0])?;
+            offset += HUGE;
+        }
         let stats = map.pages()?;
         Ok(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) })
     }

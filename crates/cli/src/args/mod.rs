@@ -250,4 +250,28 @@ mod tests {
         let cli = read(&["daxfs", "ls", "-"]).unwrap();
         assert!(matches!(cli.verb, Verb::Image(verb) if verb.image() == "-"));
     }
+
+    fn shipped(path: &str) -> String {
+        std::fs::read_to_string(format!("{}/../../deploy/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn shipped_command_lines_are_understood() {
+        let unit = shipped("systemd/daxfs.service");
+        let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let cli = read(&line.split(' ').collect::<Vec<_>>()).unwrap();
+        assert!(matches!(cli.verb, Verb::Holder(HolderVerb::Serve(_))));
+
+        let manifest = shipped("kubernetes/daxfs.yaml");
+        let words = manifest.lines().map(str::trim).skip_while(|line| *line != "- daxfs");
+        let words = words.take_while(|line| line.starts_with(['-', '#']));
+        let words: Vec<&str> = words.filter_map(|line| line.strip_prefix("- ")).collect();
+        let Verb::Holder(HolderVerb::Serve(serve)) = read(&words).unwrap().verb else { panic!("{words:?}") };
+        let socket = serve.socket.path();
+        assert_eq!((serve.images.len(), serve.mode), (1, Some(0o666)));
+
+        let probe = format!("command: [\"daxfs\", \"health\", \"--socket={}\"]", socket.display());
+        assert_eq!(manifest.matches(&probe).count(), 2, "{probe}");
+        assert!(manifest.contains(&format!("value: {}\n", socket.display())));
+    }
 }

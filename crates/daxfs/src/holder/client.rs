@@ -189,9 +189,10 @@ impl Connection {
         }
     }
 
-    fn current(&mut self, name: &str) -> Result<Option<u64>, HolderError> {
+    /// Generation and inode number of what the name means now; `None` when it means nothing.
+    fn current(&mut self, name: &str) -> Result<Option<(u64, u64)>, HolderError> {
         match self.request(&Request::Current { name: name.to_owned() }, &[]) {
-            Ok((Reply::Current { generation }, _)) => Ok(Some(generation)),
+            Ok((Reply::Current { generation, inode }, _)) => Ok(Some((generation, inode))),
             Ok(_) => Err(self.field("reply", "not a generation")),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -212,6 +213,8 @@ impl Connection {
 pub struct Attachment {
     address: Address,
     info: ImageInfo,
+    /// Inode number of the image's memory; `None` when the system does not say.
+    inode: Option<u64>,
 }
 
 impl Attachment {
@@ -234,7 +237,10 @@ impl Attachment {
         let image =
             info.roles.iter().zip(descriptors).find(|(role, _)| **role == super::message::Role::Image);
         match image {
-            Some((_, fd)) => Ok((Self { address, info }, fd)),
+            Some((_, fd)) => {
+                let inode = dmabuf::describe(fd.as_fd()).ok().map(|about| about.ino);
+                Ok((Self { address, info, inode }, fd))
+            }
             None => Err(HolderError::Memory { name: info.name, kind: info.kind }),
         }
     }
@@ -249,12 +255,15 @@ impl Attachment {
         &self.info
     }
 
-    /// Asks the holder whether the name still means this generation.
+    /// Asks the holder whether the name still means this generation, and this memory: the generations of a holder
+    /// that was started anew say nothing about those of the one before.
     ///
     /// # Errors
     /// [`HolderError`], for example when the holder is gone: then nobody knows.
     pub fn is_current(&self) -> Result<bool, HolderError> {
-        let generation = Connection::open(&self.address.socket)?.current(&self.address.name)?;
-        Ok(generation == Some(self.info.generation))
+        let current = Connection::open(&self.address.socket)?.current(&self.address.name)?;
+        Ok(current.is_some_and(|(generation, inode)| {
+            generation == self.info.generation && self.inode.is_none_or(|own| own == inode)
+        }))
     }
 }

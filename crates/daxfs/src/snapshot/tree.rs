@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub inode: u32,
     name_start: u32,
     name_len: u8,
+    /// Type of the inode, here so that a lookup does not have to go there.
+    pub file_type: FileType,
     /// Nodes of the children, adjacent.
     pub children: Range<u32>,
 }
@@ -172,6 +174,7 @@ impl Builder {
             inode: root,
             name_start: 0,
             name_len: 0,
+            file_type: FileType::Directory,
             children: 0..0,
         });
         self.count_name(root)?;
@@ -189,8 +192,10 @@ impl Builder {
                 for (index, ino) in names {
                     let place = self.inode(reader, source, ino)?;
                     self.count_name(place)?;
+                    let file_type = self.metadata(place).file_type();
                     if let Some(node) = self.tree.nodes.get_mut(index) {
                         node.inode = place;
+                        node.file_type = file_type;
                     }
                 }
                 let end = number(self.tree.nodes.len())?;
@@ -238,7 +243,15 @@ impl Builder {
         let name = store(&mut tree.arena, child.name)?;
         let name_len = u8::try_from(child.name.len())
             .map_err(|_| invalid(format!("directory {directory_ino}"), Rule::NameLength, child.name.len()))?;
-        tree.nodes.push(Node { hash, parent, inode: 0, name_start: name.start, name_len, children: 0..0 });
+        tree.nodes.push(Node {
+            hash,
+            parent,
+            inode: 0,
+            name_start: name.start,
+            name_len,
+            file_type: FileType::Special,
+            children: 0..0,
+        });
         names.push((index, child.ino));
         Ok(())
     }
@@ -345,20 +358,61 @@ impl Tree {
         self.table.find(hash, |&number| self.node(number).hash == hash && self.is_at(number, path)).copied()
     }
 
-    /// True when the components of `path` are the names from the root to the node.
+    /// True when the components of `path` are the names from the root to the node. The names tell where the
+    /// components must end, so the path is not searched again.
     fn is_at(&self, node: u32, path: &[u8]) -> bool {
+        let mut rest = path;
         let mut current = node;
-        for name in path.rsplit(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
-            if current == 0 || self.name(current) != name {
+        while current != 0 {
+            let Some(head) = trim_end(rest).strip_suffix(self.name(current)) else { return false };
+            if !head.is_empty() && !head.ends_with(b"/") {
                 return false;
             }
+            rest = head;
             current = self.node(current).parent;
         }
-        current == 0
+        trim_end(rest).is_empty()
+    }
+}
+
+/// A path without the empty and `.` components at its end.
+fn trim_end(mut path: &[u8]) -> &[u8] {
+    loop {
+        path = match path {
+            [head @ .., b'/'] => head,
+            [b'.'] => &[],
+            [head @ .., b'/', b'.'] => head,
+            _ => return path,
+        };
     }
 }
 
 /// Components of a path; empty ones and `.` are dropped.
 pub(crate) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".")
+    let mut rest = Some(path);
+    let all = std::iter::from_fn(move || {
+        let path = rest?;
+        let Some(slash) = memchr::memchr(b'/', path) else { return rest.take() };
+        let (name, tail) = path.split_at(slash);
+        rest = tail.get(1..);
+        Some(name)
+    });
+    all.filter(|name| !name.is_empty() && *name != b".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_and_ends() {
+        let split = |path: &'static str| components(path.as_bytes()).collect::<Vec<_>>();
+        assert_eq!(split("//a/./b/../c/"), [&b"a"[..], b"b", b"..", b"c"]);
+        assert!(split("").is_empty() && split("/").is_empty() && split("./.").is_empty());
+        for (path, trimmed) in
+            [("/a//", "/a"), ("a/./.", "a"), (".", ""), ("/", ""), ("a.", "a."), ("a/..", "a/..")]
+        {
+            assert_eq!(trim_end(path.as_bytes()), trimmed.as_bytes(), "{path}");
+        }
+    }
 }

@@ -60,8 +60,10 @@ impl Supervisor {
         for (index, (_, fd)) in passed.iter().enumerate() {
             redirections += &format!(" {}<&{} {1}<&-", index + 3, fd.as_raw_fd());
         }
+        // A holder blocks SIGTERM before it starts threads, but a test program has some already.
         // The process number is known in the process only, and bash alone takes numbers of two digits.
-        let script = format!("export LISTEN_PID=$$; exec \"$0\" \"$@\"{redirections}");
+        let script =
+            format!("export LISTEN_PID=$$; exec env --block-signal=TERM \"$0\" \"$@\"{redirections}");
         let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).arg(holder.get_program()).args(holder.get_args());

@@ -58,7 +58,7 @@ mod tests {
             Reply::Ok,
             Reply::Error { refusal: Refusal::Limit, text: "no more".into() },
             Reply::Attached(info()),
-            Reply::Current { generation: 9 },
+            Reply::Current { generation: 9, inode: 8 },
             Reply::Page { images: vec![info(), info()], more: true },
             Reply::Progress { done: 1, total: 2 },
             Reply::Loaded(info()),

@@ -58,10 +58,12 @@ pub enum Reply {
     },
     /// The image; its descriptors come with the message, one for each role.
     Attached(ImageInfo),
-    /// Generation of a name.
+    /// What a name means now.
     Current {
-        /// Its number.
+        /// Generation of the image.
         generation: u64,
+        /// Inode number of its first descriptor: generations begin anew with a holder that inherits nothing.
+        inode: u64,
     },
     /// Some of the images; ask again after the last name while there are more.
     Page {
@@ -133,9 +135,9 @@ impl Reply {
                 info.write(&mut builder);
                 builder
             }
-            Self::Current { generation } => {
+            Self::Current { generation, inode } => {
                 let mut builder = begin(0x83);
-                builder.u64(*generation);
+                builder.u64(*generation).u64(*inode);
                 builder
             }
             Self::Page { images, more } => {
@@ -199,7 +201,7 @@ impl Reply {
                 Self::Error { refusal, text }
             }
             0x82 => Self::Attached(ImageInfo::read(&mut fields)?),
-            0x83 => Self::Current { generation: fields.u64("generation")? },
+            0x83 => Self::Current { generation: fields.u64("generation")?, inode: fields.u64("inode")? },
             0x84 => {
                 let more = fields.u8("more")? != 0;
                 let count = fields.u32("count")?;
