@@ -1,10 +1,9 @@
 //! The buffer protocol, from one wheel for Python 3.9 and later.
 //!
-//! The stable ABI names the buffer slots only since 3.11, so PyO3 offers none for `abi3-py39`. But the
-//! interpreter accepts them in `PyType_FromSpec` since 3.9 (C API manual, `PyBufferProcs`: "Changed in version 3.9:
-//! PyBufferProcs ... may be set" through `Py_bf_*`), with slot numbers and a `Py_buffer` that have not
-//! changed since. So each class with a buffer is a PyO3 class plus a subclass made here with just that slot;
-//! Python sees the subclass.
+//! The stable ABI names the buffer slots only since 3.11, so PyO3 offers none for `abi3-py39`. But the interpreter
+//! accepts them in a `PyType_Spec` since 3.9 (C API manual, `PyType_Slot`: "Changed in version 3.9: Slots in
+//! PyBufferProcs may be set in the unlimited API"), and slot numbers and `Py_buffer` were the same then. So each class
+//! with a buffer is a PyO3 class plus a subclass made here with just that slot; Python sees the subclass.
 //!
 //! What keeps memory alive: the view holds a reference to the object, the object holds the region's owner.
 
@@ -23,7 +22,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 use pyo3::{IntoPyObjectExt, PyClass};
 
-/// `Py_buffer` of CPython 3.9 to 3.14 (`Include/pybuffer.h`), which `abi3-py39` leaves out of PyO3.
+/// `Py_buffer`, which PyO3 leaves out under `abi3-py39`: in the stable ABI since 3.11 (`Include/pybuffer.h`), and no
+/// different in 3.9 and 3.10 (`Include/cpython/object.h`).
 #[repr(C)]
 struct PyBuffer {
     buf: *mut c_void,
@@ -189,7 +189,8 @@ fn subclass<T: Exporter>(py: Python<'_>) -> PyResult<Py<PyType>> {
     let bases = PyTuple::new(py, [py.get_type::<T>()])?;
     // SAFETY: the thread is attached (`py`). `spec` and `slots` live through the call, which copies them, as it
     // does the documentation; the name is static, as versions before 3.11 need it. Slot 1 holds a function with the
-    // signature of `getbufferproc` over the same `Py_buffer`; a zero slot ends the list. `bases` is a tuple with one class, which PyO3 made with `subclass`.
+    // signature of `getbufferproc` over the same `Py_buffer`; a zero slot ends the list. `bases` is a tuple with one
+    // class, which PyO3 made with `subclass`.
     let class = unsafe { ffi::PyType_FromSpecWithBases(&mut spec, bases.as_ptr()) };
     // SAFETY: the thread is attached, and the call returns a new reference, or null with an exception set.
     let class = unsafe { Bound::from_owned_ptr_or_err(py, class) }?;

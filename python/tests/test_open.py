@@ -164,6 +164,36 @@ def test_strict(path: Path) -> None:
     check(daxfs.open(path, strict=True))
 
 
+def test_expect(path: Path, tree: Path) -> None:
+    with daxfs.open(path) as image:
+        content = image.content_hash
+    assert content is not None
+    check(daxfs.open(path, expect=content))
+    check(daxfs.open(path, expect=content.upper()))
+    with pytest.raises(daxfs.FormatError, match=content):
+        daxfs.open(path, expect="0" * 64)
+    with daxfs.pack(tree, plain=True) as plain, pytest.raises(daxfs.FormatError, match="not stored"):
+        daxfs.open(plain, expect=content)
+    for text in ("", "0" * 63, "0" * 65, "g" * 64, "é" * 32):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            daxfs.open(path, expect=text)
+
+
+def test_no_holder(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match="daxfs serve"):
+        daxfs.open(f"daxfs+unix://{tmp_path}/none.sock/llama")
+    with pytest.raises(daxfs.SourceError):
+        daxfs.open("daxfs://")
+
+
+def test_a_path_object_is_always_a_path(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("fd:0", "-"):
+        (tmp_path / name).symlink_to(path)
+        check(daxfs.open(Path(name)))
+        check(daxfs.open(os.fsencode(name)))
+
+
 def test_sealed_copy(path: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(path.read_bytes())

@@ -209,6 +209,32 @@ fn a_source_that_changes_is_an_error() {
     }
 }
 
+/// Asks for an end as soon as something was copied.
+#[derive(Debug, Default)]
+struct Stop(std::sync::atomic::AtomicBool);
+
+impl Progress for Stop {
+    fn start(&self, _total: u64) {}
+    fn advance(&self, _bytes: u64) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn finish(&self) {}
+    fn cancelled(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn packing_can_be_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("in");
+    write(&source, "a.bin", &noise(1, 3 << 20));
+    // `try_pack` makes sure that nothing is left behind.
+    let packer = Packer::new().input(&source).threads(1).progress(Stop::default());
+    let error = try_pack(dir.path(), packer).0.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+}
+
 #[test]
 fn a_file_whose_size_says_nothing() {
     let dir = tempfile::tempdir().unwrap();

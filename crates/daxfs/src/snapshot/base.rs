@@ -116,6 +116,14 @@ impl Base {
         Ok(bytes)
     }
 
+    /// Checks the entries of every directory in the table, reachable or not.
+    pub fn check_directories(&mut self, reader: &mut Reader<'_>) -> Result<()> {
+        for ino in 1..=self.slots.len() as u64 {
+            self.entries(reader, ino, &mut |_| Ok(()))?;
+        }
+        Ok(())
+    }
+
     /// Calls `each` with every entry of a directory, in stored order, after checking names and inode numbers.
     pub fn entries(
         &mut self,

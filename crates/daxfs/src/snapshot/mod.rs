@@ -185,7 +185,11 @@ pub(crate) fn take(
         reader.copy(|| place.to_owned(), offset.min(end)..end, &mut buffer)?;
         Ok(buffer)
     })?;
-    let base = base::Base::read(&mut reader, &superblock, backing_len, strict)?;
+    let mut base = base::Base::read(&mut reader, &superblock, backing_len, strict)?;
+    if strict && (superblock.overlay.is_some() || superblock.branch_table.is_some()) {
+        // The kernel's validation looks at every directory of the base image, also at one that was deleted later.
+        base.check_directories(&mut reader)?;
+    }
     if superblock.overlay.is_some() {
         let overlay = overlay::Overlay::read(&mut reader, &superblock)?;
         if overlay.entries() > 0 {
