@@ -36,6 +36,9 @@ pub(super) trait Source {
     fn unreachable_directory(&self, reached: &dyn Fn(u64) -> bool) -> Option<u64>;
 }
 
+/// Longest name that is kept in its node.
+const SHORT_NAME: usize = 18;
+
 /// One name in the tree. Node 0 is the root.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -46,6 +49,8 @@ pub(crate) struct Node {
     pub inode: u32,
     name_start: u32,
     name_len: u8,
+    /// The name itself if it is short, so that a lookup finds it in the same cache line.
+    short_name: [u8; SHORT_NAME],
     /// Type of the inode, here so that a lookup does not have to go there.
     pub file_type: FileType,
     /// Nodes of the children, adjacent.
@@ -174,6 +179,7 @@ impl Builder {
             inode: root,
             name_start: 0,
             name_len: 0,
+            short_name: [0; SHORT_NAME],
             file_type: FileType::Directory,
             children: 0..0,
         });
@@ -240,7 +246,14 @@ impl Builder {
                 vacant.insert(number(index)?);
             }
         }
-        let name = store(&mut tree.arena, child.name)?;
+        let mut short_name = [0; SHORT_NAME];
+        let name = match short_name.get_mut(..child.name.len()) {
+            Some(short) => {
+                short.copy_from_slice(child.name);
+                0..0
+            }
+            None => store(&mut tree.arena, child.name)?,
+        };
         let name_len = u8::try_from(child.name.len())
             .map_err(|_| invalid(format!("directory {directory_ino}"), Rule::NameLength, child.name.len()))?;
         tree.nodes.push(Node {
@@ -249,6 +262,7 @@ impl Builder {
             inode: 0,
             name_start: name.start,
             name_len,
+            short_name,
             file_type: FileType::Special,
             children: 0..0,
         });
@@ -294,9 +308,10 @@ impl Builder {
 }
 
 impl Node {
-    pub fn name<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+    pub fn name<'a>(&'a self, arena: &'a [u8]) -> &'a [u8] {
+        let len = usize::from(self.name_len);
         let start = self.name_start as usize;
-        arena.get(start..start + usize::from(self.name_len)).unwrap_or_default()
+        self.short_name.get(..len).or_else(|| arena.get(start..start + len)).unwrap_or_default()
     }
 }
 
