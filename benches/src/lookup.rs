@@ -49,6 +49,12 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
             Box::new(move || each(&|| Ok(paths.iter().try_for_each(|path| image.file(path).map(drop))?))),
         ),
         (
+            "contains",
+            Box::new(move || {
+                each(&|| Ok(ensure!(paths.iter().all(|path| image.contains(path)), "a path is missing")))
+            }),
+        ),
+        (
             "access",
             Box::new(move || {
                 each(&|| Ok(names.iter().try_for_each(|name| access(name.as_c_str(), AccessFlags::F_OK))?))

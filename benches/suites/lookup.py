@@ -30,4 +30,5 @@ def suite(context: Context) -> Iterator[Row]:
     entry = times["entry"]
     yield Value("Image::entry", entry.median, str(entry), BELOW, duration(BELOW))
     yield Comparison("Image::entry", entry, "access(2)", times["access"])
+    yield Comparison("Image::contains", times["contains"], "access(2)", times["access"])
     yield Comparison("Image::file", times["file"], "access(2)", times["access"])

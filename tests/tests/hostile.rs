@@ -239,11 +239,14 @@ fn links_are_followed_inside_the_image_and_not_for_ever() {
     for path in ["/loop", "/ping", "/pong", "/loop/under", "/dot/dot/ping"] {
         let error = image.entry(path).unwrap_err();
         assert!(matches!(error, Error::TooManyLinks { .. }), "{path}: {error}");
+        assert!(!image.contains(path), "{path}");
     }
     // Nothing leads out of the image: `..` of the root is the root.
     for path in ["/out", "/../../file", "/dir/../../out", "/dot/dot/file", "slashes", "/hop39"] {
         assert_eq!(image.file(path).unwrap().to_vec().unwrap(), b"found", "{path}");
+        assert!(image.contains(path), "{path}");
     }
+    assert!(!image.contains("/missing") && image.contains("/dir/") && !image.contains("/file/"));
     assert!(
         matches!(image.entry("/hop40").unwrap_err(), Error::TooManyLinks { .. }),
         "40 links are followed, not 41"

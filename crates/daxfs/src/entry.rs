@@ -126,8 +126,13 @@ impl Entry {
 
     /// Its entries in stored order, if it is a directory; none otherwise.
     pub fn children(&self) -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + use<> {
-        let image = self.image.clone();
-        self.image.tree().node(self.node).children.clone().map(move |node| Self::new(image.clone(), node))
+        let (image, parent) = (self.image.clone(), self.node);
+        let count = image.tree().children(parent).len();
+        (0..count).map(move |index| {
+            // The tree never changes, so the child is there.
+            let node = image.tree().children(parent).get(index).copied().unwrap_or(0);
+            Self::new(image.clone(), node)
+        })
     }
 
     /// The entry of that name, if it is a directory that has one. Links are not followed.
@@ -190,7 +195,7 @@ impl Iterator for Walk {
 
     fn next(&mut self) -> Option<Entry> {
         let node = self.pending.pop()?;
-        self.pending.extend(self.image.tree().node(node).children.clone().rev());
+        self.pending.extend(self.image.tree().children(node).iter().rev());
         Some(Entry::new(self.image.clone(), node))
     }
 }

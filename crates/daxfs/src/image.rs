@@ -249,7 +249,7 @@ impl Image {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotADirectory`], [`Error::TooManyLinks`].
     pub fn entry(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
-        self.resolve(path.as_ref(), true)
+        self.resolve(path.as_ref(), true).map(|node| Entry::new(self.clone(), node))
     }
 
     /// Like [`Image::entry`], but a link at the end of the path is returned itself.
@@ -257,7 +257,7 @@ impl Image {
     /// # Errors
     /// As for [`Image::entry`].
     pub fn entry_no_follow(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
-        self.resolve(path.as_ref(), false)
+        self.resolve(path.as_ref(), false).map(|node| Entry::new(self.clone(), node))
     }
 
     /// Looks a regular file up.
@@ -268,19 +268,24 @@ impl Image {
         self.entry(path)?.file()
     }
 
-    fn resolve(&self, path: &[u8], follow: bool) -> Result<Entry> {
+    /// Whether a path names something, as `access(2)` with `F_OK` says; links are followed.
+    pub fn contains(&self, path: impl AsRef<[u8]>) -> bool {
+        self.resolve(path.as_ref(), true).is_ok()
+    }
+
+    fn resolve(&self, path: &[u8], follow: bool) -> Result<u32> {
         let tree = self.tree();
         if let Some(node) = tree.find(path) {
             // A path that ends in `/` names a directory, so a link there is followed, and nothing else will do.
             let ends_in_slash = path.ends_with(b"/");
             match tree.node(node).file_type {
-                FileType::Directory => return Ok(Entry::new(self.clone(), node)),
+                FileType::Directory => return Ok(node),
                 FileType::Symlink if follow || ends_in_slash => {}
                 _ if ends_in_slash => return Err(Error::NotADirectory { path: path.to_vec() }),
-                _ => return Ok(Entry::new(self.clone(), node)),
+                _ => return Ok(node),
             }
         }
-        self.walk_components(path, follow).map(|node| Entry::new(self.clone(), node))
+        self.walk_components(path, follow)
     }
 
     /// The slow way: component by component, for paths with links or `..`.

@@ -107,7 +107,10 @@ impl Target {
             let mut block = Block::mapped(map.view_mut()?, window.start);
             return fill(&mut block, window);
         }
-        buffer.resize(index(step), 0);
+        if buffer.len() != index(step) {
+            // Not `resize`, which would touch every page of it, also of those that are never needed.
+            *buffer = vec![0; index(step)];
+        }
         let mut at = window.start;
         while at < window.end {
             let end = window.end.min((at / step + 1) * step);

@@ -154,7 +154,12 @@ impl Plan {
             Ok(std::mem::take(&mut copier.leaves))
         };
         let state = || (Copier::new(task), Vec::new());
-        Ok(parallel::map(windows, self.settings.threads, state, work)?.concat())
+        // A thread for each window's worth of bytes at most; what was cloned is read only to be hashed.
+        let cloned = if task.hash { 0 } else { task.cloned.values().sum() };
+        let threads = (total - cloned).div_ceil(WINDOW);
+        let threads =
+            usize::try_from(threads).map_or(self.settings.threads, |most| most.min(self.settings.threads));
+        Ok(parallel::map(windows, threads, state, work)?.concat())
     }
 
     /// Files that own no bytes of the image, because they are empty or share another file's, are not read. They

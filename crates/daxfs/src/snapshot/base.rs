@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use zerocopy::FromBytes;
 
-use super::tree::{Child, Source};
+use super::build::{Child, Source};
 use super::{Content, Inode, Reader};
 use crate::error::{Error, Result, Rule};
 use crate::format::{self, DIRENT_SIZE, DIRENT_STRIDE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
@@ -275,7 +275,7 @@ impl Source for Base {
             FileType::File => self.file_content(&slot),
             FileType::Symlink => {
                 let target = self.read_target(reader, ino, &slot)?;
-                super::tree::store_target(arena, &target)?
+                super::build::store_target(arena, &target)?
             }
             FileType::Directory | FileType::Special => Content::Empty,
         };

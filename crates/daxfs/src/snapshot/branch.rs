@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::base::{Base, TARGET_MAX, check_name};
-use super::tree::{Child, Source, store_target};
+use super::build::{Child, Source, store_target};
 use super::written::Written;
 use super::{Content, Inode, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};

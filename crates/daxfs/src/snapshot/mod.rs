@@ -9,6 +9,7 @@
 mod base;
 mod branch;
 mod buckets;
+mod build;
 mod overlay;
 mod tree;
 mod written;
@@ -53,10 +54,21 @@ pub(crate) enum Content {
     Backing(Range<u64>),
     /// The target of a symbolic link, in the tree's arena.
     Target(Range<u32>),
+    /// What a directory holds.
+    Directory(Directory),
     /// Pieces in order and without gaps.
     Pieces(Box<[Piece]>),
     /// Not in the image, and no backing file was given.
     Elsewhere(&'static str),
+}
+
+/// A directory of the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Directory {
+    /// Keyed hash of its path.
+    hash: u64,
+    /// Its children, as a range of the tree's nodes level by level.
+    children: Range<u32>,
 }
 
 /// Part of a file that was changed after packing.
@@ -195,18 +207,18 @@ pub(crate) fn take(
         if overlay.entries() > 0 {
             let view_kind = ViewKind::Overlay { entries: overlay.entries() };
             let mut source = overlay::Merged::new(overlay, base);
-            let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
+            let tree = build::build(&mut reader, &mut source, &superblock, false)?;
             return Ok(Snapshot { superblock, tree, view_kind });
         }
     }
     if let Some(log) = branch::find_main_log(&mut reader, &superblock)? {
         let mut source = branch::Replayed::new(&mut reader, base, log)?;
         let entries = source.entries();
-        let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
+        let tree = build::build(&mut reader, &mut source, &superblock, false)?;
         let view_kind = if entries > 0 { ViewKind::Branch { entries } } else { ViewKind::Base };
         return Ok(Snapshot { superblock, tree, view_kind });
     }
     let mut source = base;
-    let tree = tree::build(&mut reader, &mut source, &superblock, true)?;
+    let tree = build::build(&mut reader, &mut source, &superblock, true)?;
     Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base })
 }

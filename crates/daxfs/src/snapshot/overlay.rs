@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 
 use super::base::{Base, Slot, TARGET_MAX, check_name};
 use super::buckets::{Keys, reachable};
-use super::tree::{Child, Source, store_target};
+use super::build::{Child, Source, store_target};
 use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};
 use crate::format::v8;
