@@ -39,7 +39,7 @@ class Holder:
         return json.loads(self.daxfs("load", name, source, *options, "--json"))
 
     def images(self) -> dict[str, dict[str, Any]]:
-        """What is held, by name."""
+        """List what is held, by name."""
         return {image["name"]: image for image in json.loads(self.daxfs("ps", "--json"))["images"]}
 
     def address(self, name: str) -> str:

@@ -85,4 +85,3 @@ pub(crate) fn bare_server(args: &BareServerArgs) -> Result<()> {
         std::process::exit(i32::from(read.is_err()))
     })
 }
-

@@ -24,7 +24,7 @@ from workers.touch import touch
 
 
 def mapped(model: str) -> list[np.ndarray]:
-    """Views of a mapping of the file, without any library: the least that a lazy loader can do."""
+    """Make views of a mapping of the file, without any library: the least that a lazy loader can do."""
     with Path(model).open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + struct.unpack("<Q", memory[:8])[0]

@@ -67,7 +67,8 @@ impl ContentHasher {
 /// ```
 pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
     let digits = text.strip_prefix("blake3:").unwrap_or(text);
-    let mut digits = digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    let mut digits =
+        digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
     let mut hash = [0; 32];
     for byte in &mut hash {
         *byte = digits.next()?? << 4 | digits.next()??;

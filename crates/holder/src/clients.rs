@@ -87,8 +87,8 @@ impl Server {
     /// Sends what waits and reads what came, in turns with the others.
     pub(crate) fn serve(&mut self, token: u64, events: EpollFlags, buffer: &mut [u8]) {
         let Some(mut connection) = self.connections.remove(&token) else { return };
-        let mut alive = connection.flush() && !events.intersects(EpollFlags::EPOLLERR);
-        self.continue_takeover(token, &mut connection);
+        let mut alive =
+            self.flush_takeover(token, &mut connection) && !events.intersects(EpollFlags::EPOLLERR);
         for _ in 0..BURST {
             if !alive || connection.is_blocked() || connection.load.is_some() || connection.ending {
                 break;
@@ -109,11 +109,7 @@ impl Server {
                             connection.ending = true;
                         }
                     }
-                    alive = connection.flush();
-                    while alive && !connection.is_blocked() && self.has_more_to_hand_over(token) {
-                        self.continue_takeover(token, &mut connection);
-                        alive = connection.flush();
-                    }
+                    alive = self.flush_takeover(token, &mut connection);
                 }
             }
         }

@@ -143,7 +143,8 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
         }
     };
     crash_point("load-written");
-    let image = Image::from_fd(fd.try_clone().map_err(|e| Error::system("duplicate the image's descriptor", e))?)?;
+    let image =
+        Image::from_fd(fd.try_clone().map_err(|e| Error::system("duplicate the image's descriptor", e))?)?;
     if !metadata.is_dir() {
         source::verify(&image, watch)?;
     }
@@ -209,7 +210,9 @@ mod tests {
         assert_eq!(options.into, Target::Heap("system".into()));
         assert_eq!((options.shared, options.align_tensors), (true, Some(256)));
         assert_eq!(options.access.uids, [7, 8]);
-        for wrong in ["x=1", "into", "into=cuda:0", "shared=yes", "align-tensors=3", "allow-gid=-1", "expect=blake3:0"] {
+        for wrong in
+            ["x=1", "into", "into=cuda:0", "shared=yes", "align-tensors=3", "allow-gid=-1", "expect=blake3:0"]
+        {
             assert!(parse(&[wrong]).unwrap_err().to_string().contains(wrong), "{wrong}");
         }
     }

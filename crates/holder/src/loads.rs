@@ -120,6 +120,9 @@ impl Server {
                 Err(refusal) => Err((refusal, taken(&name))),
             },
             Err(error @ Error::Limit { .. }) => Err((Refusal::Limit, error.to_string())),
+            Err(error @ Error::Image(daxfs::Error::OtherContent { .. })) => {
+                Err((Refusal::OtherContent, error.to_string()))
+            }
             Err(error) => Err((Refusal::Failed, error.to_string())),
         };
         let reply = match (outcome, self.table.get(&name)) {

@@ -140,9 +140,10 @@ mod tests {
         metrics.load_ended(Duration::from_millis(1500));
         let text = metrics.render();
         assert!(text.contains("daxfs_attaches_total 7\n"), "{text}");
-        assert!(text.contains("daxfs_refusals_total{reason=\"not allowed\"} 1\n"), "{text}");
+        assert!(text.contains("daxfs_refusals_total{reason=\"not_allowed\"} 1\n"), "{text}");
         assert!(text.contains("daxfs_load_seconds_sum 1.5\ndaxfs_load_seconds_count 1\n"), "{text}");
-        let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let types: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let name = line.split(['{', ' ']).next().unwrap();
             let of_summary = |suffix| name.strip_suffix(suffix).is_some_and(|name| types.contains(&name));

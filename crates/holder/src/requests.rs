@@ -137,7 +137,10 @@ impl Server {
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
         if self.takeover.is_some() {
-            return Err((Refusal::Busy, "another holder waits for the loads that go on, to take over".into()));
+            return Err((
+                Refusal::Busy,
+                "another holder waits for the loads that go on, to take over".into(),
+            ));
         }
         self.table.check_free(&name, replace).map_err(|refusal| (refusal, taken(&name)))?;
         if self.queue.len() >= QUEUE_MAX {

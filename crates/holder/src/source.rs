@@ -121,7 +121,9 @@ pub(crate) fn copy(
 }
 
 fn too_short(found: u64, len: u64) -> Error {
-    let error = std::io::Error::other(format!("only {found} of its {len} bytes are there; did somebody cut it short?"));
+    let error = std::io::Error::other(format!(
+        "only {found} of its {len} bytes are there; did somebody cut it short?"
+    ));
     Error::system("read the source", error)
 }
 

@@ -66,7 +66,7 @@ impl Server {
         }
         if let Some(mut connection) = self.connections.remove(&token) {
             self.hand_over(token, &mut connection);
-            let alive = connection.flush();
+            let alive = self.flush_takeover(token, &mut connection);
             self.put_back(token, connection, alive);
         }
     }
@@ -86,7 +86,7 @@ impl Server {
     }
 
     /// Queues the next message of a takeover, if this connection has one and nothing waits in it.
-    pub(crate) fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
+    fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
         let next_generation = self.table.next_generation();
         let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.token == token) else {
             return;
@@ -116,8 +116,19 @@ impl Server {
         }
     }
 
+    /// Sends what waits in a connection, and, if it is the new process', all that follows as long as there is room.
+    /// Returns false when the connection is broken.
+    pub(crate) fn flush_takeover(&mut self, token: u64, connection: &mut Connection) -> bool {
+        let mut alive = connection.flush();
+        while alive && !connection.is_blocked() && self.has_more_to_hand_over(token) {
+            self.continue_takeover(token, connection);
+            alive = connection.flush();
+        }
+        alive
+    }
+
     /// True while the new process waits for more.
-    pub(crate) fn has_more_to_hand_over(&self, token: u64) -> bool {
+    fn has_more_to_hand_over(&self, token: u64) -> bool {
         self.is_handing_over()
             && self.takeover.as_ref().is_some_and(|takeover| takeover.token == token && !takeover.complete)
     }

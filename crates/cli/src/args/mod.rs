@@ -266,10 +266,16 @@ mod tests {
     #[test]
     fn a_hash_is_expected_by_every_verb_that_takes_a_source() {
         let hash = format!("blake3:{}", "5a".repeat(32));
-        for line in [&["daxfs", "verify", "a", "--expect", &hash][..], &["daxfs", "--expect", &hash, "swap", "n", "a"]] {
+        for line in [
+            &["daxfs", "verify", "a", "--expect", &hash][..],
+            &["daxfs", "--expect", &hash, "swap", "n", "a"],
+        ] {
             assert_eq!(read(line).unwrap().source.expect, Some([0x5a; 32]), "{line:?}");
         }
-        assert_eq!(read(&["daxfs", "ls", "a", "--expect", "5a"]).unwrap_err().kind(), ErrorKind::ValueValidation);
+        assert_eq!(
+            read(&["daxfs", "ls", "a", "--expect", "5a"]).unwrap_err().kind(),
+            ErrorKind::ValueValidation
+        );
     }
 
     #[test]

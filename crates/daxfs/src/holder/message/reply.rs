@@ -56,16 +56,16 @@ impl Refusal {
         }
     }
 
-    /// A short name, for people and metrics.
+    /// A short name, for logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Self::NoSuchName => "no such name",
-            Self::NameTaken => "name taken",
-            Self::OtherContent => "other content",
-            Self::NotAllowed => "not allowed",
+            Self::NoSuchName => "no_such_name",
+            Self::NameTaken => "name_taken",
+            Self::OtherContent => "other_content",
+            Self::NotAllowed => "not_allowed",
             Self::Limit => "limit",
             Self::Failed => "failed",
-            Self::BadRequest => "bad request",
+            Self::BadRequest => "bad_request",
             Self::Busy => "busy",
         }
     }
