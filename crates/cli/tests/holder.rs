@@ -273,7 +273,10 @@ fn the_new_holder_serves_metrics_at_the_same_port() {
     // The old one had the port until it ended.
     new.seen("serving metrics");
     let metrics = get(&address, "/metrics");
-    assert!(metrics.contains("\ndaxfs_attaches_total 0\n") && metrics.contains("\ndaxfs_images 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("\ndaxfs_attaches_total 0\n") && metrics.contains("\ndaxfs_images 1\n"),
+        "{metrics}"
+    );
 }
 
 #[test]

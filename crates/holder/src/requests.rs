@@ -87,12 +87,12 @@ impl Server {
         if let Some(held) = self.table.get(name) {
             connection.reply(&Reply::Attached(info), Arc::clone(&held.fds));
         }
-        // The client need not wait for the log; what cannot be sent now is sent when there is room.
-        connection.flush();
-        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached");
         connection.attaches += 1;
         self.table.count_attach(name);
         self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
+        // The client need not wait for the log; what cannot be sent now is sent when there is room.
+        connection.flush();
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached");
         Ok(None)
     }
 
