@@ -173,10 +173,13 @@ fn broken_files_are_packed_as_bytes_with_a_warning() {
     assert_eq!(image.index().unwrap().unwrap().checkpoint_count(), 1);
     assert_eq!(tensors(&image, "/model.safetensors.index.json").len(), 4);
 
-    // Nothing but broken files: no index at all.
+    // Nothing but broken files: an index without tensors, and without hashes none at all.
     let other = tempfile::tempdir().unwrap();
     write(other.path(), "cut.safetensors", cut);
     let (image, _) = pack(other.path(), Packer::new());
+    assert_eq!(image.index().unwrap().unwrap().tensor_count(), 0);
+    assert!(image.tensors().is_err());
+    let (image, _) = pack(other.path(), Packer::new().hash(false));
     assert!(image.index().unwrap().is_none());
     assert_eq!(image.len(), 2);
 }
