@@ -6,6 +6,7 @@
 use crate::{peer, print};
 use anyhow::{Context, Result, bail, ensure};
 use daxfs::Image;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -98,7 +99,9 @@ pub(crate) fn client(args: &ClientArgs) -> Result<()> {
     match attach(args) {
         Ok((report, image)) => {
             print(&report)?;
-            input.read_to_end(&mut Vec::new())?;
+            // Until the other end is closed. Not by reading: the bytes that are there are for the others.
+            let mut hang_up = [PollFd::new(input.as_fd(), PollFlags::empty())];
+            while poll(&mut hang_up, PollTimeout::NONE)? == 0 {}
             drop(image);
             Ok(())
         }
