@@ -30,7 +30,7 @@ from harness.data import Store
 from harness.image import Programs
 from harness.machine import NotRunError, describe
 from harness.result import MET, MISSED, table
-from suites import Context, lookup, open_tensors, pack_disk, pack_memory, readers, small_files, views
+from suites import Context, holder, lookup, open_tensors, pack_disk, pack_memory, readers, restart, small_files, views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,13 +49,15 @@ SUITES = {
     "lookup": lookup.suite,
     "views": views.suite,
     "readers": readers.suite,
+    "holder": holder.suite,
+    "restart": restart.suite,
 }
 
 
 def build(profile: str) -> Programs:
     """Build the programs."""
     command = ["cargo", "build", "--quiet", "--message-format=json-render-diagnostics", "--profile", profile]
-    command += ["-p", "mkimage", "-p", "daxfs-bench", "--bins"]
+    command += ["-p", "mkimage", "-p", "daxfs-cli", "-p", "daxfs-bench", "--bins"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         sys.exit("run.py: the programs could not be built")
@@ -64,7 +66,7 @@ def build(profile: str) -> Programs:
         message = json.loads(line)
         if message["reason"] == "compiler-artifact" and message["executable"]:
             paths[message["target"]["name"]] = Path(message["executable"])
-    return Programs(pack=paths["daxfs-pack"], bench=paths["daxfs-bench"])
+    return Programs(pack=paths["daxfs-pack"], daxfs=paths["daxfs"], bench=paths["daxfs-bench"])
 
 
 def arguments() -> argparse.Namespace:

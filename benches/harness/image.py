@@ -23,6 +23,7 @@ class Programs:
     """The programs of the project, as built."""
 
     pack: Path
+    daxfs: Path
     bench: Path
 
 

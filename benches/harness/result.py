@@ -40,6 +40,11 @@ class Timing:
         """The middle one."""
         return statistics.median(self.seconds)
 
+    def at(self, part: float) -> float:
+        """Give the time that this part of the runs did not exceed: 0.99 for the 99th percentile."""
+        ordered = sorted(self.seconds)
+        return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+
     def __str__(self) -> str:
         """Show the median, and how far the runs lie apart."""
         if len(self.seconds) < 2:

@@ -8,7 +8,9 @@
 //!
 //! Each command prints one JSON object on standard output. The image is the one that `$DAXFS_IMAGE` names.
 
+mod attach;
 mod bare;
+mod crowd;
 mod lookup;
 mod open;
 mod peer;
@@ -37,6 +39,16 @@ enum Command {
     Lookup(lookup::Args),
     /// Open the image and touch all of it when told to, then stay until standard input ends
     Reader,
+    /// Attach to an image of a holder: against a bare server that passes a descriptor
+    Attach(attach::Args),
+    /// The server of `attach` that does the least
+    #[command(hide = true)]
+    BareServer(attach::BareServerArgs),
+    /// Start many clients of a holder at once, and look at their memory
+    Crowd(crowd::Args),
+    /// One of `crowd`
+    #[command(hide = true)]
+    Client(crowd::ClientArgs),
 }
 
 fn main() -> Result<()> {
@@ -45,6 +57,10 @@ fn main() -> Result<()> {
         Command::Open(args) => open::run(&args)?,
         Command::Lookup(args) => lookup::run(&args)?,
         Command::Reader => return reader::run(),
+        Command::Attach(args) => attach::run(&args)?,
+        Command::BareServer(args) => return attach::bare_server(&args),
+        Command::Crowd(args) => crowd::run(&args)?,
+        Command::Client(args) => return crowd::client(&args),
     };
     print(&result)
 }

@@ -26,7 +26,7 @@ use crate::{file, mapping, stat};
 /// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
 /// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
 /// backing: the file with the data of a split image; same forms as source.
-/// expect: refuse an image with another content_hash.
+/// expect: refuse an image with another content_hash; 64 hexadecimal digits, with or without "blake3:" before them.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
 #[pyo3(signature = (
@@ -312,6 +312,15 @@ impl Image {
             Some(FdKind::DmaBuf { exporter, .. }) => Some(exporter.clone()),
             _ => None,
         })
+    }
+
+    /// True while the source still means this image: the holder's name was not swapped or dropped, the path was not
+    /// replaced by another file. An image that came as a descriptor has no name, and is always current.
+    ///
+    /// SourceError when the holder does not answer.
+    fn is_current(&self, py: Python<'_>) -> PyResult<bool> {
+        let image = self.opened()?;
+        py.detach(|| image.is_current()).or_raise()
     }
 
     /// What was applied to get the tree: "base", "overlay" (changes of a kernel that mounted it) or "branch".

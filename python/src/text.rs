@@ -81,19 +81,10 @@ pub fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A 32-byte hash in hexadecimal.
+/// A content hash, with or without "blake3:".
 pub fn parse_hash(text: &str) -> PyResult<[u8; 32]> {
-    let mut hash = [0; 32];
-    let mut digits = text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
-    for byte in &mut hash {
-        match (digits.next().flatten(), digits.next().flatten()) {
-            (Some(high), Some(low)) => *byte = high << 4 | low,
-            _ => return Err(no_hash(text)),
-        }
-    }
-    if digits.next().is_some() { Err(no_hash(text)) } else { Ok(hash) }
-}
-
-fn no_hash(text: &str) -> PyErr {
-    PyValueError::new_err(format!("a hash has 64 hexadecimal digits, not {text:?}"))
+    daxfs::parse_content_hash(text).ok_or_else(|| {
+        let what = format!("a hash has 64 hexadecimal digits, with or without \"blake3:\", not {text:?}");
+        PyValueError::new_err(what)
+    })
 }

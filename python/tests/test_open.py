@@ -170,6 +170,7 @@ def test_expect(path: Path, tree: Path) -> None:
     assert content is not None
     check(daxfs.open(path, expect=content))
     check(daxfs.open(path, expect=content.upper()))
+    check(daxfs.open(path, expect=f"blake3:{content}"))
     with pytest.raises(daxfs.FormatError, match=content):
         daxfs.open(path, expect="0" * 64)
     with daxfs.pack(tree, plain=True) as plain, pytest.raises(daxfs.FormatError, match="not stored"):

@@ -60,7 +60,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => run_on_image(&cli.source, verb, out),
-        Verb::Holder(verb) => holder::run(verb, out),
+        Verb::Holder(verb) => holder::run(verb, cli.source.expect, out),
         Verb::Man(verb) => manual::write_pages(verb),
         Verb::Completions(verb) => manual::complete(verb, out),
     }

@@ -23,6 +23,9 @@ pub fn open(args: &SourceArgs, image: &OsStr) -> anyhow::Result<Image> {
 pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
     let mut options =
         OpenOptions::new().strict(args.strict).sealed_copy(args.sealed_copy).max_metadata(args.max_metadata);
+    if let Some(hash) = args.expect {
+        options = options.expect(hash);
+    }
     if let Some(backing) = &args.backing {
         options = options.backing(map(backing)?);
     }

@@ -4,126 +4,15 @@
 
 mod common;
 
-use common::{DAXFS, Fixture, Run};
+use common::holder::{Place, get};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::ffi::OsString;
+use nix::sys::signal::Signal;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-
-/// A tree with its image, and a place for the socket.
-struct Place(Fixture);
-
-/// A running holder; killed when it is dropped.
-struct Holder {
-    child: Child,
-    log: BufReader<ChildStderr>,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self(Fixture::new())
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.path("s.sock")
-    }
-
-    fn address(&self, name: &str) -> String {
-        format!("daxfs+unix://{}/{name}", self.socket().display())
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(DAXFS);
-        command.args(args.iter().map(|arg| self.expand(arg)));
-        command.env("DAXFS_SOCKET", self.socket()).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
-        command
-    }
-
-    /// As [`Fixture::expand`], for the source in `NAME=SOURCE`, too.
-    fn expand(&self, arg: &str) -> OsString {
-        match arg.split_once('=') {
-            Some((name, source)) => {
-                let mut arg = OsString::from(format!("{name}="));
-                arg.push(self.0.expand(source.as_ref()));
-                arg
-            }
-            None => self.0.expand(arg.as_ref()),
-        }
-    }
-
-    fn run(&self, args: &[&str]) -> Run {
-        Run::of(&mut self.command(args))
-    }
-
-    fn serve(&self, args: &[&str]) -> Holder {
-        let mut command = self.command(&["serve", "--log", "json"]);
-        command.args(self.command(args).get_args());
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut holder = Holder { child, log };
-        holder.wait_for("serving");
-        holder
-    }
-
-    fn generation(&self, name: &str) -> Option<u64> {
-        let listing = self.run(&["ps", "--json"]).json();
-        let images = listing["images"].as_array().unwrap();
-        images.iter().find(|image| image["name"] == name).and_then(|image| image["generation"].as_u64())
-    }
-
-    /// An image of other contents than the tree.
-    fn other_image(&self) -> String {
-        let (dir, image) = (self.0.path("other"), self.0.path("other.daxfs"));
-        fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("config.json"), "{}\n").unwrap();
-        mkimage::Packer::new().input(&dir).plan().unwrap().write_file(&image).unwrap();
-        image.to_str().unwrap().to_owned()
-    }
-}
-
-impl Holder {
-    /// Reads log lines up to the one with this message.
-    fn wait_for(&mut self, message: &str) -> serde_json::Value {
-        let mut seen = String::new();
-        loop {
-            let mut line = String::new();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "ended before {message:?}: {seen}");
-            let value: serde_json::Value =
-                serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-            if value["message"] == message {
-                return value;
-            }
-            seen.push_str(&line);
-        }
-    }
-
-    /// The rest of the log and the exit status, once it ended.
-    fn end(mut self) -> (String, i32) {
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        (rest, self.child.wait().unwrap().code().unwrap_or(-1))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn load_list_swap_drop_stop() {
@@ -343,33 +232,77 @@ fn takeovers_while_clients_attach() {
 #[test]
 fn metrics_are_served() {
     let place = Place::new();
-    let mut command = place.command(&["serve", "m=IMAGE", "--log", "json", "--metrics", "127.0.0.1:0"]);
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap());
-    let mut holder = Holder { child, log };
-    let address = holder.wait_for("serving metrics")["address"].as_str().unwrap().to_owned();
-    holder.wait_for("serving");
+    let mut holder = place.serve(&["m=IMAGE", "--metrics", "127.0.0.1:0"]);
+    let address = holder.seen("serving metrics")["address"].as_str().unwrap().to_owned();
     drop(Image::open(place.address("m")).unwrap());
-    let get = |path: &str| {
-        let mut stream = TcpStream::connect(&address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    let metrics = get("/metrics");
+    assert!(Image::open(place.address("absent")).is_err());
+    place.run(&["load", "m", "IMAGE"]).error();
+    place.run(&["swap", "m", "TREE", "-q"]).ok();
+    let metrics = get(&address, "/metrics");
     assert!(metrics.starts_with("HTTP/1.0 200"), "{metrics}");
     for line in [
         "daxfs_images 1",
         "daxfs_attaches_total 1",
-        "daxfs_image_generation{name=\"m\",kind=\"sealed memfd\"} 1",
+        "daxfs_loads_total 2",
+        "daxfs_load_seconds_count 2",
+        "daxfs_refusals_total{reason=\"no_such_name\"} 1",
+        "daxfs_refusals_total{reason=\"name_taken\"} 1",
+        "daxfs_refusals_total{reason=\"not_allowed\"} 0",
+        "daxfs_image_generation{name=\"m\",kind=\"sealed memfd\"} 2",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
     }
-    assert!(get("/healthz").ends_with("ok\n"));
+    let seconds = metrics.lines().find_map(|line| line.strip_prefix("daxfs_load_seconds_sum ")).unwrap();
+    assert!(seconds.parse::<f64>().unwrap() > 0.0, "{seconds}");
+    assert!(get(&address, "/healthz").ends_with("ok\n"));
     let attached = holder.wait_for("attached");
     assert_eq!(attached["name"], "m");
     assert_eq!(attached["peer.pid"].as_u64(), Some(std::process::id().into()));
+}
+
+#[test]
+fn the_new_holder_serves_metrics_at_the_same_port() {
+    let place = Place::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let old = place.serve(&["m=IMAGE", "--metrics", &address]);
+    drop(Image::open(place.address("m")).unwrap());
+    assert!(get(&address, "/metrics").contains("\ndaxfs_attaches_total 1\n"));
+    let mut new = place.serve(&["--takeover", "--metrics", &address]);
+    assert_eq!(old.end().1, 0);
+    // The old one had the port until it ended.
+    new.seen("serving metrics");
+    let metrics = get(&address, "/metrics");
+    assert!(
+        metrics.contains("\ndaxfs_attaches_total 0\n") && metrics.contains("\ndaxfs_images 1\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn another_content_than_expected_is_refused_everywhere() {
+    let place = Place::new();
+    let other = place.other_image();
+    let _holder = place.serve(&["m=IMAGE"]);
+    let hash = place.run(&["ps", "--json"]).json()["images"][0]["content_hash"].as_str().unwrap().to_owned();
+    let wrong = format!("blake3:{}", "7".repeat(64));
+    for source in ["IMAGE", "daxfs://m"] {
+        for verb in [&["verify", "-q"][..], &["inspect"], &["stat"], &["ls"], &["tree"]] {
+            let line = |hash| [verb, &[source, "--expect", hash]].concat();
+            place.run(&line(&hash)).ok();
+            let error = place.run(&line(&wrong)).error();
+            assert!(error.contains(&wrong) && error.contains(&hash), "{verb:?} {source}: {error}");
+        }
+    }
+    // What is packed by a load is compared, too, before the name means it.
+    let error = place.run(&["swap", "m", &other, "--expect", &hash]).error();
+    assert!(error.contains(&hash), "{error}");
+    place.run(&["swap", "m", "TREE", "--expect", &hash, "-q"]).ok();
+    assert_eq!(place.generation("m"), Some(2));
+    fs::write(place.0.tree().join("config.json"), "changed").unwrap();
+    place.run(&["swap", "m", "TREE", "--expect", &hash]).error();
+    place.0.pack(|packer| packer.plain(true));
+    assert!(place.run(&["ls", "IMAGE", "--expect", &hash]).error().contains("not stored"));
 }
 
 #[test]

@@ -57,6 +57,25 @@ impl ContentHasher {
     }
 }
 
+/// Reads a content hash as people write it: 64 hexadecimal digits, with or without `blake3:` before them. `None` for
+/// anything else.
+///
+/// ```
+/// let hash = daxfs::parse_content_hash(&format!("blake3:{}", "0f".repeat(32)));
+/// assert_eq!(hash, Some([0x0f; 32]));
+/// assert_eq!(daxfs::parse_content_hash("blake3:0f"), None);
+/// ```
+pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_prefix("blake3:").unwrap_or(text);
+    let mut digits =
+        digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    let mut hash = [0; 32];
+    for byte in &mut hash {
+        *byte = digits.next()?? << 4 | digits.next()??;
+    }
+    digits.next().is_none().then_some(hash)
+}
+
 /// Hashes every file of an image now, each inode once, and all of it together. `each` gets every hashed file and may
 /// end the work with an error.
 ///

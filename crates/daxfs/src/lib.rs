@@ -67,7 +67,7 @@ pub mod tensor;
 
 pub mod dlpack;
 
-pub use content::{ContentHasher, content_hash};
+pub use content::{ContentHasher, content_hash, parse_content_hash};
 pub use dmabuf::SharedBytes;
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};

@@ -9,6 +9,7 @@ use std::time::Instant;
 use daxfs::holder::message::Reply;
 use daxfs::holder::wire::DESCRIPTORS_MAX;
 use dmabuf::Peer;
+use nix::sys::epoll::EpollFlags;
 
 /// A reply that waits for room in the socket, with the descriptors that go with it.
 #[derive(Debug)]
@@ -44,11 +45,13 @@ pub struct Connection {
     pub attaches: u32,
     /// No more is read; it ends when everything was sent.
     pub ending: bool,
+    /// What the loop watches it for.
+    pub interest: EpollFlags,
 }
 
 impl Connection {
-    /// Over an accepted socket.
-    pub fn new(socket: OwnedFd, peer: Peer) -> Self {
+    /// Over an accepted socket that is watched for `interest`.
+    pub fn new(socket: OwnedFd, peer: Peer, interest: EpollFlags) -> Self {
         Self {
             socket,
             peer,
@@ -57,6 +60,7 @@ impl Connection {
             load: None,
             attaches: 0,
             ending: false,
+            interest,
         }
     }
 

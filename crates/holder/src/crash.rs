@@ -1,10 +1,17 @@
-//! Points at which the fault tests kill the process. Without the feature `crash-points` they are nothing.
+//! Points at which the fault tests kill the process, or hold it up. Without the feature `crash-points` they are nothing.
 
-/// Aborts here if `$DAXFS_CRASH_AT` names this point.
+/// Aborts here if `$DAXFS_CRASH_AT` names this point; waits here for the file `$DAXFS_PAUSE_UNTIL` if `$DAXFS_PAUSE_AT`
+/// does.
 #[cfg(feature = "crash-points")]
 pub fn crash_point(name: &str) {
-    if std::env::var_os("DAXFS_CRASH_AT").is_some_and(|point| point == name) {
+    let is_here = |variable| std::env::var_os(variable).is_some_and(|point| point == name);
+    if is_here("DAXFS_CRASH_AT") {
         std::process::abort();
+    }
+    if let Some(file) = std::env::var_os("DAXFS_PAUSE_UNTIL").filter(|_| is_here("DAXFS_PAUSE_AT")) {
+        while !std::path::Path::new(&file).exists() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
     }
 }
 

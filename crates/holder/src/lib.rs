@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 mod access;
+mod clients;
 mod config;
 mod connection;
 mod crash;
@@ -24,11 +25,13 @@ mod error;
 mod http;
 mod limits;
 mod load;
+mod loads;
 mod metrics;
 mod requests;
 mod restore;
 mod server;
 mod socket;
+mod source;
 mod systemd;
 mod table;
 mod takeover;

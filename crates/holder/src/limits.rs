@@ -77,18 +77,27 @@ fn available() -> Result<(u64, String)> {
     let mut tightest = (machine, format!("the machine has {machine} bytes available"));
     if let Ok(groups) = std::fs::read_to_string("/proc/self/cgroup") {
         for directory in cgroup_directories(Path::new("/sys/fs/cgroup"), &groups) {
-            let read = |name: &str| std::fs::read_to_string(directory.join(name)).ok();
-            let (Some(max), Some(current)) = (read("memory.max"), read("memory.current")) else { continue };
-            if let (Ok(max), Ok(current)) = (max.trim().parse::<u64>(), current.trim().parse::<u64>()) {
-                let left = max.saturating_sub(current);
-                if left < tightest.0 {
-                    let what = format!("{} has memory.max {max} and {current} in use", directory.display());
-                    tightest = (left, what);
-                }
+            if let Some((max, used)) = group_limit(&directory)
+                && max.saturating_sub(used) < tightest.0
+            {
+                let what = format!("{} has memory.max {max} and {used} in use", directory.display());
+                tightest = (max.saturating_sub(used), what);
             }
         }
     }
     Ok(tightest)
+}
+
+/// Limit of a control group, and what it uses of it for good: cached files, such as the sources of a load, count
+/// against the group, but the kernel takes them away when memory is needed. Shared memory is not among them.
+fn group_limit(directory: &Path) -> Option<(u64, u64)> {
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).ok();
+    let max = read("memory.max")?.trim().parse::<u64>().ok()?;
+    let current = read("memory.current")?.trim().parse::<u64>().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let bytes = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+    let cached = bytes("active_file ").unwrap_or(0).saturating_add(bytes("inactive_file ").unwrap_or(0));
+    Some((max, current.saturating_sub(cached)))
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {
@@ -126,6 +135,20 @@ mod tests {
         let error = Budget::new(None).reserve(1 << 50, 1 << 50).unwrap_err().to_string();
         assert!(error.contains("1125899906842624"), "{error}");
         assert!(Budget::new(None).reserve(1 << 50, 0).is_ok(), "memory that is there already needs none");
+    }
+
+    #[test]
+    fn a_control_group_is_not_charged_for_cached_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(group_limit(dir.path()), None);
+        write("memory.max", "max\n");
+        write("memory.current", "700\n");
+        assert_eq!(group_limit(dir.path()), None, "no limit");
+        write("memory.max", "1000\n");
+        assert_eq!(group_limit(dir.path()), Some((1000, 700)));
+        write("memory.stat", "anon 50\nshmem 300\ninactive_file 100\nactive_file 250\nactive_anon 1\n");
+        assert_eq!(group_limit(dir.path()), Some((1000, 350)));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
 use crate::access::{may_control, peer_groups};
 use crate::connection::Connection;
 use crate::load::{LoadOptions, Watch};
-use crate::server::{Job, Server};
+use crate::loads::Job;
+use crate::server::Server;
 use crate::table::Held;
 
 /// Images in one page of a listing: with the longest names they stay far below the size of a message.
@@ -52,7 +53,7 @@ impl Server {
             Ok(Some(reply)) => connection.reply(&reply, Arc::new([])),
             Ok(None) => {}
             Err((refusal, text)) => {
-                self.metrics.refusals.fetch_add(1, Ordering::Relaxed);
+                self.metrics.refuse(refusal);
                 tracing::info!(peer.pid, peer.uid, peer.gid, ?refusal, text, "refused");
                 connection.reply(&Reply::Error { refusal, text }, Arc::new([]));
             }
@@ -82,15 +83,16 @@ impl Server {
         if expect.is_some() && info.content_hash != expect {
             return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
         }
-        let info = info.clone();
-        let peer = connection.peer;
-        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation = info.generation, "attached");
+        let (info, peer, generation) = (info.clone(), connection.peer, info.generation);
         if let Some(held) = self.table.get(name) {
             connection.reply(&Reply::Attached(info), Arc::clone(&held.fds));
         }
         connection.attaches += 1;
         self.table.count_attach(name);
         self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
+        // The client need not wait for the log; what cannot be sent now is sent when there is room.
+        connection.flush();
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached");
         Ok(None)
     }
 
@@ -118,7 +120,7 @@ impl Server {
             let text = format!("user {} may not control this holder", connection.peer.uid);
             return Err((Refusal::NotAllowed, text));
         }
-        if self.takeover.is_some() || self.is_stopping() {
+        if self.is_handing_over() || self.is_stopping() {
             return Err((Refusal::Busy, "the holder is being replaced or is ending".into()));
         }
         Ok(())
@@ -134,6 +136,12 @@ impl Server {
         mut fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
+        if self.takeover.is_some() {
+            return Err((
+                Refusal::Busy,
+                "another holder waits for the loads that go on, to take over".into(),
+            ));
+        }
         self.table.check_free(&name, replace).map_err(|refusal| (refusal, taken(&name)))?;
         if self.queue.len() >= QUEUE_MAX {
             return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));

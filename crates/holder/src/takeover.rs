@@ -3,7 +3,8 @@
 //! The new process asks; the old one stops accepting and controlling (but goes on answering attaches on connections
 //! that it has), sends every image with its descriptors and at last the listening socket, and waits. When the new one
 //! says that it has everything, the old one answers, serves what is left on its connections, and ends without removing
-//! the socket. Clients that connect in between wait in the socket's backlog and are served by the new one. If the new
+//! the socket. Loads that go on are waited for first; meanwhile the new process is sent their progress, and no other load
+//! is begun. Clients that connect in between wait in the socket's backlog and are served by the new one. If the new
 //! process dies before it says so, the old one goes on as if nothing had been.
 
 use std::sync::Arc;
@@ -21,14 +22,15 @@ use crate::server::Server;
 use crate::socket::Listener;
 use crate::table::{Ready, Table};
 
-/// How long the new process may take to say that it has everything.
+/// How long the new process may take to say that it has everything, once it is sent the first image.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A takeover that is going on.
 #[derive(Debug)]
 pub(crate) struct Takeover {
     pub(crate) token: u64,
-    deadline: Instant,
+    /// Until when it must be done; `None` while it waits for loads to end.
+    deadline: Option<Instant>,
     /// Name of the last image that was sent.
     sent: String,
     /// Whether the socket was sent, which comes last.
@@ -47,25 +49,49 @@ impl Server {
         if self.takeover.is_some() || self.is_stopping() {
             return Err((Refusal::Busy, "the holder is being replaced or is ending".into()));
         }
-        if self.is_loading() {
-            return Err((Refusal::Busy, "an image is being loaded; try again when it is".into()));
+        let (peer, waits) = (connection.peer, self.is_loading());
+        tracing::info!(peer.pid, peer.uid, waits, "takeover asked for");
+        self.takeover = Some(Takeover { token, deadline: None, sent: String::new(), complete: false });
+        if !waits {
+            self.hand_over(token, connection);
         }
-        let peer = connection.peer;
-        tracing::info!(peer.pid, peer.uid, "takeover begins");
-        self.pause_accepting();
-        let deadline = Instant::now() + PATIENCE;
-        self.takeover = Some(Takeover { token, deadline, sent: String::new(), complete: false });
-        self.continue_takeover(token, connection);
         Ok(None)
     }
 
+    /// Begins what waited for the last load to end.
+    pub(crate) fn begin_waiting_takeover(&mut self) {
+        let Some(Takeover { token, deadline: None, .. }) = self.takeover else { return };
+        if self.is_loading() || self.is_stopping() {
+            return;
+        }
+        if let Some(mut connection) = self.connections.remove(&token) {
+            self.hand_over(token, &mut connection);
+            let alive = self.flush_takeover(token, &mut connection);
+            self.put_back(token, connection, alive);
+        }
+    }
+
+    /// Sends the first message of a takeover; the others follow when there is room.
+    fn hand_over(&mut self, token: u64, connection: &mut Connection) {
+        self.pause_accepting();
+        if let Some(takeover) = &mut self.takeover {
+            takeover.deadline = Some(Instant::now() + PATIENCE);
+        }
+        self.continue_takeover(token, connection);
+    }
+
+    /// True from the first image that is sent until the new process has everything or is given up.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.takeover.as_ref().is_some_and(|takeover| takeover.deadline.is_some())
+    }
+
     /// Queues the next message of a takeover, if this connection has one and nothing waits in it.
-    pub(crate) fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
+    fn continue_takeover(&mut self, token: u64, connection: &mut Connection) {
         let next_generation = self.table.next_generation();
         let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.token == token) else {
             return;
         };
-        if takeover.complete || connection.is_blocked() {
+        if takeover.complete || takeover.deadline.is_none() || connection.is_blocked() {
             return;
         }
         let next = self.table.after(&takeover.sent).next();
@@ -90,9 +116,21 @@ impl Server {
         }
     }
 
+    /// Sends what waits in a connection, and, if it is the new process', all that follows as long as there is room.
+    /// Returns false when the connection is broken.
+    pub(crate) fn flush_takeover(&mut self, token: u64, connection: &mut Connection) -> bool {
+        let mut alive = connection.flush();
+        while alive && !connection.is_blocked() && self.has_more_to_hand_over(token) {
+            self.continue_takeover(token, connection);
+            alive = connection.flush();
+        }
+        alive
+    }
+
     /// True while the new process waits for more.
-    pub(crate) fn has_more_to_hand_over(&self, token: u64) -> bool {
-        self.takeover.as_ref().is_some_and(|takeover| takeover.token == token && !takeover.complete)
+    fn has_more_to_hand_over(&self, token: u64) -> bool {
+        self.is_handing_over()
+            && self.takeover.as_ref().is_some_and(|takeover| takeover.token == token && !takeover.complete)
     }
 
     pub(crate) fn end_takeover(
@@ -118,7 +156,7 @@ impl Server {
         }
         if closed == Some(takeover.token) {
             self.abandon_takeover("the new holder went away");
-        } else if Instant::now() > takeover.deadline {
+        } else if takeover.deadline.is_some_and(|deadline| Instant::now() > deadline) {
             self.abandon_takeover("the new holder did not answer in time");
         }
     }
@@ -145,6 +183,7 @@ pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<Tak
     let mut client = Client::open(socket).map_err(Error::Takeover)?;
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
+    let mut waited = false;
     let mut received = client.request(&Request::Takeover, &[]);
     let listener = loop {
         match received.map_err(Error::Takeover)? {
@@ -153,6 +192,12 @@ pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<Tak
                 let reservation = budget.adopt(info.size);
                 table.adopt(Ready { info, fds, access: Access { uids, gids }, reservation });
                 crash_point("takeover-received");
+            }
+            (Reply::Progress { .. }, _) => {
+                if !waited {
+                    tracing::info!("the old holder loads an image; waiting for it");
+                    waited = true;
+                }
             }
             (Reply::Socket { next_generation }, mut fds) => {
                 table.continue_at(next_generation);

@@ -237,3 +237,46 @@ fn a_listed_user_may_control() {
     assert!(holder.wait().success());
     assert!(!place.socket.exists(), "a holder that ends removes its socket");
 }
+
+#[test]
+fn content_without_tensors_has_an_identity_too() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let tree = place.dir.path().join("tables");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("lookup.bin"), [7; 5000]).unwrap();
+    let first = place.load_path("tables", false, &tree).unwrap().content_hash.unwrap();
+    let image = OpenOptions::new().expect(first).open(place.address("tables")).unwrap();
+    assert_eq!(hash_of(&image), hex(&first));
+    fs::write(tree.join("lookup.bin"), [[7; 4999].as_slice(), &[8]].concat()).unwrap();
+    let second = place.load_path("tables", true, &tree).unwrap().content_hash.unwrap();
+    assert_ne!(first, second);
+    assert!(OpenOptions::new().expect(first).open(place.address("tables")).is_err());
+    let expect = format!("expect=blake3:{}", hex(&first));
+    let source = File::open(&tree).unwrap();
+    let (refusal, text) = refusal(place.load("tables", true, &[&expect], source.as_fd()));
+    assert!(refusal == Refusal::OtherContent && text.contains(&hex(&second)), "{text}");
+    assert_eq!(place.open("tables").content_hash(), Some(second), "what is refused replaces nothing");
+}
+
+#[test]
+fn connections_of_one_user_do_not_push_out_those_of_another() {
+    if !is_root() {
+        println!("not run: other users can be tried by root only");
+        return;
+    }
+    let place = Place::new();
+    let start = Start { open_to_all: true, max_connections: Some(8), ..Start::default() };
+    let _holder = place.serve(&start);
+    place.load_path("llama", false, &place.weights("w", 1, 100)).unwrap();
+    let attach = Request::Attach { name: "llama".into(), expect: None };
+    let mut own = place.connect();
+    own.request(&attach, &[]).unwrap();
+    let mut others: Vec<_> = (0..30).map(|_| connect_as(&place, 4321)).collect();
+    // Each answers once, so it was accepted; the first were closed for the last.
+    let answers = others.iter_mut().map(|other| other.request(&attach, &[]).is_ok());
+    let answers: Vec<bool> = answers.collect();
+    assert!(answers.iter().filter(|answer| **answer).count() <= 8, "{answers:?}");
+    assert!(answers[29], "the newest is served");
+    own.request(&attach, &[]).unwrap();
+}

@@ -72,8 +72,10 @@ fn a_killed_load_or_swap_loses_nothing_that_was_acknowledged() {
                 place.connect().request(&drop, &[]).unwrap();
             }
             assert_no_orphans(&place, &holder);
-            let stored = supervisor.stored();
-            assert!(stored.len() == 1 && stored[0].ends_with(".kept"), "{stored:?}");
+            wait_for("the store to hold one image", || {
+                let stored = supervisor.stored();
+                stored.len() == 1 && stored[0].ends_with(".kept")
+            });
         }
     }
 }
@@ -93,6 +95,48 @@ fn the_socket_of_a_killed_holder_blocks_nobody() {
         assert_no_orphans(&place, &next);
         next.kill();
     }
+}
+
+#[test]
+fn a_supervisor_keeps_what_a_killed_takeover_drops() {
+    let _alone = alone();
+    let place = Place::new();
+    let weights = place.weights("w", 1, 1000);
+    let supervisor = Supervisor::new(&place);
+    let mut old = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &weights).unwrap();
+    supervisor.wait_for_store(&["img.1.a"]);
+    for (point, in_old) in [
+        ("takeover-image", true),
+        ("takeover-socket", true),
+        ("takeover-done", true),
+        ("takeover-received", false),
+        ("takeover-before-done", false),
+        ("takeover-after-done", false),
+    ] {
+        old.kill();
+        old = supervisor.serve(&place, &if in_old { crashing(point) } else { Start::default() });
+        let crash_at = (!in_old).then_some(point);
+        let take_over = Start { takeover: true, crash_at, ..Start::default() };
+        let mut new = supervisor.spawn(&place, &take_over);
+        if in_old {
+            assert!(!old.wait().success(), "{point}");
+        } else {
+            assert!(!new.wait().success(), "{point}");
+        }
+        // Whoever lives on dies now, too.
+        for holder in [&mut old, &mut new] {
+            if holder.is_running() {
+                holder.kill();
+            }
+        }
+        old = supervisor.serve(&place, &Start::default());
+        assert_eq!(tensor(&place.open("a")), vec![1; 1000], "{point}");
+        assert_eq!(place.list().iter().map(|info| info.generation).collect::<Vec<_>>(), [1], "{point}");
+        assert_no_orphans(&place, &old);
+    }
+    place.connect().request(&daxfs::holder::message::Request::Drop { name: "a".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&[]);
 }
 
 #[test]

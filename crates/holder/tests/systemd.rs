@@ -96,3 +96,24 @@ fn who_may_attach_is_kept_too() {
     place.load("a", true, &[], weights.as_fd()).unwrap();
     supervisor.wait_for_store(&["img.2.a"]);
 }
+
+#[test]
+fn a_supervisor_that_is_gone_costs_no_image() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let holder = supervisor.serve(&place, &Start::default());
+    let (a, b) = (place.weights("a", 1, 1000), place.weights("b", 2, 1000));
+    place.load_path("a", false, &a).unwrap();
+    place.load_path("gone", false, &b).unwrap();
+    supervisor.leave();
+    // What could not be kept through a crash is not acknowledged, and changes nothing.
+    for (name, replace) in [("c", false), ("a", true)] {
+        let error = place.load_path(name, replace, &b).unwrap_err().to_string();
+        assert!(error.contains("sendmsg"), "{error}");
+    }
+    place.connect().request(&Request::Drop { name: "gone".into() }, &[]).unwrap();
+    assert_eq!(place.list().iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    assert_eq!(place.pid(), Some(holder.0.id()));
+}

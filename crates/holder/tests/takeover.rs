@@ -4,18 +4,30 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxfs::Image;
-use daxfs::holder::message::Request;
-use support::{Place, Start, be_process, identity, tensor, wait_for};
+use daxfs::holder::HolderError;
+use daxfs::holder::message::{Refusal, Reply, Request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{Place, Process, Start, be_process, identity, is_used, tensor, wait_for};
 
 #[test]
 fn process() {
     be_process();
 }
 
-const TAKE_OVER: Start = Start { open_to_all: false, takeover: true, crash_at: None, control: None };
+const TAKE_OVER: Start = Start {
+    open_to_all: false,
+    takeover: true,
+    crash_at: None,
+    pause_at: None,
+    control: None,
+    max_connections: None,
+};
 
 #[test]
 fn clients_attach_throughout() {
@@ -100,4 +112,100 @@ fn nobody_to_take_over_is_an_error() {
     assert_eq!(place.spawn(&TAKE_OVER).wait().code(), Some(2));
     let _holder = place.serve(&Start::default());
     assert_eq!(place.spawn(&Start::default()).wait().code(), Some(2), "without a takeover it is in the way");
+}
+
+/// A holder whose load of `a` waits for [`Place::go_on`], and the thread that waits for the load.
+fn while_loading(then: impl FnOnce(&Place, &mut Process)) -> Place {
+    let place = Place::new();
+    let mut old = place.serve(&Start { pause_at: Some("load-written"), ..Start::default() });
+    let weights = place.weights("a", 1, 1000);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| place.load_path("a", false, &weights));
+        wait_for("the load to run", || !support::memfds(old.0.id()).is_empty());
+        then(&place, &mut old);
+        assert_eq!(load.join().unwrap().unwrap().name, "a", "who waited for the load gets its answer");
+    });
+    place
+}
+
+#[test]
+fn a_load_that_goes_on_is_waited_for() {
+    let mut new = None;
+    let place = while_loading(|place, old| {
+        let next = place.spawn(&TAKE_OVER);
+        // Most likely it asks before the load has ended; whenever it does, nothing may be lost.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(place.pid(), Some(old.0.id()), "the old one goes on meanwhile");
+        place.go_on();
+        assert!(old.wait().success());
+        place.wait_until_served_by(next.0.id());
+        new = Some(next);
+    });
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    assert_eq!(place.list().len(), 1);
+}
+
+#[test]
+fn while_a_takeover_waits_no_load_begins_and_it_may_be_given_up() {
+    while_loading(|place, old| {
+        let ask = || {
+            let mut asks = place.connect();
+            let reply = asks.request(&Request::Takeover, &[]).unwrap().0;
+            assert!(matches!(reply, Reply::Progress { .. }), "{reply:?}");
+            asks
+        };
+        let given_up = ask();
+        let load = Request::Load { name: "b".into(), replace: false, options: vec![] };
+        let source = File::open(place.dir.path()).unwrap();
+        match place.connect().request(&load, &[source.as_fd()]) {
+            Err(HolderError::Refused { refusal: Refusal::Busy, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let absent = place.connect().request(&Request::Drop { name: "absent".into() }, &[]).unwrap_err();
+        assert!(absent.is_not_found(), "all else is answered: {absent}");
+        drop(given_up);
+        wait_for("the next one to be heard", || {
+            // Busy until the old holder has seen that the other is gone.
+            let reply = place.connect().request(&Request::Takeover, &[]);
+            matches!(reply, Ok((Reply::Progress { .. }, _)))
+        });
+        let mut asks = loop {
+            let mut asks = place.connect();
+            if asks.request(&Request::Takeover, &[]).is_ok() {
+                break asks;
+            }
+        };
+        place.go_on();
+        let handed_over = loop {
+            match asks.receive().unwrap() {
+                (Reply::Progress { .. }, _) => {}
+                (Reply::Handover { info, .. }, fds) => break (info.name, fds.len()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(handed_over, ("a".to_owned(), 1));
+        drop(asks);
+        let next = place.weights("b", 2, 1000);
+        wait_for("the old holder to go on", || place.load_path("b", true, &next).is_ok());
+        assert!(old.is_running());
+    });
+}
+
+#[test]
+fn a_stop_in_the_middle_stops_both() {
+    let place = Place::new();
+    let mut old = place.serve(&Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    let client = place.open("a");
+    let memory = identity(client.region().fd().unwrap());
+    drop(client);
+    let mut new = place.spawn(&Start { pause_at: Some("takeover-before-done"), ..TAKE_OVER });
+    wait_for("the new holder to have the image", || support::memfds(new.0.id()).len() == 1);
+    kill(Pid::from_raw(old.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(old.wait().success());
+    assert!(!place.socket.exists(), "it was told to end, so it removes its socket");
+    place.go_on();
+    assert_eq!(new.wait().code(), Some(2), "nobody is to hold it any more");
+    wait_for("the memory to go", || !is_used(memory));
+    let _next = place.serve(&Start::default());
 }

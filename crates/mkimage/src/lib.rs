@@ -42,8 +42,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The layout is described in [`Format`]'s module and, byte by byte, in [`daxfs::format`]. When the tree holds
-//! safetensors files, an index of their tensors is added as `/.daxfs/index`; [`Packer::plain`] leaves it out.
+//! The layout is described in [`Format`]'s module and, byte by byte, in [`daxfs::format`]. An index is
+//! added as `/.daxfs/index`: the tensors of safetensors files, and the hashes of all files; [`Packer::plain`] leaves it
+//! out.
 
 mod align;
 mod block;

@@ -132,14 +132,16 @@ impl Packer {
         self
     }
 
-    /// Whether the image holds the source tree and nothing else, that is, no index; off by default.
+    /// Whether the image holds the source tree and nothing else, that is, no index; off by default. Without it the
+    /// image holds `/.daxfs/index` with the tensors, if there are any, and the hashes.
     #[must_use]
     pub fn plain(mut self, on: bool) -> Packer {
         self.rules.plain = on;
         self
     }
 
-    /// Whether the index holds the files' BLAKE3 hashes, on by default. Without an index nothing is hashed.
+    /// Whether the index holds the BLAKE3 hash of each file and of the whole content, on by default. Without it a
+    /// tree that has no tensors gets no index.
     #[must_use]
     pub fn hash(mut self, on: bool) -> Packer {
         self.settings.hash = on;
@@ -220,8 +222,9 @@ impl Packer {
             true => dedupe::find(&tree, &numbers, is_rewritten, self.settings.threads)?,
             false => HashMap::new(),
         };
-        let index =
-            (!self.rules.plain && !tensors.files.is_empty()).then(|| index::size(&tree, &numbers, &tensors));
+        // Hashes are the identity of any content, so they are kept without tensors, too.
+        let indexed = !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
+        let index = indexed.then(|| index::size(&tree, &numbers, &tensors));
         let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };
         let placement = |ino| Placement {
             size: tensors.rewrite(ino).map(|rewrite| rewrite.len),

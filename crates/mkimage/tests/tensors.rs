@@ -88,6 +88,25 @@ fn the_hashes_are_those_of_the_files() {
 }
 
 #[test]
+fn content_without_tensors_has_hashes_and_an_index_without_them_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "table", &common::noise(5, 70_000));
+    let (image, summary) = pack(dir.path(), Packer::new());
+    let index = image.index().unwrap().unwrap();
+    assert_eq!((index.file_count(), index.tensor_count()), (1, 0));
+    let wanted = *blake3::hash(&common::noise(5, 70_000)).as_bytes();
+    assert_eq!(index.file_hash(image.file("table").unwrap().ino()).unwrap(), Some(wanted));
+    assert_eq!(summary.content_hash.unwrap().len(), 64);
+    assert!(image.tensors().is_err(), "it still has no tensors");
+    for packer in [Packer::new().hash(false), Packer::new().plain(true)] {
+        let (image, summary) = pack(dir.path(), packer);
+        assert!(image.index().unwrap().is_none());
+        assert_eq!((image.content_hash(), summary.content_hash), (None, None));
+        assert_eq!(image.len(), 2, "the source and nothing else");
+    }
+}
+
+#[test]
 fn aligned_tensors_are_the_same_tensors() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path());
@@ -154,10 +173,13 @@ fn broken_files_are_packed_as_bytes_with_a_warning() {
     assert_eq!(image.index().unwrap().unwrap().checkpoint_count(), 1);
     assert_eq!(tensors(&image, "/model.safetensors.index.json").len(), 4);
 
-    // Nothing but broken files: no index at all.
+    // Nothing but broken files: an index without tensors, and without hashes none at all.
     let other = tempfile::tempdir().unwrap();
     write(other.path(), "cut.safetensors", cut);
     let (image, _) = pack(other.path(), Packer::new());
+    assert_eq!(image.index().unwrap().unwrap().tensor_count(), 0);
+    assert!(image.tensors().is_err());
+    let (image, _) = pack(other.path(), Packer::new().hash(false));
     assert!(image.index().unwrap().is_none());
     assert_eq!(image.len(), 2);
 }

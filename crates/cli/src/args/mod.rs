@@ -73,6 +73,10 @@ pub struct SourceArgs {
     #[arg(long, global = true)]
     pub sealed_copy: bool,
 
+    /// Refuse an image whose stored content hash is another one: `blake3:` and 64 hexadecimal digits
+    #[arg(long, global = true, value_name = "HASH", value_parser = parse_hash)]
+    pub expect: Option<[u8; 32]>,
+
     /// Most metadata to copy when opening, such as 64M or 2G (1024-based)
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
     pub max_metadata: u64,
@@ -136,7 +140,9 @@ impl Cli {
         let cli = Self::from_arg_matches(&command.try_get_matches_from_mut(args)?)
             .map_err(|error| error.format(&mut command))?;
         let source = &cli.source;
+        let takes_expect = matches!(cli.verb, Verb::Holder(HolderVerb::Load(_) | HolderVerb::Swap(_)));
         let given = [
+            ("--expect", source.expect.is_some() && !takes_expect),
             ("--backing", source.backing.is_some()),
             ("--strict", source.strict),
             ("--sealed-copy", source.sealed_copy),
@@ -159,7 +165,9 @@ pub fn command() -> clap::Command {
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     for verb in verbs.iter().filter(|verb| !ImageVerb::has_subcommand(verb)) {
         // What a verb has of its own is not handed down to it. So the flags that it refuses are not shown.
-        let hidden = global.iter().map(|arg| arg.clone().hide(true));
+        let takes_expect = ["load", "swap"].contains(&verb.as_str());
+        let refused = global.iter().filter(|arg| !(takes_expect && arg.get_id() == "expect"));
+        let hidden: Vec<_> = refused.map(|arg| arg.clone().hide(true)).collect();
         command = command.mut_subcommand(verb, |verb| verb.args(hidden));
     }
     command
@@ -178,6 +186,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     };
     let count: u64 = digits.parse().map_err(|_| "not a size; write 4096, 64M or 2G".to_owned())?;
     count.checked_mul(1 << shift).ok_or_else(|| "larger than 16 EiB".to_owned())
+}
+
+/// Parses a content hash.
+pub(crate) fn parse_hash(text: &str) -> Result<[u8; 32], String> {
+    let hash = daxfs::parse_content_hash(text);
+    hash.ok_or_else(|| "expected blake3: and 64 hexadecimal digits, as daxfs ps --json shows".to_owned())
 }
 
 /// Parses a power of two.
@@ -233,6 +247,8 @@ mod tests {
             &["daxfs", "--strict", "ps"][..],
             &["daxfs", "stop", "--backing", "a"],
             &["daxfs", "man", "d", "--max-metadata", "1M"],
+            &["daxfs", "ps", "--expect", &"0".repeat(64)],
+            &["daxfs", "load", "a", "b", "--strict"],
         ] {
             assert_eq!(read(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line:?}");
         }
@@ -242,7 +258,24 @@ mod tests {
             help.to_string()
         };
         assert!(help("ls").contains("--strict") && !help("ps").contains("--strict"));
+        assert!(help("ls").contains("--expect") && !help("ps").contains("--expect"));
+        assert!(help("swap").contains("--expect") && !help("swap").contains("--strict"));
         assert!(help("serve").contains("--takeover"));
+    }
+
+    #[test]
+    fn a_hash_is_expected_by_every_verb_that_takes_a_source() {
+        let hash = format!("blake3:{}", "5a".repeat(32));
+        for line in [
+            &["daxfs", "verify", "a", "--expect", &hash][..],
+            &["daxfs", "--expect", &hash, "swap", "n", "a"],
+        ] {
+            assert_eq!(read(line).unwrap().source.expect, Some([0x5a; 32]), "{line:?}");
+        }
+        assert_eq!(
+            read(&["daxfs", "ls", "a", "--expect", "5a"]).unwrap_err().kind(),
+            ErrorKind::ValueValidation
+        );
     }
 
     #[test]

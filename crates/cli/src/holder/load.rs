@@ -7,7 +7,7 @@ use crate::json;
 use crate::output::{Outcome, Output};
 use crate::progress::Progress;
 use crate::source::name;
-use crate::text::human;
+use crate::text::{hex, human};
 use anyhow::bail;
 use daxfs::holder::Connection;
 use daxfs::holder::message::{Reply, Request};
@@ -21,12 +21,19 @@ use std::os::fd::{AsFd, OwnedFd};
 ///
 /// # Errors
 /// When the source cannot be opened, an option would have no effect on it, or the holder refuses.
-pub fn run(args: &LoadArgs, replace: bool, out: &mut Output) -> anyhow::Result<Outcome> {
+pub fn run(
+    args: &LoadArgs,
+    replace: bool,
+    expect: Option<[u8; 32]>,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
     let source = open_source(&args.source)?;
     check_effect(args, &source)?;
     let mut connection = Connection::open(&args.socket.path())?;
     connection.set_timeout(LONG)?;
-    let request = Request::Load { name: args.name.clone(), replace, options: options(args) };
+    let mut options = options(args);
+    options.extend(expect.map(|hash| format!("expect=blake3:{}", hex(&hash))));
+    let request = Request::Load { name: args.name.clone(), replace, options };
     let progress = Progress::new("loading", 0, args.quiet);
     let mut reply = connection.request(&request, &[source.as_fd()])?.0;
     let info = loop {

@@ -22,16 +22,16 @@ use std::time::Duration;
 /// closes the connection, which ends the wait at once.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs a verb.
+/// Runs a verb; `expect` is the content hash that a load must have.
 ///
 /// # Errors
 /// When the holder cannot be reached, refuses, or cannot start.
-pub fn run(verb: &HolderVerb, out: &mut Output) -> anyhow::Result<Outcome> {
+pub fn run(verb: &HolderVerb, expect: Option<[u8; 32]>, out: &mut Output) -> anyhow::Result<Outcome> {
     match verb {
         HolderVerb::Serve(args) => serve::run(args),
         HolderVerb::Ps(args) => ps::run(args, out),
-        HolderVerb::Load(args) => load::run(args, false, out),
-        HolderVerb::Swap(args) => load::run(args, true, out),
+        HolderVerb::Load(args) => load::run(args, false, expect, out),
+        HolderVerb::Swap(args) => load::run(args, true, expect, out),
         HolderVerb::Drop(args) => drop_image(args),
         HolderVerb::Stop(args) => stop(args),
         HolderVerb::Health(args) => health(args, out),

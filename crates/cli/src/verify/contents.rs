@@ -2,7 +2,7 @@
 
 use super::{Findings, Kind, hash_text};
 use crate::progress::Progress;
-use daxfs::{Entry, File, FileType, Image, Index, format};
+use daxfs::{ContentHasher, Entry, File, FileType, Image, Index};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -70,12 +70,11 @@ pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings)
 
 /// Names of files and links outside `/.daxfs` in the order of their absolute paths, as the content hash wants it.
 fn names(image: &Image) -> Vec<(Vec<u8>, Entry)> {
-    let own = format!("/{}", format::index::DIR).into_bytes();
     let mut names: Vec<_> = image
         .walk()
         .filter(|entry| matches!(entry.file_type(), FileType::File | FileType::Symlink))
         .map(|entry| (entry.path(), entry))
-        .filter(|(path, _)| path.strip_prefix(own.as_slice()).is_none_or(|rest| !rest.starts_with(b"/")))
+        .filter(|(path, _)| ContentHasher::covers(path))
         .collect();
     names.sort_by(|a, b| a.0.cmp(&b.0));
     names
@@ -142,21 +141,15 @@ fn hash(file: &File, progress: &Progress) -> daxfs::Result<[u8; 32]> {
     Ok(hasher.finalize().into())
 }
 
-/// See [`mod@daxfs::format::index`]; `None` when the hash of a file is not known.
+/// The hash of all contents; `None` when the hash of a file is not known.
 fn content_hash(names: &[(Vec<u8>, Entry)], hashes: &BTreeMap<u64, [u8; 32]>) -> Option<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format::index::CONTENT_PREFIX);
+    let mut hasher = ContentHasher::new();
     for (path, entry) in names {
         let metadata = entry.metadata();
-        let (kind, hash) = match entry.file_type() {
-            FileType::Symlink => (b"l", blake3::hash(entry.read_link().ok()?).into()),
-            _ => (b"f", *hashes.get(&metadata.ino)?),
-        };
-        hasher.update(kind);
-        hasher.update(&(path.len() as u64).to_le_bytes());
-        hasher.update(path);
-        hasher.update(&metadata.size.to_le_bytes());
-        hasher.update(&hash);
+        match entry.file_type() {
+            FileType::Symlink => hasher.link(path, entry.read_link().ok()?),
+            _ => hasher.file(path, metadata.size, hashes.get(&metadata.ino)?),
+        }
     }
-    Some(hasher.finalize().into())
+    Some(hasher.finish())
 }

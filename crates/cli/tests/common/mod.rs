@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test program compiles this module and uses part of it")]
 
+pub mod holder;
+
 use daxfs::{Image, format};
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,7 +1,8 @@
 //! The tensor index `/.daxfs/index`, version 1: ours, not the kernel's.
 //!
 //! The packer writes it so that a reader reaches a tensor by binary search in the mapped memory, without
-//! parsing any JSON. It is an ordinary file of the image: readers that do not know it see a small binary file.
+//! parsing any JSON, and so that the content has an identity: an index without tensors holds hashes only. It is an
+//! ordinary file of the image: readers that do not know it see a small binary file.
 //! All offsets are from the start of the file. A record is trusted only after its own bounds were checked.
 //!
 //! ```text

@@ -1,7 +1,9 @@
 //! A connection to a holder, and what attaching brings.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,10 @@ use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
 
 /// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Room for every reply to an attach: what is known of an image, or an error and its text. Attaching is measured in
+/// microseconds, and a buffer for the longest message would be a good part of them.
+const ATTACH_MAX: usize = 8 << 10;
 
 /// How often an attach is tried when the holder ends the connection instead of answering.
 const ATTEMPTS: u32 = 3;
@@ -118,7 +124,10 @@ impl Connection {
     ) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
         dmabuf::send_fds(self.fd.as_fd(), &request.encode(), descriptors)
             .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
-        self.receive()
+        match request {
+            Request::Attach { .. } | Request::Current { .. } => self.receive_within(ATTACH_MAX),
+            _ => self.receive(),
+        }
     }
 
     /// Waits for the next reply: loads and takeovers have several.
@@ -126,7 +135,11 @@ impl Connection {
     /// # Errors
     /// As for [`Connection::request`].
     pub fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
-        self.buffer.resize(MESSAGE_MAX, 0);
+        self.receive_within(MESSAGE_MAX)
+    }
+
+    fn receive_within(&mut self, bytes: usize) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
+        self.buffer.resize(bytes, 0);
         let (len, descriptors) = dmabuf::recv_fds(self.fd.as_fd(), &mut self.buffer, DESCRIPTORS_MAX)
             .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
         let message = self.buffer.get(..len).unwrap_or_default();
@@ -238,8 +251,9 @@ impl Attachment {
             info.roles.iter().zip(descriptors).find(|(role, _)| **role == super::message::Role::Image);
         match image {
             Some((_, fd)) => {
-                let inode = dmabuf::describe(fd.as_fd()).ok().map(|about| about.ino);
-                Ok((Self { address, info, inode }, fd))
+                let file = File::from(fd);
+                let inode = file.metadata().ok().map(|about| about.ino());
+                Ok((Self { address, info, inode }, file.into()))
             }
             None => Err(HolderError::Memory { name: info.name, kind: info.kind }),
         }

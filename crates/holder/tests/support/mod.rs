@@ -17,7 +17,7 @@ use daxfs::holder::{Address, Connection, HolderError};
 use daxfs_holder::{Config, Server};
 
 /// Set in processes that are to be a holder: `socket`, `mode` in octal, `control` uid or nothing, `takeover` or
-/// nothing, separated by new lines.
+/// nothing, most connections or nothing, separated by new lines.
 const HOLDER: &str = "DAXFS_TEST_HOLDER";
 /// Set in processes that are to be a client: the address, and where to say what happened.
 pub const CLIENT: &str = "DAXFS_TEST_CLIENT";
@@ -33,6 +33,7 @@ pub fn be_process() {
         config.mode = u32::from_str_radix(&next(), 8).unwrap();
         config.control.extend(next().parse::<u32>().ok());
         let takeover = next() == "takeover";
+        config.max_connections = next().parse().unwrap_or(config.max_connections);
         let end = Server::start(config, takeover).and_then(Server::run);
         if let Err(error) = end {
             eprintln!("holder: {error}");
@@ -80,7 +81,8 @@ pub fn hex(hash: &[u8]) -> String {
 pub fn this_program() -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "process", "--nocapture", "--test-threads=1"]);
-    command.stdout(Stdio::null()).env_remove("DAXFS_CRASH_AT").env_remove("NOTIFY_SOCKET");
+    command.stdout(Stdio::null()).env_remove("DAXFS_CRASH_AT").env_remove("DAXFS_PAUSE_AT");
+    command.env_remove("NOTIFY_SOCKET");
     command
 }
 
@@ -129,7 +131,10 @@ pub struct Start {
     pub open_to_all: bool,
     pub takeover: bool,
     pub crash_at: Option<&'static str>,
+    /// Waits there until [`Place::go_on`].
+    pub pause_at: Option<&'static str>,
     pub control: Option<u32>,
+    pub max_connections: Option<usize>,
 }
 
 /// A directory with a socket, and what is done with the holder behind it.
@@ -150,15 +155,31 @@ impl Place {
     }
 
     pub fn command(&self, start: &Start) -> Command {
-        let mut command = this_program();
+        // A holder blocks SIGTERM before it starts threads, but a test program has some already.
+        let program = this_program();
+        let mut command = Command::new("env");
+        command.arg("--block-signal=TERM").arg(program.get_program()).args(program.get_args());
+        for (key, _) in program.get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(key);
+        }
+        command.stdout(Stdio::null());
         let mode = if start.open_to_all { "666" } else { "600" };
         let control = start.control.map_or_else(String::new, |uid| uid.to_string());
         let takeover = if start.takeover { "takeover" } else { "" };
-        command.env(HOLDER, format!("{}\n{mode}\n{control}\n{takeover}", self.socket.display()));
+        let most = start.max_connections.map_or_else(String::new, |most| most.to_string());
+        command.env(HOLDER, format!("{}\n{mode}\n{control}\n{takeover}\n{most}", self.socket.display()));
+        if let Some(point) = start.pause_at {
+            command.env("DAXFS_PAUSE_AT", point).env("DAXFS_PAUSE_UNTIL", self.dir.path().join("go"));
+        }
         if let Some(point) = start.crash_at {
             command.env("DAXFS_CRASH_AT", point);
         }
         command
+    }
+
+    /// Lets holders go on that wait at [`Start::pause_at`].
+    pub fn go_on(&self) {
+        fs::write(self.dir.path().join("go"), "").unwrap();
     }
 
     /// Starts a holder without waiting for it.

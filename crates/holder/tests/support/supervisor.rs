@@ -12,6 +12,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{Place, Process, Start, wait_for};
 
+/// Tells the thread that reads notifications to end.
+const LEAVE: &[u8] = b"LEAVE=1";
+
 /// What the supervisor was told and keeps.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -44,6 +47,9 @@ impl Supervisor {
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok((len, fds)) = dmabuf::recv_fds(socket.as_fd(), &mut buffer, 16) {
+                if &buffer[..len] == LEAVE {
+                    return;
+                }
                 take(&mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
             }
         });
@@ -60,10 +66,8 @@ impl Supervisor {
         for (index, (_, fd)) in passed.iter().enumerate() {
             redirections += &format!(" {}<&{} {1}<&-", index + 3, fd.as_raw_fd());
         }
-        // A holder blocks SIGTERM before it starts threads, but a test program has some already.
         // The process number is known in the process only, and bash alone takes numbers of two digits.
-        let script =
-            format!("export LISTEN_PID=$$; exec env --block-signal=TERM \"$0\" \"$@\"{redirections}");
+        let script = format!("export LISTEN_PID=$$; exec \"$0\" \"$@\"{redirections}");
         let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).arg(holder.get_program()).args(holder.get_args());
@@ -84,6 +88,13 @@ impl Supervisor {
         let process = self.spawn(place, start);
         wait_for("READY=1", || self.kept.lock().unwrap().ready > before);
         process
+    }
+
+    /// Takes no notifications any more, and closes their socket.
+    pub fn leave(&self) {
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.send_to(LEAVE, &self.notify).unwrap();
+        wait_for("the notify socket to close", || socket.send_to(b"", &self.notify).is_err());
     }
 
     /// Names in the store, sorted.

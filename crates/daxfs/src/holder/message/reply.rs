@@ -31,16 +31,44 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [(u32, Self); 8] = [
-        (1, Self::NoSuchName),
-        (2, Self::NameTaken),
-        (3, Self::OtherContent),
-        (4, Self::NotAllowed),
-        (5, Self::Limit),
-        (6, Self::Failed),
-        (7, Self::BadRequest),
-        (8, Self::Busy),
+    /// All of them, in the order of their codes.
+    pub const ALL: [Self; 8] = [
+        Self::NoSuchName,
+        Self::NameTaken,
+        Self::OtherContent,
+        Self::NotAllowed,
+        Self::Limit,
+        Self::Failed,
+        Self::BadRequest,
+        Self::Busy,
     ];
+
+    fn code(self) -> u32 {
+        match self {
+            Self::NoSuchName => 1,
+            Self::NameTaken => 2,
+            Self::OtherContent => 3,
+            Self::NotAllowed => 4,
+            Self::Limit => 5,
+            Self::Failed => 6,
+            Self::BadRequest => 7,
+            Self::Busy => 8,
+        }
+    }
+
+    /// A short name, for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoSuchName => "no_such_name",
+            Self::NameTaken => "name_taken",
+            Self::OtherContent => "other_content",
+            Self::NotAllowed => "not_allowed",
+            Self::Limit => "limit",
+            Self::Failed => "failed",
+            Self::BadRequest => "bad_request",
+            Self::Busy => "busy",
+        }
+    }
 }
 
 /// What the holder answers.
@@ -125,9 +153,7 @@ impl Reply {
             Self::Ok => begin(0x80),
             Self::Error { refusal, text } => {
                 let mut builder = begin(0x81);
-                let code =
-                    Refusal::ALL.iter().find(|(_, known)| known == refusal).map_or(6, |(code, _)| *code);
-                builder.u32(code).bytes(text.as_bytes());
+                builder.u32(refusal.code()).bytes(text.as_bytes());
                 builder
             }
             Self::Attached(info) => {
@@ -194,8 +220,8 @@ impl Reply {
             0x80 => Self::Ok,
             0x81 => {
                 let code = fields.u32("refusal")?;
-                let known = Refusal::ALL.iter().find(|(known, _)| *known == code);
-                let refusal = known.map_or(Refusal::Failed, |(_, refusal)| *refusal);
+                let known = Refusal::ALL.into_iter().find(|refusal| refusal.code() == code);
+                let refusal = known.unwrap_or(Refusal::Failed);
                 // Text may have been cut inside a character.
                 let text = String::from_utf8_lossy(fields.bytes("text")?).into_owned();
                 Self::Error { refusal, text }

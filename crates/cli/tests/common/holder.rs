@@ -1,0 +1,135 @@
+//! A holder as people start it, for the tests of its verbs.
+
+use super::{DAXFS, Fixture, Run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+/// A tree with its image, and a place for the socket.
+pub struct Place(pub Fixture);
+
+/// A running holder; killed when it is dropped.
+pub struct Holder {
+    pub child: Child,
+    pub log: BufReader<ChildStderr>,
+    /// Log lines that were read already.
+    lines: Vec<serde_json::Value>,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self(Fixture::new())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.0.path("s.sock")
+    }
+
+    pub fn address(&self, name: &str) -> String {
+        format!("daxfs+unix://{}/{name}", self.socket().display())
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(DAXFS);
+        command.args(args.iter().map(|arg| self.expand(arg)));
+        command.env("DAXFS_SOCKET", self.socket()).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// As [`Fixture::expand`], for the source in `NAME=SOURCE`, too.
+    fn expand(&self, arg: &str) -> OsString {
+        match arg.split_once('=') {
+            Some((name, source)) => {
+                let mut arg = OsString::from(format!("{name}="));
+                arg.push(self.0.expand(source.as_ref()));
+                arg
+            }
+            None => self.0.expand(arg.as_ref()),
+        }
+    }
+
+    pub fn run(&self, args: &[&str]) -> Run {
+        Run::of(&mut self.command(args))
+    }
+
+    pub fn serve(&self, args: &[&str]) -> Holder {
+        let mut command = self.command(&["serve", "--log", "json"]);
+        command.args(self.command(args).get_args());
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut holder = Holder { child, log, lines: Vec::new() };
+        holder.wait_for("serving");
+        holder
+    }
+
+    pub fn generation(&self, name: &str) -> Option<u64> {
+        let listing = self.run(&["ps", "--json"]).json();
+        let images = listing["images"].as_array().unwrap();
+        images.iter().find(|image| image["name"] == name).and_then(|image| image["generation"].as_u64())
+    }
+
+    /// An image of other contents than the tree.
+    pub fn other_image(&self) -> String {
+        let (dir, image) = (self.0.path("other"), self.0.path("other.daxfs"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("config.json"), "{}\n").unwrap();
+        mkimage::Packer::new().input(&dir).plan().unwrap().write_file(&image).unwrap();
+        image.to_str().unwrap().to_owned()
+    }
+}
+
+impl Holder {
+    /// Reads log lines up to the next one with this message.
+    pub fn wait_for(&mut self, message: &str) -> serde_json::Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "ended before {message:?}: {:?}", self.lines);
+            let value: serde_json::Value =
+                serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            self.lines.push(value.clone());
+            if value["message"] == message {
+                return value;
+            }
+        }
+    }
+
+    /// The first log line with this message, whether it was read already or not.
+    pub fn seen(&mut self, message: &str) -> serde_json::Value {
+        match self.lines.iter().find(|line| line["message"] == message) {
+            Some(line) => line.clone(),
+            None => self.wait_for(message),
+        }
+    }
+
+    /// The rest of the log and the exit status, once it ended.
+    pub fn end(mut self) -> (String, i32) {
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        (rest, self.child.wait().unwrap().code().unwrap_or(-1))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks an HTTP server and returns the whole answer.
+pub fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}

@@ -1,0 +1,155 @@
+//! The connections of the event loop: accepting, serving in turns, and closing.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use daxfs::holder::message::{Refusal, Reply, Request};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use crate::connection::{Connection, Received};
+use crate::server::Server;
+
+/// A connection that does nothing for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+/// Messages read from one connection before the others have their turn.
+const BURST: usize = 16;
+/// What a connection is watched for that nothing waits in.
+const READING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+
+impl Server {
+    pub(crate) fn accept(&mut self, buffer: &mut [u8]) {
+        for _ in 0..self.config.max_connections {
+            if self.connections.len() >= self.config.max_connections {
+                self.close_longest_idle();
+            }
+            match dmabuf::accept_seqpacket(self.listener.fd.as_fd()) {
+                Ok(Some(socket)) => self.add_connection(socket, buffer),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept");
+                    // Too many descriptors: make room, and look again at the next tick.
+                    self.close_longest_idle();
+                    self.pause_accepting();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn add_connection(&mut self, socket: OwnedFd, buffer: &mut [u8]) {
+        let Ok(peer) = dmabuf::peer(socket.as_fd()) else { return };
+        let token = self.next_token;
+        self.next_token += 1;
+        if let Err(error) = self.epoll.add(&socket, EpollEvent::new(READING, token)) {
+            tracing::warn!(%error, "cannot watch a connection");
+            return;
+        }
+        self.connections.insert(token, Connection::new(socket, peer, READING));
+        self.metrics.connections.store(self.connections.len() as u64, Ordering::Relaxed);
+        // Most clients have sent their request by now.
+        self.serve(token, EpollFlags::empty(), buffer);
+    }
+
+    /// Makes room for others: of the user with the most connections, the one that was silent the longest goes.
+    fn close_longest_idle(&mut self) {
+        let handing_over = self.takeover.as_ref().map(|takeover| takeover.token);
+        let mut of_user: HashMap<u32, (usize, Option<(Instant, u64)>)> = HashMap::new();
+        for (token, connection) in &self.connections {
+            let (count, longest) = of_user.entry(connection.peer.uid).or_default();
+            *count += 1;
+            let silent = (connection.active, *token);
+            if connection.is_idle()
+                && handing_over != Some(*token)
+                && longest.is_none_or(|known| silent < known)
+            {
+                *longest = Some(silent);
+            }
+        }
+        let most = of_user.values().filter_map(|(count, longest)| Some((*count, (*longest)?)));
+        if let Some((_, (_, token))) = most.max_by_key(|(count, _)| *count) {
+            self.close(token);
+        }
+    }
+
+    fn close(&mut self, token: u64) {
+        if let Some(connection) = self.connections.remove(&token) {
+            // Closing the last descriptor would take it out, too.
+            let _ = self.epoll.delete(connection.socket());
+            drop(connection);
+            self.metrics.connections.store(self.connections.len() as u64, Ordering::Relaxed);
+            self.check_takeover(Some(token));
+        }
+    }
+
+    /// Sends what waits and reads what came, in turns with the others.
+    pub(crate) fn serve(&mut self, token: u64, events: EpollFlags, buffer: &mut [u8]) {
+        let Some(mut connection) = self.connections.remove(&token) else { return };
+        let mut alive =
+            self.flush_takeover(token, &mut connection) && !events.intersects(EpollFlags::EPOLLERR);
+        for _ in 0..BURST {
+            if !alive || connection.is_blocked() || connection.load.is_some() || connection.ending {
+                break;
+            }
+            match connection.receive(buffer) {
+                Received::Nothing => break,
+                Received::Closed => alive = false,
+                Received::Message(len, fds) => {
+                    let message = buffer.get(..len).unwrap_or_default();
+                    match Request::decode(message, fds.len()) {
+                        Ok(request) => self.answer(token, &mut connection, request, fds),
+                        Err(error) => {
+                            self.metrics.refuse(Refusal::BadRequest);
+                            let text = error.to_string();
+                            tracing::info!(peer.pid = connection.peer.pid, text, "bad request");
+                            let reply = Reply::Error { refusal: Refusal::BadRequest, text };
+                            connection.reply(&reply, Arc::new([]));
+                            connection.ending = true;
+                        }
+                    }
+                    alive = self.flush_takeover(token, &mut connection);
+                }
+            }
+        }
+        // While a load runs nothing is read, so only the hang-up tells that its client is gone.
+        alive &= !events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) || connection.is_blocked();
+        alive &= !connection.ending || connection.is_blocked();
+        self.put_back(token, connection, alive);
+    }
+
+    pub(crate) fn put_back(&mut self, token: u64, mut connection: Connection, alive: bool) {
+        // A client that has closed its sending half but does not read what waits for it would wake the loop for ever,
+        // so its hang-up is not looked at then; that it is gone altogether is always told.
+        let interest = if connection.is_blocked() {
+            EpollFlags::EPOLLOUT
+        } else if connection.load.is_none() {
+            READING
+        } else {
+            EpollFlags::EPOLLRDHUP
+        };
+        let mut watched = true;
+        if connection.interest != interest {
+            connection.interest = interest;
+            watched = self.epoll.modify(connection.socket(), &mut EpollEvent::new(interest, token)).is_ok();
+        }
+        self.connections.insert(token, connection);
+        if !alive || !watched {
+            self.close(token);
+        }
+    }
+
+    /// Closes connections that wait for nothing and have been silent for long.
+    pub(crate) fn close_silent(&mut self) {
+        let silent: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.is_idle() && connection.active.elapsed() > IDLE)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in silent {
+            self.close(token);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Loads: one at a time, in a thread of its own, while the loop goes on serving.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use daxfs::holder::message::{Refusal, Reply};
+
+use crate::crash::crash_point;
+use crate::error::{Error, Result};
+use crate::load::{LoadOptions, Watch, load};
+use crate::requests::taken;
+use crate::restore::forget;
+use crate::server::Server;
+use crate::table::Ready;
+
+/// A load that waits or runs.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub token: u64,
+    pub name: String,
+    pub replace: bool,
+    pub options: LoadOptions,
+    pub source: OwnedFd,
+    pub watch: Arc<Watch>,
+}
+
+/// A load that has ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    token: u64,
+    name: String,
+    replace: bool,
+    result: Result<Ready>,
+}
+
+/// The load that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// The connection that waits for it.
+    token: u64,
+    pub watch: Arc<Watch>,
+    since: Instant,
+}
+
+impl Server {
+    /// Loads an image before the loop runs. `progress` is called now and then with bytes done and in all.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT.
+    pub fn load_now(
+        &mut self,
+        name: &str,
+        source: OwnedFd,
+        options: &[String],
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<()> {
+        let options = LoadOptions::parse(options, &self.config)?;
+        let watch = Arc::new(Watch::default());
+        let since = Instant::now();
+        let ready = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| load(source, &options, &self.budget, &watch));
+            while !worker.is_finished() {
+                std::thread::sleep(Duration::from_millis(20));
+                progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
+                if let Ok(Some(_)) = self.signals.read_signal() {
+                    watch.cancel.store(true, Ordering::Relaxed);
+                }
+            }
+            worker.join().unwrap_or(Err(Error::Cancelled))
+        });
+        self.metrics.load_ended(since.elapsed());
+        self.hold(name, ready?)?;
+        self.metrics.loads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn is_loading(&self) -> bool {
+        self.running.is_some() || !self.queue.is_empty()
+    }
+
+    /// Starts the next load that somebody still waits for, unless one runs.
+    pub(crate) fn start_next_load(&mut self) {
+        while self.running.is_none() {
+            let Some(job) = self.queue.pop_front() else { return };
+            if job.watch.cancel.load(Ordering::Relaxed) {
+                continue;
+            }
+            let watch = Arc::clone(&job.watch);
+            self.running = Some(Running { token: job.token, watch, since: Instant::now() });
+            let (budget, sender, wake) =
+                (self.budget.clone(), self.finished.0.clone(), Arc::clone(&self.wake));
+            let (token, name, replace) = (job.token, job.name.clone(), job.replace);
+            let failed = (name.clone(), sender.clone());
+            let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
+                let result = load(job.source, &job.options, &budget, &job.watch);
+                // The loop may have ended; then nobody wants to know.
+                let _ = sender.send(Finished { token, name, replace, result });
+                let _ = wake.write(1);
+            });
+            if let Err(error) = spawned {
+                let result = Err(Error::system("start a thread", error));
+                let _ = failed.1.send(Finished { token, name: failed.0, replace, result });
+            }
+        }
+    }
+
+    pub(crate) fn finish_load(&mut self, finished: Finished) {
+        let Finished { token, name, replace, result } = finished;
+        if let Some(running) = self.running.take() {
+            self.metrics.load_ended(running.since.elapsed());
+        }
+        let waits = self.connections.contains_key(&token);
+        let outcome = match result {
+            Ok(_) if !waits => Err((Refusal::Failed, Error::Cancelled.to_string())),
+            Ok(_) if self.is_stopping() => Err((Refusal::Busy, "the holder is ending".to_owned())),
+            Ok(ready) => match self.table.check_free(&name, replace) {
+                Ok(()) => self.hold(&name, ready).map_err(|error| (Refusal::Failed, error.to_string())),
+                Err(refusal) => Err((refusal, taken(&name))),
+            },
+            Err(error @ Error::Limit { .. }) => Err((Refusal::Limit, error.to_string())),
+            Err(error @ Error::Image(daxfs::Error::OtherContent { .. })) => {
+                Err((Refusal::OtherContent, error.to_string()))
+            }
+            Err(error) => Err((Refusal::Failed, error.to_string())),
+        };
+        let reply = match (outcome, self.table.get(&name)) {
+            (Ok(()), Some(held)) => {
+                self.metrics.loads.fetch_add(1, Ordering::Relaxed);
+                Reply::Loaded(held.info.clone())
+            }
+            (Ok(()), None) => Reply::Ok,
+            (Err((refusal, text)), _) => {
+                self.metrics.failed_loads.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(name, text, "load failed");
+                Reply::Error { refusal, text }
+            }
+        };
+        if let Some(mut connection) = self.connections.remove(&token) {
+            connection.load = None;
+            connection.reply(&reply, Arc::new([]));
+            let alive = connection.flush();
+            self.put_back(token, connection, alive);
+        }
+        self.start_next_load();
+        self.begin_waiting_takeover();
+    }
+
+    /// Tells whoever waits for a load, or for its end, how far it is.
+    pub(crate) fn send_progress(&mut self) {
+        let Some(running) = &self.running else { return };
+        let (done, total) = (&running.watch.done, &running.watch.total);
+        let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+        let waiting = self.takeover.as_ref().map(|takeover| takeover.token);
+        for token in [Some(running.token), waiting].into_iter().flatten() {
+            if let Some(mut connection) = self.connections.remove(&token) {
+                connection.progress(done, total);
+                let alive = connection.flush();
+                self.put_back(token, connection, alive);
+            }
+        }
+    }
+
+    /// Puts an image under its name. A supervisor has it before anybody is told.
+    fn hold(&mut self, name: &str, ready: Ready) -> Result<()> {
+        crash_point("hold-begin");
+        let generation = self.table.next_generation();
+        for fd in &ready.fds {
+            self.notify.store(name, generation, &ready.access, fd.as_fd())?;
+        }
+        crash_point("hold-stored");
+        let old = self.table.put(name, ready);
+        if let Some(old) = &old {
+            forget(&self.notify, name, old.info.generation);
+        }
+        crash_point("hold-swapped");
+        self.images_changed();
+        let replaced = old.map(|old| old.info.generation);
+        tracing::info!(name, generation, ?replaced, "held");
+        Ok(())
+    }
+}
