@@ -111,16 +111,17 @@ fn buffers(
 
 /// Whether the driver may see the descriptor at all.
 fn check_kind(device: &Device, info: &FdInfo) -> Result<(), String> {
+    const READ_ONLY: &str = "it is open for reading only, and the driver maps what it imports for writing";
     match &info.kind {
+        FdKind::DmaBuf { .. } | FdKind::Memfd { .. } if device.takes_memfds() && !info.writable => {
+            Err(READ_ONLY.into())
+        }
         FdKind::DmaBuf { .. } => Ok(()),
         FdKind::Memfd { .. } if !device.takes_memfds() => {
             Err("it is a memfd, not a dma-buf, and only Mesa's software driver takes those".into())
         }
         FdKind::Memfd { seals, .. } if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) => {
             Err("it is sealed against writing, and the driver maps what it imports for writing".into())
-        }
-        FdKind::Memfd { .. } if !info.writable => {
-            Err("it is open for reading only, and the driver maps what it imports for writing".into())
         }
         FdKind::Memfd { .. } => Ok(()),
         FdKind::DevDax { .. } => Err("it is a devdax device, not a dma-buf".into()),
@@ -155,9 +156,13 @@ fn allocate_imported(
     // length is that of its memory, the type is one that the driver named for it. On success it is the driver's.
     let result = unsafe { allocate(device, info, dedicated_to) };
     result.map_err(|e| {
-        // SAFETY: by the specification a failed import leaves the descriptor with the application: `raw` is open and
-        // owned by nobody but this line.
-        drop(unsafe { OwnedFd::from_raw_fd(raw) });
+        // Mesa's software driver closes the descriptor of a failed import (seen in 25.0), and closing it twice could hit
+        // one that another thread has just opened. Should it leave it open some day, this loses one descriptor.
+        if !device.takes_memfds() {
+            // SAFETY: by the specification a failed import leaves the descriptor with the application: `raw` is open
+            // and owned by nobody but this line.
+            drop(unsafe { OwnedFd::from_raw_fd(raw) });
+        }
         reason(device, "vkAllocateMemory", e)
     })
 }
