@@ -15,6 +15,8 @@ use mkimage::{Memory, Packer};
 use crate::compute::{Shader, Words};
 
 pub const MIB: u64 = 1 << 20;
+/// Bytes of the largest file of the source tree: more than two pieces of 2 MiB.
+pub const LARGE: usize = (4 << 20) + 7;
 
 /// The first Vulkan device. Where it has to be, a missing one is a failure; elsewhere the test says that it did not run.
 pub fn device() -> Option<Device> {
@@ -76,7 +78,7 @@ pub fn source() -> (tempfile::TempDir, PathBuf) {
     let header = serde_json::to_vec(&header).unwrap();
     let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
     fs::write(folder.join("model.safetensors"), file).unwrap();
-    for (seed, len) in [0, 1, 3, 4, 4095, 4096, 70_001, (5 << 20) + 7].into_iter().enumerate() {
+    for (seed, len) in [0, 1, 3, 4, 4095, 4096, 70_001, LARGE].into_iter().enumerate() {
         fs::write(folder.join(format!("file-{len}")), bytes(len, seed * 1001)).unwrap();
     }
     (work, folder)
