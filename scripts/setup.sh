@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh system    programs from Debian's packages, as root; elsewhere it says what is missing and goes on
 #   scripts/setup.sh python    .venv with maturin, the test tools and the libraries that the tests compare with
+#   scripts/setup.sh vulkan    Mesa's software Vulkan driver, unpacked into a cache folder; needs no root and installs nothing
 #   scripts/setup.sh peers     the file system makers that the benchmarks measure against, from Debian's packages
 #
 # Safe to run again: what is there is left alone.
@@ -48,6 +49,10 @@ system() {
     install "${packages[@]}"
 }
 
+vulkan() {
+    echo "setup: the Vulkan driver is in $(tests/kernel/vulkan.py | sed -n 's/^LD_LIBRARY_PATH=//p')"
+}
+
 peers() {
     local packages=()
     has mkfs.erofs || packages+=(erofs-utils)
@@ -70,7 +75,7 @@ python() {
 
 for part in "$@"; do
     case $part in
-        system | python | peers) "$part" ;;
+        system | python | vulkan | peers) "$part" ;;
         *) echo "setup.sh: no part named $part" >&2; exit 2 ;;
     esac
 done

@@ -64,6 +64,21 @@ rust() {
     fi
 }
 
+vulkan() {
+    # Fetches Mesa's software driver if it is not there.
+    reason=$(tests/kernel/vulkan.py true 2>&1) || return $NOT_RUN
+    reason=
+    export DAXFS_REQUIRE_VULKAN=1
+    if cargo nextest --version >/dev/null 2>&1; then
+        tests/kernel/vulkan.py cargo nextest run --profile ci -E 'binary(vulkan) + package(daxfs-examples)'
+    else
+        tests/kernel/vulkan.py cargo test --no-fail-fast -p daxfs-tests --test vulkan -p daxfs-examples --test run
+    fi
+    local status=$?
+    unset DAXFS_REQUIRE_VULKAN
+    return $status
+}
+
 doctests() {
     cargo test --quiet --doc
 }
@@ -126,6 +141,7 @@ step setup setup
 step format format
 step clippy clippy
 step rust rust
+step vulkan vulkan
 step doctests doctests
 step docs docs
 step wheel wheel

@@ -21,14 +21,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import vulkan
 from kernel import UnavailableError
 from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel")
+RUST_TESTS = ("devices", "kernel", "vulkan")
+# A graphics driver without hardware, whose dma-bufs the Vulkan tests import.
+MODULES = ["vgem"]
 PYTHON_TESTS = "python/tests/kernel"
-GUEST_TIMEOUT = 600
+GUEST_TIMEOUT = 900
 FAILED, NOT_RUN = 1, 77
 
 # Runs every program even when an earlier one fails, and says at the end which did.
@@ -97,13 +100,18 @@ def main() -> int:
     env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
     env["RUST_TEST_THREADS"] = "1"
+    try:
+        env |= vulkan.environment()
+        env["DAXFS_REQUIRE_VULKAN"] = "1"
+    except UnavailableError as why:
+        print(f"run.py: the Vulkan tests use what this machine has: {why}", flush=True)
 
     os.chdir(ROOT)
     if on_this_machine:
         print("run.py: on this machine's own devices", flush=True)
         return subprocess.run(script, env={**os.environ, **env}, check=False).returncode
     print("run.py: in a guest, on a Debian kernel under emulation", flush=True)
-    return Guest(env=env, timeout=GUEST_TIMEOUT).run(script)
+    return Guest(modules=MODULES, env=env, timeout=GUEST_TIMEOUT).run(script)
 
 
 if __name__ == "__main__":

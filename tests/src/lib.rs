@@ -13,6 +13,7 @@
 //! | `kerf` | do images of an independent builder open with the same contents? |
 //! | `concurrent_rewrite` | what does a reader see while another process writes? |
 //! | `kernel` | do images and descriptors work on a kernel with udmabuf and dma-heap? |
+//! | `vulkan` | does a device read from an image's memory what the CPU reads? |
 //!
 //! `docs/validation.md` explains the verdicts that `mutations` and the hostile images expect.
 
@@ -26,3 +27,5 @@ pub mod golden;
 pub mod overlay;
 pub mod tree;
 pub mod verdict;
+pub mod vgem;
+pub mod words;

@@ -198,6 +198,11 @@ pub enum Error {
     /// A tensor header, index or checkpoint is wrong, or a tensor is missing.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+
+    /// A device lacks something, refuses the memory, or failed.
+    #[cfg(feature = "vulkan")]
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
 }
 
 impl Error {

@@ -219,6 +219,12 @@ impl Image {
         self.0.view_kind
     }
 
+    /// True for clones of one opened image.
+    #[cfg(feature = "vulkan")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn tree(&self) -> &Tree {
         &self.0.tree
     }

@@ -54,6 +54,8 @@
 #![deny(unsafe_code)]
 
 mod content;
+#[cfg(feature = "vulkan")]
+pub mod device;
 mod entry;
 mod error;
 mod file;

@@ -1,0 +1,143 @@
+//! What goes wrong between an image and a device: what is missing, what the driver answered, what was tried.
+
+use super::Route;
+use crate::error::Escaped;
+
+/// Why a device or an image in its memory cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The machine or the driver lacks something.
+    #[error("{what} is not available: it needs {needs}")]
+    Unavailable {
+        /// What is missing.
+        what: String,
+        /// What would make it available.
+        needs: String,
+    },
+
+    /// There is no device of that number.
+    #[error("there is no device {number}: {}", devices(.names))]
+    NoSuchDevice {
+        /// The number, from 0.
+        number: usize,
+        /// Names of the devices that there are.
+        names: Vec<String>,
+    },
+
+    /// A call of the driver failed.
+    #[error("{device}: {call}: {meaning} ({code})")]
+    Driver {
+        /// Name of the device, or of the loader.
+        device: String,
+        /// The call.
+        call: &'static str,
+        /// The driver's number for it.
+        code: i32,
+        /// The driver's words for it.
+        meaning: String,
+    },
+
+    /// The device cannot use this memory in place.
+    #[error("{device} cannot use {memory} in place{}; {advice}", list(.refusals))]
+    NotImportable {
+        /// Name of the device.
+        device: String,
+        /// What the memory is.
+        memory: String,
+        /// Each way that was tried or ruled out, and why.
+        refusals: Vec<Refusal>,
+        /// What to do.
+        advice: &'static str,
+    },
+
+    /// One place was asked for, but the bytes lie in several, or in none.
+    #[error("{}: its bytes lie in {places} places of the device, not in one; go through them, or copy", Escaped(.path))]
+    NotOnePlace {
+        /// The file.
+        path: Vec<u8>,
+        /// How many.
+        places: usize,
+    },
+
+    /// Bytes of a file are not in the image at all.
+    #[error("{}: bytes {start:#x}.. are a hole: zeros that lie nowhere in memory", Escaped(.path))]
+    Hole {
+        /// The file.
+        path: Vec<u8>,
+        /// The first such byte, from the start of the file.
+        start: u64,
+    },
+
+    /// The file is one of another image than the mapped one.
+    #[error("{}: the file belongs to another image than the one that was mapped", Escaped(.path))]
+    OtherImage {
+        /// The file.
+        path: Vec<u8>,
+    },
+
+    /// A place is too long for how it is to be bound.
+    #[error(
+        "{len} bytes exceed the {bound} bytes that {device} can bind as a storage buffer; use the device address, or split the place"
+    )]
+    TooLongToBind {
+        /// Name of the device.
+        device: String,
+        /// Bytes from the aligned start of the binding to the end of the place.
+        len: u64,
+        /// The device's limit.
+        bound: u64,
+    },
+
+    /// An allocation of this device cannot be exported, or was not.
+    #[error("{device}: the memory cannot be exported as a dma-buf: {why}")]
+    NotExportable {
+        /// Name of the device.
+        device: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// One way to the device that did not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The way.
+    pub route: Route,
+    /// Why it does not do.
+    pub why: String,
+}
+
+fn devices(names: &[String]) -> String {
+    match names {
+        [] => "there are none; a driver has to be installed".into(),
+        names => format!("there are {}, counted from 0: {}", names.len(), names.join(", ")),
+    }
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    refusals.iter().map(|refusal| format!("; by {}: {}", refusal.route, refusal.why)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_was_tried_and_what_helps() {
+        let error = DeviceError::NotImportable {
+            device: "card".into(),
+            memory: "a sealed memfd of 4096 bytes".into(),
+            refusals: vec![
+                Refusal { route: Route::Descriptor, why: "it is sealed".into() },
+                Refusal { route: Route::Mapping, why: "no extension".into() },
+            ],
+            advice: "pack into a dma-heap",
+        };
+        let text = "card cannot use a sealed memfd of 4096 bytes in place; by descriptor: it is sealed; by mapping: no \
+                    extension; pack into a dma-heap";
+        assert_eq!(error.to_string(), text);
+        let none = DeviceError::NoSuchDevice { number: 3, names: vec!["a".into(), "b".into()] };
+        assert_eq!(none.to_string(), "there is no device 3: there are 2, counted from 0: a, b");
+    }
+}

@@ -1,0 +1,140 @@
+//! Files and tensors in the memory that a device reads: each is resolved to buffer, offset, length and address.
+//!
+//! Present with the feature of a backend, so far `vulkan`.
+//!
+//! ```no_run
+//! # fn main() -> daxfs::Result<()> {
+//! use daxfs::device::Device;
+//!
+//! let image = daxfs::Image::open("fd:7")?; // a dma-buf, or any other memory that the driver takes
+//! let device = Device::vulkan(0)?;
+//! let mapped = image.map(&device)?; // no byte is copied
+//! let place = mapped.tensor(&image.tensors()?.get("embedding.weight")?)?.one()?;
+//! println!("{} bytes at {:#x}", place.len(), place.address().unwrap_or(0));
+//! # Ok(()) }
+//! ```
+//!
+//! # From a file to a place
+//!
+//! [`Image::map`](crate::Image::map) gives a [`MappedImage`]: the image's [`Region`](crate::Region) as one or more
+//! buffers of the device. A driver bounds the size of a buffer, so a long region is cut into pieces, each at most
+//! 4 GiB long and a multiple of 2 MiB, and a file that crosses from one piece into the next has several places. That is
+//! said, not hidden: [`MappedImage::file`] returns [`Places`], and [`Places::one`] is an error that names their number
+//! when there are several.
+//!
+//! # Lifetime
+//!
+//! A [`Place`] holds its buffer, the buffer the device and the region: nothing is unmapped, freed or unloaded while
+//! any of them lives. Handles and addresses that were taken out of them are plain numbers, and what is submitted with
+//! them is the caller's `unsafe` code: hold the place until that work is done.
+//!
+//! # What the device may do
+//!
+//! The bytes are those that every other user of the memory sees. A shader that writes them is a fault where the
+//! mapping is read-only, and changes the image for everybody where it is not.
+
+mod error;
+mod image;
+mod place;
+mod spans;
+pub mod vulkan;
+
+pub use error::{DeviceError, Refusal};
+pub use image::{MapOptions, MappedImage, MappedRegion};
+pub use place::{Place, Places};
+
+use crate::Result;
+
+/// A device that reads images in place. Cloning shares it; it is given back when nothing uses it any more.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Device {
+    /// A device of a Vulkan driver.
+    Vulkan(vulkan::Device),
+}
+
+impl Device {
+    /// The Vulkan device number `n`, counted from 0 in the loader's order ([`vulkan::devices`] lists them), with an
+    /// instance and a logical device of its own. To use a device of your own see [`vulkan::Device::from_raw`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] when there is no Vulkan loader, no driver, or the device is too old;
+    /// [`DeviceError::NoSuchDevice`]; [`DeviceError::Driver`] with what else the driver answers.
+    pub fn vulkan(n: usize) -> Result<Self> {
+        Ok(Self::Vulkan(vulkan::Device::open(n)?))
+    }
+
+    /// Name, as the driver gives it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vulkan(device) => device.name(),
+        }
+    }
+
+    /// The Vulkan device, if it is one.
+    pub fn as_vulkan(&self) -> Option<&vulkan::Device> {
+        match self {
+            Self::Vulkan(device) => Some(device),
+        }
+    }
+}
+
+impl From<vulkan::Device> for Device {
+    fn from(device: vulkan::Device) -> Self {
+        Self::Vulkan(device)
+    }
+}
+
+/// Memory as a device sees it. Cloning shares it; it is freed when the last clone and the last [`Place`] in it go.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Buffer {
+    /// A buffer of a Vulkan device.
+    Vulkan(vulkan::Buffer),
+}
+
+impl Buffer {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Vulkan(buffer) => buffer.len(),
+        }
+    }
+
+    /// True for a buffer without bytes; none is ever made.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The device's address of the first byte, where the device has addresses.
+    pub fn address(&self) -> Option<u64> {
+        match self {
+            Self::Vulkan(buffer) => buffer.address(),
+        }
+    }
+
+    /// The Vulkan buffer, if it is one.
+    pub fn as_vulkan(&self) -> Option<&vulkan::Buffer> {
+        match self {
+            Self::Vulkan(buffer) => Some(buffer),
+        }
+    }
+}
+
+/// How the memory of a region gets to the device. Neither copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// The device imports the descriptor: a dma-buf, or a memfd where the driver takes those.
+    Descriptor,
+    /// The device imports the pages that this process has mapped for reading, by their address.
+    Mapping,
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Descriptor => "descriptor",
+            Self::Mapping => "mapping",
+        })
+    }
+}

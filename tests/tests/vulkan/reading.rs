@@ -1,0 +1,170 @@
+//! What the device reads is what the CPU reads.
+
+use std::os::fd::AsFd;
+
+use daxfs::device::{DeviceError, MapOptions, MappedImage, Route};
+use daxfs::{Error, Image, OpenOptions, Region};
+use daxfs_tests::golden::Golden;
+use daxfs_tests::vgem;
+use dmabuf::{HugePages, Mapping, Memfd};
+
+use crate::support::{Hasher, LARGE, MIB, device, dma_buf_devices, files, memfd, open, source, sources};
+
+/// Hashes every file and every tensor on the device.
+fn check_all(hasher: &Hasher<'_>, what: &str, image: &Image, mapped: &MappedImage) {
+    for file in files(image) {
+        let name = format!("{what}: {}", String::from_utf8_lossy(&file.path()));
+        let places = mapped.file(&file).unwrap();
+        assert_eq!(places.len(), 1, "{name}");
+        hasher.check(&name, places.as_slice(), &file.to_vec().unwrap());
+    }
+    let tensors = image.tensors().unwrap();
+    assert_eq!(tensors.len(), 4);
+    for tensor in tensors.iter() {
+        let tensor = tensor.unwrap();
+        let place = mapped.tensor(&tensor).unwrap().one().unwrap();
+        hasher.check(&format!("{what}: {}", tensor.name()), &[place], &tensor.bytes().unwrap().to_vec());
+    }
+}
+
+#[test]
+fn every_file_and_tensor_hashes_the_same_in_every_kind_of_memory() {
+    let Some(device) = device() else { return };
+    let hasher = Hasher::new(&device);
+    let (_work, folder) = source();
+    for source in sources(&folder) {
+        let image = open(&source.fd);
+        let mapped = image.map(&device).unwrap();
+        let expected = if source.by_descriptor { Route::Descriptor } else { Route::Mapping };
+        assert_eq!(mapped.memory().route(), expected, "{}", source.what);
+        check_all(&hasher, source.what, &image, &mapped);
+
+        // The other way, where there is one.
+        match image.map_with(&device, &MapOptions::new().route(Route::Descriptor)) {
+            Ok(_) => assert!(source.by_descriptor, "{}", source.what),
+            Err(error) => {
+                assert!(!source.by_descriptor, "{}: {error}", source.what);
+                assert!(matches!(error, Error::Device(DeviceError::NotImportable { .. })), "{error}");
+            }
+        }
+        let mapped = image.map_with(&device, &MapOptions::new().route(Route::Mapping)).unwrap();
+        let file = image.file("file-70001").unwrap();
+        hasher.check(source.what, mapped.file(&file).unwrap().as_slice(), &file.to_vec().unwrap());
+    }
+}
+
+#[test]
+fn a_dma_buf_for_reading_only_goes_by_its_mapping() {
+    let Some(device) = device() else { return };
+    if !dma_buf_devices() {
+        return;
+    }
+    let hasher = Hasher::new(&device);
+    for len in [4096, 3 * MIB] {
+        let fd = vgem::buffer(len, false).unwrap();
+        assert!(!dmabuf::describe(fd.as_fd()).unwrap().writable);
+        let region = Region::from_fd(fd).unwrap();
+        let mapped = device.map(&region, len, &MapOptions::new()).unwrap();
+        assert_eq!(mapped.route(), Route::Mapping, "the driver maps descriptors for writing");
+        hasher.check("vgem, for reading", &mapped.range(0, len).unwrap(), &region.view().to_vec());
+    }
+}
+
+#[test]
+fn a_file_over_several_pieces_has_several_places() {
+    let Some(device) = device() else { return };
+    let hasher = Hasher::new(&device);
+    let (_work, folder) = source();
+    for source in sources(&folder) {
+        let image = open(&source.fd);
+        let mapped = image.map_with(&device, &MapOptions::new().max_piece(3 * MIB)).unwrap();
+        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();
+        assert!(lengths.len() > 2, "{}: {lengths:?}", source.what);
+        assert!(lengths[..lengths.len() - 1].iter().all(|&len| len == 2 * MIB), "{lengths:?}");
+
+        let file = image.file(format!("file-{LARGE}")).unwrap();
+        let places = mapped.file(&file).unwrap();
+        assert!(places.len() >= 3, "{}: {places:?}", source.what);
+        hasher.check(source.what, places.as_slice(), &file.to_vec().unwrap());
+        let part = mapped.file_range(&file, 2 * MIB - 100, 200).unwrap();
+        hasher.check("a part", part.as_slice(), &file.to_vec().unwrap()[(2 << 20) - 100..][..200]);
+
+        let count = places.len();
+        let error = places.one().unwrap_err();
+        assert!(
+            matches!(error, Error::Device(DeviceError::NotOnePlace { places, .. }) if places == count),
+            "{error}"
+        );
+        // Small ones lie in one piece all the same.
+        let small = image.file("file-70001").unwrap();
+        hasher.check("small", &[mapped.file(&small).unwrap().one().unwrap()], &small.to_vec().unwrap());
+    }
+}
+
+#[test]
+fn more_than_4_gib_is_cut() {
+    let Some(device) = device() else { return };
+    let hasher = Hasher::new(&device);
+    // Sparse: only the pages that are touched exist.
+    let len = (5 << 30) + 4096;
+    let memfd = Memfd::create("sparse", len, HugePages::No).unwrap();
+    let limit = device.as_vulkan().unwrap().limits().max_buffer;
+    let edge = limit.min(4 << 30) / (2 * MIB) * (2 * MIB);
+    let around: Vec<u8> = (0..=255).cycle().take(8192).collect();
+    {
+        let mut map = Mapping::read_write(memfd.as_fd(), edge - 4096, 8192).unwrap();
+        map.view_mut().unwrap().copy_from(0, &around).unwrap();
+        let mut map = Mapping::read_write(memfd.as_fd(), len - 8, 8).unwrap();
+        map.view_mut().unwrap().copy_from(0, b"the end.").unwrap();
+    }
+    let region = Region::from_fd(memfd.into()).unwrap();
+    for route in [Route::Descriptor, Route::Mapping] {
+        if route == Route::Descriptor && !device.as_vulkan().unwrap().takes_memfds() {
+            continue;
+        }
+        let mapped = device.map(&region, len, &MapOptions::new().route(route)).unwrap();
+        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();
+        assert!(lengths.len() > 1 && lengths.iter().all(|&len| len <= 4 << 30), "{lengths:?}");
+        assert_eq!((lengths[0], lengths.iter().sum::<u64>()), (edge, len), "{route}");
+        let places = mapped.range(edge - 4096, 8192).unwrap();
+        assert_eq!(places.len(), 2, "{route}");
+        hasher.check("over the edge", &places, &around);
+        hasher.check("the end", &mapped.range(len - 8, 8).unwrap(), b"the end.");
+        assert!(mapped.range(len - 8, 9).is_err());
+    }
+}
+
+#[test]
+fn golden_images_with_changes_and_backing_files() {
+    let Some(device) = device() else { return };
+    let Some(golden) = Golden::find("images on a Vulkan device") else { return };
+    let hasher = Hasher::new(&device);
+    let (mut whole, mut pieces, mut refused) = (0, 0, 0);
+    for name in golden.names() {
+        let in_memory = |bytes: &[u8]| Region::from_fd(memfd(bytes).into()).unwrap();
+        let mut options = OpenOptions::new();
+        if let Some(backing) = golden.backing(&name) {
+            options = options.backing(in_memory(&backing));
+        }
+        let Ok(image) = options.open_region(in_memory(&golden.image(&name))) else { continue };
+        let mapped = image.map(&device).unwrap();
+        for file in files(&image) {
+            let what = format!("{name}: {}", String::from_utf8_lossy(&file.path()));
+            match mapped.file(&file) {
+                Ok(places) => {
+                    hasher.check(&what, places.as_slice(), &file.to_vec().unwrap());
+                    if places.len() > 1 { pieces += 1 } else { whole += 1 }
+                }
+                Err(Error::Device(DeviceError::Hole { start, .. })) => {
+                    let mut byte = [1];
+                    file.read_at(start, &mut byte).unwrap();
+                    assert_eq!(byte, [0], "{what}: a hole is zeros");
+                    refused += 1;
+                }
+                Err(Error::NoContents { .. }) => refused += 1,
+                Err(error) => panic!("{what}: {error}"),
+            }
+        }
+    }
+    assert!(whole > 20 && pieces > 0 && refused > 0, "{whole} whole, {pieces} in pieces, {refused} refused");
+}
