@@ -62,7 +62,9 @@ mod memfd;
 mod mounted;
 mod numa;
 mod socket;
+pub mod survey;
 mod sync;
+mod transfer;
 mod udmabuf;
 mod view;
 mod view_mut;
@@ -83,6 +85,7 @@ pub use socket::{
     Peer, accept_seqpacket, connect_seqpacket, listen_seqpacket, peer, peer_groups, set_timeout,
 };
 pub use sync::{Access, CpuAccess};
+pub use transfer::{Transfer, Way, wait_writable};
 pub use udmabuf::{udmabuf_from, udmabuf_join, udmabuf_limit, udmabuf_list_limit};
 pub use view::SharedBytes;
 pub use view_mut::SharedBytesMut;
