@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import tempfile
 from pathlib import Path
 
 META_PACKAGES = ("linux-image-6.12-amd64", "linux-image-amd64")
+# Debian's 6.1 has neither device.
+OLDEST = (6, 12)
 NEEDED_OPTIONS = ("CONFIG_UDMABUF=y", "CONFIG_DMABUF_HEAPS_SYSTEM=y")
 
 
@@ -58,11 +61,12 @@ def run(*command: str, cwd: Path | None = None) -> str:
 
 
 def package_behind(meta: str) -> str | None:
-    """Name of the versioned package that a meta package depends on."""
+    """Name of the versioned package that a meta package depends on, if it is new enough."""
     asked = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True, check=False)
     for line in asked.stdout.splitlines():
         kind, _, name = line.strip().partition(": ")
-        if kind == "Depends" and name.startswith("linux-image-"):
+        version = re.match(r"linux-image-(\d+)\.(\d+)", name)
+        if kind == "Depends" and version and (int(version[1]), int(version[2])) >= OLDEST:
             return name
     return None
 
