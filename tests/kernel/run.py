@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernel import UnavailableError
+from packages import UnavailableError
 from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]

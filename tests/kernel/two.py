@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Two kernels, one image: two guests map the same physical memory and read the image in it.
+
+    two.py [SHAPE...]       soft-reserved, physical, ivshmem, cxl (shapes.py); all of them if none is named
+    two.py --available      only say whether they could run here, fetching kernel and emulator if need be
+
+For each shape, in one boot of both guests:
+  * the image is packed, by this machine or by a guest, and both guests read it: every file and tensor has the bytes
+    that this machine packed, and `daxfs verify` agrees;
+  * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
+    guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
+  * the image is replaced while both guests read it, by a guest and by this machine: what passes for valid is one of the
+    images, whole, and both guests get to see the last one.
+
+Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed). A shape that
+cannot be had here is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import emulator
+from models import Model, make_model
+from packages import UnavailableError
+from peer import Peer, PeerError, in_guest, on_this_machine
+from shapes import SHAPES, Shape
+from vm import check_requirements
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILED, NOT_RUN = 1, 77
+# Seconds that one command may take; they take a few, unless the machine is busy with other things.
+PATIENCE = 300
+WORDS = 4096
+
+
+class FailedError(Exception):
+    """Something was not as it has to be."""
+
+
+def check(condition: object, what: str) -> None:
+    if not condition:
+        raise FailedError(what)
+
+
+def build() -> Path:
+    """Folder of the commands and of the guests' program. Optimised: emulation is slow enough."""
+    command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
+    command += ["-p", "daxfs-cli", "-p", "mkimage", "-p", "daxfs-tests", "--bins"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(FAILED)
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == "two_kernels":
+            return Path(message["executable"]).parent
+    sys.exit("two.py: cargo built no program two_kernels")
+
+
+class Images:
+    """Models to pack, with what a reader of each has to find. The last one differs from the first in bytes only."""
+
+    def __init__(self, work: Path, programs: Path, host: Peer) -> None:
+        self.programs = programs
+        self.models = [make_model(work / f"model-{i}", i, rows) for i, rows in ((1, 600), (2, 900), (3, 600))]
+        self.reports = [self.report(model, work, host) for model in self.models]
+
+    def report(self, model: Model, work: Path, host: Peer) -> dict:
+        """What `report` has to answer: the hashes are taken of the files on the disk."""
+        pieces = work / f"{model.folder.name}-tensors"
+        pieces.mkdir()
+        for name, (_, _, data) in model.tensors.items():
+            (pieces / name).write_bytes(data)
+        hashes = host.ask("hash-tree", folder=str(pieces))
+        tensors = {name: [dtype, shape, hashes[f"/{name}"]] for name, (dtype, shape, _) in model.tensors.items()}
+        packed = host.run(str(self.programs / "daxfs-pack"), "--json", str(model.folder), "-o", f"{pieces}.daxfs")
+        return {
+            "content_hash": json.loads(packed)["content_hash"],
+            "files": host.ask("hash-tree", folder=str(model.folder)),
+            "tensors": tensors,
+        }
+
+    def pack(self, which: int, target: str, *more: str) -> list[str]:
+        """Command that packs a model into memory."""
+        return [str(self.programs / "daxfs-pack"), "--quiet", str(self.models[which].folder), "--into", target, *more]
+
+
+@contextlib.contextmanager
+def common_memory(size: int):
+    """A file of this machine's memory."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="daxfs-two-kernels-") as file:
+        file.truncate(size)
+        yield Path(file.name)
+
+
+class Test:
+    """One shape: two guests and this machine over one memory."""
+
+    def __init__(self, shape: Shape, images: Images, memory: Path, host: Peer, a: Peer, b: Peer) -> None:
+        self.shape = shape
+        self.images = images
+        self.memory = memory
+        self.host = host
+        self.guests = [a, b]
+
+    def run(self) -> None:
+        a, b = self.guests
+        print("  packed by guest A, read by both", flush=True)
+        a.run(*self.images.pack(0, self.shape.source))
+        self.read_by_both(0)
+        verify = b.start("run", command=[str(self.images.programs / "daxfs"), "verify", self.shape.source])
+        print("  read-only", flush=True)
+        self.one_memory()
+        self.no_writes()
+        done = verify.get()
+        check(done["status"] == 0, f"daxfs verify in guest B: {done}")
+        for which, packer in ((1, "guest A"), (2, "this machine")):
+            print(f"  replaced by {packer} while both read", flush=True)
+            self.replace(which, packer)
+
+    def read_by_both(self, which: int) -> None:
+        """Both guests open the image and find what was packed."""
+        for answer in [guest.start("open", source=self.shape.source) for guest in self.guests]:
+            opened = answer.get()
+            check(opened["len"] == self.shape.size, f"{answer.peer.name} sees {opened['len']} bytes")
+            check(opened["provenance"] == "shared", f"{answer.peer.name} takes the memory for {opened['provenance']}")
+        for answer in [guest.start("report") for guest in self.guests]:
+            self.same(answer.get(), self.images.reports[which], answer.peer.name)
+
+    def same(self, found: dict, expected: dict, who: str) -> None:
+        for part, contents in expected.items():
+            check(found[part] == contents, f"{part} in {who}: {found[part]}\nexpected {contents}")
+
+    def word(self, offset: int) -> int:
+        with self.memory.open("rb") as file:
+            file.seek(offset)
+            return int.from_bytes(file.read(8), "little")
+
+    def one_memory(self) -> None:
+        """A store in guest A, behind the image, is seen by guest B and here."""
+        a, b = self.guests
+        at = self.shape.size - WORDS
+        check(a.ask("store", source=self.shape.source, offset=at, value=0xA11CE) == 0xA11CE, "guest A lost its store")
+        check(b.ask("load", offset=at) == 0xA11CE, "guest B does not see the store of guest A")
+        check(self.word(at) == 0xA11CE, "this machine does not see the store of guest A")
+
+    def no_writes(self) -> None:
+        """Readers cannot write, and guest B not even as root."""
+        for answer in [guest.start("write-as-reader") for guest in self.guests]:
+            done = answer.get()
+            check(not done["allowed"] and not done["changed"], f"a reader in {answer.peer.name} could write: {done}")
+        b = self.guests[1]
+        for at in (0, self.shape.size - WORDS + 8):
+            before = self.word(at)
+            with contextlib.suppress(PeerError):
+                found = b.ask("store", source=self.shape.source, offset=at, value=0xBAD)
+                check(found == before, f"guest B reads {found:#x} at {at:#x} after its store")
+            check(self.word(at) == before, f"guest B has written to read-only memory at {at:#x}")
+
+    def replace(self, which: int, packer: str) -> None:
+        """Another image is packed into the memory while both guests read the one before."""
+        expected = self.images.reports[which]
+        watching = [guest.start("watch", until=expected["content_hash"]) for guest in self.guests]
+        if packer == "guest A":
+            self.guests[0].run(*self.images.pack(which, self.shape.source, "--replace"))
+        else:
+            self.host.run(*self.images.pack(which, str(self.memory), "--replace"))
+        for answer in watching:
+            done = answer.get()
+            seen = [report["content_hash"] for report in done["seen"]]
+            known = {report["content_hash"]: report for report in self.images.reports}
+            for report in done["seen"]:
+                check(report["content_hash"] in known, f"{answer.peer.name} read an image that nobody packed: {report}")
+                self.same(report, known[report["content_hash"]], answer.peer.name)
+            check(len(seen) <= 2, f"{answer.peer.name} saw {len(seen)} images")
+            check(done["outdated"] > 0, f"{answer.peer.name} never noticed that the image was replaced")
+
+
+def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
+    """Everything about one shape."""
+    images = Images(work, programs, host)
+    program = programs / "two_kernels"
+    with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(common_memory(shape.size))
+        guests = []
+        for name, read_only in (("guest A", False), ("guest B", True)):
+            guest = shape.make_guest(memory, read_only=read_only, timeout=PATIENCE)
+            guests.append(stack.enter_context(in_guest(name, guest, program, PATIENCE)))
+        Test(shape, images, memory, host, *guests).run()
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--available", action="store_true", help="build and run nothing")
+    names = [shape.name for shape in SHAPES]
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(names)}")
+    a = parser.parse_args()
+    if unknown := set(a.shapes) - set(names):
+        parser.error(f"{' '.join(sorted(unknown))}: not one of {' '.join(names)}")
+    missing = {}
+    try:
+        check_requirements()
+    except UnavailableError as why:
+        print(f"not run: {why}", file=sys.stderr)
+        return NOT_RUN
+    try:
+        emulator.with_cxl()
+    except UnavailableError as why:
+        missing["cxl"] = why
+        print(f"two.py: cxl will not run: {why}", file=sys.stderr)
+    if a.available:
+        return 0
+
+    programs = build()
+    os.chdir(ROOT)
+    results = {}
+    for shape in SHAPES:
+        if a.shapes and shape.name not in a.shapes:
+            continue
+        if why := missing.get(shape.name):
+            results[shape.name] = f"not run: {why}"
+            continue
+        print(f"two.py: {shape.name}", flush=True)
+        start = time.monotonic()
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
+                on_this_machine(programs / "two_kernels", PATIENCE) as host,
+            ):
+                run(shape, Path(work), programs, host)
+            results[shape.name] = "passed"
+        except (FailedError, PeerError) as error:
+            print(f"two.py: {shape.name}: {error}", file=sys.stderr, flush=True)
+            results[shape.name] = "FAILED"
+        results[shape.name] += f" after {time.monotonic() - start:.0f} s"
+    for name, result in results.items():
+        print(f"two.py: {name}: {result}")
+    return FAILED if any(result.startswith("FAILED") for result in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
