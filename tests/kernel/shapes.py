@@ -135,9 +135,9 @@ CXL = Shape(
         "-device",
         "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
         "-device",
-        "cxl-rp,port=0,bus=cxl.1,id=port,chassis=0,slot=2",
+        "cxl-rp,port=0,bus=cxl.1,id=cxl.port,chassis=0,slot=2",
         "-device",
-        "cxl-type3,bus=port,volatile-memdev=shared,id=memory,sn=1",
+        "cxl-type3,bus=cxl.port,volatile-memdev=shared,id=cxl.memory,sn=1",
     ],
     cxl=True,
 )
