@@ -299,7 +299,7 @@ impl Image {
         Ok(self.opened()?.region().provenance().to_string())
     }
 
-    /// The kind of memory: "memfd", "dma-buf", "file" or "dax device".
+    /// The kind of memory: "memfd", "dma-buf", "file", "dax device", "PCI memory" or "physical memory".
     #[getter]
     fn kind(&self) -> PyResult<&'static str> {
         Ok(kind(&self.opened()?))
@@ -355,6 +355,8 @@ fn kind(image: &daxfs::Image) -> &'static str {
         Some(FdKind::Memfd { .. }) => "memfd",
         Some(FdKind::DmaBuf { .. }) => "dma-buf",
         Some(FdKind::DevDax { .. }) => "dax device",
+        Some(FdKind::PciMemory { .. }) => "PCI memory",
+        Some(FdKind::Physical) => "physical memory",
         Some(_) => "file",
         None => "process memory",
     }

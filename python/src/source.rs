@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use daxfs::{Image, OpenOptions, Region, Source};
+use daxfs::{Image, OpenOptions, Part, Region, Source};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyString};
@@ -88,7 +88,7 @@ pub fn path(object: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
 /// A path that was meant as one, in a form that is not taken for another kind of source.
 fn plain(path: PathBuf) -> OsString {
     match Source::parse(path.as_os_str()) {
-        Ok(Source::Path(_)) => path.into_os_string(),
+        Ok(Source::Path { part: Part::WHOLE, .. }) => path.into_os_string(),
         _ => Path::new(".").join(path).into_os_string(),
     }
 }

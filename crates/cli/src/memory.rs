@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 /// The memory behind a region.
 #[derive(Debug, Serialize)]
 pub struct Memory {
-    /// `memfd`, `dma-buf`, `file`, `tmpfs file`, `dax device`, `process memory`.
+    /// `memfd`, `dma-buf`, `file`, `tmpfs file`, `dax device`, `process memory`, ...
     kind: &'static str,
     /// Where the descriptor leads, escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,6 +121,11 @@ impl Memory {
                 memory.kind = "dax device";
                 memory.device_alignment = Some(*align);
             }
+            FdKind::PciMemory { write_combining } => {
+                memory.kind =
+                    if *write_combining { "write-combining PCI memory" } else { "uncached PCI memory" };
+            }
+            FdKind::Physical => memory.kind = "physical memory",
             FdKind::File if is_tmpfs(region) => memory.kind = "tmpfs file",
             FdKind::File => memory.kind = "file",
             _ => memory.kind = "other",
@@ -167,8 +172,8 @@ impl Memory {
 /// True when mapping the region reads nothing from a disk.
 pub fn is_in_memory(region: &Region) -> bool {
     match region.info().map(|info| &info.kind) {
-        None | Some(FdKind::Memfd { .. } | FdKind::DmaBuf { .. } | FdKind::DevDax { .. }) => true,
-        Some(_) => is_tmpfs(region),
+        Some(FdKind::File) => is_tmpfs(region),
+        _ => true,
     }
 }
 

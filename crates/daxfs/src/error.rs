@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::holder::HolderError;
-use crate::region::Provenance;
+use crate::region::{Provenance, Source};
 use crate::tensor::TensorError;
 
 /// Result of this crate.
@@ -21,6 +21,44 @@ pub enum Error {
     /// A holder cannot be reached or refuses.
     #[error(transparent)]
     Holder(#[from] HolderError),
+
+    /// A text that is meant to name a source and does not.
+    #[error("{text}: {why}")]
+    Source {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+
+    /// The part of a source that was named is not within it.
+    #[error("{name}: {len:#x} bytes at {offset:#x} are outside of the {bound:#x} bytes that it has")]
+    OutsideSource {
+        /// The source.
+        name: String,
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes that there are.
+        bound: u64,
+    },
+
+    /// A DAXFS was mounted from a physical range, which this process cannot open.
+    #[error(
+        "{}: this mount lies in physical memory, which phys:{address:#x}+{len:#x} would open: {source}",
+        path.display()
+    )]
+    PhysicalMount {
+        /// The mount.
+        path: std::path::PathBuf,
+        /// First byte of the range.
+        address: u64,
+        /// Its bytes.
+        len: u64,
+        /// Why it cannot be opened.
+        source: dmabuf::Error,
+    },
 
     /// The image holds other content than was expected.
     #[error("the image's content hash is {}, expected {}", found.as_ref().map_or_else(|| "not stored".to_owned(), hex), hex(expected))]
@@ -201,6 +239,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the source where a message would speak of a range only.
+    pub(crate) fn of_source(self, source: &Source) -> Self {
+        match self {
+            Self::Memory(dmabuf::Error::OutOfBounds { offset, len, bound }) => {
+                Self::OutsideSource { name: source.to_string(), offset, len, bound }
+            }
+            other => other,
+        }
+    }
+
     /// True when a path, shard or tensor does not exist (as opposed to being broken).
     pub fn is_not_found(&self) -> bool {
         match self {
@@ -215,7 +263,7 @@ impl Error {
     /// The operating system's error number, where there is one.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Self::Memory(error) => error.raw_os_error(),
+            Self::Memory(error) | Self::PhysicalMount { source: error, .. } => error.raw_os_error(),
             Self::Write(error) => error.raw_os_error(),
             _ => None,
         }

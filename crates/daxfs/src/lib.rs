@@ -68,12 +68,12 @@ pub mod tensor;
 pub mod dlpack;
 
 pub use content::{ContentHasher, content_hash};
-pub use dmabuf::SharedBytes;
+pub use dmabuf::{MemoryClass, SharedBytes};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use file::{Extent, File};
 pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
-pub use region::{Provenance, Region, Source};
+pub use region::{Opened, Part, Provenance, Region, Source};
 pub use snapshot::ViewKind;
 pub use superblock::Superblock;
 pub use tensor::{Dtype, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors};

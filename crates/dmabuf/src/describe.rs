@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code, reason = "fcntl on a descriptor that is known by its number only")]
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,6 +14,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::sys::statfs::{Statfs, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+use crate::device::{DEV_MEM, devdax, pci_resource};
 use crate::error::{Error, Result};
 use crate::memfd::{Seals, seals};
 
@@ -22,6 +22,10 @@ use crate::memfd::{Seals, seals};
 const DMA_BUF_MAGIC: u32 = 0x444d_4142;
 /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
 const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
+/// `SYSFS_MAGIC` of `linux/magic.h`.
+const SYSFS_MAGIC: u32 = 0x6265_6572;
+/// What stands for the length of the physical address space: all that a file offset can name.
+const PHYSICAL_LEN: u64 = i64::MAX as u64;
 
 /// Kind of memory behind a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,14 @@ pub enum FdKind {
         /// Alignment in bytes that mappings need; [`Mapping`](crate::Mapping) takes care of it.
         align: u64,
     },
+    /// The memory of a PCI device, by its file `resourceN` or `resourceN_wc` in sysfs: not cached, cannot shrink, and
+    /// cannot be read with read(2).
+    PciMemory {
+        /// Whether it is the `_wc` file, through which loads and stores are combined; else they are uncached.
+        write_combining: bool,
+    },
+    /// `/dev/mem`: offsets are physical addresses. Its length is that of the address space, whatever is there.
+    Physical,
 }
 
 /// What [`describe`] finds out.
@@ -87,6 +99,8 @@ pub fn describe(fd: BorrowedFd<'_>) -> Result<FdInfo> {
     let kind = match probe.class {
         Class::DmaBuf => dma_buf_kind(fd),
         Class::DevDax { align } => FdKind::DevDax { align },
+        Class::PciMemory { write_combining } => FdKind::PciMemory { write_combining },
+        Class::Physical => FdKind::Physical,
         Class::Pages { hugetlb } => match seals(fd)? {
             Some(seals) if is_memfd(path.as_deref(), &probe.stat) => FdKind::Memfd { seals, hugetlb },
             _ => FdKind::File,
@@ -119,6 +133,10 @@ pub(crate) enum Class {
     DevDax {
         align: u64,
     },
+    PciMemory {
+        write_combining: bool,
+    },
+    Physical,
 }
 
 /// Classifies a descriptor with three system calls (and sysfs for devdax).
@@ -132,14 +150,27 @@ pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
         return Ok(Probe { class: Class::DmaBuf, len: len.try_into().unwrap_or(0), stat });
     }
     match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG if fs_type(&fs) == SYSFS_MAGIC => {
+            match fd_link(fd).as_deref().and_then(pci_resource) {
+                Some(write_combining) => Ok(Probe {
+                    class: Class::PciMemory { write_combining },
+                    len: stat.st_size.try_into().unwrap_or(0),
+                    stat,
+                }),
+                None => refuse("it is a file of sysfs other than the memory of a PCI device"),
+            }
+        }
         SFlag::S_IFREG => {
             let hugetlb = (fs_type(&fs) == HUGETLBFS_MAGIC).then(|| block_size(&fs));
             Ok(Probe { class: Class::Pages { hugetlb }, len: stat.st_size.try_into().unwrap_or(0), stat })
         }
-        SFlag::S_IFCHR => match devdax(&stat)? {
+        SFlag::S_IFCHR if DEV_MEM == (libc::major(stat.st_rdev).into(), libc::minor(stat.st_rdev).into()) => {
+            Ok(Probe { class: Class::Physical, len: PHYSICAL_LEN, stat })
+        }
+        SFlag::S_IFCHR => match devdax(Path::new("/sys"), stat.st_rdev)? {
             Some((len, align)) => Ok(Probe { class: Class::DevDax { align }, len, stat }),
             None if nix::unistd::isatty(fd).unwrap_or(false) => refuse("it is a terminal"),
-            None => refuse("it is a character device other than device-dax"),
+            None => refuse("it is a character device other than device-dax and /dev/mem"),
         },
         SFlag::S_IFBLK => refuse(
             "it is a block device: its mapping is this kernel's page cache, not the device, and goes stale; \
@@ -148,11 +179,11 @@ pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
         SFlag::S_IFDIR => refuse("it is a directory"),
         SFlag::S_IFIFO => refuse("it is a pipe; write it to a file or a memfd first"),
         SFlag::S_IFSOCK => refuse("it is a socket; receive into a file or a memfd first"),
-        _ => refuse("it is neither a file, a memfd, a dma-buf nor a device-dax device"),
+        _ => refuse("it is neither a file, a memfd, a dma-buf nor a device with memory"),
     }
 }
 
-fn fs_type(fs: &Statfs) -> u32 {
+pub(crate) fn fs_type(fs: &Statfs) -> u32 {
     // The magic numbers have 32 bits; f_type is a signed word of the architecture's size.
     #[allow(
         clippy::cast_possible_truncation,
@@ -175,31 +206,6 @@ fn block_size(fs: &Statfs) -> u64 {
 /// never had a directory entry.
 fn is_memfd(path: Option<&Path>, stat: &FileStat) -> bool {
     stat.st_nlink == 0 && path.is_none_or(|p| p.as_os_str().as_bytes().starts_with(b"/memfd:"))
-}
-
-/// Size and alignment of a device-dax device, `None` for other character devices. fstat knows neither.
-fn devdax(stat: &FileStat) -> Result<Option<(u64, u64)>> {
-    let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
-    let dir = PathBuf::from(format!("/sys/dev/char/{major}:{minor}"));
-    match fs::read_link(dir.join("subsystem")) {
-        Ok(link) if link.file_name() == Some(OsStr::new("dax")) => {}
-        _ => return Ok(None),
-    }
-    let number = |name: &str| -> Result<u64> {
-        let path = dir.join(name);
-        let text = fs::read_to_string(&path).map_err(|e| Error::os("read", path.display().to_string(), e))?;
-        text.trim().parse().map_err(|_| {
-            Error::invalid(path.display().to_string(), format!("{:?} is no number", text.trim()))
-        })
-    };
-    let (size, align) = (number("size")?, number("align")?);
-    if !align.is_power_of_two() {
-        return Err(Error::invalid(
-            dir.display().to_string(),
-            format!("alignment {align} is no power of two"),
-        ));
-    }
-    Ok(Some((size, align)))
 }
 
 fn dma_buf_kind(fd: BorrowedFd<'_>) -> FdKind {
@@ -245,8 +251,14 @@ pub fn duplicate(raw: RawFd) -> Result<OwnedFd> {
 /// # Errors
 /// [`Error::Os`] with the kernel's answer.
 pub fn open_read_only(path: &Path) -> Result<OwnedFd> {
+    open(path, false)
+}
+
+/// Opens `path` for reading, and for writing if asked to.
+pub(crate) fn open(path: &Path, write: bool) -> Result<OwnedFd> {
     fs::OpenOptions::new()
         .read(true)
+        .write(write)
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
         .open(path)
         .map(OwnedFd::from)

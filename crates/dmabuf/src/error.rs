@@ -21,6 +21,18 @@ pub enum Error {
         /// What the kernel answered, errno included.
         r#source: io::Error,
     },
+    /// The operating system refused, for a reason that is known.
+    #[error("{op} {subject}: {source}: {advice}")]
+    Refused {
+        /// System call or step.
+        op: &'static str,
+        /// What it was applied to.
+        subject: String,
+        /// What the kernel answered.
+        r#source: io::Error,
+        /// What that means here, and what to do about it.
+        advice: String,
+    },
     /// A range lies outside of the memory or file it was asked of.
     #[error("{len} bytes at offset {offset} are outside of {bound} bytes")]
     OutOfBounds {
@@ -58,11 +70,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno of an [`Error::Os`], also values that have no name (524 of some drivers).
+    /// The errno of an [`Error::Os`] or [`Error::Refused`], also values that have no name (524 of some drivers).
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Error::Os { source, .. } => source.raw_os_error(),
+            Error::Os { source, .. } | Error::Refused { source, .. } => source.raw_os_error(),
             _ => None,
         }
     }
@@ -71,7 +83,7 @@ impl Error {
     #[must_use]
     pub fn io_kind(&self) -> io::ErrorKind {
         match self {
-            Error::Os { source, .. } => source.kind(),
+            Error::Os { source, .. } | Error::Refused { source, .. } => source.kind(),
             Error::OutOfBounds { .. } => io::ErrorKind::UnexpectedEof,
             Error::NotShareable { .. } | Error::Unavailable { .. } => io::ErrorKind::Unsupported,
             Error::Invalid { .. } => io::ErrorKind::InvalidInput,

@@ -50,12 +50,15 @@
 //! ```
 
 mod advice;
+mod class;
 mod describe;
+mod device;
 mod error;
 mod fdpass;
 mod heap;
 mod map;
 mod memfd;
+mod mounted;
 mod socket;
 mod sync;
 mod udmabuf;
@@ -63,12 +66,15 @@ mod view;
 mod view_mut;
 
 pub use advice::PageStats;
+pub use class::{MemoryClass, syncs_reads};
 pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only};
+pub use device::{PciBar, open_memory, open_physical, pci_bars};
 pub use error::{Error, Result};
 pub use fdpass::{recv_fds, send_fds};
 pub use heap::{heap_allocate, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
+pub use mounted::{Mounted, mounted, mounts};
 pub use socket::{
     Peer, accept_seqpacket, connect_seqpacket, listen_seqpacket, peer, peer_groups, set_timeout,
 };

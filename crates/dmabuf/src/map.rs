@@ -17,7 +17,9 @@ use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::advice::{self, PageStats};
+use crate::class::MemoryClass;
 use crate::describe::{Class, fd_name, probe};
+use crate::device::physical_refused;
 use crate::error::{Error, Result};
 use crate::memfd::HUGE;
 use crate::view::SharedBytes;
@@ -35,6 +37,7 @@ pub struct Mapping {
     ptr: NonNull<u8>,
     len: usize,
     access: Access,
+    class: MemoryClass,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,18 +107,24 @@ impl Mapping {
         if end > probe.len {
             return Err(out_of_bounds());
         }
+        let class = MemoryClass::of_class(probe.class);
         if len == 0 {
-            return Ok(Mapping { owner: Owner::Nothing, ptr: NonNull::dangling(), len, access });
+            return Ok(Mapping { owner: Owner::Nothing, ptr: NonNull::dangling(), len, access, class });
         }
         // Offset, length and, at munmap, the length again have to be whole units of the object. Its size is a
         // multiple of its unit (page cache pages aside, whose last one is zero-filled), so rounding never leaves it.
         let unit = match probe.class {
             Class::Pages { hugetlb: Some(size) } => size,
             Class::DevDax { align } => align,
-            Class::Pages { hugetlb: None } | Class::DmaBuf => page_size(),
+            Class::Pages { hugetlb: None } | Class::DmaBuf | Class::PciMemory { .. } | Class::Physical => {
+                page_size()
+            }
         };
         let placed = probe.class == Class::Pages { hugetlb: None } && len as u64 >= HUGE;
-        let failed = |e: std::io::Error| Error::os("mmap", fd_name(fd), e);
+        let failed = |e: std::io::Error| match probe.class {
+            Class::Physical => physical_refused(offset, len, e),
+            _ => Error::os("mmap", fd_name(fd), e),
+        };
         if !placed && unit == page_size() && access != Access::Private {
             let mut options = MmapOptions::new();
             options.offset(offset).len(len);
@@ -126,7 +135,7 @@ impl Mapping {
             let raw = raw.map_err(failed)?;
             // memmap2 counts from a non-null address that mmap(2) returned; null cannot be.
             let ptr = NonNull::new(raw.as_mut_ptr()).unwrap_or(NonNull::dangling());
-            return Ok(Mapping { owner: Owner::Anywhere(raw), ptr, len, access });
+            return Ok(Mapping { owner: Owner::Anywhere(raw), ptr, len, access, class });
         }
 
         let start = offset - offset % unit;
@@ -141,7 +150,13 @@ impl Mapping {
         let skip = usize::try_from(offset - start).map_err(|_| too_long())?;
         // SAFETY: `skip + len <= span_len` since the span reaches to `end` or behind, and it is one mapping.
         let ptr = unsafe { span.start.cast::<u8>().add(skip) };
-        Ok(Mapping { owner: Owner::Placed(span), ptr, len, access })
+        Ok(Mapping { owner: Owner::Placed(span), ptr, len, access, class })
+    }
+
+    /// How the memory is mapped.
+    #[must_use]
+    pub fn class(&self) -> MemoryClass {
+        self.class
     }
 
     /// Number of bytes asked for.
@@ -192,12 +207,15 @@ impl Mapping {
 
     /// Maps all pages now, so that later reads (and writes, if the mapping is shared and writable) do not fault.
     ///
-    /// `Ok(false)` where the kernel cannot: mappings of dma-bufs and other memory without pages of its own are made
+    /// `Ok(false)` where the kernel cannot and is not asked: mappings of dma-bufs and other memory without pages of its own are made
     /// whole or on demand by their driver, and kernels before 5.14 lack the call. Nothing is wrong then.
     ///
     /// # Errors
     /// [`Error::Os`] for other failures, for instance ENOMEM.
     pub fn populate(&self) -> Result<bool> {
+        if !self.class.can_populate() {
+            return Ok(false);
+        }
         advice::populate(self.view(), self.access == Access::ReadWrite)
     }
 

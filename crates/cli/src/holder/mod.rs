@@ -7,15 +7,16 @@ mod serve;
 use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
-use crate::text::{count, human};
-use anyhow::bail;
-use daxfs::Source;
+use crate::text::{count, escape, human};
+use anyhow::{bail, ensure};
 use daxfs::holder::message::{Reply, Request};
-use daxfs::holder::{Attachment, Connection, HolderError};
+use daxfs::holder::{Connection, HolderError};
+use daxfs::{Part, Source};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 /// How long the answer to a request may take that the holder works on for as long as it has to. A holder that dies
@@ -43,11 +44,13 @@ pub fn run(verb: &HolderVerb, out: &mut Output) -> anyhow::Result<Outcome> {
 /// # Errors
 /// When it is not there or may not be read.
 fn open_source(source: &OsStr) -> anyhow::Result<OwnedFd> {
-    Ok(match Source::parse(source)? {
-        Source::Path(path) => dmabuf::open_read_only(&path)?,
-        Source::Descriptor(number) => dmabuf::duplicate(number)?,
-        Source::Holder(address) => Attachment::new(address, None)?.1,
-    })
+    let opened = Source::parse(source)?.open(false, None)?;
+    ensure!(
+        opened.part == Part::WHOLE,
+        "{}: a holder passes whole descriptors on, not parts of them; open the part where it is used",
+        escape(source.as_bytes())
+    );
+    Ok(opened.fd)
 }
 
 fn drop_image(args: &DropArgs) -> anyhow::Result<Outcome> {

@@ -11,12 +11,13 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
-use dmabuf::{CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, PageStats, Seals, SharedBytes};
+use dmabuf::{
+    CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, PageStats, Seals, SharedBytes,
+};
 
-pub use source::Source;
+pub use source::{Opened, Part, Source};
 
 use crate::holder::Attachment;
 use crate::{Error, Result};
@@ -44,7 +45,7 @@ impl fmt::Display for Provenance {
 }
 
 enum Memory {
-    Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo },
+    Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo, offset: u64 },
     Owned(Box<[u8]>),
 }
 
@@ -55,8 +56,8 @@ pub struct Region {
     provenance: Provenance,
     /// Set when a holder gave the memory.
     attachment: Option<Arc<Attachment>>,
-    /// Set when it was opened by a path.
-    path: Option<Arc<Path>>,
+    /// Set when it was opened by name.
+    source: Option<Arc<Source>>,
 }
 
 impl Region {
@@ -74,26 +75,32 @@ impl Region {
 
     /// Like [`Region::open`]; a holder is told which content hash is expected, and `private` maps copy-on-write.
     pub(crate) fn open_with(source: &OsStr, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
-        let map = if private { Self::from_fd_private } else { Self::from_fd };
-        match Source::parse(source)? {
-            Source::Path(path) => {
-                let region = map(dmabuf::open_read_only(&path)?)?;
-                Ok(Self { path: Some(path.into()), ..region })
-            }
-            Source::Descriptor(fd) => map(dmabuf::duplicate(fd)?),
-            Source::Holder(address) => {
-                let (attachment, fd) = Attachment::new(address, expect)?;
-                Ok(Self { attachment: Some(Arc::new(attachment)), ..map(fd)? })
-            }
-        }
+        let source = Source::parse(source)?;
+        let Opened { fd, part, attachment } = source.open(false, expect)?;
+        let region = Self::map(fd, part, if private { Mapping::private } else { Mapping::read_only })
+            .map_err(|error| error.of_source(&source))?;
+        Ok(Self {
+            attachment: attachment.map(Arc::new),
+            source: Some(Arc::new(source)),
+            provenance: if private { Provenance::Shared } else { region.provenance },
+            ..region
+        })
     }
 
-    /// Maps a descriptor read-only: a memfd, a dma-buf, a regular file or a devdax device.
+    /// Maps a descriptor read-only: a memfd, a dma-buf, a regular file, a devdax device, the memory of a PCI device.
     ///
     /// # Errors
     /// [`Error::Memory`], as for [`Region::open`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
-        Self::map(fd, Mapping::read_only)
+        Self::map(fd, Part::WHOLE, Mapping::read_only)
+    }
+
+    /// Maps a part of a descriptor's memory read-only. For `/dev/mem` the offset is a physical address.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], as for [`Region::open`], also when the part is not within the memory.
+    pub fn from_fd_part(fd: OwnedFd, part: Part) -> Result<Self> {
+        Self::map(fd, part, Mapping::read_only)
     }
 
     /// Maps a descriptor copy-on-write: writes through raw pointers (a numpy or torch array) stay private to this
@@ -102,25 +109,37 @@ impl Region {
     /// # Errors
     /// [`Error::Memory`]; most dma-bufs cannot be mapped this way.
     pub fn from_fd_private(fd: OwnedFd) -> Result<Self> {
-        let mut region = Self::map(fd, Mapping::private)?;
+        let mut region = Self::map(fd, Part::WHOLE, Mapping::private)?;
         // Pages that this process has not copied yet still show what others write, and it writes itself.
         region.provenance = Provenance::Shared;
         Ok(region)
     }
 
-    fn map(fd: OwnedFd, how: fn(BorrowedFd<'_>, u64, usize) -> dmabuf::Result<Mapping>) -> Result<Self> {
+    fn map(
+        fd: OwnedFd,
+        part: Part,
+        how: fn(BorrowedFd<'_>, u64, usize) -> dmabuf::Result<Mapping>,
+    ) -> Result<Self> {
         let info = dmabuf::describe(fd.as_fd())?;
-        let len = usize::try_from(info.len).map_err(|_| dmabuf::Error::Invalid {
-            what: format!("a region of {} bytes", info.len),
+        if info.kind == FdKind::Physical && part.len.is_none() {
+            return Err(dmabuf::Error::Invalid {
+                what: "/dev/mem".into(),
+                why: "it is all of physical memory; name the range, as phys:ADDRESS+LENGTH".into(),
+            }
+            .into());
+        }
+        let (offset, len) = part.within(info.len)?;
+        let len = usize::try_from(len).map_err(|_| dmabuf::Error::Invalid {
+            what: format!("a region of {len} bytes"),
             why: "it does not fit the address space".into(),
         })?;
-        let mapping = how(fd.as_fd(), 0, len)?;
+        let mapping = how(fd.as_fd(), offset, len)?;
         // Seals are only ever added, so what holds now holds for the life of the mapping.
         let provenance = match &info.kind {
             FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
             _ => Provenance::Shared,
         };
-        Ok(Self::new(Memory::Mapped { mapping, fd, info }, provenance))
+        Ok(Self::new(Memory::Mapped { mapping, fd, info, offset }, provenance))
     }
 
     /// A region over bytes that this process owns: immutable, at no particular alignment, without a descriptor.
@@ -129,7 +148,7 @@ impl Region {
     }
 
     fn new(memory: Memory, provenance: Provenance) -> Self {
-        Self { memory: Arc::new(memory), provenance, attachment: None, path: None }
+        Self { memory: Arc::new(memory), provenance, attachment: None, source: None }
     }
 
     /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
@@ -231,6 +250,28 @@ impl Region {
         }
     }
 
+    /// Where the region begins in what the descriptor leads to: 0, unless a part was named. The physical address for
+    /// a physical range.
+    pub fn offset(&self) -> u64 {
+        match &*self.memory {
+            Memory::Mapped { offset, .. } => *offset,
+            Memory::Owned(_) => 0,
+        }
+    }
+
+    /// How the memory is mapped, which decides on what can be done with it.
+    pub fn class(&self) -> MemoryClass {
+        match &*self.memory {
+            Memory::Mapped { mapping, .. } => mapping.class(),
+            Memory::Owned(_) => MemoryClass::Pages,
+        }
+    }
+
+    /// The source that it was opened from; `None` for descriptors and for bytes that this process owns.
+    pub fn source(&self) -> Option<&Source> {
+        self.source.as_deref()
+    }
+
     /// What a holder said of the memory, if it came from one.
     pub fn attachment(&self) -> Option<&Attachment> {
         self.attachment.as_deref()
@@ -245,9 +286,13 @@ impl Region {
         if let Some(attachment) = self.attachment() {
             return Ok(attachment.is_current()?);
         }
-        let (Some(path), Some(info)) = (&self.path, self.info()) else {
+        // A device keeps its name, and the path of a mount or a PCI device is not that of the memory.
+        let (Some(Source::Path { path, .. }), Some(info)) = (self.source(), self.info()) else {
             return Ok(true);
         };
+        if !matches!(info.kind, FdKind::File | FdKind::Memfd { .. }) {
+            return Ok(true);
+        }
         Ok(std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino)))
     }
 
@@ -259,7 +304,9 @@ impl Region {
         }
     }
 
-    /// Begins a bracket of CPU reads (`DMA_BUF_IOCTL_SYNC`) on a dma-buf; `None` on other memory, which needs none.
+    /// Begins a bracket of CPU reads (`DMA_BUF_IOCTL_SYNC`) on a dma-buf; `None` on other memory, which needs none, and
+    /// on dma-bufs of GPU drivers, which would move the buffer out of the device's memory
+    /// ([`dmabuf::syncs_reads`]); [`CpuAccess::begin`] on [`Region::fd`] does it all the same.
     ///
     /// The bracket orders caches; it does not keep writers out. The reading methods of [`crate::File`] use it
     /// themselves; raw views are the caller's business.
@@ -268,7 +315,9 @@ impl Region {
     /// [`Error::Memory`] when the ioctl fails.
     pub fn cpu_access(&self) -> Result<Option<CpuAccess<'_>>> {
         match &*self.memory {
-            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DmaBuf { .. }) => {
+            Memory::Mapped { fd, info: FdInfo { kind: FdKind::DmaBuf { exporter, .. }, .. }, .. }
+                if dmabuf::syncs_reads(exporter) =>
+            {
                 Ok(Some(CpuAccess::begin(fd.as_fd(), dmabuf::Access::Read)?))
             }
             _ => Ok(None),
