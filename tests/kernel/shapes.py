@@ -60,8 +60,9 @@ class Shape:
     name: str
     # Bytes of it.
     size: int
-    # What the guests open.
+    # What the guests open, and which class of memory the library finds there.
     source: str
+    memory_class: str
     # How its memory is described to Guest.
     guest: dict[str, object] = field(default_factory=dict)
     # QEMU's arguments that make a memory backend of the name `shared` part of the machine.
@@ -94,6 +95,7 @@ SOFT = Shape(
     "soft-reserved",
     SIZE,
     "/dev/dax0.0",
+    "device pages",
     # What firmware says of CXL and high-bandwidth memory on real machines. The command line has `nokaslr`: a kernel that
     # chooses its own place does not heed this form of memmap.
     {
@@ -108,6 +110,7 @@ PHYSICAL = Shape(
     "physical",
     SIZE,
     f"phys:{BASE:#x}+{SIZE >> 20}M",
+    "page frames",
     {"memory": RAM, "append": f"memmap={SIZE >> 20}M${BASE:#x}"},
     middle_of_ram(),
 )
@@ -116,6 +119,7 @@ IVSHMEM = Shape(
     SIZE,
     # It needs no driver. Its place on the bus is chosen here, so that its name is known.
     "/sys/bus/pci/devices/0000:00:10.0/resource2",
+    "write-combining",
     {"memory": "256M"},
     ["-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=shared"],
 )
@@ -123,6 +127,7 @@ CXL = Shape(
     "cxl",
     CXL_SIZE,
     "/dev/dax0.0",
+    "device pages",
     {
         "memory": "384M,slots=4,maxmem=4G",
         "machine": "q35,hpet=off,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=1G",

@@ -114,7 +114,10 @@ class Test:
     def run(self) -> None:
         a, b = self.guests
         print("  packed by guest A, read by both", flush=True)
-        a.run(*self.images.pack(0, self.shape.source))
+        if self.shape.memory_class == "device pages":
+            a.run(*self.images.pack(0, self.shape.source))
+        else:
+            self.host.run(*self.images.pack(0, str(self.memory)))
         self.read_by_both(0)
         verify = b.start("run", command=[str(self.images.programs / "daxfs"), "verify", self.shape.source])
         print("  read-only", flush=True)
@@ -130,8 +133,8 @@ class Test:
         """Both guests open the image and find what was packed."""
         for answer in [guest.start("open", source=self.shape.source) for guest in self.guests]:
             opened = answer.get()
-            check(opened["len"] == self.shape.size, f"{answer.peer.name} sees {opened['len']} bytes")
-            check(opened["provenance"] == "shared", f"{answer.peer.name} takes the memory for {opened['provenance']}")
+            expected = {"len": self.shape.size, "provenance": "shared", "class": self.shape.memory_class}
+            check(opened == expected, f"{answer.peer.name} opened {opened}, expected {expected}")
         for answer in [guest.start("report") for guest in self.guests]:
             self.same(answer.get(), self.images.reports[which], answer.peer.name)
 

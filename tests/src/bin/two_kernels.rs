@@ -17,7 +17,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use daxfs::{FileType, Image};
+use daxfs::{FileType, Image, Source};
+use dmabuf::Mapping;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -105,7 +106,9 @@ fn perform(task: Task, opened: &Opened) -> Result<Value> {
         }
         Task::Open { source } => {
             let image = Image::open(&source)?;
-            let answer = json!({ "len": image.region().len(), "provenance": image.region().provenance().to_string() });
+            let region = image.region();
+            let (provenance, class) = (region.provenance().to_string(), region.class().name());
+            let answer = json!({ "len": region.len(), "provenance": provenance, "class": class });
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((source, image));
             Ok(answer)
         }
@@ -206,7 +209,7 @@ fn write_as_reader(image: &Image) -> Result<Value> {
     let mut before = [0; 16];
     region.view().read_at(0, &mut before)?;
     let mut allowed = Vec::new();
-    if dmabuf::Mapping::read_write(fd, 0, 4096).is_ok() {
+    if Mapping::read_write(fd, region.offset(), 4096).is_ok() {
         allowed.push("a writable mapping of the reader's descriptor");
     }
     if fs::File::from(fd.as_fd().try_clone_to_owned()?).write_at(&[0xff; 16], 0).is_ok() {
@@ -223,8 +226,8 @@ fn write_as_reader(image: &Image) -> Result<Value> {
 }
 
 fn store(source: &str, offset: u64, value: u64) -> Result<Value> {
-    let file = fs::OpenOptions::new().read(true).write(true).open(source)?;
-    let mut mapping = dmabuf::Mapping::read_write(file.as_fd(), offset, 8)?;
+    let opened = Source::parse(source.as_ref())?.open(true, None)?;
+    let mut mapping = Mapping::read_write(opened.fd.as_fd(), opened.part.offset + offset, 8)?;
     mapping.view_mut()?.copy_from(0, &value.to_le_bytes())?;
     let mut word = [0; 8];
     mapping.view().read_at(0, &mut word)?;
