@@ -129,6 +129,12 @@ fn from_memory(error: &dmabuf::Error) -> PyErr {
             Some(number) => os_error(op, subject, number),
             None => PyOSError::new_err(error.to_string()),
         },
+        dmabuf::Error::Refused { op, subject, source, advice } => match source.raw_os_error() {
+            Some(number) => {
+                PyOSError::new_err((number, format!("{op}: {source}: {advice}"), subject.clone()))
+            }
+            None => PyOSError::new_err(error.to_string()),
+        },
         dmabuf::Error::OutOfBounds { .. } => raise(error.to_string(), |types| &types.format),
         _ => self::source(error.to_string()),
     }
@@ -155,6 +161,9 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
     match error {
         Error::Memory(error) => from_memory(error),
         Error::Holder(error) => from_holder(error),
+        Error::Source { .. } => PyValueError::new_err(error.to_string()),
+        Error::OutsideSource { .. } | Error::PhysicalMount { .. } => source(error.to_string()),
+        Error::BeingReplaced { .. } => raise(error.to_string(), |types| &types.base),
         Error::Write(error) => PyOSError::new_err(error.to_string()),
         Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
         Error::NoContents { .. } => raise(error.to_string(), |types| &types.base),

@@ -1,6 +1,5 @@
 //! `daxfs.pack`: the packer, stoppable by Ctrl-C.
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// sources: a path or several. One directory becomes the root of the image; otherwise each lies in the root.
 /// output: the file to write; a dict that sums up what was written is returned.
-/// into: in place of output, the memory to write to: "memfd" (the default), "udmabuf", "heap:NAME", or the path of a
-///     device. The opened image is returned; when it and all that came from it are gone, so is the memory.
+/// into: in place of output, the memory to write to: "memfd" (the default), "udmabuf", "heap:NAME", "/dev/daxX.Y@OFFSET",
+///     a PCI device's resourceN, "phys:ADDRESS+LENGTH", "fd:N", or the path of a file that stands for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
 /// align: large files start at multiples of it (default 2 MiB).
 /// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, or of the number given.
 /// dedupe: store files with the same contents once.
@@ -35,14 +34,15 @@ const POLL: Duration = Duration::from_millis(50);
 /// format: version of the format, 8 or 5.
 /// block_size: page size of the machine that will mount the image.
 /// huge_pages: pages of a memfd: "auto", "no", "thp", "2M" or "1G".
-/// replace: overwrite an image that a device holds.
+/// numa: the NUMA node that new memory lies on.
+/// replace: replace the image that a device holds; readers of the old one notice (see Image.refresh).
 /// sync: write the file through to the disk before it gets its name.
 /// verify: compare the image with its sources afterwards.
 /// threads: how many threads copy; None for as many as there are processors.
 #[pyfunction]
 #[pyo3(signature = (
     sources, output=None, *, into=None, align=None, align_tensors=None, dedupe=false, skip_special=false,
-    plain=false, hash=true, format=8, block_size=4096, huge_pages="auto", replace=false, sync=true, verify=false,
+    plain=false, hash=true, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false, sync=true, verify=false,
     threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -60,6 +60,7 @@ pub fn pack<'py>(
     format: u32,
     block_size: u32,
     huge_pages: &str,
+    numa: Option<u32>,
     replace: bool,
     sync: bool,
     verify: bool,
@@ -73,7 +74,9 @@ pub fn pack<'py>(
             ));
         }
         (Some(path), None) => Target::File(source::path(path)?),
-        (None, Some(memory)) => Target::Memory(parse_memory(source::path(memory)?, huge_pages)),
+        (None, Some(memory)) => {
+            Target::Memory(Memory::parse(source::path(memory)?.as_os_str(), huge_pages).or_raise()?)
+        }
         (None, None) => Target::Memory(Memory::Memfd(huge_pages)),
     };
     let cancel = Cancel::default();
@@ -85,6 +88,7 @@ pub fn pack<'py>(
         .format(parse_format(format)?)
         .block_size(block_size)
         .huge_pages(huge_pages)
+        .numa(numa)
         .replace(replace)
         .sync(sync)
         .verify(verify)
@@ -133,8 +137,8 @@ impl Target {
         match self {
             Self::File(path) => Ok(Written::File(Box::new(plan.write_file(path)?))),
             Self::Memory(memory) => {
-                let (fd, _summary) = plan.write_memory(&memory)?;
-                Ok(Written::Memory(daxfs::Image::from_fd(fd)?))
+                let (region, _summary) = plan.write_region(&memory)?;
+                Ok(Written::Memory(daxfs::Image::from_region(region)?))
             }
         }
     }
@@ -146,19 +150,6 @@ fn inputs(sources: &Bound<'_, PyAny>) -> PyResult<Vec<PathBuf>> {
         return Ok(vec![source::path(sources)?]);
     }
     sources.try_iter()?.map(|path| source::path(&path?)).collect()
-}
-
-fn parse_memory(text: PathBuf, huge_pages: HugePages) -> Memory {
-    if text == OsStr::new("memfd") {
-        return Memory::Memfd(huge_pages);
-    }
-    if text == OsStr::new("udmabuf") {
-        return Memory::Udmabuf;
-    }
-    match text.to_str().and_then(|text| text.strip_prefix("heap:")) {
-        Some(name) => Memory::Heap(name.to_owned()),
-        None => Memory::Device(text),
-    }
 }
 
 fn parse_format(version: u32) -> PyResult<Format> {

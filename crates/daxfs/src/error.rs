@@ -85,6 +85,16 @@ pub enum Error {
         found: u32,
     },
 
+    /// The image is being replaced at this moment, or a replacement was broken off.
+    #[error(
+        "superblock: generation {generation} is being written into this region, or writing it was broken off; open it \
+         again later, or pack it again with --replace"
+    )]
+    BeingReplaced {
+        /// Number of the image that is being written.
+        generation: u64,
+    },
+
     /// A version that this library does not read.
     #[error("{place}: version {found} is not supported (supported: {supported})")]
     UnsupportedVersion {

@@ -6,18 +6,23 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
+use crate::generation::Stamp;
 use crate::snapshot::{self, Snapshot, Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
-use crate::{File, FileType, Region, Superblock, format};
+use crate::{File, FileType, Provenance, Region, Superblock, format};
 
 /// Symbolic links followed in one lookup, as in the kernel's path walk.
 pub const MAX_LINKS: usize = 40;
 
 /// Default of [`OpenOptions::max_metadata`]: enough for about a million and a half files.
 pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
+
+/// How often opening is tried while one image takes the place of another.
+const OPEN_ATTEMPTS: u32 = 20;
 
 /// How to open an image.
 ///
@@ -118,12 +123,17 @@ impl OpenOptions {
     /// When the region holds no valid image; see [`Error`].
     pub fn open_region(&self, region: Region) -> Result<Image> {
         let region = if self.sealed_copy { region.sealed_copy()? } else { region };
-        let backing_len = self.backing.as_ref().map(Region::len);
-        let snapshot = {
-            let _access = region.cpu_access()?;
-            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)?
+        let mut attempts = 1;
+        let Snapshot { superblock, tree, view_kind, stamp } = loop {
+            match self.snapshot(&region) {
+                // Switching to another image takes microseconds, unless it is written in the old one's place.
+                Err(Error::BeingReplaced { .. }) if attempts < OPEN_ATTEMPTS => {
+                    attempts += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                snapshot => break snapshot?,
+            }
         };
-        let Snapshot { superblock, tree, view_kind } = snapshot;
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
         let image = Image(Arc::new(Inner {
             region,
@@ -131,6 +141,8 @@ impl OpenOptions {
             superblock,
             tree,
             view_kind,
+            stamp,
+            options: self.clone(),
             tensors: TensorCache::default(),
             index: OnceLock::new(),
         }));
@@ -141,6 +153,25 @@ impl OpenOptions {
             _ => Ok(image),
         }
     }
+
+    /// Copies the metadata, all of one image: what was copied while another one took its place is thrown away.
+    fn snapshot(&self, region: &Region) -> Result<Snapshot> {
+        let backing_len = self.backing.as_ref().map(Region::len);
+        let _access = region.cpu_access()?;
+        let snapshot = snapshot::take(region.view(), backing_len, self.strict, self.max_metadata);
+        let generation = match &snapshot {
+            _ if region.provenance() == Provenance::Sealed => return snapshot,
+            Ok(snapshot) => snapshot.stamp.number(),
+            Err(_) => return snapshot,
+        };
+        let now = region.stamp()?;
+        match snapshot {
+            Ok(snapshot) if snapshot.stamp != now => {
+                Err(Error::BeingReplaced { generation: now.number().max(generation) })
+            }
+            snapshot => snapshot,
+        }
+    }
 }
 
 struct Inner {
@@ -149,6 +180,8 @@ struct Inner {
     superblock: Superblock,
     tree: Tree,
     view_kind: ViewKind,
+    stamp: Stamp,
+    options: OpenOptions,
     tensors: TensorCache,
     index: OnceLock<Option<Index>>,
 }
@@ -201,12 +234,38 @@ impl Image {
         self.0.backing.as_ref()
     }
 
-    /// True while the source that it was opened from still means this image; see [`Region::is_current`].
+    /// True while the source that it was opened from still means this image: see [`Region::is_current`], and no other
+    /// image was written into the same memory.
+    ///
+    /// Bytes that were read before the call and for which it says true are those of this image, in memory that is
+    /// coherent between writer and reader. `docs/generations.md` says more.
     ///
     /// # Errors
-    /// [`Error::Holder`] when a holder cannot be asked.
+    /// [`Error::Holder`] when a holder cannot be asked; [`Error::Memory`] when the memory cannot be asked.
     pub fn is_current(&self) -> Result<bool> {
-        self.region().is_current()
+        if !self.region().is_current()? {
+            return Ok(false);
+        }
+        Ok(self.region().provenance() == Provenance::Sealed || self.region().stamp()? == self.0.stamp)
+    }
+
+    /// Opens what the source means now, as this image was opened; `None` while it is current. Files and tensors of
+    /// this image keep their memory, whose bytes may be replaced in turn.
+    ///
+    /// # Errors
+    /// As for [`Image::is_current`] and [`OpenOptions::open`]; [`Error::BeingReplaced`] while another image is written
+    /// in this one's place.
+    pub fn refresh(&self) -> Result<Option<Self>> {
+        match self.is_current()? {
+            true => Ok(None),
+            false => self.0.options.open_region(self.region().reopen()?).map(Some),
+        }
+    }
+
+    /// Number of the image in its region: 0 for the first one, and one more with each that was packed over it with
+    /// `--replace`.
+    pub fn generation(&self) -> u64 {
+        self.0.stamp.number()
     }
 
     /// Where the regions of the image lie.

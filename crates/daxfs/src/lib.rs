@@ -58,6 +58,7 @@ mod entry;
 mod error;
 mod file;
 pub mod format;
+mod generation;
 pub mod holder;
 mod image;
 mod region;

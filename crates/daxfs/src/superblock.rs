@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use dmabuf::SharedBytes;
 use zerocopy::FromBytes;
 
 use crate::error::{Error, Result, Rule};
@@ -68,6 +69,20 @@ impl Superblock {
         }
         superblock.check_overlaps()?;
         Ok(superblock)
+    }
+
+    /// Reads and checks the superblock of the image in a region, and nothing else of it.
+    ///
+    /// # Errors
+    /// [`Error`] when there is none or it is wrong.
+    pub fn read(region: SharedBytes<'_>) -> Result<Self> {
+        let mut block = [0; format::SUPERBLOCK_SIZE];
+        region.read_at(0, &mut block)?;
+        let len = region.len() as u64;
+        Self::parse(&block, len, false, &mut |place, offset| {
+            let end = bounded(place, offset, format::SUPERBLOCK_SIZE as u64, len, "region")?;
+            Ok(region.get(end.start, format::SUPERBLOCK_SIZE as u64)?.to_vec())
+        })
     }
 
     /// Size of the base image, 0 without one.

@@ -9,6 +9,7 @@ use dma_heap::{Heap, HeapKind};
 
 use crate::error::{Error, Result};
 use crate::memfd::check_available;
+use crate::numa::on_node;
 
 const DIRECTORY: &str = "/dev/dma_heap";
 
@@ -36,6 +37,14 @@ pub fn heaps() -> Vec<String> {
 /// [`Error::Invalid`] for a length of 0 or beyond the available memory, or a name that is not a plain file name;
 /// [`Error::Unavailable`] if there is no such heap; [`Error::Os`] for the rest (EACCES: the node belongs to root).
 pub fn heap_allocate(name: &str, len: u64) -> Result<OwnedFd> {
+    heap_allocate_on(name, len, None)
+}
+
+/// As [`heap_allocate`], from one NUMA node if the heap takes ordinary memory (`system` does).
+///
+/// # Errors
+/// As [`heap_allocate`], and [`Error::Unavailable`] for a node that this machine does not have.
+pub fn heap_allocate_on(name: &str, len: u64, node: Option<u32>) -> Result<OwnedFd> {
     let what = || format!("dma-heap {name:?}");
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(Error::invalid(what(), "is not a file name in /dev/dma_heap"));
@@ -60,7 +69,7 @@ pub fn heap_allocate(name: &str, len: u64) -> Result<OwnedFd> {
         },
         _ => Error::os("open", &subject, e),
     })?;
-    heap.allocate(len).map_err(|e| Error::os("DMA_HEAP_IOCTL_ALLOC", &subject, e))
+    on_node(node, || heap.allocate(len).map_err(|e| Error::os("DMA_HEAP_IOCTL_ALLOC", &subject, e)))
 }
 
 #[cfg(test)]

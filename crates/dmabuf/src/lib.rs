@@ -50,6 +50,7 @@
 //! ```
 
 mod advice;
+mod cache;
 mod class;
 mod describe;
 mod device;
@@ -59,11 +60,13 @@ mod heap;
 mod map;
 mod memfd;
 mod mounted;
+mod numa;
 mod socket;
 mod sync;
 mod udmabuf;
 mod view;
 mod view_mut;
+mod wide;
 
 pub use advice::PageStats;
 pub use class::{MemoryClass, syncs_reads};
@@ -71,14 +74,15 @@ pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only};
 pub use device::{PciBar, open_memory, open_physical, pci_bars};
 pub use error::{Error, Result};
 pub use fdpass::{recv_fds, send_fds};
-pub use heap::{heap_allocate, heaps};
+pub use heap::{heap_allocate, heap_allocate_on, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
 pub use mounted::{Mounted, mounted, mounts};
+pub use numa::nodes_of;
 pub use socket::{
     Peer, accept_seqpacket, connect_seqpacket, listen_seqpacket, peer, peer_groups, set_timeout,
 };
 pub use sync::{Access, CpuAccess};
-pub use udmabuf::{udmabuf_from, udmabuf_limit};
+pub use udmabuf::{udmabuf_from, udmabuf_join, udmabuf_limit, udmabuf_list_limit};
 pub use view::SharedBytes;
 pub use view_mut::SharedBytesMut;

@@ -177,7 +177,8 @@ impl Mapping {
         // SAFETY: the bytes stay mapped readable as one mapping while `self` is borrowed, the kernel gives no mapping
         // above `isize::MAX`; the address comes from mmap(2), not from a reference. This process writes them only
         // through `view_mut` (needs `&mut self`, so ordered with this borrow) or through another mapping.
-        unsafe { SharedBytes::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        let view = unsafe { SharedBytes::from_raw_parts(self.ptr.as_ptr(), self.len) };
+        if self.class.has_wide_loads() { view.with_wide_loads() } else { view }
     }
 
     /// Whether the mapping was made by [`read_write`](Self::read_write) or [`private`](Self::private).

@@ -11,6 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::describe::fd_name;
 use crate::error::{Error, Result};
 use crate::map::Mapping;
+use crate::numa;
 
 /// Size of the huge pages that transparent huge pages, hugetlb 2M and devdax use on x86-64 and on arm64 with
 /// 4 KiB pages.
@@ -77,6 +78,15 @@ impl Memfd {
     /// [`HugePages::Thp`] for more than the memory that is available; [`Error::Unavailable`] naming the pool that is
     /// too small with a hugetlb kind; [`Error::Os`] for the rest.
     pub fn create(name: &str, len: u64, pages: HugePages) -> Result<Memfd> {
+        Self::create_on(name, len, pages, None)
+    }
+
+    /// As [`create`](Self::create), with all pages on one NUMA node, whoever touches them first.
+    /// [`nodes_of`](crate::nodes_of) says where they are.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and [`Error::Unavailable`] for a node that this machine does not have.
+    pub fn create_on(name: &str, len: u64, pages: HugePages, node: Option<u32>) -> Result<Memfd> {
         let subject = || format!("memfd:{name}");
         if name.contains('\0') || name.len() > NAME_MAX {
             return Err(Error::invalid(
@@ -116,6 +126,16 @@ impl Memfd {
             _ => Error::os("memfd_create", subject(), e),
         })?;
         nix::unistd::ftruncate(&fd, file_len).map_err(|e| Error::os("ftruncate", subject(), e))?;
+        if let Some(node) = node {
+            let bytes = usize::try_from(len).map_err(|_| too_long())?;
+            // The policy belongs to the memory and stays when this mapping is gone.
+            match Mapping::read_write(fd.as_fd(), 0, bytes) {
+                Ok(map) => numa::bind(&map, node)?,
+                // Mapping reserves hugetlb pages; without them the reservation below has the better message.
+                Err(error) if hugetlb.is_some() && error.raw_os_error() == Some(libc::ENOMEM) => {}
+                Err(error) => return Err(error),
+            }
+        }
         if let Some((_, size)) = hugetlb
             && len > 0
         {

@@ -21,10 +21,22 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+use crate::wide;
 
 /// Bytes per step where a bounce buffer is needed: it stays in the second-level cache.
 pub(crate) const BOUNCE: usize = 128 << 10;
 const WORD: usize = size_of::<u64>();
+
+/// How a view is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loads {
+    /// The bytes come from a `&[u8]`: nobody may write them for the view's life, so a plain copy is right.
+    Frozen,
+    /// Relaxed atomic loads of words.
+    Words,
+    /// Loads of 16 bytes, for memory that the CPU does not cache.
+    Wide,
+}
 
 /// A bounded pointer to `len` readable bytes, which others may be writing. Copying it copies no bytes.
 ///
@@ -34,8 +46,7 @@ const WORD: usize = size_of::<u64>();
 pub struct SharedBytes<'a> {
     ptr: NonNull<u8>,
     len: usize,
-    /// The bytes come from a `&'a [u8]`: nobody may write them for `'a`, so a plain copy is right.
-    frozen: bool,
+    loads: Loads,
     memory: PhantomData<&'a [UnsafeCell<u8>]>,
 }
 
@@ -55,13 +66,18 @@ impl<'a> SharedBytes<'a> {
     /// A view of no bytes.
     #[must_use]
     pub const fn empty() -> Self {
-        SharedBytes { ptr: NonNull::dangling(), len: 0, frozen: true, memory: PhantomData }
+        SharedBytes { ptr: NonNull::dangling(), len: 0, loads: Loads::Frozen, memory: PhantomData }
     }
 
     /// A view of ordinary memory of this process, which nobody writes while it is borrowed.
     #[must_use]
     pub fn from_slice(bytes: &'a [u8]) -> Self {
-        SharedBytes { ptr: NonNull::from(bytes).cast(), len: bytes.len(), frozen: true, memory: PhantomData }
+        SharedBytes {
+            ptr: NonNull::from(bytes).cast(),
+            len: bytes.len(),
+            loads: Loads::Frozen,
+            memory: PhantomData,
+        }
     }
 
     /// A view of `len` bytes at `ptr`; a null `ptr` is allowed when `len` is 0.
@@ -73,9 +89,27 @@ impl<'a> SharedBytes<'a> {
     #[must_use]
     pub unsafe fn from_raw_parts(ptr: *const u8, len: usize) -> Self {
         match NonNull::new(ptr.cast_mut()) {
-            Some(ptr) => SharedBytes { ptr, len, frozen: false, memory: PhantomData },
+            Some(ptr) => SharedBytes { ptr, len, loads: Loads::Words, memory: PhantomData },
             None => Self::empty(),
         }
+    }
+
+    /// The same bytes, copied by loads of 16 bytes: for memory that the CPU does not cache, where each load goes to the
+    /// device. Has no effect on views of slices.
+    #[must_use]
+    pub fn with_wide_loads(self) -> Self {
+        match self.loads {
+            Loads::Words => SharedBytes { loads: Loads::Wide, ..self },
+            Loads::Frozen | Loads::Wide => self,
+        }
+    }
+
+    /// Writes this processor's cached copies of the bytes back to memory and drops them, so that the next load sees
+    /// what other machines wrote to memory that they share without coherent caches. `false` where that is not known
+    /// for this kind of processor (all but x86-64), and only the order of loads is kept.
+    pub fn flush_cache(self) -> bool {
+        // SAFETY: the bytes are mapped readable for `'a` by the constructors' contract.
+        unsafe { crate::cache::flush(self.as_ptr(), self.len) }
     }
 
     /// Number of bytes.
@@ -190,10 +224,22 @@ impl<'a> SharedBytes<'a> {
     /// `dst` is valid for writes of `self.len` bytes, which do not overlap the view.
     unsafe fn copy_to(self, dst: *mut u8) {
         let src = self.as_ptr();
-        if self.frozen {
+        if self.loads == Loads::Frozen {
             // SAFETY: `src` comes from a `&[u8]` of `self.len` bytes (or is dangling with length 0), `dst` is valid
             // for as many writes and does not overlap by this function's contract.
             unsafe { std::ptr::copy_nonoverlapping(src, dst, self.len) };
+            return;
+        }
+        if self.loads == Loads::Wide && self.len >= wide::LEAST {
+            let head = src.align_offset(wide::STEP).min(self.len);
+            let blocks = (self.len - head) / wide::STEP;
+            let done = head + blocks * wide::STEP;
+            // SAFETY: `head <= self.len`: a prefix of the two ranges that the contracts of view and caller vouch for.
+            unsafe { load_bytes(src, dst, head) };
+            // SAFETY: `head + blocks * STEP <= self.len` keeps both ranges inside, and `head` aligned the source.
+            unsafe { wide::copy(src.wrapping_add(head), dst.wrapping_add(head), blocks) };
+            // SAFETY: the rest of the same two ranges.
+            unsafe { load_bytes(src.wrapping_add(done), dst.wrapping_add(done), self.len - done) };
             return;
         }
         let head = src.align_offset(WORD).min(self.len);
@@ -228,7 +274,7 @@ unsafe fn load_bytes(src: *const u8, dst: *mut u8, len: usize) {
 /// # Safety
 /// `src` is valid for reads and `dst` for writes of `8 * count` bytes, they do not overlap, and `src` is aligned to
 /// 8 bytes unless `count` is 0.
-unsafe fn load_words(src: *const u8, dst: *mut u8, count: usize) {
+pub(crate) unsafe fn load_words(src: *const u8, dst: *mut u8, count: usize) {
     #[allow(
         clippy::cast_ptr_alignment,
         reason = "the contract asks for an aligned source; `dst` is written unaligned"

@@ -8,8 +8,9 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::view::{BOUNCE, SharedBytes, check_range};
 
 /// A bounded pointer to writable memory that no other part of this process uses meanwhile: it comes from a mutable
@@ -109,6 +110,30 @@ impl<'a> SharedBytesMut<'a> {
         // that this process reaches through `self` alone; alignment 1.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), target.ptr.as_ptr(), src.len()) };
         Ok(())
+    }
+
+    /// Stores one little-endian word of 4 bytes at once: a reader sees the old word or the new one. What was written
+    /// before is visible before it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`](crate::Error::OutOfBounds); [`Error::Invalid`](crate::Error::Invalid) at an address that
+    /// is no multiple of 4.
+    pub fn store_u32(&mut self, offset: u64, word: u32) -> Result<()> {
+        let target = self.get_mut(offset, 4)?;
+        if !target.ptr.as_ptr().addr().is_multiple_of(4) {
+            return Err(Error::invalid("store_u32", "the address is no multiple of 4"));
+        }
+        #[allow(clippy::cast_ptr_alignment, reason = "checked above")]
+        let place = target.ptr.as_ptr().cast::<AtomicU32>();
+        // SAFETY: four writable bytes (bounds checked by `get_mut`), aligned (checked above), alive for the borrow;
+        // a shared reference to an atomic allows concurrent accesses.
+        unsafe { &*place }.store(word.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    /// As [`SharedBytes::flush_cache`], after writing: other machines then find the bytes in memory.
+    pub fn flush_cache(&mut self) -> bool {
+        self.as_shared().flush_cache()
     }
 
     /// Writes zeros.

@@ -204,6 +204,39 @@ fn the_size_limit_is_named() {
 }
 
 #[test]
+fn several_memfds_become_one_udmabuf() {
+    if !present(UDMABUF) {
+        return;
+    }
+    let (first, second) = (memfd("first", 3 * MIB), memfd("second", 2 * MIB));
+    let parts = [(&second, 4096, MIB), (&first, 0, 2 * MIB), (&second, 0, 4096)];
+    let dma_buf = dmabuf::udmabuf_join(&parts).unwrap();
+    assert_eq!(describe(dma_buf.as_fd()).unwrap().len, 3 * MIB + 4096);
+    map_all(second.as_fd()).view_mut().unwrap().copy_from(4096, b"front").unwrap();
+    map_all(first.as_fd()).view_mut().unwrap().copy_from(2 * MIB - 6, b"middle").unwrap();
+    let mut map = map_all(dma_buf.as_fd());
+    assert_eq!(map.view().get(0, 5).unwrap().to_vec(), b"front", "in the order of the list");
+    assert_eq!(map.view().get(3 * MIB - 6, 6).unwrap().to_vec(), b"middle");
+    map.view_mut().unwrap().copy_from(3 * MIB, b"end").unwrap();
+    assert_eq!(map_all(second.as_fd()).view().get(0, 3).unwrap().to_vec(), b"end");
+
+    let why = |parts: &[(&Memfd, u64, u64)]| dmabuf::udmabuf_join(parts).unwrap_err().to_string();
+    assert!(why(&[]).contains("nothing to join"));
+    assert!(why(&[(&first, 0, 100)]).contains("whole pages"));
+    assert!(why(&[(&first, 2 * MIB, 2 * MIB)]).contains("outside"));
+    let limit = usize::try_from(dmabuf::udmabuf_list_limit().unwrap()).unwrap();
+    let text = why(&vec![(&first, 0, 4096); limit + 1]);
+    assert!(text.contains("udmabuf/parameters/list_limit"), "{text}");
+    // Joining does not get around the limit of the size.
+    let limit = udmabuf_limit().unwrap();
+    let count = usize::try_from(limit / (2 * MIB)).unwrap() + 1;
+    if count <= 1024 {
+        let text = why(&vec![(&first, 0, 2 * MIB); count]);
+        assert!(text.contains("udmabuf/parameters/size_limit_mb"), "{text}");
+    }
+}
+
+#[test]
 fn without_the_device_the_need_is_named() {
     if Path::new(UDMABUF).exists() {
         return println!("not run: {UDMABUF} is here");

@@ -92,8 +92,8 @@ pub enum Error {
         /// Why not.
         why: String,
     },
-    /// The device or region already holds an image.
-    #[error("{}: holds a DAXFS image already (--replace overwrites it)", path.display())]
+    /// The device or region already holds an image, or one whose replacement was broken off.
+    #[error("{}: holds a DAXFS image already, or held one (--replace puts this one in its place)", path.display())]
     HoldsImage {
         /// The device.
         path: PathBuf,

@@ -1,15 +1,19 @@
 //! Memory that an image can be written into.
 
 use crate::packer::Settings;
-use crate::target::{Access, DISK_STEP, Target};
-use crate::{Error, Result};
-use daxfs::format::MAGIC;
-use dmabuf::{
-    CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals, describe, heap_allocate, udmabuf_from, udmabuf_limit,
-};
+use crate::plan::Layout;
+use crate::publish::{self, Region};
+use crate::target::{Access, Target};
+use crate::{Error, Result, metadata};
+use daxfs::Source;
+use daxfs::format::{GENERATION_OFFSET, Generation};
+use dmabuf::{CpuAccess, HugePages, Memfd, Seals, heap_allocate_on, udmabuf_from, udmabuf_limit};
+use std::ffi::OsStr;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
 
 /// What kind of memory an image is written into.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +26,9 @@ pub enum Memory {
     Udmabuf,
     /// A buffer of the dma-heap of this name.
     Heap(String),
-    /// Memory that is there already: a devdax device, or a file of fixed length that stands for memory.
-    Device(PathBuf),
+    /// Memory that is there already, by the name that it is opened with: a devdax device, the memory of a PCI device,
+    /// a physical range, an inherited descriptor, or a file of fixed length that stands for memory.
+    Device(Source),
 }
 
 impl fmt::Display for Memory {
@@ -33,7 +38,36 @@ impl fmt::Display for Memory {
             Memory::SharedMemfd(_) => f.write_str("shared memfd"),
             Memory::Udmabuf => f.write_str("udmabuf"),
             Memory::Heap(name) => write!(f, "heap:{name}"),
-            Memory::Device(path) => path.display().fmt(f),
+            Memory::Device(source) => source.fmt(f),
+        }
+    }
+}
+
+impl Memory {
+    /// Reads the text form: `memfd`, `udmabuf`, `heap:NAME`, or a [`Source`] that holds a `/` or begins with `phys:` or
+    /// `fd:`. New memory of pages is made of such as `pages` says.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for anything else; [`Error::Reader`] for a wrong source.
+    pub fn parse(text: &OsStr, pages: HugePages) -> Result<Memory> {
+        let refuse = |why: &str| Err(Error::Setting { option: "--into", why: why.to_owned() });
+        match text.as_bytes() {
+            b"memfd" => Ok(Memory::Memfd(pages)),
+            b"udmabuf" => Ok(Memory::Udmabuf),
+            b"heap:" => refuse("heap: needs the name of a heap, such as heap:system"),
+            bytes if bytes.starts_with(b"heap:") => match text.to_str() {
+                Some(text) => Ok(Memory::Heap(text["heap:".len()..].to_owned())),
+                None => refuse("the name of a heap is text"),
+            },
+            bytes
+                if bytes.contains(&b'/')
+                    || [b"phys:", &b"fd:"[..]].iter().any(|start| bytes.starts_with(start)) =>
+            {
+                Ok(Memory::Device(Source::parse(text)?))
+            }
+            _ => refuse(
+                "is memfd, udmabuf, heap:NAME, phys:ADDRESS+LENGTH, fd:N, or a path such as /dev/dax0.0",
+            ),
         }
     }
 }
@@ -44,11 +78,16 @@ pub(crate) enum Finish {
     Seal(Memfd, Seals),
     Udmabuf(Memfd),
     Heap,
-    Device { sync: bool },
+    Region { region: Region, sync: bool, is_dma_buf: bool },
 }
 
-/// Makes or opens memory for an image of `len` bytes.
-pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+/// Makes or opens memory for an image of `len` bytes, whose base image begins at `base`.
+pub(crate) fn create(memory: &Memory, base: u64, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+    if settings.node.is_some() && matches!(memory, Memory::Device(_)) {
+        let why = "is for new memory; a device lies where it is".to_owned();
+        return Err(Error::Setting { option: "--numa", why });
+    }
+    let memfd = |pages, len| memfd(pages, len, settings.node);
     match memory {
         Memory::Memfd(pages) => {
             let (target, memfd) = memfd(*pages, len)?;
@@ -64,11 +103,11 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
             Ok((target, Finish::Udmabuf(memfd)))
         }
         Memory::Heap(name) => {
-            let fd = heap_allocate(name, len)?;
+            let fd = heap_allocate_on(name, len, settings.node)?;
             let path = PathBuf::from(memory.to_string());
             Ok((Target::new(fd, &path, Access::Map, true), Finish::Heap))
         }
-        Memory::Device(path) => device(path, len, settings.replace),
+        Memory::Device(source) => publish::open(source, base, len, settings),
     }
 }
 
@@ -86,42 +125,21 @@ fn check_udmabuf(len: u64) -> Result<()> {
     }
 }
 
-fn memfd(pages: HugePages, len: u64) -> Result<(Target, Memfd)> {
+fn memfd(pages: HugePages, len: u64, node: Option<u32>) -> Result<(Target, Memfd)> {
     let path = Path::new("memfd:daxfs");
     // Whole pages of this machine, as a udmabuf wants them; the image may be for one with smaller pages.
-    let memfd = Memfd::create("daxfs", len.next_multiple_of(dmabuf::page_size()), pages)?;
-    let fd = memfd.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
+    let memfd = Memfd::create_on("daxfs", len.next_multiple_of(dmabuf::page_size()), pages, node)?;
+    let fd = duplicate(memfd.as_fd(), path)?;
     Ok((Target::of_pages(fd, path, pages), memfd))
-}
-
-fn device(path: &Path, len: u64, replace: bool) -> Result<(Target, Finish)> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path);
-    let fd = OwnedFd::from(file.map_err(|error| Error::io("open", path, error))?);
-    let info = describe(fd.as_fd())?;
-    if info.len < len {
-        return Err(Error::TooSmall { path: path.to_path_buf(), have: info.len, need: len });
-    }
-    let mut map = Mapping::read_write(fd.as_fd(), 0, 4096)?;
-    let mut magic = [0; 4];
-    map.view().read_at(0, &mut magic)?;
-    if u32::from_le_bytes(magic) == MAGIC {
-        if !replace {
-            return Err(Error::HoldsImage { path: path.to_path_buf() });
-        }
-        // From here to the end it is no image.
-        map.view_mut()?.fill_zero(0, 4)?;
-    }
-    // A file on a file system may have holes, where a mapping would end the process when the disk is full.
-    let is_file = info.kind == FdKind::File;
-    let access = if is_file { Access::Write(DISK_STEP) } else { Access::Map };
-    Ok((Target::new(fd, path, access, false), Finish::Device { sync: is_file }))
 }
 
 impl Finish {
     /// Brackets the writing, where the memory needs that.
     pub(crate) fn begin<'t>(&self, target: &'t Target) -> Result<Option<CpuAccess<'t>>> {
         match self {
-            Finish::Heap => Ok(Some(CpuAccess::begin(target.file.as_fd(), dmabuf::Access::Write)?)),
+            Finish::Heap | Finish::Region { is_dma_buf: true, .. } => {
+                Ok(Some(CpuAccess::begin(target.file.as_fd(), dmabuf::Access::Write)?))
+            }
             _ => Ok(None),
         }
     }
@@ -131,29 +149,36 @@ impl Finish {
         matches!(self, Finish::Seal(..) | Finish::Udmabuf(_))
     }
 
-    /// Takes back an image that turned out wrong: a device must not look like one.
-    pub(crate) fn withdraw(fd: &OwnedFd) -> Result<()> {
-        let mut map = Mapping::read_write(fd.as_fd(), 0, 4096)?;
-        Ok(map.view_mut()?.fill_zero(0, 4)?)
+    /// The superblock that makes the image valid.
+    pub(crate) fn superblock(&self, layout: &Layout, shift: u64) -> Vec<u8> {
+        let mut bytes = metadata::superblock(layout, shift);
+        if let Finish::Region { region, .. } = self
+            && region.generation > 0
+        {
+            let record = Generation::new(region.generation, false);
+            bytes[GENERATION_OFFSET..GENERATION_OFFSET + size_of::<Generation>()]
+                .copy_from_slice(record.as_bytes());
+        }
+        bytes
     }
 
     /// Makes the memory what it is to be and gives its descriptor.
-    pub(crate) fn end(self, target: Target, sync: bool) -> Result<OwnedFd> {
+    pub(crate) fn end(&self, target: &Target, sync: bool) -> Result<OwnedFd> {
         match self {
             Finish::Seal(memfd, seals) => {
-                drop(target);
-                memfd.seal(seals)?;
-                Ok(memfd.into())
+                memfd.seal(*seals)?;
+                duplicate(memfd.as_fd(), &target.path)
             }
-            Finish::Udmabuf(memfd) => {
-                drop(target);
-                Ok(udmabuf_from(&memfd)?)
-            }
-            Finish::Device { sync: true } if sync => {
+            Finish::Udmabuf(memfd) => Ok(udmabuf_from(memfd)?),
+            Finish::Region { sync: true, .. } if sync => {
                 target.file.sync_all().map_err(|error| Error::io("sync", &target.path, error))?;
-                Ok(target.file.into())
+                duplicate(target.file.as_fd(), &target.path)
             }
-            Finish::Heap | Finish::Device { .. } => Ok(target.file.into()),
+            Finish::Heap | Finish::Region { .. } => duplicate(target.file.as_fd(), &target.path),
         }
     }
+}
+
+fn duplicate(fd: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    fd.try_clone_to_owned().map_err(|error| Error::io("open", path, error))
 }

@@ -15,8 +15,8 @@ const INDEX_DIRECTORY_MODE: u32 = S_IFDIR | 0o755;
 /// Permissions of `/.daxfs/index`.
 const INDEX_MODE: u32 = S_IFREG | 0o444;
 
-/// The first 4096 bytes of the image.
-pub(crate) fn superblock(layout: &Layout) -> Vec<u8> {
+/// The first 4096 bytes of the image, whose base image lies `shift` bytes behind its place in an image of its own.
+pub(crate) fn superblock(layout: &Layout, shift: u64) -> Vec<u8> {
     let data = layout.files.first().map_or(layout.total, |&ino| layout.extent(ino).offset);
     let base_size = layout.total - layout.base;
     let mut bytes = match layout.shape.format {
@@ -25,8 +25,8 @@ pub(crate) fn superblock(layout: &Layout) -> Vec<u8> {
             superblock.magic = MAGIC.into();
             superblock.version = v8::VERSION.into();
             superblock.block_size = layout.shape.block_size.into();
-            superblock.total_size = layout.total.into();
-            superblock.base_offset = layout.base.into();
+            superblock.total_size = (shift + layout.total).into();
+            superblock.base_offset = (shift + layout.base).into();
             superblock.base_size = base_size.into();
             superblock.inode_offset = (layout.inode_table - layout.base).into();
             superblock.inode_count = layout.inode_count.into();
@@ -39,8 +39,8 @@ pub(crate) fn superblock(layout: &Layout) -> Vec<u8> {
             superblock.magic = MAGIC.into();
             superblock.version = v5::VERSION.into();
             superblock.block_size = layout.shape.block_size.into();
-            superblock.total_size = layout.total.into();
-            superblock.base_offset = layout.base.into();
+            superblock.total_size = (shift + layout.total).into();
+            superblock.base_offset = (shift + layout.base).into();
             superblock.base_size = base_size.into();
             superblock.next_inode_id = (u64::from(layout.inode_count) + 1).into();
             superblock.as_bytes().to_vec()

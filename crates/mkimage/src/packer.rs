@@ -49,6 +49,10 @@ pub struct Packer {
 pub(crate) struct Settings {
     pub(crate) hash: bool,
     pub(crate) pages: HugePages,
+    /// Node that new memory lies on.
+    pub(crate) node: Option<u32>,
+    /// What an image may be moved by without changing the alignment of anything in it.
+    pub(crate) unit: u64,
     pub(crate) replace: bool,
     pub(crate) sync: bool,
     pub(crate) threads: usize,
@@ -78,6 +82,8 @@ impl Packer {
             settings: Settings {
                 hash: true,
                 pages: HugePages::Auto,
+                node: None,
+                unit: DEFAULT_ALIGN,
                 replace: false,
                 sync: true,
                 threads,
@@ -168,7 +174,16 @@ impl Packer {
         self
     }
 
-    /// Whether a device that holds an image already is overwritten, off by default.
+    /// The NUMA node that new memory lies on: memfds, the memfd under a udmabuf, buffers of the heap `system`. By default
+    /// where the kernel likes. The summary says where it is.
+    #[must_use]
+    pub fn numa(mut self, node: Option<u32>) -> Packer {
+        self.settings.node = node;
+        self
+    }
+
+    /// Whether the image of a region that holds one, or held one, is replaced; off by default. Readers of the old one
+    /// keep its bytes if both fit into the region, and notice in any case: see `docs/generations.md`.
     #[must_use]
     pub fn replace(mut self, on: bool) -> Packer {
         self.settings.replace = on;
@@ -229,7 +244,9 @@ impl Packer {
             shares: shares.get(&ino).copied(),
         };
         let layout = Layout::new(&tree, numbers, placement, shape)?;
-        Ok(Plan { tree, tensors, layout, shares, settings: self.settings })
+        let mut settings = self.settings;
+        settings.unit = self.align.max(self.tensor_align.unwrap_or(1)).max(self.block_size.into());
+        Ok(Plan { tree, tensors, layout, shares, settings })
     }
 
     fn check(&self) -> Result<()> {

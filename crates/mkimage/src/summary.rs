@@ -3,6 +3,7 @@
 use crate::packer::Plan;
 use crate::plan::Format;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// How an image in memory is backed, as the kernel says.
@@ -47,6 +48,13 @@ pub struct Summary {
     pub skipped: Vec<String>,
     /// How the memory is backed; `null` for files on a disk and for devices.
     pub pages: Option<Pages>,
+    /// Bytes of the memory by NUMA node, judged by one page of each 2 MiB; empty for files on a disk, for devices, and
+    /// where the kernel does not say.
+    pub nodes: BTreeMap<u32, u64>,
+    /// Number of the image in its region; `null` when it replaced none.
+    pub generation: Option<u64>,
+    /// Whether the image that it replaced is still whole beside it.
+    pub keeps_previous: bool,
     /// Time of the writing, without the planning.
     pub seconds: f64,
     /// Bytes of the image per second, in 10^9.
@@ -83,6 +91,9 @@ impl Summary {
             tensors: if layout.shape.index.is_some() { plan.tensors() } else { 0 },
             skipped: plan.tree.skipped.iter().map(|path| path.display().to_string()).collect(),
             pages: None,
+            nodes: BTreeMap::new(),
+            generation: None,
+            keeps_previous: false,
             seconds: 0.0,
             gigabytes_per_second: 0.0,
             content_hash: None,
@@ -129,6 +140,18 @@ impl fmt::Display for Summary {
         }
         if let Some(pages) = self.pages {
             write!(f, ", {} in pages of 2 MiB or more", Size(pages.huge_bytes))?;
+            if pages.page_size >= 2 << 20 {
+                write!(f, " (hugetlb pages of {})", Size(pages.page_size))?;
+            }
+        }
+        // A machine with one node has no choice, which is not worth a word.
+        if self.nodes.len() > 1 || self.nodes.keys().any(|&node| node > 0) {
+            let nodes = self.nodes.iter().map(|(node, bytes)| format!("{} on node {node}", Size(*bytes)));
+            write!(f, ", {}", nodes.collect::<Vec<_>>().join(", "))?;
+        }
+        if let Some(generation) = self.generation {
+            let old = if self.keeps_previous { "the one before stays whole beside it" } else { "in place" };
+            write!(f, ", generation {generation} ({old})")?;
         }
         if self.verified {
             write!(f, ", verified")?;

@@ -3,6 +3,7 @@
 use crate::block::Block;
 use crate::summary::Size;
 use crate::{Error, Result};
+use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
 use dmabuf::{HugePages, Mapping, allocate_huge};
 use std::fs::File;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use zerocopy::IntoBytes;
 
 /// Bytes that one thread fills before it takes the next ones. A window of huge pages is zeroed by the kernel just
 /// before it is filled, so it has to fit the last-level cache together with the other threads' windows.
@@ -35,6 +37,8 @@ pub(crate) enum Access {
     Huge,
     /// Straight into a mapping: dma-bufs, hugetlb memfds, devdax.
     Map,
+    /// Into a mapping, out of a buffer, from which it is hashed too: memory that is slow to read.
+    Copy,
 }
 
 /// A target of fixed length, open for reading and writing.
@@ -46,6 +50,14 @@ pub(crate) struct Target {
     pub(crate) access: Access,
     /// Whether it holds zeros where nothing was written.
     pub(crate) zeroed: bool,
+    /// Where the region begins in the file.
+    pub(crate) origin: u64,
+    /// How far behind its place in an image of its own everything but the superblock lies.
+    pub(crate) shift: u64,
+    /// Whether the superblock's block is left alone until the end.
+    pub(crate) keeps_head: bool,
+    /// Whether what is written has to leave the processor's caches.
+    pub(crate) flushes: bool,
     /// Whether 2 MiB pages were asked for by name.
     wants_huge: bool,
     /// Bytes of whole blocks of [`Access::Huge`], and how many of them became huge pages.
@@ -61,6 +73,10 @@ impl Target {
             path: path.to_path_buf(),
             access,
             zeroed,
+            origin: 0,
+            shift: 0,
+            keeps_head: false,
+            flushes: false,
             wants_huge: false,
             blocks: AtomicU64::new(0),
             huge: AtomicU64::new(0),
@@ -98,14 +114,24 @@ impl Target {
         buffer: &mut Vec<u8>,
         mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
     ) -> Result<()> {
+        let head = if self.keeps_head { SUPERBLOCK_SIZE as u64 } else { 0 };
+        let window = window.start.max(head)..window.end;
         let (mapped, step) = match self.access {
             Access::Write(step) => (None, step),
             Access::Huge => (self.map_huge(&window)?, MEMORY_STEP),
             Access::Map => (Some(self.map(&window)?), 0),
+            Access::Copy => (Some(self.map(&window)?), MEMORY_STEP),
         };
         if let Some(mut map) = mapped {
-            let mut block = Block::mapped(map.view_mut()?, window.start);
-            return fill(&mut block, window);
+            if self.access == Access::Copy {
+                self.copy(&mut map, &window, step, buffer, fill)?;
+            } else {
+                fill(&mut Block::mapped(map.view_mut()?, window.start), window)?;
+            }
+            if self.flushes {
+                map.view_mut()?.flush_cache();
+            }
+            return Ok(());
         }
         buffer.resize(index(step), 0);
         let mut at = window.start;
@@ -117,7 +143,7 @@ impl Target {
             for run in runs.into_iter().filter(|run| !run.is_empty()) {
                 let bytes = &buffer[index(run.start - at)..index(run.end - at)];
                 self.file
-                    .write_all_at(bytes, run.start)
+                    .write_all_at(bytes, self.origin + self.shift + run.start)
                     .map_err(|error| Error::io("write", &self.path, error))?;
             }
             at = end;
@@ -125,10 +151,36 @@ impl Target {
         Ok(())
     }
 
+    /// Fills a window block by block in `buffer`, and copies what is in it.
+    fn copy(
+        &self,
+        map: &mut Mapping,
+        window: &Range<u64>,
+        step: u64,
+        buffer: &mut Vec<u8>,
+        mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        buffer.resize(index(step), 0);
+        let mut at = window.start;
+        while at < window.end {
+            let end = window.end.min((at / step + 1) * step);
+            let mut block = Block::buffered(buffer, at);
+            fill(&mut block, at..end)?;
+            let runs: Vec<_> = block.runs().to_vec();
+            for run in runs.into_iter().filter(|run| !run.is_empty()) {
+                let bytes = &buffer[index(run.start - at)..index(run.end - at)];
+                map.view_mut()?.copy_from(run.start - window.start, bytes)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Maps a range of the image.
     fn map(&self, range: &Range<u64>) -> Result<Mapping> {
         let len =
             usize::try_from(range.end - range.start).map_err(|_| Error::Overflow { what: "a window" })?;
-        Ok(Mapping::read_write(self.file.as_fd(), range.start, len)?)
+        Ok(Mapping::read_write(self.file.as_fd(), self.origin + self.shift + range.start, len)?)
     }
 
     /// Maps a window and makes its whole blocks huge pages. `None` when the kernel would not.
@@ -153,22 +205,56 @@ impl Target {
 
     /// Writes bytes that were not known when the rest was.
     pub(crate) fn write_late(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        if self.access != Access::Map {
+        self.write_at(self.shift + offset, bytes)
+    }
+
+    /// Writes at an offset of the region.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let offset = self.origin + offset;
+        if !matches!(self.access, Access::Map | Access::Copy) {
             return self
                 .file
                 .write_all_at(bytes, offset)
                 .map_err(|error| Error::io("write", &self.path, error));
         }
-        let mut map = self.map(&(offset..offset + bytes.len() as u64))?;
-        Ok(map.view_mut()?.copy_from(0, bytes)?)
+        let mut map = Mapping::read_write(self.file.as_fd(), offset, bytes.len())?;
+        let mut view = map.view_mut()?;
+        match <[u8; 4]>::try_from(bytes) {
+            // The magic, which others look for: they see all of it or nothing.
+            Ok(word) => view.store_u32(0, u32::from_le_bytes(word))?,
+            Err(_) => view.copy_from(0, bytes)?,
+        }
+        if self.flushes {
+            view.flush_cache();
+        }
+        Ok(())
+    }
+
+    /// From here until a superblock is written, nobody takes the region for an image, and `record` says why.
+    pub(crate) fn invalidate(&self, record: &Generation) -> Result<()> {
+        self.write_at(0, &[0; 4])?;
+        fence(Ordering::SeqCst);
+        self.write_at(GENERATION_OFFSET as u64, record.as_bytes())?;
+        fence(Ordering::SeqCst);
+        Ok(())
     }
 
     /// Writes the superblock so that its magic appears last: until then nobody takes the target for an image.
+    ///
+    /// Everything that was written before is visible before: on this machine by the fences, on machines that share
+    /// the memory by what was flushed.
     pub(crate) fn write_superblock(&self, bytes: &[u8]) -> Result<()> {
         let (magic, rest) = bytes.split_at(4);
-        self.write_late(4, rest)?;
         fence(Ordering::SeqCst);
-        self.write_late(0, magic)
+        if self.keeps_head {
+            self.write_at(0, &[0; 4])?;
+            fence(Ordering::SeqCst);
+        }
+        self.write_at(4, rest)?;
+        fence(Ordering::SeqCst);
+        self.write_at(0, magic)?;
+        fence(Ordering::SeqCst);
+        Ok(())
     }
 }
 

@@ -8,20 +8,18 @@ use crate::tree::Kind;
 use crate::{Error, Result};
 use daxfs::{File, FileType, Image, OpenOptions, Region, SharedBytes};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Bytes that are compared at a time.
 const STEP: usize = 256 << 10;
 
-/// Compares the image behind `fd` with the source of `plan`, and its content hash with what the writer computed.
+/// Compares the image in `region` with the source of `plan`, and its content hash with what the writer computed.
 ///
 /// # Errors
 ///
 /// [`Error::Reader`] when the strict reader refuses the image, [`Error::Mismatch`] with the first difference.
-pub(crate) fn verify(plan: &Plan, fd: OwnedFd, content_hash: Option<&str>) -> Result<()> {
-    let region = Region::from_fd(fd)?;
+pub(crate) fn verify(plan: &Plan, region: Region, content_hash: Option<&str>) -> Result<()> {
     let access = region.cpu_access()?;
     // The kernel's rules, which this machine's kernel would not get as far as for another page size.
     let strict = dmabuf::page_size() == u64::from(plan.layout.shape.block_size);

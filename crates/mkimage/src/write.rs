@@ -7,10 +7,11 @@ use crate::memory::{self, Finish, Memory};
 use crate::output::{Output, parent};
 use crate::packer::Plan;
 use crate::source::Opener;
-use crate::summary::{Pages, Summary};
+use crate::summary::{Pages, Size, Summary};
 use crate::target::{Access, DISK_STEP, HUGE, Target, WINDOW};
 use crate::tree::Kind;
 use crate::{Error, Result, metadata, parallel, reflink, verify};
+use daxfs::{Part, Region};
 use dmabuf::{CpuAccess, HugePages, Mapping};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -63,12 +64,13 @@ impl Plan {
         let cloned = if is_memory { HashMap::new() } else { self.clone_files(&target)? };
         summary.cloned_bytes = cloned.values().sum();
         self.write(&target, cloned, &mut summary)?;
+        target.write_superblock(&metadata::superblock(&self.layout, 0))?;
         if is_memory {
-            summary.pages = Some(self.pages(target.file.as_fd())?);
+            self.describe_pages(target.file.as_fd(), &mut summary)?;
         }
         summary.warnings.extend(target.shortfall());
         if self.settings.verify {
-            self.verify(target.file.as_fd(), &mut summary)?;
+            self.verify(target.file.as_fd(), Part::WHOLE, &mut summary)?;
         }
         output.commit(self.settings.sync)?;
         summary.took(started.elapsed().as_secs_f64());
@@ -86,32 +88,56 @@ impl Plan {
     /// As [`Plan::write_file`], and [`Error::Memory`] when the memory cannot be had, [`Error::TooSmall`],
     /// [`Error::HoldsImage`].
     pub fn write_memory(&self, memory: &Memory) -> Result<(OwnedFd, Summary)> {
+        let (fd, _, summary) = self.write_part(memory)?;
+        Ok((fd, summary))
+    }
+
+    /// As [`Plan::write_memory`], and maps the memory, or the part of it that was named, for reading.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::write_memory`], and [`Error::Reader`] when it cannot be mapped.
+    pub fn write_region(&self, memory: &Memory) -> Result<(Region, Summary)> {
+        let (fd, part, summary) = self.write_part(memory)?;
+        Ok((Region::from_fd_part(fd, part)?, summary))
+    }
+
+    /// Writes the image into memory; the part is what was named of it.
+    pub(crate) fn write_part(&self, memory: &Memory) -> Result<(OwnedFd, Part, Summary)> {
         let started = Instant::now();
         let mut summary = Summary::of(self, memory.to_string());
-        let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
+        let (target, finish) = memory::create(memory, self.layout.base, self.layout.total, &self.settings)?;
         {
             let access = finish.begin(&target)?;
             self.write(&target, HashMap::new(), &mut summary)?;
+            target.write_superblock(&finish.superblock(&self.layout, target.shift))?;
             access.map_or(Ok(()), CpuAccess::finish)?;
         }
         if finish.has_pages() {
-            summary.pages = Some(self.pages(target.file.as_fd())?);
+            self.describe_pages(target.file.as_fd(), &mut summary)?;
         }
         summary.warnings.extend(target.shortfall());
-        let fd = finish.end(target, self.settings.sync)?;
+        // A memfd cannot be sealed while its own descriptor maps it; none does here.
+        let fd = finish.end(&target, self.settings.sync)?;
+        let mut part = Part::WHOLE;
+        if let Finish::Region { region, .. } = &finish {
+            part = region.part;
+            summary.generation = (region.generation > 0).then_some(region.generation);
+            summary.keeps_previous = region.keeps_old();
+        }
         if self.settings.verify
-            && let Err(error) = self.verify(fd.as_fd(), &mut summary)
+            && let Err(error) = self.verify(fd.as_fd(), part, &mut summary)
         {
-            if matches!(memory, Memory::Device(_)) {
-                Finish::withdraw(&fd)?;
+            if let Finish::Region { region, .. } = &finish {
+                region.withdraw(&target)?;
             }
             return Err(error);
         }
         summary.took(started.elapsed().as_secs_f64());
-        Ok((fd, summary))
+        Ok((fd, part, summary))
     }
 
-    /// Fills the target with everything.
+    /// Fills the target with everything but the superblock.
     fn write(&self, target: &Target, cloned: HashMap<u32, u64>, summary: &mut Summary) -> Result<()> {
         let progress = &*self.settings.progress;
         progress.start(summary.data_bytes);
@@ -137,7 +163,7 @@ impl Plan {
         }
         summary.content_hash =
             hashes.map(|hashes| blake3::Hash::from_bytes(hashes.content).to_hex().to_string());
-        target.write_superblock(&metadata::superblock(&self.layout))
+        Ok(())
     }
 
     /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
@@ -241,8 +267,9 @@ impl Plan {
         }
     }
 
-    /// Asks the kernel which pages the memory is made of: one byte of each 2 MiB is enough to have them mapped.
-    fn pages(&self, fd: BorrowedFd<'_>) -> Result<Pages> {
+    /// Asks the kernel which pages the memory is made of and where they are: one byte of each 2 MiB is enough to have
+    /// them mapped.
+    fn describe_pages(&self, fd: BorrowedFd<'_>, summary: &mut Summary) -> Result<()> {
         let len = usize::try_from(self.layout.total).map_err(|_| Error::Overflow { what: "the image" })?;
         let map = Mapping::read_only(fd, 0, len)?;
         let mut offset = 0;
@@ -251,13 +278,25 @@ impl Plan {
             offset += HUGE;
         }
         let stats = map.pages()?;
-        Ok(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) })
+        summary.pages =
+            Some(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) });
+        let step = usize::try_from(HUGE).map_err(|_| Error::Overflow { what: "a page" })?;
+        summary.nodes = dmabuf::nodes_of(map.view(), step)?;
+        if let Some(node) = self.settings.node {
+            let elsewhere: u64 =
+                summary.nodes.iter().filter(|(at, _)| **at != node).map(|(_, bytes)| bytes).sum();
+            if elsewhere > 0 {
+                let text = format!("NUMA node {node}: {} lie on other nodes", Size(elsewhere));
+                summary.warnings.push(text);
+            }
+        }
+        Ok(())
     }
 
-    fn verify(&self, fd: BorrowedFd<'_>, summary: &mut Summary) -> Result<()> {
+    fn verify(&self, fd: BorrowedFd<'_>, part: Part, summary: &mut Summary) -> Result<()> {
         let fd =
             fd.try_clone_to_owned().map_err(|error| Error::io("open", Path::new(&summary.target), error))?;
-        verify::verify(self, fd, summary.content_hash.as_deref())?;
+        verify::verify(self, Region::from_fd_part(fd, part)?, summary.content_hash.as_deref())?;
         summary.verified = true;
         Ok(())
     }

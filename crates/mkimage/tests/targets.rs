@@ -8,7 +8,7 @@ use common::{noise, open_strict, varied_tree, write};
 use mkimage::{Error, HugePages, Memory, Packer, Plan};
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn plan(source: &Path, replace: bool) -> Plan {
     Packer::new().input(source).replace(replace).verify(true).plan().unwrap()
@@ -24,7 +24,7 @@ fn a_region_of_fixed_length_is_filled_whole() {
 
     let region = dir.path().join("region");
     fs::write(&region, vec![0xff; usize::try_from(total).unwrap() + 12345]).unwrap();
-    let memory = Memory::Device(region.clone());
+    let memory = Memory::Device(region.clone().into());
     let (_, summary) = plan(&source, false).write_memory(&memory).unwrap();
     assert_eq!(summary.target, region.display().to_string());
     let bytes = fs::read(&region).unwrap();
@@ -52,11 +52,12 @@ fn what_does_not_fit_or_is_no_memory() {
     write(&source, "a", b"a");
     let small = dir.path().join("small");
     fs::write(&small, [7; 100]).unwrap();
-    let error = plan(&source, false).write_memory(&Memory::Device(small.clone())).unwrap_err();
+    let error = plan(&source, false).write_memory(&Memory::Device(small.clone().into())).unwrap_err();
     assert!(matches!(error, Error::TooSmall { have: 100, .. }), "{error}");
     assert_eq!(fs::read(&small).unwrap(), [7; 100]);
     for path in ["/dev/null", "/nonexistent/device"] {
-        let error = plan(&source, false).write_memory(&Memory::Device(path.into())).unwrap_err();
+        let error =
+            plan(&source, false).write_memory(&Memory::Device(PathBuf::from(path).into())).unwrap_err();
         assert!(error.to_string().contains(path), "{error}");
     }
     let error = plan(&source, false).write_memory(&Memory::Heap("no-such-heap".into())).unwrap_err();

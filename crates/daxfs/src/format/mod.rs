@@ -17,6 +17,50 @@ pub const MAGIC: u32 = 0x6461_7835;
 /// Bytes of the superblock's block, whatever the block size.
 pub const SUPERBLOCK_SIZE: usize = 4096;
 
+/// Offset of the [`Generation`] record: the last 64 bytes of the superblock's block, which both versions reserve and
+/// no kernel looks at.
+pub const GENERATION_OFFSET: usize = 4032;
+
+/// First eight bytes of a [`Generation`] record: "daxfsgen".
+pub const GENERATION_MAGIC: u64 = u64::from_le_bytes(*b"daxfsgen");
+
+/// What the packer leaves in a region whose image it replaces, so that readers of the old one notice. All zero in an
+/// image that replaced none.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Generation {
+    /// 0: [`GENERATION_MAGIC`].
+    pub magic: U64,
+    /// 8: number of the image in this region; every replacement counts up.
+    pub number: U64,
+    /// 16: 0 when the image is complete, 1 while it is written.
+    pub state: U32,
+    /// 20: zero.
+    pub reserved: [u8; 36],
+    /// 56: all bits of `number` inverted.
+    pub check: U64,
+}
+
+impl Generation {
+    /// A record.
+    pub fn new(number: u64, writing: bool) -> Self {
+        Self {
+            magic: GENERATION_MAGIC.into(),
+            number: number.into(),
+            state: u32::from(writing).into(),
+            reserved: [0; 36],
+            check: (!number).into(),
+        }
+    }
+
+    /// The record in a copy of the superblock's block, if it is a whole one.
+    pub fn find(block: &[u8]) -> Option<Self> {
+        let (record, _) = Self::read_from_prefix(block.get(GENERATION_OFFSET..)?).ok()?;
+        let whole = record.magic.get() == GENERATION_MAGIC && record.check.get() == !record.number.get();
+        whole.then_some(record)
+    }
+}
+
 /// Inode number of the root directory, in every version.
 pub const ROOT_INO: u32 = 1;
 
@@ -86,6 +130,8 @@ pub struct Dirent {
 pub const PAGE_CACHE_MAGIC: u32 = 0x7063_6163;
 
 const _: () = {
+    assert!(size_of::<Generation>() == SUPERBLOCK_SIZE - GENERATION_OFFSET);
+    assert!(core::mem::offset_of!(Generation, check) == 56);
     assert!(size_of::<Inode>() == 64);
     assert!(core::mem::offset_of!(Inode, size) == 16);
     assert!(core::mem::offset_of!(Inode, nlink) == 32);

@@ -19,6 +19,7 @@ use dmabuf::{
 
 pub use source::{Opened, Part, Source};
 
+use crate::generation::Stamp;
 use crate::holder::Attachment;
 use crate::{Error, Result};
 
@@ -75,7 +76,10 @@ impl Region {
 
     /// Like [`Region::open`]; a holder is told which content hash is expected, and `private` maps copy-on-write.
     pub(crate) fn open_with(source: &OsStr, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
-        let source = Source::parse(source)?;
+        Self::open_source(Source::parse(source)?, expect, private)
+    }
+
+    fn open_source(source: Source, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
         let Opened { fd, part, attachment } = source.open(false, expect)?;
         let region = Self::map(fd, part, if private { Mapping::private } else { Mapping::read_only })
             .map_err(|error| error.of_source(&source))?;
@@ -278,13 +282,17 @@ impl Region {
     }
 
     /// True while the source still means this memory: a holder's name was not swapped, a path was not replaced by
-    /// another file. Memory that came as a descriptor has no name that could change.
+    /// another file, a file was not cut short. Memory that came as a descriptor has no name that could change.
+    /// [`crate::Image::is_current`] looks at the contents, too.
     ///
     /// # Errors
     /// [`Error::Holder`] when the holder cannot be asked.
     pub fn is_current(&self) -> Result<bool> {
         if let Some(attachment) = self.attachment() {
             return Ok(attachment.is_current()?);
+        }
+        if !self.is_whole()? {
+            return Ok(false);
         }
         // A device keeps its name, and the path of a mount or a PCI device is not that of the memory.
         let (Some(Source::Path { path, .. }), Some(info)) = (self.source(), self.info()) else {
@@ -294,6 +302,43 @@ impl Region {
             return Ok(true);
         }
         Ok(std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino)))
+    }
+
+    /// Opens the source again: its name, or the descriptor where there is none that stays.
+    pub(crate) fn reopen(&self) -> Result<Self> {
+        match (self.source(), &*self.memory) {
+            (Some(source @ (Source::Path { .. } | Source::Holder(_))), _) => {
+                Self::open_source(source.clone(), None, self.is_writable())
+            }
+            (_, Memory::Mapped { fd, offset, .. }) => {
+                let fd = fd.try_clone().map_err(|source| dmabuf::Error::Os {
+                    op: "duplicate",
+                    subject: "the image's descriptor".into(),
+                    source,
+                })?;
+                let part = Part { offset: *offset, len: Some(self.len()) };
+                let how = if self.is_writable() { Mapping::private } else { Mapping::read_only };
+                let region = Self::map(fd, part, how)?;
+                let provenance = if self.is_writable() { Provenance::Shared } else { region.provenance };
+                Ok(Self { source: self.source.clone(), provenance, ..region })
+            }
+            (_, Memory::Owned(_)) => Ok(self.clone()),
+        }
+    }
+
+    /// The stamp of the image that is there now.
+    pub(crate) fn stamp(&self) -> Result<Stamp> {
+        Stamp::read(self.view(), self.class() != MemoryClass::Pages)
+    }
+
+    /// Whether a file is still as long as when it was mapped: behind its end every touch is SIGBUS.
+    fn is_whole(&self) -> Result<bool> {
+        match &*self.memory {
+            Memory::Mapped { fd, info, offset, .. } if info.kind == FdKind::File => {
+                Ok(dmabuf::describe(fd.as_fd())?.len >= offset.saturating_add(self.len()))
+            }
+            _ => Ok(true),
+        }
     }
 
     /// True when the mapping is private and writable ([`Region::from_fd_private`]).

@@ -21,7 +21,8 @@ use zerocopy::FromBytes;
 pub(crate) use tree::{Tree, components};
 
 use crate::error::{Error, Result, Rule};
-use crate::format;
+use crate::format::{self, Generation};
+use crate::generation::Stamp;
 use crate::superblock::{Superblock, bounded, invalid};
 
 /// What was laid over the base image to get the tree that a reader sees.
@@ -163,6 +164,7 @@ pub(crate) struct Snapshot {
     pub superblock: Superblock,
     pub tree: Tree,
     pub view_kind: ViewKind,
+    pub stamp: Stamp,
 }
 
 /// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given.
@@ -179,6 +181,10 @@ pub(crate) fn take(
     }
     let mut block = [0; format::SUPERBLOCK_SIZE];
     view.read_at(0, &mut block)?;
+    if let ([0, 0, 0, 0, ..], Some(record)) = (&block, Generation::find(&block)) {
+        return Err(Error::BeingReplaced { generation: record.number.get() });
+    }
+    let stamp = Stamp::of(&block);
     let superblock = Superblock::parse(&block, reader.len(), strict, &mut |place, offset| {
         let end = offset.saturating_add(block_size as u64).min(view.len() as u64);
         let mut buffer = Vec::new();
@@ -196,7 +202,7 @@ pub(crate) fn take(
             let view_kind = ViewKind::Overlay { entries: overlay.entries() };
             let mut source = overlay::Merged::new(overlay, base);
             let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
-            return Ok(Snapshot { superblock, tree, view_kind });
+            return Ok(Snapshot { superblock, tree, view_kind, stamp });
         }
     }
     if let Some(log) = branch::find_main_log(&mut reader, &superblock)? {
@@ -204,9 +210,9 @@ pub(crate) fn take(
         let entries = source.entries();
         let tree = tree::build(&mut reader, &mut source, &superblock, false)?;
         let view_kind = if entries > 0 { ViewKind::Branch { entries } } else { ViewKind::Base };
-        return Ok(Snapshot { superblock, tree, view_kind });
+        return Ok(Snapshot { superblock, tree, view_kind, stamp });
     }
     let mut source = base;
     let tree = tree::build(&mut reader, &mut source, &superblock, true)?;
-    Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base })
+    Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base, stamp })
 }

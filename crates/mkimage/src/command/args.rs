@@ -22,10 +22,11 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "FILE", conflicts_with = "into")]
     pub output: Option<PathBuf>,
 
-    /// Write into memory: `memfd`, `udmabuf`, `heap:NAME` (a dma-heap), or the path of a devdax device or of a
-    /// file that stands for memory. All but the last need a COMMAND.
-    #[arg(long, value_name = "MEMORY", value_parser = parse_target)]
-    pub into: Option<Target>,
+    /// Write into memory: `memfd`, `udmabuf`, `heap:NAME` (a dma-heap), `/dev/daxX.Y[@OFFSET]`, a PCI device's
+    /// `/sys/bus/pci/devices/D/resourceN[@OFFSET]`, `phys:ADDRESS+LENGTH`, `fd:N`, or the path of a file that stands
+    /// for memory. The first three are new memory and need a COMMAND.
+    #[arg(long, value_name = "MEMORY")]
+    pub into: Option<OsString>,
 
     /// Files of at least SIZE start on a multiple of it, all others on a block boundary.
     #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = parse_size)]
@@ -66,7 +67,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size)]
     pub block_size: u64,
 
-    /// Overwrite the image that a device holds.
+    /// NUMA node that new memory lies on: for memfd, udmabuf and heap:system. The summary says where it is.
+    #[arg(long, value_name = "NODE", requires = "into")]
+    pub numa: Option<u32>,
+
+    /// Replace the image that a device holds, or held. Readers of the old one keep its bytes if both fit, and notice
+    /// in any case (is_current, refresh).
     #[arg(long, requires = "into")]
     pub replace: bool,
 
@@ -94,15 +100,6 @@ pub(super) struct Args {
     /// what `daxfs` and `daxfs.open` take (fd:N). The summary goes to standard error then.
     #[arg(last = true, value_name = "COMMAND", requires = "into")]
     pub command: Vec<OsString>,
-}
-
-/// Where `--into` leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
-    Memfd,
-    Udmabuf,
-    Heap(String),
-    Device(PathBuf),
 }
 
 /// Values of `--hugepages`.
@@ -153,6 +150,7 @@ impl Args {
             .replace(self.replace)
             .sync(!self.no_sync)
             .huge_pages(self.huge_pages())
+            .numa(self.numa)
             .verify(self.verify);
         if let Some(threads) = self.threads {
             packer = packer.threads(threads);
@@ -168,7 +166,8 @@ impl Args {
     pub(super) fn memory(&self) -> Result<Option<Memory>> {
         let refuse = |option, why: &str| Err(Error::Setting { option, why: why.to_owned() });
         let Some(target) = &self.into else { return Ok(None) };
-        let is_device = matches!(target, Target::Device(_));
+        let memory = Memory::parse(target, self.huge_pages())?;
+        let is_device = matches!(memory, Memory::Device(_));
         if self.command.is_empty() && !is_device {
             return refuse(
                 "--into",
@@ -181,15 +180,13 @@ impl Args {
         if self.no_sync && !is_device {
             return refuse("--no-sync", "is for files and devices");
         }
-        if self.hugepages.is_some() && !matches!(target, Target::Memfd | Target::Udmabuf) {
+        if self.numa.is_some() && is_device {
+            return refuse("--numa", "is for new memory; a device lies where it is");
+        }
+        if self.hugepages.is_some() && !matches!(memory, Memory::Memfd(_) | Memory::Udmabuf) {
             return refuse("--hugepages", "is for memfd, udmabuf and files on a tmpfs");
         }
-        Ok(Some(match target {
-            Target::Memfd => Memory::Memfd(self.huge_pages()),
-            Target::Udmabuf => Memory::Udmabuf,
-            Target::Heap(name) => Memory::Heap(name.clone()),
-            Target::Device(path) => Memory::Device(path.clone()),
-        }))
+        Ok(Some(memory))
     }
 
     /// The file to write when it is not memory.
@@ -226,19 +223,6 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "a size is below 2^64 bytes".to_owned())
 }
 
-fn parse_target(text: &str) -> std::result::Result<Target, String> {
-    match text {
-        "memfd" => Ok(Target::Memfd),
-        "udmabuf" => Ok(Target::Udmabuf),
-        _ if text.starts_with("heap:") => match &text["heap:".len()..] {
-            "" => Err("heap: needs the name of a heap, such as heap:system".to_owned()),
-            name => Ok(Target::Heap(name.to_owned())),
-        },
-        _ if text.contains('/') => Ok(Target::Device(PathBuf::from(text))),
-        _ => Err("must be memfd, udmabuf, heap:NAME, or a path such as /dev/dax0.0".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,10 +249,16 @@ mod tests {
 
     #[test]
     fn targets() {
-        assert_eq!(parse_target("heap:linux,cma"), Ok(Target::Heap("linux,cma".into())));
-        assert_eq!(parse_target("./region"), Ok(Target::Device("./region".into())));
-        for text in ["", "heap:", "memfds", "dax0.0"] {
-            assert!(parse_target(text).is_err(), "{text}");
+        let parse = |text: &str| Memory::parse(text.as_ref(), HugePages::No);
+        assert_eq!(parse("heap:linux,cma").unwrap(), Memory::Heap("linux,cma".into()));
+        assert_eq!(parse("memfd").unwrap(), Memory::Memfd(HugePages::No));
+        assert_eq!(parse("./region").unwrap(), Memory::Device(PathBuf::from("./region").into()));
+        for text in ["/dev/dax0.0", "/dev/dax0.0@0x200000", "phys:0x8000000+0x4000000", "fd:3"] {
+            let memory = parse(text).unwrap();
+            assert!(matches!(memory, Memory::Device(_)) && memory.to_string() == text, "{memory}");
+        }
+        for text in ["", "heap:", "memfds", "dax0.0", "-", "/dev/dax0.0@1", "phys:1"] {
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 
@@ -297,6 +287,8 @@ mod tests {
             "dir --into memfd --replace -- cat",
             "dir --into heap:system --hugepages thp -- cat",
             "dir --into memfd --no-sync -- cat",
+            "dir --into /dev/dax0.0 --numa 0",
+            "dir --into nonsense",
         ] {
             let error = parse(line).unwrap().memory().unwrap_err();
             assert!(matches!(error, Error::Setting { .. }), "{line}: {error}");

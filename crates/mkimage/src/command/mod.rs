@@ -55,12 +55,12 @@ fn run(args: &Args) -> Result<()> {
             report(args, &summary, io::stdout())
         }
         Some(memory) => {
-            let (fd, summary) = packer.plan()?.write_memory(&memory)?;
+            let (fd, part, summary) = packer.plan()?.write_part(&memory)?;
             match &args.command[..] {
                 [] => report(args, &summary, io::stdout()),
                 [program, arguments @ ..] => {
                     report(args, &summary, io::stderr())?;
-                    Err(run_child::exec(program, arguments, fd))
+                    Err(run_child::exec(program, arguments, fd, part))
                 }
             }
         }
