@@ -72,6 +72,14 @@ class Shape:
     # Shell commands that `daxfs` has to refuse in a guest, with a part of what it says then.
     refused: dict[str, str] = field(default_factory=dict)
 
+    def part(self, offset: int, length: int) -> str:
+        """Name of a part of the memory, as the guests open it."""
+        if (offset, length) == (0, self.size):
+            return self.source
+        if self.source.startswith("phys:"):
+            return f"phys:{BASE + offset:#x}+{length:#x}"
+        return f"{self.source}@{offset:#x}+{length:#x}"
+
     def make_guest(self, memory: Path, *, read_only: bool, **more: object) -> Guest:
         """A guest over `memory`. With `read_only` the emulator itself cannot write there."""
         backend = f"memory-backend-file,id=shared,share=on,mem-path={memory},size={self.size}"
@@ -135,7 +143,7 @@ IVSHMEM = Shape(
     {"memory": "256M"},
     ["-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=shared"],
     # The first resource holds registers.
-    refused={"daxfs ls /sys/bus/pci/devices/0000:00:10.0/resource0": "not"},
+    refused={"daxfs ls /sys/bus/pci/devices/0000:00:10.0/resource0": "a superblock takes"},
 )
 CXL = Shape(
     "cxl",

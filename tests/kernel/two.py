@@ -9,8 +9,8 @@ For each shape, in one boot of both guests:
     that this machine packed, and `daxfs verify` agrees;
   * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
     guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
-  * the image is replaced while both guests read it, by a guest and by this machine: what passes for valid is one of the
-    images, whole, and both guests get to see the last one;
+  * the image is replaced while both guests read it, by a guest and by this machine, beside the old one and in its
+    place: what passes for valid is one image, whole, and both guests get to see the last one;
   * what cannot be opened is refused with advice.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed). A shape that
@@ -40,7 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FAILED, NOT_RUN = 1, 77
 # Seconds that one command may take; they take a few, unless the machine is busy with other things.
 PATIENCE = 300
+# Bytes at the end of the memory in which no image lies.
 WORDS = 4096
+# Length of a part that has room for one image of the first or last model, and not for two.
+TIGHT = 10 << 20
 
 
 class FailedError(Exception):
@@ -91,7 +94,7 @@ class Images:
 
     def pack(self, which: int, target: str, *more: str) -> list[str]:
         """Command that packs a model into memory."""
-        return [str(self.programs / "daxfs-pack"), "--quiet", str(self.models[which].folder), "--into", target, *more]
+        return [str(self.programs / "daxfs-pack"), "--json", str(self.models[which].folder), "--into", target, *more]
 
 
 @contextlib.contextmanager
@@ -113,31 +116,46 @@ class Test:
         self.guests = [a, b]
 
     def run(self) -> None:
-        a, b = self.guests
+        b = self.guests[1]
+        whole, part = (0, self.shape.size), (self.shape.size // 2, TIGHT)
         print("  packed by guest A, read by both", flush=True)
-        if self.shape.memory_class == "device pages":
-            a.run(*self.images.pack(0, self.shape.source))
-        else:
-            self.host.run(*self.images.pack(0, str(self.memory)))
-        self.read_by_both(0)
+        self.pack("guest A", whole, 0)
+        self.read_by_both(whole, 0)
         verify = b.start("run", command=[str(self.images.programs / "daxfs"), "verify", self.shape.source])
         print("  read-only", flush=True)
         self.one_memory()
         self.no_writes()
         done = verify.get()
         check(done["status"] == 0, f"daxfs verify in guest B: {done}")
-        for which, packer in ():
-            print(f"  replaced by {packer} while both read", flush=True)
-            self.replace(which, packer)
+
+        print("  replaced while both read, the old image stays", flush=True)
+        self.replace(whole, 0, [("guest A", 1)], stays=True)
+        self.replace(whole, 1, [("this machine", which) for which in (2, 0, 2, 0, 2)], stays=False)
+        print("  replaced while both read, in the place of the old image", flush=True)
+        self.pack("this machine", part, 0)
+        self.read_by_both(part, 0)
+        self.replace(part, 0, [("guest A", 2)], stays=False)
+        self.replace(part, 1, [("this machine", which) for which in (0, 2, 0)], stays=False)
         if self.shape.refused:
             print("  refused with advice", flush=True)
             self.refusals()
 
-    def read_by_both(self, which: int) -> None:
+    def pack(self, packer: str, place: tuple[int, int], which: int, *more: str) -> dict:
+        """Pack a model into a part of the memory, given by offset and length."""
+        if packer == "guest A":
+            return json.loads(self.guests[0].run(*self.images.pack(which, self.shape.part(*place), *more)))
+        with self.memory.open("r+b") as file:
+            target = "fd:{}@{}+{}".format(file.fileno(), *place)
+            command = self.images.pack(which, target, *more)
+            done = subprocess.run(command, pass_fds=[file.fileno()], capture_output=True, text=True, check=False)
+        check(done.returncode == 0, f"`{' '.join(command)}` here: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def read_by_both(self, place: tuple[int, int], which: int) -> None:
         """Both guests open the image and find what was packed."""
-        for answer in [guest.start("open", source=self.shape.source) for guest in self.guests]:
+        for answer in [guest.start("open", source=self.shape.part(*place)) for guest in self.guests]:
             opened = answer.get()
-            expected = {"len": self.shape.size, "provenance": "shared", "class": self.shape.memory_class}
+            expected = {"len": place[1], "provenance": "shared", "class": self.shape.memory_class}
             check(opened == expected, f"{answer.peer.name} opened {opened}, expected {expected}")
         for answer in [guest.start("report") for guest in self.guests]:
             self.same(answer.get(), self.images.reports[which], answer.peer.name)
@@ -172,23 +190,32 @@ class Test:
                 check(found == before, f"guest B reads {found:#x} at {at:#x} after its store")
             check(self.word(at) == before, f"guest B has written to read-only memory at {at:#x}")
 
-    def replace(self, which: int, packer: str) -> None:
-        """Another image is packed into the memory while both guests read the one before."""
-        expected = self.images.reports[which]
-        watching = [guest.start("watch", until=expected["content_hash"]) for guest in self.guests]
-        if packer == "guest A":
-            self.guests[0].run(*self.images.pack(which, self.shape.source, "--replace"))
-        else:
-            self.host.run(*self.images.pack(which, str(self.memory), "--replace"))
+    def replace(self, place: tuple[int, int], generation: int, steps: list[tuple[str, int]], *, stays: bool) -> None:
+        """Other images are packed while both guests read the one before.
+
+        `generation` is that of the first of `steps`, less one. With `stays`, readers of the old image keep its bytes.
+        """
+        last = generation + len(steps)
+        watching = [guest.start("watch", until=last) for guest in self.guests]
+        packed = {}
+        for number, (packer, which) in enumerate(steps, generation + 1):
+            summary = self.pack(packer, place, which, "--replace")
+            packed[number] = which
+            check(summary["generation"] == number, f"generation {summary['generation']}, expected {number}")
+            fits_beside = place[1] > TIGHT
+            check(summary["keeps_previous"] == fits_beside, f"the old image was kept or not: {summary}")
         for answer in watching:
-            done = answer.get()
-            seen = [report["content_hash"] for report in done["seen"]]
-            known = {report["content_hash"]: report for report in self.images.reports}
+            done, who = answer.get(), answer.peer.name
             for report in done["seen"]:
-                check(report["content_hash"] in known, f"{answer.peer.name} read an image that nobody packed: {report}")
-                self.same(report, known[report["content_hash"]], answer.peer.name)
-            check(len(seen) <= 2, f"{answer.peer.name} saw {len(seen)} images")
-            check(done["outdated"] > 0, f"{answer.peer.name} never noticed that the image was replaced")
+                number = report["generation"]
+                check(number == generation or number in packed, f"{who} read an image that nobody packed: {report}")
+                if number in packed:
+                    self.same(report, self.images.reports[packed[number]], f"generation {number} in {who}")
+            numbers = [report["generation"] for report in done["seen"]]
+            check(numbers == sorted(set(numbers)), f"{who} saw generations {numbers}")
+            check(numbers[-1] == last, f"{who} saw generations {numbers}, but not {last}")
+            check(not done["first_is_current"], f"{who} takes the image that was replaced for the current one")
+            check(done["kept"] or not stays, f"{who} lost the bytes of the image that it had open")
 
     def refusals(self) -> None:
         """What cannot be opened is an error that says why, and exit status 2."""

@@ -40,8 +40,8 @@ enum Task {
     Open { source: String },
     /// What the open image holds: every byte is read.
     Report,
-    /// Reads the image again and again, until one with this content hash has been seen.
-    Watch { until: String },
+    /// Reads the image again and again, until one of this generation has been seen.
+    Watch { until: u64 },
     /// Tries to write to the open image's memory in the ways that a reader has.
     WriteAsReader,
     /// Writes eight bytes at `offset` of a source, opened for writing; answers what is there then.
@@ -55,6 +55,7 @@ enum Task {
 /// What an image holds, by name. Equal reports mean equal contents.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Report {
+    generation: u64,
     content_hash: Option<String>,
     /// BLAKE3 of each file but those that the packer added.
     files: BTreeMap<String, String>,
@@ -113,7 +114,7 @@ fn perform(task: Task, opened: &Opened) -> Result<Value> {
             Ok(answer)
         }
         Task::Report => Ok(json!(report(&current(opened)?.1)?)),
-        Task::Watch { until } => watch(opened, &until),
+        Task::Watch { until } => watch(opened, until),
         Task::WriteAsReader => write_as_reader(&current(opened)?.1),
         Task::Store { source, offset, value } => store(&source, offset, value),
         Task::Load { offset } => {
@@ -159,7 +160,7 @@ fn report(image: &Image) -> Result<Report> {
         let value = (tensor.dtype().name().to_owned(), tensor.shape().to_vec(), hash.to_hex().to_string());
         tensors.insert(name, value);
     }
-    Ok(Report { content_hash: image.content_hash().map(hex), files, tensors })
+    Ok(Report { generation: image.generation(), content_hash: image.content_hash().map(hex), files, tensors })
 }
 
 fn hex(hash: [u8; 32]) -> String {
@@ -167,39 +168,44 @@ fn hex(hash: [u8; 32]) -> String {
 }
 
 /// Reads all of the image, and only then asks whether it is still the current one: what was read before an answer of
-/// yes must be one whole image, which the caller checks. After a no it is opened anew.
+/// yes must be one whole image, which the caller checks. After a no it is refreshed.
 ///
-/// Answers with every different report that passed for valid, in the order in which they were seen, and how often
-/// something was read that did not.
-fn watch(opened: &Opened, until: &str) -> Result<Value> {
-    let (source, mut image) = current(opened)?;
+/// Answers with every different report that passed for valid, in the order in which they were seen; whether the image
+/// that was open at first has kept its bytes; and how often something was read that did not pass.
+fn watch(opened: &Opened, until: u64) -> Result<Value> {
+    let (source, first) = current(opened)?;
+    let before = report(&first);
+    let mut image = first.clone();
     let mut seen: Vec<Report> = Vec::new();
-    let (mut rounds, mut outdated, mut unreadable) = (0u64, 0u64, 0u64);
+    let (mut outdated, mut unreadable) = (0u64, 0u64);
     loop {
-        rounds += 1;
         // What is being replaced may be refused by the reader.
         let result = report(&image);
         if image.is_current()? {
             let report = result?;
-            let done = report.content_hash.as_deref() == Some(until);
             if seen.last() != Some(&report) {
                 seen.push(report);
             }
-            if done {
+            if image.generation() >= until {
                 break;
             }
             continue;
         }
         outdated += 1;
         image = loop {
-            match Image::open(&source) {
-                Ok(image) => break image,
+            match image.refresh() {
+                Ok(Some(image)) => break image,
+                Ok(None) => return Err("an image that was outdated is current".into()),
                 Err(_) => unreadable += 1,
             }
         };
     }
+    let kept = matches!((before, report(&first)), (Ok(before), Ok(after)) if before == after);
+    let first_is_current = first.is_current()?;
     *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((source, image));
-    Ok(json!({ "seen": seen, "rounds": rounds, "outdated": outdated, "unreadable": unreadable }))
+    Ok(json!({
+        "seen": seen, "outdated": outdated, "unreadable": unreadable, "kept": kept, "first_is_current": first_is_current
+    }))
 }
 
 /// Every way must be refused, and the bytes stay what they are.
