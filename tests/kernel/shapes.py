@@ -106,8 +106,8 @@ SOFT = Shape(
     SIZE,
     "/dev/dax0.0",
     "device pages",
-    # What firmware says of CXL and high-bandwidth memory on real machines. The command line has `nokaslr`: a kernel that
-    # chooses its own place does not heed this form of memmap.
+    # What firmware says of CXL and high-bandwidth memory on real machines. The command line has `nokaslr`: a kernel
+    # that chooses its own place does not heed this form of memmap.
     {
         "memory": RAM,
         "append": f"memmap={SIZE >> 20}M%{BASE:#x}-0x1+0xefffffff",

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import emulator
@@ -105,15 +106,16 @@ def common_memory(size: int):
         yield Path(file.name)
 
 
+@dataclass
 class Test:
     """One shape: two guests and this machine over one memory."""
 
-    def __init__(self, shape: Shape, images: Images, memory: Path, host: Peer, a: Peer, b: Peer) -> None:
-        self.shape = shape
-        self.images = images
-        self.memory = memory
-        self.host = host
-        self.guests = [a, b]
+    shape: Shape
+    images: Images
+    # The file on this machine.
+    memory: Path
+    # Guest A and guest B, whose emulator has the memory read-only.
+    guests: list[Peer]
 
     def run(self) -> None:
         b = self.guests[1]
@@ -235,7 +237,7 @@ def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
         for name, read_only in (("guest A", False), ("guest B", True)):
             guest = shape.make_guest(memory, read_only=read_only, timeout=PATIENCE)
             guests.append(stack.enter_context(in_guest(name, guest, program, PATIENCE)))
-        Test(shape, images, memory, host, *guests).run()
+        Test(shape, images, memory, guests).run()
 
 
 def main() -> int:
