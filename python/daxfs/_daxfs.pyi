@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, final, overload, type_check_only
 
 import numpy.typing as npt
-from typing_extensions import CapsuleType, Self, TypeAlias
+from typing_extensions import Buffer, CapsuleType, Self, TypeAlias
 
 __all__ = [
     "DaxfsError",
@@ -28,6 +28,9 @@ _Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
+
+class _Socket(_HasFileno, Protocol):
+    def gettimeout(self) -> float | None: ...
 
 _Source: TypeAlias = _Path | int | _HasFileno
 _HugePages: TypeAlias = Literal["auto", "no", "thp", "2M", "1G"]
@@ -61,6 +64,9 @@ class _Summary(TypedDict):
     tensors: int
     skipped: list[str]
     pages: _Memory | None
+    nodes: dict[str, int]
+    generation: int | None
+    keeps_previous: bool
     seconds: float
     gigabytes_per_second: float
     content_hash: str | None
@@ -99,6 +105,7 @@ def pack(
     format: Literal[8, 5] = 8,
     block_size: int = 4096,
     huge_pages: _HugePages = "auto",
+    numa: int | None = None,
     replace: bool = False,
     sync: bool = True,
     verify: bool = False,
@@ -119,6 +126,7 @@ def pack(
     format: Literal[8, 5] = 8,
     block_size: int = 4096,
     huge_pages: _HugePages = "auto",
+    numa: int | None = None,
     replace: bool = False,
     sync: bool = True,
     verify: bool = False,
@@ -154,6 +162,9 @@ class Image(Mapping[str, File]):
     def stat(self, path: _Path, *, follow_symlinks: bool = True) -> os.stat_result: ...
     def readlink(self, path: _Path) -> str: ...
     def fileno(self) -> int: ...
+    def refresh(self) -> Image | None: ...
+    @property
+    def generation(self) -> int: ...
     def populate(self) -> bool: ...
     def collapse(self) -> bool: ...
     @property
@@ -208,6 +219,9 @@ class File:
     def metadata(self) -> dict[str, str]: ...
     def read_bytes(self) -> bytes: ...
     def read(self, offset: int = 0, size: int | None = None) -> bytes: ...
+    def readinto(self, buffer: Buffer, offset: int = 0) -> int: ...
+    def write_to(self, target: int | _HasFileno) -> int: ...
+    def send(self, socket: _Socket) -> int: ...
     def hash(self) -> str: ...
     def tensors(self) -> Tensors: ...
     def __getitem__(self, key: str, /) -> Tensor: ...

@@ -225,6 +225,56 @@ unsafe extern "C" fn getbuffer<T: Exporter>(
     })
 }
 
+unsafe extern "C" {
+    // Functions of every version, in the stable ABI since 3.11; PyO3 leaves them out as it does the struct.
+    fn PyObject_GetBuffer(object: *mut ffi::PyObject, view: *mut PyBuffer, flags: c_int) -> c_int;
+    fn PyBuffer_Release(view: *mut PyBuffer);
+}
+
+/// Contiguous writable memory that another object lends us; given back on drop.
+pub struct Borrowed<'py> {
+    // In a box: some exporters keep the address of the view that they filled in.
+    view: Box<PyBuffer>,
+    _attached: Python<'py>,
+}
+
+impl<'py> Borrowed<'py> {
+    /// Borrows the memory of `object` for writing.
+    pub fn writable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let mut view = Box::new(PyBuffer::EMPTY);
+        // SAFETY: the thread is attached, `object` is alive, and `view` is a `Py_buffer` for the call to fill in; plain
+        // bytes (no other flag than WRITABLE) are always contiguous.
+        let status = unsafe { PyObject_GetBuffer(object.as_ptr(), &raw mut *view, WRITABLE) };
+        if status != 0 {
+            return Err(PyErr::fetch(object.py()));
+        }
+        Ok(Self { view, _attached: object.py() })
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        usize::try_from(self.view.len).unwrap_or(0)
+    }
+
+    /// The bytes, to be filled in without the GIL.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let len = self.len();
+        if len == 0 {
+            return &mut [];
+        }
+        // SAFETY: the exporter lends `len` writable, contiguous bytes until they are released, which `self` does; that
+        // Python code does not use them meanwhile is its own promise, as with `readinto` of every other object.
+        unsafe { std::slice::from_raw_parts_mut(self.view.buf.cast::<u8>(), len) }
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        // SAFETY: filled in by a successful PyObject_GetBuffer and released once; the thread is attached (`_attached`).
+        unsafe { PyBuffer_Release(&raw mut *self.view) };
+    }
+}
+
 fn no_format(dtype: &str) -> PyErr {
     PyBufferError::new_err(format!(
         "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw"

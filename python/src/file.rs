@@ -3,18 +3,22 @@
 #![allow(unsafe_code, reason = "promises of the buffer protocol")]
 
 use std::ffi::CStr;
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use daxfs::{SharedBytes, Transfer};
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyType};
 
-use crate::buffer::{self, Dimensions, Export, Exporter};
+use crate::buffer::{self, Borrowed, Dimensions, Export, Exporter};
 use crate::error::OrRaise;
 use crate::tensors::Tensors;
-use crate::{mapping, text};
+use crate::{mapping, source, text};
 
 /// The PyO3 half of `daxfs.File`; see [`crate::buffer`].
 #[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_FileBase")]
@@ -59,6 +63,48 @@ pub fn create(py: Python<'_>, file: daxfs::File) -> PyResult<Bound<'_, PyAny>> {
 }
 
 impl FileBase {
+    /// Sends everything step by step, so that Ctrl-C is heard.
+    fn send_to(
+        &self,
+        py: Python<'_>,
+        target: &Bound<'_, PyAny>,
+        patience: Option<Duration>,
+    ) -> PyResult<u64> {
+        let to = source::descriptor(target)?;
+        let _access = self.file.region().cpu_access().or_raise()?;
+        let mut step = |transfer: &mut Transfer<'_>| -> PyResult<()> {
+            while !transfer.is_done() {
+                let sent = py.detach(|| match transfer.step(to.as_fd()) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        dmabuf::wait_writable(to.as_fd(), patience)
+                    }
+                    sent => sent.map(drop),
+                });
+                match sent {
+                    Err(error) if error.kind() == ErrorKind::TimedOut => {
+                        return Err(PyTimeoutError::new_err("timed out"));
+                    }
+                    Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
+                    _ => py.check_signals()?,
+                }
+            }
+            Ok(())
+        };
+        match self.file.transfer().or_raise()? {
+            Some(mut transfer) => step(&mut transfer)?,
+            None => {
+                let mut buffer = vec![0; 256 << 10];
+                let mut offset = 0;
+                while offset < self.file.len() {
+                    let read = self.file.read_at(offset, &mut buffer).or_raise()?;
+                    step(&mut Transfer::new(SharedBytes::from_slice(&buffer[..read]), None))?;
+                    offset += read as u64;
+                }
+            }
+        }
+        Ok(self.file.len())
+    }
+
     fn parsed(&self, py: Python<'_>) -> PyResult<&daxfs::Tensors> {
         if let Some(tensors) = self.tensors.get() {
             return Ok(tensors);
@@ -136,6 +182,36 @@ impl FileBase {
             })
             .or_raise()
         })
+    }
+
+    /// Copies bytes from offset on into a writable buffer (bytearray, numpy array, memoryview) and returns how many:
+    /// fewer than it holds only where the file ends.
+    #[pyo3(signature = (buffer, offset=0))]
+    fn readinto(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+        let mut target = Borrowed::writable(buffer)?;
+        let target = target.bytes();
+        py.detach(|| self.file.read_at(offset, target)).or_raise()
+    }
+
+    /// Writes all contents to a file, pipe or socket, given by its descriptor or an object with fileno(), at its
+    /// position, and returns their length. The kernel moves the bytes where it can. Flush what the object buffers first.
+    fn write_to(&self, py: Python<'_>, target: &Bound<'_, PyAny>) -> PyResult<u64> {
+        self.send_to(py, target, None)
+    }
+
+    /// Sends all contents through a connected socket and returns their length; the socket's time-out holds for each
+    /// wait. The kernel moves the bytes where it can: what others write to shared memory before the other side has
+    /// taken it may arrive.
+    fn send(&self, py: Python<'_>, socket: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let timeout: Option<f64> = socket.call_method0("gettimeout")?.extract()?;
+        let patience = match timeout {
+            Some(seconds) => Some(
+                Duration::try_from_secs_f64(seconds)
+                    .map_err(|error| PyValueError::new_err(error.to_string()))?,
+            ),
+            None => None,
+        };
+        self.send_to(py, socket, patience)
     }
 
     /// BLAKE3 of the contents, in hexadecimal, computed now.

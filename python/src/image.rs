@@ -20,8 +20,9 @@ use crate::{file, mapping, stat};
 /// Opens an image.
 ///
 /// source: a path (str, bytes, os.PathLike), a file descriptor (duplicated: the caller keeps his), an object with
-///     fileno(), or one of the texts "fd:N" and "daxfs://NAME" (an image that a holder keeps). None takes the source
-///     from the environment variable DAXFS_IMAGE.
+///     fileno(), or a text: "/dev/daxX.Y@OFFSET", a PCI device's "/sys/bus/pci/devices/D/resourceN",
+///     "phys:ADDRESS+LENGTH", the root of a mounted DAXFS, "fd:N", "daxfs://NAME" (an image that a holder keeps); see
+///     docs/sources.md. None takes the source from the environment variable DAXFS_IMAGE.
 /// strict: refuse what the kernel's own validation refuses.
 /// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
 /// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
@@ -246,6 +247,19 @@ impl Image {
         let image = self.opened()?;
         let fd = image.region().fd().map(|fd| fd.as_raw_fd());
         fd.ok_or_else(|| PyOSError::new_err("memory of this process has no descriptor"))
+    }
+
+    /// The image that the source means now, opened as this one was; None while this one is current. Files and arrays of
+    /// this image keep its memory, where another image may take its place in turn.
+    fn refresh(&self, py: Python<'_>) -> PyResult<Option<Self>> {
+        let image = self.opened()?;
+        Ok(py.detach(|| image.refresh()).or_raise()?.map(Self::new))
+    }
+
+    /// Number of the image in its region: 0 for the first, and one more with each that replaced it there.
+    #[getter]
+    fn generation(&self) -> PyResult<u64> {
+        Ok(self.opened()?.generation())
     }
 
     /// Maps all pages now, not at first touch. False where the kernel cannot.

@@ -138,7 +138,7 @@ fn check_file(file: &File, memory: Memory) -> u64 {
     match file.to_vec() {
         Ok(bytes) => {
             assert_eq!(bytes.len() as u64, len);
-            assert_eq!(file.write_to(&mut io::sink()).unwrap(), len);
+            assert_eq!(file.copy_to(&mut io::sink()).unwrap(), len);
             let hash = file.hash().unwrap();
             if memory == Memory::Live {
                 assert!(
@@ -157,7 +157,7 @@ fn check_file(file: &File, memory: Memory) -> u64 {
             len
         }
         Err(Error::NoContents { .. }) => {
-            assert!(file.hash().is_err() && file.write_to(&mut io::sink()).is_err());
+            assert!(file.hash().is_err() && file.copy_to(&mut io::sink()).is_err());
             0
         }
         Err(error) => panic!("to_vec(): {error}"),

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 pub fn run(image: &Image, args: &CatArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::Clean;
     for path in &args.paths {
-        let written = image.file(path.as_bytes()).and_then(|file| file.write_to(out));
+        let written = image.file(path.as_bytes()).and_then(|file| file.copy_to(out));
         match written {
             Ok(_) => (),
             Err(error) if out.reader_left() => return Err(error.into()),

@@ -21,6 +21,7 @@ mod output;
 mod place;
 mod progress;
 mod source;
+mod sources;
 mod stat;
 mod text;
 mod tree;
@@ -61,6 +62,7 @@ fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => run_on_image(&cli.source, verb, out),
         Verb::Holder(verb) => holder::run(verb, out),
+        Verb::Sources(verb) => sources::run(verb, out),
         Verb::Man(verb) => manual::write_pages(verb),
         Verb::Completions(verb) => manual::complete(verb, out),
     }

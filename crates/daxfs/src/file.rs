@@ -4,8 +4,9 @@
 
 use std::fmt;
 use std::io::Write;
+use std::os::fd::AsFd;
 
-use dmabuf::SharedBytes;
+use dmabuf::{MemoryClass, SharedBytes, Transfer};
 
 use crate::error::{Error, Result};
 use crate::region::COPY_CHUNK;
@@ -223,13 +224,50 @@ impl File {
         }
     }
 
-    /// Writes the whole file and returns its length.
+    /// Writes the whole file to a writer of this process and returns its length; for descriptors see
+    /// [`File::write_to`].
     ///
     /// # Errors
     /// [`Error::Write`] with what the writer answered, and as for [`File::read_at`].
-    pub fn write_to(&self, writer: &mut (impl Write + ?Sized)) -> Result<u64> {
+    pub fn copy_to(&self, writer: &mut (impl Write + ?Sized)) -> Result<u64> {
         self.for_each_chunk(|bytes| writer.write_all(bytes).map_err(Error::Write))?;
         Ok(self.len())
+    }
+
+    /// Writes the whole file to a file, pipe or socket, at its position, and returns its length. The kernel moves the
+    /// bytes where it can (see [`Transfer`]); a target that takes no more at the moment is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with what the kernel answered, also when the image's own file was cut short;
+    /// [`Error::NoContents`].
+    pub fn write_to(&self, to: impl AsFd) -> Result<u64> {
+        let to = to.as_fd();
+        let _access = self.region().cpu_access()?;
+        match self.transfer()? {
+            Some(mut transfer) => transfer.finish(to, None).map_err(Error::Write)?,
+            None => self.for_each_chunk(|bytes| {
+                Transfer::new(SharedBytes::from_slice(bytes), None).finish(to, None).map_err(Error::Write)
+            })?,
+        }
+        Ok(self.len())
+    }
+
+    /// The file as something that is sent step by step; `None` when it is made of pieces. CPU access to a dma-buf has
+    /// to be bracketed ([`Region::cpu_access`]).
+    ///
+    /// # Errors
+    /// [`Error::NoContents`].
+    pub fn transfer(&self) -> Result<Option<Transfer<'_>>> {
+        let extent = match (self.extent(), self.entry.content()) {
+            (Some(extent), _) => extent,
+            (None, Content::Pieces(_)) => return Ok(None),
+            (None, _) => return Err(self.no_extent()),
+        };
+        let region = self.region();
+        // Private pages are not those of the file.
+        let is_file = region.class() == MemoryClass::Pages && !region.is_writable();
+        let file = region.fd().filter(|_| is_file).map(|fd| (fd, region.offset() + extent.offset));
+        Ok(Some(Transfer::new(self.bytes()?, file)))
     }
 
     /// BLAKE3 hash of the contents, computed now.

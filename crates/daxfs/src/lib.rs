@@ -69,7 +69,7 @@ pub mod tensor;
 pub mod dlpack;
 
 pub use content::{ContentHasher, content_hash};
-pub use dmabuf::{MemoryClass, SharedBytes};
+pub use dmabuf::{MemoryClass, SharedBytes, Transfer};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use file::{Extent, File};

@@ -18,13 +18,19 @@ use std::path::PathBuf;
 const SOURCES: &str = "\
 Sources:
   model.daxfs    a file, on disk or in a tmpfs
-  /dev/dax0.0    a DAX device
+  /dev/dax0.0    a devdax device; /dev/dax0.0@2G+64M is a part of it
+  /sys/bus/pci/devices/0000:00:04.0/resource2
+                 the memory of a PCI device; its directory stands for the largest
+  phys:0x8000000+64M
+                 a physical range, through /dev/mem
+  /mnt/model     the root of a mounted DAXFS: the memory behind it
   fd:3           a descriptor that this process inherited: a memfd, a dma-buf, a file
   -              standard input, when it is a file or a memfd (a pipe cannot be mapped)
   daxfs://llama  an image that a holder (daxfs serve) keeps; its socket is $DAXFS_SOCKET, else
                  $XDG_RUNTIME_DIR/daxfs.sock, else /run/daxfs.sock
   daxfs+unix:///path/to.sock/llama
                  the same, at that socket
+What can be followed by @OFFSET is a device or fd:N. `daxfs sources` lists what is there.
 A file that is really named fd:3 or - is reached as ./fd:3 or ./-
 
 Exit status:
@@ -87,12 +93,25 @@ pub enum Verb {
     /// Those of the holder.
     #[command(flatten)]
     Holder(HolderVerb),
+    /// List the shareable memory of this machine, and what is missing for the rest
+    ///
+    /// Memfds, udmabuf and its limits, dma-heaps, devdax devices, memory of PCI devices, physical memory, mounted
+    /// DAXFS, render nodes, GPUs, and the holder. USABLE says whether this process can open it now.
+    Sources(SourcesArgs),
     /// Write the manual pages
     ///
     /// One page for each verb, and those of daxfs-pack. Read one with `man DIR/daxfs-serve.1`.
     Man(ManArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+/// Arguments of `daxfs sources`.
+#[derive(Debug, Args)]
+pub struct SourcesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs man`.

@@ -4,7 +4,6 @@
 //! directories are made with mode 0700, filled, and get their owner and mode last, from the deepest up.
 
 mod beneath;
-mod data;
 
 use crate::args::ExtractArgs;
 use crate::output::{Outcome, Output, note};
@@ -180,8 +179,8 @@ fn write_all(
                     }
                     hash_map::Entry::Vacant(slot) => {
                         slot.insert(target);
-                        let mut file = dest.make_file(target).with_context(place)?;
-                        written.bytes += data::copy(&entry.file()?, &mut file).with_context(place)?;
+                        let file = dest.make_file(target).with_context(place)?;
+                        written.bytes += entry.file()?.write_to(&file).with_context(place)?;
                         rules.attributes(entry).apply(&file).with_context(place)?;
                     }
                 }
