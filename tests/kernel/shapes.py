@@ -67,6 +67,8 @@ class Shape:
     guest: dict[str, object] = field(default_factory=dict)
     # QEMU's arguments that make a memory backend of the name `shared` part of the machine.
     devices: list[str] = field(default_factory=list)
+    # Size of the models that are packed; see make_model.
+    rows: int = 600
     # Whether a QEMU with CXL is needed.
     cxl: bool = False
     # Shell commands that `daxfs` has to refuse in a guest, with a part of what it says then.
@@ -166,6 +168,8 @@ CXL = Shape(
         "-device",
         "cxl-type3,bus=cxl.port,volatile-memdev=shared,id=cxl.memory,sn=1",
     ],
+    # QEMU 10 emulates each access to it on its own.
+    rows=200,
     cxl=True,
 )
 SHAPES = [SOFT, PHYSICAL, IVSHMEM, CXL]
