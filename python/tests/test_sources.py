@@ -46,6 +46,12 @@ def test_images_at_offsets_of_one_descriptor(tree: Path, pool: int) -> None:
             daxfs.open(text)
 
 
+def test_paths_that_are_meant_as_paths(tree: Path, tmp_path: Path) -> None:
+    for text in ("/dev/dax0.0@2M", "phys:0x1000+4K", "fd:0"):
+        with pytest.raises(FileNotFoundError):
+            daxfs.open(Path(text))
+
+
 def test_a_physical_range_says_what_it_needs(tree: Path) -> None:
     if Path("/dev/mem").exists():
         pytest.skip("this machine has /dev/mem")

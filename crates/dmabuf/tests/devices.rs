@@ -167,7 +167,7 @@ fn a_dma_buf_is_sent_by_the_kernel_or_through_a_buffer() {
         return;
     }
     let contents: Vec<u8> =
-        (0..MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+        (0..1_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
     let dma_buf = udmabuf_from(&memfd("sent", MIB)).unwrap();
     let mut map = map_all(dma_buf.as_fd());
     map.view_mut().unwrap().copy_from(0, &contents).unwrap();
