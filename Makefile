@@ -1,10 +1,10 @@
 # The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-kernel fuzz lint bench build wheel clean
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels fuzz lint bench build wheel clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo:            ## pack a real model, open it from a descriptor in other processes, compute embeddings without a copy
 	@scripts/demo.sh
@@ -20,6 +20,9 @@ test-python:     ## build the wheel, install it into .venv, run the Python tests
 
 test-kernel:     ## tests on real dma-bufs, in a virtual machine where this machine has none
 	@scripts/test.sh setup wheel kernel
+
+test-two-kernels: ## two virtual machines over one memory: devdax, a physical range, PCI memory, a CXL pool
+	@scripts/test.sh setup two-kernels
 
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)

@@ -137,6 +137,12 @@ kernel() {
     tests/kernel/run.py
 }
 
+two_kernels() {
+    # The reason stays when only a part cannot run, for want of another emulator.
+    reason=$(tests/kernel/two.py --available) || return $NOT_RUN
+    tests/kernel/two.py
+}
+
 step setup setup
 step format format
 step clippy clippy
@@ -150,6 +156,7 @@ step stubs stubs
 step ruff ruff
 step demo demo
 step kernel kernel
+step two-kernels two_kernels
 step fuzz fuzz
 step deny optional deny
 

@@ -72,7 +72,7 @@ impl FileBase {
     ) -> PyResult<u64> {
         let to = source::descriptor(target)?;
         let _access = self.file.region().cpu_access().or_raise()?;
-        let mut step = |transfer: &mut Transfer<'_>| -> PyResult<()> {
+        let step = |transfer: &mut Transfer<'_>| -> PyResult<()> {
             while !transfer.is_done() {
                 let sent = py.detach(|| match transfer.step(to.as_fd()) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -89,6 +89,12 @@ pub fn path(object: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
 fn plain(path: PathBuf) -> OsString {
     match Source::parse(path.as_os_str()) {
         Ok(Source::Path { part: Part::WHOLE, .. }) => path.into_os_string(),
+        // Nothing but a path begins so.
+        _ if path.is_absolute() => {
+            let mut text = OsString::from("/.");
+            text.push(path);
+            text
+        }
         _ => Path::new(".").join(path).into_os_string(),
     }
 }

@@ -15,23 +15,17 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from packages import UnavailableError, cache_dir, check_tools, unpack, update
+
 META_PACKAGES = ("linux-image-6.12-amd64", "linux-image-amd64")
+# Debian's 6.1 has neither device.
+OLDEST = (6, 12)
 NEEDED_OPTIONS = ("CONFIG_UDMABUF=y", "CONFIG_DMABUF_HEAPS_SYSTEM=y")
-
-
-class UnavailableError(Exception):
-    """The kernel cannot be had on this machine; the message says why and what would help."""
-
-
-def cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "daxfs"
 
 
 def boot_image(folder: Path) -> Path | None:
@@ -49,20 +43,13 @@ def missing_options(folder: Path) -> list[str]:
     return [option for option in NEEDED_OPTIONS if option not in lines]
 
 
-def run(*command: str, cwd: Path | None = None) -> str:
-    """Output of a command that must succeed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise UnavailableError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
-
-
 def package_behind(meta: str) -> str | None:
-    """Name of the versioned package that a meta package depends on."""
+    """Name of the versioned package that a meta package depends on, if it is new enough."""
     asked = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True, check=False)
     for line in asked.stdout.splitlines():
         kind, _, name = line.strip().partition(": ")
-        if kind == "Depends" and name.startswith("linux-image-"):
+        version = re.match(r"linux-image-(\d+)\.(\d+)", name)
+        if kind == "Depends" and version and (int(version[1]), int(version[2])) >= OLDEST:
             return name
     return None
 
@@ -76,7 +63,7 @@ def current_package() -> str:
         if attempt == "as is":
             if os.geteuid() != 0:
                 break
-            run("apt-get", "-q", "-o", "Acquire::Retries=3", "update")
+            update()
     raise UnavailableError("apt knows no linux-image package: run `apt-get update` as root, then try again")
 
 
@@ -90,29 +77,12 @@ def fetch() -> Path:
         raise UnavailableError(f"the guest kernel is x86-64 only, this machine is {platform.machine()}")
     folder = cache_dir() / "kernel"
     if not boot_image(folder):
-        for tool in ("apt-get", "apt-cache", "dpkg"):
-            if not shutil.which(tool):
-                wanted = " and ".join(NEEDED_OPTIONS)
-                raise UnavailableError(f"no {tool}: unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL")
-        download(folder)
+        wanted = " and ".join(NEEDED_OPTIONS)
+        check_tools(otherwise=f"unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL")
+        unpack([current_package()], folder)
     if lacking := missing_options(folder):
         raise UnavailableError(f"the kernel in {folder} lacks {' and '.join(lacking)}; delete it to fetch another")
     return folder
-
-
-def download(folder: Path) -> None:
-    """Download and unpack beside `folder`, then rename: an interrupted run leaves nothing half done."""
-    package = current_package()
-    print(f"kernel.py: downloading {package} (about 110 MB) to {folder}", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="kernel-") as scratch:
-        # As root, apt would warn that its sandbox user cannot write here.
-        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        run("apt-get", "-q", "-o", "Acquire::Retries=3", *sandbox, "download", package, cwd=Path(scratch))
-        (archive,) = Path(scratch).glob("*.deb")
-        run("dpkg", "-x", str(archive), f"{scratch}/unpacked")
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(scratch, "unpacked").rename(folder)
 
 
 if __name__ == "__main__":

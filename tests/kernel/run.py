@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 import vulkan
-from kernel import UnavailableError
+from packages import UnavailableError
 from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,11 +24,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from kernel import UnavailableError, boot_image, fetch
+import emulator
+from kernel import boot_image, fetch
+from packages import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +47,7 @@ export PATH=/bin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 fail() { echo "daxfs-vm: $*" >/dev/ttyS0; poweroff -f; }
 for module in $(cat /modules/order); do insmod /modules/$module.ko || fail "cannot load module $module"; done
+. /setup
 
 p9=trans=virtio,version=9p2000.L,msize=512000
 mount -t tmpfs scratch /scratch; mkdir /scratch/upper /scratch/work /scratch/host
@@ -63,23 +67,18 @@ done </writable
 # Nobody runs udev here, so the device nodes would be for root alone.
 chmod 666 /root/dev/udmabuf /root/dev/dma_heap/* /root/dev/dri/* /root/dev/fuse 2>/dev/null
 ip link set lo up; hostname daxfs-vm
-mkdir /root/run/daxfs-vm; cp /bin/busybox /stage2 /command /root/run/daxfs-vm/
+mkdir /root/run/daxfs-vm; cp /bin/busybox /stage2 /command /input /root/run/daxfs-vm/
 # Not chroot: the kernel forbids new user namespaces in a chroot.
 exec switch_root /root /run/daxfs-vm/busybox sh /run/daxfs-vm/stage2
 """
 
 STAGE2 = f"""
-/bin/sh /run/daxfs-vm/command </dev/null >/dev/vport0p1 2>&1
+exec 3<>/dev/vport0p1 # a port can be opened only once
+if [ -s /run/daxfs-vm/input ]; then exec 4<&3; else exec 4</dev/null; fi
+/bin/sh /run/daxfs-vm/command <&4 >&3 2>&1 3>&- 4<&-
 echo "{STATUS_MARK}$?" >/dev/ttyS0
 exec /run/daxfs-vm/busybox poweroff -f
 """
-
-
-def emulator() -> str:
-    program = shutil.which("qemu-system-x86_64")
-    if not program:
-        raise UnavailableError("no qemu-system-x86_64: install the package qemu-system-x86")
-    return program
 
 
 def busybox() -> Path:
@@ -92,7 +91,7 @@ def busybox() -> Path:
 
 def check_requirements() -> None:
     """Raises UnavailableError where no guest can be booted; fetches the kernel if it is not there."""
-    emulator()
+    emulator.installed()
     busybox()
     fetch()
 
@@ -103,6 +102,16 @@ class Guest:
 
     memory: str = "2G"
     cpus: int = 2
+    machine: str = "q35,hpet=off"
+    cpu: str = "max"
+    # Command line of the QEMU to use; the installed one if not said.
+    qemu: list[str] = field(default_factory=list)
+    # More of QEMU's arguments.
+    devices: list[str] = field(default_factory=list)
+    # Shell commands that prepare devices before the command runs, with busybox only; `fail WHY` gives up.
+    setup: str = ""
+    # Whether the command reads what is written to the input of Running.
+    interactive: bool = False
     # Kernel modules, besides those that the root file system needs.
     modules: list[str] = field(default_factory=list)
     # Folders of the host in which writes are kept.
@@ -119,29 +128,28 @@ class Guest:
 
     def run(self, command: list[str]) -> int:
         """Boot, run the command, power off; its exit status."""
+        with self.start(command) as running:
+            return running.wait()
+
+    @contextmanager
+    def start(self, command: list[str]) -> Iterator[Running]:
+        """Boot and run the command meanwhile; on leaving, a guest that still runs is switched off."""
         with tempfile.TemporaryDirectory(prefix="daxfs-vm-") as scratch:
             initramfs, console = Path(scratch, "initramfs"), Path(scratch, "console")
             kernel = fetch()
             initramfs.write_bytes(b"".join(cpio(self.initramfs(kernel, command))))
-            # QEMU drops the guest's output port when its own standard input ends: a pipe that never does.
-            reader, writer = os.pipe()
-            qemu = self.qemu(kernel, initramfs, console)
+            line = self.command_line(kernel, initramfs, console)
+            # QEMU drops the guest's output port when its own standard input ends: a pipe that stays open.
+            output = subprocess.PIPE if self.interactive else None
+            process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=output, text=True, bufsize=1)
             try:
-                subprocess.run(qemu, stdin=reader, timeout=self.timeout, check=False)
-                late = False
-            except subprocess.TimeoutExpired:
-                late = True
+                yield Running(self, process, console)
             finally:
-                os.close(reader)
-                os.close(writer)
-            log = console.read_text(errors="replace") if console.exists() else ""
-        status = re.search(re.escape(STATUS_MARK) + r"(\d+)", log)
-        if self.debug or not status:
-            sys.stderr.write(log)
-        if late:
-            print(f"vm.py: the command did not end within {self.timeout:.0f} s", file=sys.stderr)
-            return TIMED_OUT
-        return int(status[1]) if status else GUEST_FAILED
+                process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe:
+                        pipe.close()
 
     def initramfs(self, kernel: Path, command: list[str]) -> Iterator[tuple[str, int, bytes]]:
         """Entries of the initial file system."""
@@ -150,7 +158,9 @@ class Guest:
         yield "bin/busybox", 0o100755, busybox().read_bytes()
         yield "init", 0o100755, INIT.encode()
         yield "stage2", 0o100644, STAGE2.encode()
+        yield "setup", 0o100644, self.setup.encode()
         yield "command", 0o100644, self.script(command).encode()
+        yield "input", 0o100644, b"port" if self.interactive else b""
         yield "writable", 0o100644, "".join(f"rw{i} {d}\n" for i, d in enumerate(self.shares())).encode()
         loaded = modules(kernel, BASE_MODULES + self.modules)
         yield "modules/order", 0o100644, "\n".join(loaded).encode()
@@ -173,22 +183,69 @@ class Guest:
     def shares(self) -> list[str]:
         return [os.path.realpath(d) for d in self.writable]
 
-    def qemu(self, kernel: Path, initramfs: Path, console: Path) -> list[str]:
+    def command_line(self, kernel: Path, initramfs: Path, console: Path) -> list[str]:
         """QEMU's command line."""
-        parameters = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr cryptomgr.notests " + self.append
-        line = [emulator(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-        line += ["-machine", "q35,hpet=off", "-cpu", "max", "-m", self.memory, "-smp", str(self.cpus)]
+        # no_timer_check: on a busy machine the emulated timer may be late, which the kernel takes for broken hardware.
+        parameters = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check cryptomgr.notests"
+        parameters += f" {self.append}"
+        line = [*(self.qemu or emulator.installed()), "-nodefaults", "-no-user-config", "-no-reboot"]
+        # A machine that can have one processor only is emulated without atomic instructions, which other guests and
+        # this machine would notice in shared memory.
+        line += ["-smp", f"{self.cpus},maxcpus={max(self.cpus, 2)}", "-display", "none"]
+        line += ["-machine", self.machine, "-cpu", self.cpu, "-m", self.memory]
         line += ["-accel", os.environ.get("DAXFS_VM_ACCEL", "tcg")]
         line += ["-kernel", str(boot_image(kernel)), "-initrd", str(initramfs), "-append", parameters]
-        line += ["-serial", f"file:{console}"]
-        line += ["-chardev", "stdio,id=output,signal=on", "-device", "virtio-serial-pci"]
-        line += ["-device", "virtserialport,chardev=output,nr=1", "-device", "virtio-rng-pci"]
+        line += ["-serial", f"file:{console}", *self.devices]
+        # The bus is named because with CXL there are several.
+        line += ["-chardev", "stdio,id=output,signal=on", "-device", "virtio-serial-pci,bus=pcie.0"]
+        line += ["-device", "virtserialport,chardev=output,nr=1", "-device", "virtio-rng-pci,bus=pcie.0"]
         shares = [("root", "/", ",readonly=on"), *((f"rw{i}", d, "") for i, d in enumerate(self.shares()))]
         for tag, folder, mode in shares:
             path = folder.replace(",", ",,")
             line += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{mode}"]
-            line += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+            line += ["-device", f"virtio-9p-pci,bus=pcie.0,fsdev={tag},mount_tag={tag}"]
         return line
+
+
+class Running:
+    """A guest that was started."""
+
+    def __init__(self, guest: Guest, process: subprocess.Popen[str], console: Path) -> None:
+        self.guest = guest
+        self.process = process
+        self.console = console
+
+    @property
+    def input(self) -> IO[str]:
+        """What is written here, the command of an interactive guest reads. It never ends: agree on a last line."""
+        assert self.process.stdin
+        return self.process.stdin
+
+    @property
+    def output(self) -> IO[str]:
+        """What the command of an interactive guest prints."""
+        assert self.process.stdout
+        return self.process.stdout
+
+    def log(self) -> str:
+        """What the guest's console has shown so far."""
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
+    def wait(self) -> int:
+        """Wait for the end; the command's exit status."""
+        late = False
+        try:
+            self.process.wait(self.guest.timeout)
+        except subprocess.TimeoutExpired:
+            late = True
+        log = self.log()
+        status = re.search(re.escape(STATUS_MARK) + r"(\d+)", log)
+        if self.guest.debug or not status:
+            sys.stderr.write(log)
+        if late:
+            print(f"vm.py: the command did not end within {self.guest.timeout:.0f} s", file=sys.stderr)
+            return TIMED_OUT
+        return int(status[1]) if status else GUEST_FAILED
 
 
 def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
@@ -249,7 +306,17 @@ def main() -> int:
     add("--debug", action="store_true", help="print the guest's console at the end")
     add("command", nargs="+", help="the command, after --")
     a = parser.parse_args()
-    guest = Guest(a.mem, a.cpus, a.mod, a.rw, a.user, dict(a.env), a.append, a.timeout, a.debug)
+    guest = Guest(
+        memory=a.mem,
+        cpus=a.cpus,
+        modules=a.mod,
+        writable=a.rw,
+        user=a.user,
+        env=dict(a.env),
+        append=a.append,
+        timeout=a.timeout,
+        debug=a.debug,
+    )
     try:
         return guest.run(a.command)
     except UnavailableError as why:

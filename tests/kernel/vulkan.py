@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kernel import UnavailableError, cache_dir, run
+from packages import UnavailableError, cache_dir, release, run
 
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan1")
 # Every system has these, and a second copy of libc would not fit the dynamic linker.
@@ -54,12 +54,10 @@ def libraries() -> str:
 
 def codename() -> str:
     """The release of this machine, if it is Debian."""
-    text = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
-    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    if fields.get("ID", "").strip('"') != "debian" or "VERSION_CODENAME" not in fields:
+    if release().get("ID") != "debian" or "VERSION_CODENAME" not in release():
         wanted = "a Vulkan driver that imports dma-bufs, for example Mesa 24.1 or later"
         raise UnavailableError(f"this machine is not Debian: install {wanted} yourself")
-    return fields["VERSION_CODENAME"].strip('"')
+    return release()["VERSION_CODENAME"]
 
 
 class Apt:
@@ -77,7 +75,7 @@ class Apt:
     def get(self, *arguments: str) -> str:
         return run("apt-get", *self.options, *arguments, cwd=self.scratch)
 
-    def mirror(self, release: str) -> str:
+    def mirror(self, wanted: str) -> str:
         """Where the system's own sources get this release from."""
         form = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"]
         ask = [*form, "Created-By: Packages"]
@@ -85,9 +83,9 @@ class Apt:
         for lists in ("the system's", "our own"):
             text = run("apt-get", *ask) if lists == "the system's" else (self.get("update") and self.get(*ask))
             for uri, suite, name, component in (line.split() for line in text.splitlines()):
-                if component == "main" and release in (suite, name):
+                if component == "main" and wanted in (suite, name):
                     return uri
-        raise UnavailableError(f"apt is configured for no mirror of {release} main")
+        raise UnavailableError(f"apt is configured for no mirror of {wanted} main")
 
     def use_only(self, mirror: str, suites: list[str]) -> None:
         """From now on, these suites of this mirror."""
@@ -103,14 +101,14 @@ def download(folder: Path) -> None:
     for tool in ("apt-get", "dpkg"):
         if not shutil.which(tool):
             raise UnavailableError(f"no {tool}: install a Vulkan driver that imports dma-bufs (Mesa 24.1) yourself")
-    release = codename()
-    suites = SUITES.get(release, [release])
+    name = codename()
+    suites = SUITES.get(name, [name])
     print(f"vulkan.py: downloading Mesa's lavapipe (about 60 MB) to {folder}", file=sys.stderr, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="vulkan-") as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="vulkan-") as made:
+        scratch = Path(made)
         apt = Apt(scratch)
-        apt.use_only(apt.mirror(release), suites)
+        apt.use_only(apt.mirror(name), suites)
         plan = apt.get("--simulate", "--no-install-recommends", "--target-release", suites[-1], "install", *PACKAGES)
         wanted = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
         apt.get("--target-release", suites[-1], "download", *(p for p in wanted if not PRESENT.match(p)))

@@ -109,7 +109,7 @@ pub(crate) fn physical_refused(offset: u64, len: usize, source: io::Error) -> Er
 fn no_driver(path: &Path) -> Error {
     let name = path.file_name().map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy);
     Error::Unavailable {
-        what: path.display().to_string(),
+        what: format!("/dev/{name}"),
         needs: format!(
             "a driver, and none is bound: modprobe device_dax, then `daxctl reconfigure-device -m devdax -f {name}`, \
              or write {name} to /sys/bus/dax/drivers/device_dax/new_id"
@@ -132,8 +132,16 @@ fn sysfs_device(sysfs: &Path, device: libc::dev_t, bus: &str) -> Option<PathBuf>
 }
 
 /// Size and alignment of a device-dax device, `None` for other character devices. fstat knows neither.
+///
+/// # Errors
+/// [`Error::Unavailable`] for a device without a driver.
 pub(crate) fn devdax(sysfs: &Path, device: libc::dev_t) -> Result<Option<(u64, u64)>> {
     let Some(dir) = sysfs_device(sysfs, device, "dax") else { return Ok(None) };
+    // A node that was unbound while somebody has it open can still be opened, and mapping it is a fault in the kernel.
+    if !dir.join("driver").exists() {
+        let node = fs::read_link(&dir).unwrap_or_else(|_| dir.clone());
+        return Err(no_driver(&node));
+    }
     let (size, align) = (read_number(&dir.join("size"))?, read_number(&dir.join("align"))?);
     if !align.is_power_of_two() {
         let why = format!("alignment {align} is no power of two");

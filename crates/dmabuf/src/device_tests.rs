@@ -65,6 +65,9 @@ fn devdax_is_told_by_its_bus() {
     assert_eq!(devdax(sysfs.path(), device).unwrap(), None, "no bus");
     std::os::unix::fs::symlink("../../bus/dax", dir.join("subsystem")).unwrap();
     let error = devdax(sysfs.path(), device).unwrap_err();
+    assert!(matches!(&error, Error::Unavailable { needs, .. } if needs.starts_with("a driver")), "{error}");
+    fs::create_dir(dir.join("driver")).unwrap();
+    let error = devdax(sysfs.path(), device).unwrap_err();
     assert!(
         matches!(&error, Error::Os { op: "read", subject, .. } if subject.ends_with("252:3/size")),
         "{error}"

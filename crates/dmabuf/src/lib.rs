@@ -16,12 +16,15 @@
 //! | udmabuf | [`udmabuf_from`] | no | never: always writable | no | yes |
 //! | dma-heap buffer | [`heap_allocate`] | no | never: always writable | no | yes |
 //! | dma-buf of a driver | [`recv_fds`], [`duplicate`] | no | not for this process if the descriptor is read-only | no | yes |
-//! | devdax | [`open_read_only`] | no | no proof | by the device, 2 MiB | by address |
+//! | devdax | [`open_memory`] | no | no proof | by the device, 2 MiB | by address |
+//! | PCI memory | [`open_memory`] | no | no proof | no | by address |
+//! | physical range | [`open_physical`] | no | no proof | no | no |
 //! | file | [`open_read_only`] | **yes**, by every writer | no proof | page cache, on tmpfs [`allocate_huge`] | no |
 //!
 //! CPU access to dma-bufs belongs between [`CpuAccess::begin`] and [`CpuAccess::finish`], which order caches and do not
 //! exclude others. Copying out of a mapping works for every kind; what pins pages (O_DIRECT, `MSG_ZEROCOPY`, io_uring
-//! buffers, RDMA) fails with EFAULT on dma-bufs.
+//! buffers, RDMA) fails with EFAULT on dma-bufs, PCI and physical memory: [`MemoryClass`] says which, and [`Transfer`]
+//! sends memory by the best way that is left.
 //!
 //! ```
 //! use std::os::fd::AsFd;

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 const LEN: usize = 3 << 20;
 
 fn memory() -> (Memfd, Mapping, Vec<u8>) {
-    let bytes: Vec<u8> = (0..LEN).map(|i| (i * 31 >> 5).to_le_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..LEN).map(|i| ((i * 31) >> 5).to_le_bytes()[0]).collect();
     let memfd = Memfd::create("transfer", LEN as u64, HugePages::No).unwrap();
     let mut map = Mapping::read_write(memfd.as_fd(), 0, LEN).unwrap();
     map.view_mut().unwrap().copy_from(0, &bytes).unwrap();

@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn wide_copies_are_the_same_bytes_at_every_alignment() {
-        let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 2_654_435_761 >> 24).to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> =
+            (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
         let memfd = Memfd::create("wide", 8192, HugePages::No).unwrap();
         let mut map = Mapping::read_write(memfd.as_fd(), 0, 8192).unwrap();
         map.view_mut().unwrap().copy_from(0, &bytes).unwrap();

@@ -162,6 +162,38 @@ fn files_are_read_into_a_dma_buf() {
 }
 
 #[test]
+fn a_dma_buf_is_sent_by_the_kernel_or_through_a_buffer() {
+    if !present(UDMABUF) {
+        return;
+    }
+    let contents: Vec<u8> =
+        (0..1_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+    let dma_buf = udmabuf_from(&memfd("sent", MIB)).unwrap();
+    let mut map = map_all(dma_buf.as_fd());
+    map.view_mut().unwrap().copy_from(0, &contents).unwrap();
+    assert_eq!(map.class(), dmabuf::MemoryClass::PfnMap);
+    assert!(map.view().to_vec() == contents, "by wide loads");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut transfer = dmabuf::Transfer::new(map.view(), None);
+    transfer.finish(file.as_file().as_fd(), None).unwrap();
+    assert_eq!(transfer.way(), Some(dmabuf::Way::Write));
+    assert!(std::fs::read(file.path()).unwrap() == contents);
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let direct = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(file.path());
+    match direct {
+        Ok(direct) => {
+            let mut transfer = dmabuf::Transfer::new(map.view(), None);
+            transfer.finish(direct.as_fd(), None).unwrap();
+            // File systems in memory take O_DIRECT and copy all the same.
+            println!("O_DIRECT in {}: {:?}", std::env::temp_dir().display(), transfer.way());
+            assert!(std::fs::read(file.path()).unwrap() == contents);
+        }
+        Err(e) => println!("O_DIRECT not run in {}: {e}", std::env::temp_dir().display()),
+    }
+}
+
+#[test]
 fn unfit_memfds_are_refused_with_the_reason() {
     if !present(UDMABUF) {
         return;

@@ -328,6 +328,7 @@ impl Region {
 
     /// The stamp of the image that is there now.
     pub(crate) fn stamp(&self) -> Result<Stamp> {
+        let _access = self.cpu_access()?;
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 

@@ -1,0 +1,307 @@
+#!/usr/bin/env python3
+"""Two kernels, one image: two guests map the same physical memory and read the image in it.
+
+    two.py [SHAPE...]       soft-reserved, physical, ivshmem, cxl (shapes.py); all of them if none is named
+    two.py --available      only say whether they could run here, fetching kernel and emulator if need be
+
+For each shape, in one boot of both guests:
+  * the image is packed, by this machine or by a guest, and both guests read it: every file and tensor has the bytes
+    that this machine packed, and `daxfs verify` agrees;
+  * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
+    guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
+  * the image is replaced while both guests read it, by a guest and by this machine, beside the old one and in its
+    place: what passes for valid is one image, whole, and both guests get to see the last one;
+  * what cannot be opened is refused with advice.
+
+Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed). A shape that
+cannot be had here is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulator
+from models import Model, make_model
+from packages import UnavailableError
+from peer import Peer, PeerError, in_guest, on_this_machine
+from shapes import SHAPES, Shape
+from vm import check_requirements
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILED, NOT_RUN = 1, 77
+# Seconds that one command may take; they take a few, unless the machine is busy with other things.
+PATIENCE = 300
+PAGE = 4096
+
+
+class FailedError(Exception):
+    """Something was not as it has to be."""
+
+
+def check(condition: object, what: str) -> None:
+    if not condition:
+        raise FailedError(what)
+
+
+def build() -> Path:
+    """Folder of the commands and of the guests' program. Optimised: emulation is slow enough."""
+    command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
+    command += ["-p", "daxfs-cli", "-p", "mkimage", "-p", "daxfs-tests", "--bins"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(FAILED)
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == "two_kernels":
+            return Path(message["executable"]).parent
+    sys.exit("two.py: cargo built no program two_kernels")
+
+
+class Images:
+    """Models to pack, with what a reader of each has to find. The last one differs from the first in bytes only."""
+
+    def __init__(self, rows: int, work: Path, programs: Path, host: Peer) -> None:
+        self.programs = programs
+        sizes = (rows, rows * 3 // 2, rows)
+        self.models = [make_model(work / f"model-{i}", i, size) for i, size in enumerate(sizes)]
+        # Bytes of the image of the first and of the last model, in whole pages.
+        self.length = 0
+        self.reports = [self.report(model, work, host) for model in self.models]
+
+    def report(self, model: Model, work: Path, host: Peer) -> dict:
+        """What `report` has to answer: the hashes are taken of the files on the disk."""
+        pieces = work / f"{model.folder.name}-tensors"
+        pieces.mkdir()
+        for name, (_, _, data) in model.tensors.items():
+            (pieces / name).write_bytes(data)
+        hashes = host.ask("hash-tree", folder=str(pieces))
+        tensors = {name: [dtype, shape, hashes[f"/{name}"]] for name, (dtype, shape, _) in model.tensors.items()}
+        command = [str(self.programs / "daxfs-pack"), "--json", str(model.folder), "-o", f"{pieces}.daxfs"]
+        packed = json.loads(host.run(*command))
+        self.length = -(-packed["image_bytes"] // PAGE) * PAGE
+        return {
+            "content_hash": packed["content_hash"],
+            "files": host.ask("hash-tree", folder=str(model.folder)),
+            "tensors": tensors,
+        }
+
+    def pack(self, which: int, target: str, *more: str) -> list[str]:
+        """Command that packs a model into memory."""
+        return [str(self.programs / "daxfs-pack"), "--json", str(self.models[which].folder), "--into", target, *more]
+
+
+@contextlib.contextmanager
+def common_memory(size: int):
+    """A file of this machine's memory."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="daxfs-two-kernels-") as file:
+        file.truncate(size)
+        yield Path(file.name)
+
+
+@dataclass
+class Test:
+    """One shape: two guests and this machine over one memory."""
+
+    shape: Shape
+    images: Images
+    # The file on this machine.
+    memory: Path
+    # Guest A and guest B, whose emulator has the memory read-only.
+    guests: list[Peer]
+
+    def run(self) -> None:
+        b = self.guests[1]
+        # The part has room for one image and not for two.
+        whole, part = (0, self.shape.size), (self.shape.size // 2, self.images.length)
+        print("  packed by guest A, read by both", flush=True)
+        self.pack("guest A", whole, 0)
+        self.read_by_both(whole, 0)
+        verify = b.start("run", command=[str(self.images.programs / "daxfs"), "verify", self.shape.source])
+        print("  read-only", flush=True)
+        self.one_memory()
+        self.no_writes()
+        done = verify.get()
+        check(done["status"] == 0, f"daxfs verify in guest B: {done}")
+
+        print("  replaced while both read, the old image stays", flush=True)
+        self.replace(whole, 0, [("guest A", 1)], stays=True)
+        self.replace(whole, 1, [("this machine", which) for which in (2, 0, 2, 0, 2)], stays=False)
+        print("  replaced while both read, in the place of the old image", flush=True)
+        self.pack("this machine", part, 0)
+        self.read_by_both(part, 0)
+        self.replace(part, 0, [("guest A", 2)], stays=False)
+        self.replace(part, 1, [("this machine", which) for which in (0, 2, 0)], stays=False)
+        if self.shape.refused:
+            print("  refused with advice", flush=True)
+            self.refusals()
+
+    def pack(self, packer: str, place: tuple[int, int], which: int, *more: str) -> dict:
+        """Pack a model into a part of the memory, given by offset and length."""
+        if packer == "guest A":
+            return json.loads(self.guests[0].run(*self.images.pack(which, self.shape.part(*place), *more)))
+        with self.memory.open("r+b") as file:
+            target = "fd:{}@{}+{}".format(file.fileno(), *place)
+            command = self.images.pack(which, target, *more)
+            done = subprocess.run(command, pass_fds=[file.fileno()], capture_output=True, text=True, check=False)
+        check(done.returncode == 0, f"`{' '.join(command)}` here: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def read_by_both(self, place: tuple[int, int], which: int) -> None:
+        """Both guests open the image and find what was packed."""
+        for answer in [guest.start("open", source=self.shape.part(*place)) for guest in self.guests]:
+            opened = answer.get()
+            expected = {"len": place[1], "provenance": "shared", "class": self.shape.memory_class}
+            check(opened == expected, f"{answer.peer.name} opened {opened}, expected {expected}")
+        for answer in [guest.start("report") for guest in self.guests]:
+            self.same(answer.get(), self.images.reports[which], answer.peer.name)
+
+    def same(self, found: dict, expected: dict, who: str) -> None:
+        for part, contents in expected.items():
+            check(found[part] == contents, f"{part} in {who}: {found[part]}\nexpected {contents}")
+
+    def word(self, offset: int) -> int:
+        with self.memory.open("rb") as file:
+            file.seek(offset)
+            return int.from_bytes(file.read(8), "little")
+
+    def one_memory(self) -> None:
+        """A store in guest A, behind the image, is seen by guest B and here."""
+        a, b = self.guests
+        at = self.shape.size - PAGE
+        check(a.ask("store", source=self.shape.source, offset=at, value=0xA11CE) == 0xA11CE, "guest A lost its store")
+        check(b.ask("load", offset=at) == 0xA11CE, "guest B does not see the store of guest A")
+        check(self.word(at) == 0xA11CE, "this machine does not see the store of guest A")
+
+    def no_writes(self) -> None:
+        """Readers cannot write, and guest B not even as root."""
+        for answer in [guest.start("write-as-reader") for guest in self.guests]:
+            done = answer.get()
+            check(not done["allowed"] and not done["changed"], f"a reader in {answer.peer.name} could write: {done}")
+        b = self.guests[1]
+        for at in (0, self.shape.size - PAGE + 8):
+            before = self.word(at)
+            with contextlib.suppress(PeerError):
+                found = b.ask("store", source=self.shape.source, offset=at, value=0xBAD)
+                check(found == before, f"guest B reads {found:#x} at {at:#x} after its store")
+            check(self.word(at) == before, f"guest B has written to read-only memory at {at:#x}")
+
+    def replace(self, place: tuple[int, int], generation: int, steps: list[tuple[str, int]], *, stays: bool) -> None:
+        """Other images are packed while both guests read the one before.
+
+        `generation` is that of the first of `steps`, less one. With `stays`, readers of the old image keep its bytes.
+        """
+        last = generation + len(steps)
+        watching = [guest.start("watch", until=last) for guest in self.guests]
+        packed = {}
+        for number, (packer, which) in enumerate(steps, generation + 1):
+            summary = self.pack(packer, place, which, "--replace")
+            packed[number] = which
+            check(summary["generation"] == number, f"generation {summary['generation']}, expected {number}")
+            fits_beside = place[1] > self.images.length
+            check(summary["keeps_previous"] == fits_beside, f"the old image was kept or not: {summary}")
+        for answer in watching:
+            done, who = answer.get(), answer.peer.name
+            for report in done["seen"]:
+                number = report["generation"]
+                check(number == generation or number in packed, f"{who} read an image that nobody packed: {report}")
+                if number in packed:
+                    self.same(report, self.images.reports[packed[number]], f"generation {number} in {who}")
+            numbers = [report["generation"] for report in done["seen"]]
+            check(numbers == sorted(set(numbers)), f"{who} saw generations {numbers}")
+            check(numbers[-1] == last, f"{who} saw generations {numbers}, but not {last}")
+            check(not done["first_is_current"], f"{who} takes the image that was replaced for the current one")
+            check(done["kept"] or not stays, f"{who} lost the bytes of the image that it had open")
+
+    def refusals(self) -> None:
+        """What cannot be opened is an error that says why, and exit status 2."""
+        for script, advice in self.shape.refused.items():
+            path = f"PATH={self.images.programs}:$PATH; {script}"
+            done = self.guests[1].ask("run", command=["sh", "-c", path])
+            check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
+
+
+def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
+    """Everything about one shape."""
+    images = Images(shape.rows, work, programs, host)
+    program = programs / "two_kernels"
+    with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(common_memory(shape.size))
+        guests = []
+        for name, read_only in (("guest A", False), ("guest B", True)):
+            guest = shape.make_guest(memory, read_only=read_only, timeout=PATIENCE)
+            guests.append(stack.enter_context(in_guest(name, guest, program, PATIENCE)))
+        Test(shape, images, memory, guests).run()
+
+
+def cpu_seconds() -> float:
+    """Processor time of the emulators and commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--available", action="store_true", help="build and run nothing")
+    names = [shape.name for shape in SHAPES]
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(names)}")
+    a = parser.parse_args()
+    if unknown := set(a.shapes) - set(names):
+        parser.error(f"{' '.join(sorted(unknown))}: not one of {' '.join(names)}")
+    missing = {}
+    try:
+        check_requirements()
+    except UnavailableError as why:
+        print(f"not run: {why}")
+        return NOT_RUN
+    try:
+        emulator.with_cxl()
+    except UnavailableError as why:
+        missing["cxl"] = f"not run: {why}"
+        print(f"cxl not run: {why}", flush=True)
+    if a.available:
+        return 0
+
+    programs = build()
+    os.chdir(ROOT)
+    results = {}
+    for shape in SHAPES:
+        if a.shapes and shape.name not in a.shapes:
+            continue
+        if why := missing.get(shape.name):
+            results[shape.name] = why
+            continue
+        print(f"two.py: {shape.name}", flush=True)
+        start, used = time.monotonic(), cpu_seconds()
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
+                on_this_machine(programs / "two_kernels", PATIENCE) as host,
+            ):
+                run(shape, Path(work), programs, host)
+            results[shape.name] = "passed"
+        except (FailedError, PeerError) as error:
+            print(f"two.py: {shape.name}: {error}", file=sys.stderr, flush=True)
+            results[shape.name] = "FAILED"
+        # On a machine that does other things, too, the second number says more.
+        results[shape.name] += (
+            f" after {time.monotonic() - start:.0f} s, {cpu_seconds() - used:.0f} s of processor time"
+        )
+    for name, result in results.items():
+        print(f"two.py: {name}: {result}")
+    return FAILED if any(result.startswith("FAILED") for result in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
