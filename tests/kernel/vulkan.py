@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -151,7 +152,7 @@ def main() -> int:
     if not command:
         print("\n".join(f"{name}={value}" for name, value in variables.items()))
         return 0
-    os.execvpe(command[0], command, {**os.environ, **variables})
+    return subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
 
 
 if __name__ == "__main__":
