@@ -80,14 +80,17 @@ class Apt:
 
     def mirror(self, release: str) -> str:
         """Where the system's own sources get this release from."""
-        form = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"]
-        ask = [*form, "Created-By: Packages"]
-        # Without lists apt names no targets: if the system has none, they are read into our own.
-        for lists in ("the system's", "our own"):
-            text = run("apt-get", *ask) if lists == "the system's" else (self.get("update") and self.get(*ask))
-            for uri, suite, name, component in (line.split() for line in text.splitlines()):
-                if component == "main" and release in (suite, name):
-                    return uri
+        form = "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"
+        ask = ["indextargets", "--format", form, "Created-By: Packages"]
+        targets = run("apt-get", *ask)
+        if not targets.strip():
+            # Without lists apt names no targets: they are read into our own.
+            self.get("update")
+            targets = self.get(*ask)
+        for line in targets.splitlines():
+            uri, suite, name, component = line.split()
+            if component == "main" and release in (suite, name):
+                return uri
         raise UnavailableError(f"apt is configured for no mirror of {release} main")
 
     def use_only(self, mirror: str, suites: list[str]) -> None:
