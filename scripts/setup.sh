@@ -50,7 +50,12 @@ system() {
 }
 
 vulkan() {
-    echo "setup: the Vulkan driver is in $(tests/kernel/vulkan.py | sed -n 's/^LD_LIBRARY_PATH=//p')"
+    local variables
+    if variables=$(tests/kernel/vulkan.py); then
+        echo "setup: the Vulkan driver is in $(sed -n 's/^LD_LIBRARY_PATH=//p' <<<"$variables")"
+    else
+        echo "setup: no Vulkan driver was fetched"
+    fi
 }
 
 peers() {

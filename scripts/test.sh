@@ -43,7 +43,7 @@ step() {
 }
 
 setup() {
-    scripts/setup.sh system && scripts/setup.sh python
+    scripts/setup.sh system && scripts/setup.sh python && scripts/setup.sh vulkan
 }
 
 format() {

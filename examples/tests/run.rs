@@ -50,7 +50,8 @@ fn the_vulkan_example_looks_rows_up() {
     std::fs::create_dir(&weights).unwrap();
     // Ten rows of four; row n begins with n.
     let table = (0..40u8).map(|n| f32::from(n / 4) + f32::from(n % 4) / 4.0);
-    let header = br#"{"odd":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"embed":{"dtype":"F32","shape":[10,4],"data_offsets":[4,164]}} "#;
+    let mut header = br#"{"odd":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"embed":{"dtype":"F32","shape":[10,4],"data_offsets":[4,164]}}"#.to_vec();
+    header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header);
     file.extend([1, 2, 3, 4]);

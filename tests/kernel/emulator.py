@@ -18,8 +18,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from packages import UnavailableError, cache_dir, check_tools, release, suite, unpack
+from packages import Apt, UnavailableError, cache_dir, check_tools, release, unpack
 
 PROGRAM = "qemu-system-x86_64"
 CXL_SINCE = 10
@@ -58,7 +60,10 @@ def with_cxl() -> list[str]:
         if codename != "bookworm":
             raise UnavailableError(f"{own[0]} is version {version(own)}; {advice}")
         check_tools(otherwise=advice)
-        unpack(PACKAGES, folder, suite(f"{codename}-backports"))
+        with tempfile.TemporaryDirectory(prefix="daxfs-apt-") as lists:
+            apt = Apt(Path(lists))
+            apt.use_only(apt.mirror(codename), [f"{codename}-backports"])
+            unpack(PACKAGES, folder, apt.options)
     data = [folder / "usr/share/qemu", folder / "usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu"]
     command = [str(program), *(word for place in data for word in ("-L", str(place)))]
     version(command)

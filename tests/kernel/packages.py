@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 RETRIES = ["-q", "-o", "Acquire::Retries=3"]
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class UnavailableError(Exception):
@@ -68,31 +69,40 @@ def release() -> dict[str, str]:
     return {name: value.strip("\"'") for name, _, value in pairs}
 
 
-def suite(name: str) -> list[str]:
-    """Options for apt that know only the suite `name` of the mirror that this machine uses.
+class Apt:
+    """apt-get with lists and state of its own: it changes nothing of the system and counts no package as installed."""
 
-    The lists are private ones, in the cache: nothing is changed in the machine's own, and no root is needed.
-    """
-    codename = release().get("VERSION_CODENAME", "")
-    wanted = ("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
-    mirrors = [line.split() for line in run(*wanted).splitlines()]
-    found = [uri for uri, release_name, component in mirrors if (release_name, component) == (codename, "main")]
-    if not found:
-        raise UnavailableError(f"apt has no lists for {codename} main: run `apt-get update` as root, then try again")
-    folder = cache_dir() / f"apt-{name}"
-    options = {
-        "Dir::Etc::SourceList": f"{folder}/sources.list",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": f"{folder}/lists",
-        "Dir::State::status": f"{folder}/status",
-        "Dir::Cache": f"{folder}/cache",
-        "APT::Sandbox::User": "",
-    }
-    line = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    for part in ("lists/partial", "cache/archives/partial"):
-        Path(folder, part).mkdir(parents=True, exist_ok=True)
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    Path(folder, "sources.list").write_text(f"deb [signed-by={keyring}] {found[0]} {name} main\n")
-    Path(folder, "status").write_text("")
-    run("apt-get", *RETRIES, *line, "update")
-    return line
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        for folder in ("lists/partial", "cache/archives/partial", "none"):
+            (scratch / folder).mkdir(parents=True)
+        (scratch / "status").touch()
+        self.options = [*RETRIES, "-o", "APT::Sandbox::User="]
+        for key, name in (("State::Lists", "lists"), ("State::status", "status"), ("Cache", "cache")):
+            self.options += ["-o", f"Dir::{key}={scratch / name}"]
+
+    def get(self, *arguments: str) -> str:
+        return run("apt-get", *self.options, *arguments, cwd=self.scratch)
+
+    def mirror(self, wanted: str) -> str:
+        """Where the system's own sources get this release from."""
+        form = "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"
+        ask = ["indextargets", "--format", form, "Created-By: Packages"]
+        targets = run("apt-get", *ask)
+        if not targets.strip():
+            # Without lists apt names no targets: they are read into our own.
+            self.get("update")
+            targets = self.get(*ask)
+        for line in targets.splitlines():
+            uri, suite, name, component = line.split()
+            if component == "main" and wanted in (suite, name):
+                return uri
+        raise UnavailableError(f"apt is configured for no mirror of {wanted} main")
+
+    def use_only(self, mirror: str, suites: list[str]) -> None:
+        """From now on, these suites of this mirror."""
+        lines = [f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in suites]
+        sources = self.scratch / "sources.list"
+        sources.write_text("".join(lines))
+        self.options += ["-o", f"Dir::Etc::SourceList={sources}", "-o", f"Dir::Etc::SourceParts={self.scratch}/none"]
+        self.get("update")

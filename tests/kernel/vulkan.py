@@ -18,11 +18,12 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from packages import UnavailableError, cache_dir, release, run
+from packages import Apt, UnavailableError, cache_dir, release, run
 
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan1")
 # Every system has these, and a second copy of libc would not fit the dynamic linker.
@@ -30,7 +31,6 @@ PRESENT = re.compile(
     r"(libc6|libc-bin|libcrypt1|gcc-\d+-base|libgcc-s1|debconf|dpkg|tar|ucf|sensible-utils|(lib)?perl.*)$"
 )
 SUITES = {"bookworm": ["bookworm", "bookworm-backports"]}
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def environment() -> dict[str, str]:
@@ -58,42 +58,6 @@ def codename() -> str:
         wanted = "a Vulkan driver that imports dma-bufs, for example Mesa 24.1 or later"
         raise UnavailableError(f"this machine is not Debian: install {wanted} yourself")
     return release()["VERSION_CODENAME"]
-
-
-class Apt:
-    """apt-get with lists and state of its own: it changes nothing of the system and counts no package as installed."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        for folder in ("lists/partial", "cache/archives/partial", "none"):
-            (scratch / folder).mkdir(parents=True)
-        (scratch / "status").touch()
-        self.options = ["-q", "-o", "Acquire::Retries=3", "-o", "APT::Sandbox::User="]
-        for key, name in (("State::Lists", "lists"), ("State::status", "status"), ("Cache", "cache")):
-            self.options += ["-o", f"Dir::{key}={scratch / name}"]
-
-    def get(self, *arguments: str) -> str:
-        return run("apt-get", *self.options, *arguments, cwd=self.scratch)
-
-    def mirror(self, wanted: str) -> str:
-        """Where the system's own sources get this release from."""
-        form = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT)"]
-        ask = [*form, "Created-By: Packages"]
-        # Without lists apt names no targets: if the system has none, they are read into our own.
-        for lists in ("the system's", "our own"):
-            text = run("apt-get", *ask) if lists == "the system's" else (self.get("update") and self.get(*ask))
-            for uri, suite, name, component in (line.split() for line in text.splitlines()):
-                if component == "main" and wanted in (suite, name):
-                    return uri
-        raise UnavailableError(f"apt is configured for no mirror of {wanted} main")
-
-    def use_only(self, mirror: str, suites: list[str]) -> None:
-        """From now on, these suites of this mirror."""
-        lines = [f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in suites]
-        sources = self.scratch / "sources.list"
-        sources.write_text("".join(lines))
-        self.options += ["-o", f"Dir::Etc::SourceList={sources}", "-o", f"Dir::Etc::SourceParts={self.scratch}/none"]
-        self.get("update")
 
 
 def download(folder: Path) -> None:
@@ -149,7 +113,7 @@ def main() -> int:
     if not command:
         print("\n".join(f"{name}={value}" for name, value in variables.items()))
         return 0
-    os.execvpe(command[0], command, {**os.environ, **variables})
+    return subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ use daxfs_tests::golden::Golden;
 use daxfs_tests::vgem;
 use dmabuf::{HugePages, Mapping, Memfd};
 
-use crate::support::{Hasher, LARGE, MIB, device, dma_buf_devices, files, memfd, open, source, sources};
+use crate::support::{Hasher, LARGE, MIB, dma_buf_devices, files, memfd, open, shared, source, sources};
 
 /// Hashes every file and every tensor on the device.
 fn check_all(hasher: &Hasher<'_>, what: &str, image: &Image, mapped: &MappedImage) {
@@ -29,25 +29,24 @@ fn check_all(hasher: &Hasher<'_>, what: &str, image: &Image, mapped: &MappedImag
 
 #[test]
 fn every_file_and_tensor_hashes_the_same_in_every_kind_of_memory() {
-    let Some(device) = device() else { return };
-    let hasher = Hasher::new(&device);
+    let Some((device, hasher)) = shared() else { return };
     let (_work, folder) = source();
     for source in sources(&folder) {
         let image = open(&source.fd);
-        let mapped = image.map(&device).unwrap();
+        let mapped = image.map(device).unwrap();
         let expected = if source.by_descriptor { Route::Descriptor } else { Route::Mapping };
         assert_eq!(mapped.memory().route(), expected, "{}", source.what);
         check_all(&hasher, source.what, &image, &mapped);
 
         // The other way, where there is one.
-        match image.map_with(&device, &MapOptions::new().route(Route::Descriptor)) {
+        match image.map_with(device, &MapOptions::new().route(Route::Descriptor)) {
             Ok(_) => assert!(source.by_descriptor, "{}", source.what),
             Err(error) => {
                 assert!(!source.by_descriptor, "{}: {error}", source.what);
                 assert!(matches!(error, Error::Device(DeviceError::NotImportable { .. })), "{error}");
             }
         }
-        let mapped = image.map_with(&device, &MapOptions::new().route(Route::Mapping)).unwrap();
+        let mapped = image.map_with(device, &MapOptions::new().route(Route::Mapping)).unwrap();
         let file = image.file("file-70001").unwrap();
         hasher.check(source.what, mapped.file(&file).unwrap().as_slice(), &file.to_vec().unwrap());
     }
@@ -55,11 +54,10 @@ fn every_file_and_tensor_hashes_the_same_in_every_kind_of_memory() {
 
 #[test]
 fn a_dma_buf_for_reading_only_goes_by_its_mapping() {
-    let Some(device) = device() else { return };
+    let Some((device, hasher)) = shared() else { return };
     if !dma_buf_devices() {
         return;
     }
-    let hasher = Hasher::new(&device);
     for len in [4096, 3 * MIB] {
         let fd = vgem::buffer(len, false).unwrap();
         assert!(!dmabuf::describe(fd.as_fd()).unwrap().writable);
@@ -72,12 +70,11 @@ fn a_dma_buf_for_reading_only_goes_by_its_mapping() {
 
 #[test]
 fn a_file_over_several_pieces_has_several_places() {
-    let Some(device) = device() else { return };
-    let hasher = Hasher::new(&device);
+    let Some((device, hasher)) = shared() else { return };
     let (_work, folder) = source();
     for source in sources(&folder) {
         let image = open(&source.fd);
-        let mapped = image.map_with(&device, &MapOptions::new().max_piece(3 * MIB)).unwrap();
+        let mapped = image.map_with(device, &MapOptions::new().max_piece(3 * MIB)).unwrap();
         let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();
         assert!(lengths.len() > 2, "{}: {lengths:?}", source.what);
         assert!(lengths[..lengths.len() - 1].iter().all(|&len| len == 2 * MIB), "{lengths:?}");
@@ -103,8 +100,7 @@ fn a_file_over_several_pieces_has_several_places() {
 
 #[test]
 fn more_than_4_gib_is_cut() {
-    let Some(device) = device() else { return };
-    let hasher = Hasher::new(&device);
+    let Some((device, hasher)) = shared() else { return };
     // Sparse: only the pages that are touched exist.
     let len = (5 << 30) + 4096;
     let memfd = Memfd::create("sparse", len, HugePages::No).unwrap();
@@ -136,24 +132,28 @@ fn more_than_4_gib_is_cut() {
 
 #[test]
 fn golden_images_with_changes_and_backing_files() {
-    let Some(device) = device() else { return };
+    let Some((device, hasher)) = shared() else { return };
     let Some(golden) = Golden::find("images on a Vulkan device") else { return };
-    let hasher = Hasher::new(&device);
-    let (mut whole, mut pieces, mut refused) = (0, 0, 0);
+    let (mut backed, mut pieces, mut refused) = (0, 0, 0);
     for name in golden.names() {
         let in_memory = |bytes: &[u8]| Region::from_fd(memfd(bytes).into()).unwrap();
         let mut options = OpenOptions::new();
-        if let Some(backing) = golden.backing(&name) {
-            options = options.backing(in_memory(&backing));
+        let backing = golden.backing(&name);
+        if let Some(backing) = &backing {
+            options = options.backing(in_memory(backing));
         }
         let Ok(image) = options.open_region(in_memory(&golden.image(&name))) else { continue };
-        let mapped = image.map(&device).unwrap();
+        let mapped = image.map(device).unwrap();
         for file in files(&image) {
+            // Files that lie in the image in one piece are the other tests' business.
+            if backing.is_none() && file.extent().is_some() {
+                continue;
+            }
             let what = format!("{name}: {}", String::from_utf8_lossy(&file.path()));
             match mapped.file(&file) {
                 Ok(places) => {
                     hasher.check(&what, places.as_slice(), &file.to_vec().unwrap());
-                    if places.len() > 1 { pieces += 1 } else { whole += 1 }
+                    if places.len() > 1 { pieces += 1 } else { backed += 1 }
                 }
                 Err(Error::Device(DeviceError::Hole { start, .. })) => {
                     let mut byte = [1];
@@ -166,5 +166,8 @@ fn golden_images_with_changes_and_backing_files() {
             }
         }
     }
-    assert!(whole > 20 && pieces > 0 && refused > 0, "{whole} whole, {pieces} in pieces, {refused} refused");
+    assert!(
+        backed > 0 && pieces > 0 && refused > 0,
+        "{backed} backed, {pieces} in pieces, {refused} refused"
+    );
 }

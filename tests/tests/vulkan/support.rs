@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use daxfs::device::vulkan::{self, Binding};
 use daxfs::device::{Device, DeviceError, Place};
@@ -36,6 +37,16 @@ pub fn device() -> Option<Device> {
     assert!(!required, "{why}");
     eprintln!("not run: {why}");
     None
+}
+
+/// The device and its shaders for all tests of this process that need no device of their own: building the shaders takes
+/// seconds on an emulated processor.
+pub fn shared() -> Option<(&'static Device, MutexGuard<'static, Hasher<'static>>)> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    static HASHER: OnceLock<Mutex<Hasher<'static>>> = OnceLock::new();
+    let device = DEVICE.get_or_init(device).as_ref()?;
+    let hasher = HASHER.get_or_init(|| Mutex::new(Hasher::new(device)));
+    Some((device, hasher.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// Whether the device nodes of dma-bufs are here, as in the kernel tests.

@@ -138,3 +138,8 @@ impl std::fmt::Display for Route {
         })
     }
 }
+
+/// Compiles the example of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/vulkan.md")]
+struct GuideDoctests;

@@ -7,12 +7,12 @@ pub(super) const MAX_PIECE: u64 = 4 << 30;
 /// Pieces begin at multiples of this: a huge page, and more than any driver wants buffers aligned to.
 pub(super) const PIECE_UNIT: u64 = 2 << 20;
 
-/// How long each piece of a region is, the last one excepted.
+/// How a region is cut. There is at least one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Bytes that are covered.
+    /// Bytes that are covered, not 0.
     pub(super) total: u64,
-    /// Bytes of a piece: a multiple of [`PIECE_UNIT`].
+    /// Bytes of each piece but the last, which may be shorter: a multiple of [`PIECE_UNIT`] if there are several.
     pub(super) piece: u64,
 }
 
@@ -28,40 +28,37 @@ pub(super) struct Span {
 }
 
 impl Cut {
-    /// Pieces of at most `limit` bytes; `None` if that is less than one unit.
+    /// Pieces of at most `limit` bytes; `None` if that is less than one unit and not enough for everything.
     pub(super) fn new(total: u64, limit: u64) -> Option<Self> {
         let limit = limit.min(MAX_PIECE);
-        let piece = limit - limit % PIECE_UNIT;
-        // What fits whole needs no multiple of the unit.
-        if total <= limit {
-            return Some(Self { total, piece: piece.max(PIECE_UNIT) });
-        }
+        let piece = if total <= limit { total } else { limit - limit % PIECE_UNIT };
         (piece > 0).then_some(Self { total, piece })
+    }
+
+    /// Start and length of piece `n`, which there is.
+    fn piece(self, n: u64) -> (u64, u64) {
+        let start = n * self.piece;
+        (start, self.piece.min(self.total - start))
     }
 
     /// Start and length of each piece.
     pub(super) fn pieces(self) -> impl Iterator<Item = (u64, u64)> {
-        let count = if self.total <= self.piece { 1 } else { self.total.div_ceil(self.piece) };
-        (0..count).map(move |n| {
-            let start = n * self.piece;
-            (start, if count == 1 { self.total } else { self.piece.min(self.total - start) })
-        })
+        (0..self.total.div_ceil(self.piece)).map(move |n| self.piece(n))
     }
 
     /// The spans of `offset..offset + len`, in order; one without bytes for an empty range. `None` unless the range
     /// lies in what is covered.
     pub(super) fn spans(self, offset: u64, len: u64) -> Option<Vec<Span>> {
         let end = offset.checked_add(len).filter(|&end| end <= self.total)?;
-        let pieces: Vec<_> = self.pieces().collect();
-        let first = pieces.iter().rposition(|&(start, _)| start <= offset)?;
+        let last = self.total.div_ceil(self.piece) - 1;
         let mut spans = Vec::new();
-        for (n, &(start, piece)) in pieces.iter().enumerate().skip(first) {
-            let from = offset.max(start);
-            if from >= end && !spans.is_empty() {
-                break;
-            }
-            spans.push(Span { piece: n, offset: from - start, len: end.min(start + piece) - from });
-            if end <= start + piece {
+        let mut from = offset;
+        for n in (offset / self.piece).min(last)..=last {
+            let (start, piece) = self.piece(n);
+            let to = end.min(start + piece);
+            spans.push(Span { piece: usize::try_from(n).ok()?, offset: from - start, len: to - from });
+            from = to;
+            if from == end {
                 break;
             }
         }
@@ -85,8 +82,7 @@ mod tests {
         assert_eq!(Cut::new(4 * MIB, MIB), None);
         // What fits is one piece, of whatever length.
         assert_eq!(Cut::new(5000, 6000).unwrap().pieces().collect::<Vec<_>>(), [(0, 5000)]);
-        let odd = Cut::new(3 * MIB, 3 * MIB).unwrap();
-        assert_eq!(odd.pieces().map(|(_, len)| len).sum::<u64>(), 3 * MIB);
+        assert_eq!(Cut::new(3 * MIB, 3 * MIB).unwrap().pieces().collect::<Vec<_>>(), [(0, 3 * MIB)]);
     }
 
     #[test]
