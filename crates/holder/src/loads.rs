@@ -133,6 +133,7 @@ impl Server {
             (Ok(()), None) => Reply::Ok,
             (Err((refusal, text)), _) => {
                 self.metrics.failed_loads.fetch_add(1, Ordering::Relaxed);
+                self.metrics.refuse(refusal);
                 tracing::warn!(name, text, "load failed");
                 Reply::Error { refusal, text }
             }
