@@ -26,7 +26,7 @@ from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel")
+RUST_TESTS = ("devices", "kernel", "kernel_holder")
 PYTHON_TESTS = "python/tests/kernel"
 GUEST_TIMEOUT = 600
 FAILED, NOT_RUN = 1, 77
