@@ -156,6 +156,7 @@ fn options_of_a_load() {
     let status = load.stdin(Stdio::from(fd)).status().unwrap();
     assert!(status.success());
     assert_eq!(Image::open(place.address("k")).unwrap().region().info().unwrap().ino, ino);
+    assert!(place.run(&["load", "l", "daxfs://k", "--into", "memfd:4K"]).error().contains("kept as it is"));
     // Nor is one that a holder has already.
     place.run(&["load", "again", "daxfs://k", "-q"]).ok();
     assert_eq!(Image::open(place.address("again")).unwrap().region().info().unwrap().ino, ino);
