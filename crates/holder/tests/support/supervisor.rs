@@ -14,6 +14,8 @@ use super::{Place, Process, Start, wait_for};
 
 /// Tells the thread that reads notifications to end.
 const LEAVE: &[u8] = b"LEAVE=1";
+/// Tells it to say that it has come so far.
+const SYNC: &[u8] = b"SYNC=1";
 
 /// What the supervisor was told and keeps.
 #[derive(Debug, Default)]
@@ -24,6 +26,8 @@ pub struct Kept {
     pub ready: usize,
     /// The last `STATUS=`.
     pub status: String,
+    /// How often [`SYNC`] came.
+    synced: usize,
 }
 
 #[derive(Debug)]
@@ -56,14 +60,26 @@ impl Supervisor {
                 if &buffer[..len] == LEAVE {
                     return;
                 }
+                if &buffer[..len] == SYNC {
+                    shared.lock().unwrap().synced += 1;
+                    continue;
+                }
                 take(max, &mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
             }
         });
         Self { listener, notify, max, kept }
     }
 
+    /// Waits until all is read that holders have sent so far, as systemd does before it looks at their ends.
+    fn catch_up(&self) {
+        let before = self.kept.lock().unwrap().synced;
+        UnixDatagram::unbound().unwrap().send_to(SYNC, &self.notify).unwrap();
+        wait_for("notifications to be read", || self.kept.lock().unwrap().synced > before);
+    }
+
     /// Starts a holder, as systemd does: the socket and what is stored from descriptor 3 on.
     pub fn spawn(&self, place: &Place, start: &Start) -> Process {
+        self.catch_up();
         let holder = place.command(start);
         let kept = self.kept.lock().unwrap();
         let mut passed = vec![("daxfs.sock", high(&self.listener))];
