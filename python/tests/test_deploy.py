@@ -1,8 +1,11 @@
-"""The Kubernetes manifest against the API's own schemas."""
+"""What is shipped for deployment: the Kubernetes manifest against the API's own schemas, the units against systemd."""
 
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 yaml = pytest.importorskip("yaml")
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
-MANIFEST = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "daxfs.yaml"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+MANIFEST = DEPLOY / "kubernetes" / "daxfs.yaml"
+DAXFS = Path(sysconfig.get_path("scripts")) / "daxfs"
 # The oldest that is of interest, and the newest that the validator knows.
 VERSIONS = ["1.27", kubernetes_validate.latest_version()]
 
@@ -47,3 +52,19 @@ def test_only_the_socket_is_shared() -> None:
     sockets = [volume["hostPath"]["path"] for pod in pods for volume in pod["volumes"] if volume["name"] == "socket"]
     assert sockets == ["/run/daxfs"] * 2
     assert [mount["readOnly"] for mount in pods[1]["containers"][0]["volumeMounts"]] == [True]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_units_are_understood(tmp_path: Path) -> None:
+    def verify() -> list[str]:
+        command = ["systemd-analyze", "verify", "--man=no", tmp_path / "daxfs.socket", tmp_path / "daxfs.service"]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        # Systems before 254 do not know this key, and say that they go on without it.
+        return [line for line in done.stderr.splitlines() if "FileDescriptorStorePreserve" not in line]
+
+    for name in ("daxfs.socket", "daxfs.service"):
+        text = (DEPLOY / "systemd" / name).read_text()
+        (tmp_path / name).write_text(text.replace("ExecStart=daxfs", f"ExecStart={DAXFS}"))
+    assert verify() == []
+    (tmp_path / "daxfs.service").write_text(f"[Service]\nExecStart={DAXFS}\nFileDescriptorStoreMaximum=1\n")
+    assert any("FileDescriptorStoreMaximum" in line for line in verify()), "mistakes are found"

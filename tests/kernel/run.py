@@ -27,7 +27,7 @@ from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel", "vulkan")
+RUST_TESTS = ("devices", "kernel", "kernel_holder", "vulkan")
 # A graphics driver without hardware, whose dma-bufs the Vulkan tests import.
 MODULES = ["vgem"]
 PYTHON_TESTS = "python/tests/kernel"

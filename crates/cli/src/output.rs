@@ -104,14 +104,14 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// The error and its causes, joined by colons. A cause that its error's text already ends with is left out.
+/// The error and its causes, joined by colons. A cause that its error's text already holds is left out.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
         if line.is_empty() {
             line = text;
-        } else if !line.ends_with(&text) {
+        } else if !line.contains(&text) {
             line.push_str(": ");
             line.push_str(&text);
         }
@@ -128,6 +128,8 @@ mod tests {
         let cause = io::Error::other("disk on fire");
         let error = anyhow::Error::new(cause).context("write: disk on fire").context("a\nb");
         assert_eq!(one_line(&error), "a\\nb: write: disk on fire");
+        let error = anyhow::Error::new(io::Error::other("why")).context("no holder: why; start one");
+        assert_eq!(one_line(&error), "no holder: why; start one");
     }
 
     #[test]

@@ -156,6 +156,7 @@ fn options_of_a_load() {
     let status = load.stdin(Stdio::from(fd)).status().unwrap();
     assert!(status.success());
     assert_eq!(Image::open(place.address("k")).unwrap().region().info().unwrap().ino, ino);
+    assert!(place.run(&["load", "l", "daxfs://k", "--into", "memfd:4K"]).error().contains("kept as it is"));
     // Nor is one that a holder has already.
     place.run(&["load", "again", "daxfs://k", "-q"]).ok();
     assert_eq!(Image::open(place.address("again")).unwrap().region().info().unwrap().ino, ino);
@@ -173,7 +174,8 @@ fn starting_and_ending() {
     first.signal(Signal::SIGKILL);
     first.end();
     assert!(place.socket().exists(), "a killed holder leaves its socket");
-    assert!(place.run(&["ps"]).error().contains("no holder answers"));
+    let error = place.run(&["ps"]).error();
+    assert!(error.contains("no holder answers") && error.matches("os error").count() == 1, "{error}");
     let second = place.serve(&[]);
     assert!(place.run(&["health"]).ok().contains("0 images"));
     second.signal(Signal::SIGTERM);
@@ -238,15 +240,18 @@ fn metrics_are_served() {
     assert!(Image::open(place.address("absent")).is_err());
     place.run(&["load", "m", "IMAGE"]).error();
     place.run(&["swap", "m", "TREE", "-q"]).ok();
+    place.run(&["swap", "m", "TREE", "--expect", &"7".repeat(64)]).error();
     let metrics = get(&address, "/metrics");
     assert!(metrics.starts_with("HTTP/1.0 200"), "{metrics}");
     for line in [
         "daxfs_images 1",
         "daxfs_attaches_total 1",
         "daxfs_loads_total 2",
-        "daxfs_load_seconds_count 2",
+        "daxfs_failed_loads_total 1",
+        "daxfs_load_seconds_count 3",
         "daxfs_refusals_total{reason=\"no_such_name\"} 1",
         "daxfs_refusals_total{reason=\"name_taken\"} 1",
+        "daxfs_refusals_total{reason=\"other_content\"} 1",
         "daxfs_refusals_total{reason=\"not_allowed\"} 0",
         "daxfs_image_generation{name=\"m\",kind=\"sealed memfd\"} 2",
     ] {
@@ -291,7 +296,10 @@ fn another_content_than_expected_is_refused_everywhere() {
             let line = |hash| [verb, &[source, "--expect", hash]].concat();
             place.run(&line(&hash)).ok();
             let error = place.run(&line(&wrong)).error();
-            assert!(error.contains(&wrong) && error.contains(&hash), "{verb:?} {source}: {error}");
+            assert!(
+                error.contains(&format!("hash is {hash}, expected {wrong}")),
+                "{verb:?} {source}: {error}"
+            );
         }
     }
     // What is packed by a load is compared, too, before the name means it.

@@ -61,7 +61,7 @@ pub enum Error {
     },
 
     /// The image holds other content than was expected.
-    #[error("the image's content hash is {}, expected blake3:{}", found.as_ref().map_or_else(|| "not stored".to_owned(), |hash| format!("blake3:{}", hex(hash))), hex(expected))]
+    #[error("the image's content hash is {}, expected {}", found.as_ref().map_or_else(|| "not stored".to_owned(), hex), hex(expected))]
     OtherContent {
         /// What was asked for.
         expected: [u8; 32],

@@ -59,6 +59,16 @@ pub enum Error {
         /// Which limit, with its numbers.
         what: String,
     },
+    /// The supervisor would not keep the image.
+    #[error(
+        "the supervisor keeps at most {max} descriptors, and this needs {need}; raise FileDescriptorStoreMax="
+    )]
+    Store {
+        /// Descriptors of all images, for a swap those of both.
+        need: usize,
+        /// Most that it keeps.
+        max: usize,
+    },
     /// The contents are not what the image's index says.
     #[error("{path}: its contents have the hash {found}, the index says {stored}")]
     WrongHash {

@@ -42,3 +42,4 @@ pub use config::{Config, Target};
 pub use error::{Error, Result};
 pub use load::LoadOptions;
 pub use server::Server;
+pub use source::is_kept;

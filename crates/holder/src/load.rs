@@ -131,7 +131,7 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
         source::pack(&descriptor, options, budget, watch)?
     } else {
         let info = dmabuf::describe(source.as_fd())?;
-        if source::cannot_shrink(&info.kind) {
+        if source::is_kept(&info.kind) {
             // Pages that nobody has written yet come into being when they are read.
             let fresh = match info.kind {
                 FdKind::Memfd { .. } => info.len.saturating_sub(metadata.blocks().saturating_mul(512)),

@@ -116,14 +116,10 @@ impl Server {
             Ok(_) if !waits => Err((Refusal::Failed, Error::Cancelled.to_string())),
             Ok(_) if self.is_stopping() => Err((Refusal::Busy, "the holder is ending".to_owned())),
             Ok(ready) => match self.table.check_free(&name, replace) {
-                Ok(()) => self.hold(&name, ready).map_err(|error| (Refusal::Failed, error.to_string())),
+                Ok(()) => self.hold(&name, ready).map_err(|error| (refusal_of(&error), error.to_string())),
                 Err(refusal) => Err((refusal, taken(&name))),
             },
-            Err(error @ Error::Limit { .. }) => Err((Refusal::Limit, error.to_string())),
-            Err(error @ Error::Image(daxfs::Error::OtherContent { .. })) => {
-                Err((Refusal::OtherContent, error.to_string()))
-            }
-            Err(error) => Err((Refusal::Failed, error.to_string())),
+            Err(error) => Err((refusal_of(&error), error.to_string())),
         };
         let reply = match (outcome, self.table.get(&name)) {
             (Ok(()), Some(held)) => {
@@ -133,6 +129,7 @@ impl Server {
             (Ok(()), None) => Reply::Ok,
             (Err((refusal, text)), _) => {
                 self.metrics.failed_loads.fetch_add(1, Ordering::Relaxed);
+                self.metrics.refuse(refusal);
                 tracing::warn!(name, text, "load failed");
                 Reply::Error { refusal, text }
             }
@@ -165,6 +162,8 @@ impl Server {
     /// Puts an image under its name. A supervisor has it before anybody is told.
     fn hold(&mut self, name: &str, ready: Ready) -> Result<()> {
         crash_point("hold-begin");
+        let kept = self.table.iter().map(|held| (&held.access, held.fds.len()));
+        self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
         let generation = self.table.next_generation();
         for fd in &ready.fds {
             self.notify.store(name, generation, &ready.access, fd.as_fd())?;
@@ -179,5 +178,14 @@ impl Server {
         let replaced = old.map(|old| old.info.generation);
         tracing::info!(name, generation, ?replaced, "held");
         Ok(())
+    }
+}
+
+/// What a client is told, for programs, when a load fails.
+fn refusal_of(error: &Error) -> Refusal {
+    match error {
+        Error::Limit { .. } | Error::Store { .. } => Refusal::Limit,
+        Error::Image(daxfs::Error::OtherContent { .. }) => Refusal::OtherContent,
+        _ => Refusal::Failed,
     }
 }

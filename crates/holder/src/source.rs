@@ -55,8 +55,8 @@ pub(crate) fn pack(
     Ok((fd, reservation))
 }
 
-/// True for memory whose pages nobody can take away: it may be mapped, and kept without a copy.
-pub(crate) fn cannot_shrink(kind: &FdKind) -> bool {
+/// True for memory that a load keeps as it is, without a copy: nobody can take its pages away, so it may be mapped.
+pub fn is_kept(kind: &FdKind) -> bool {
     match kind {
         FdKind::Memfd { seals, .. } => seals.contains(Seals::SHRINK),
         FdKind::DmaBuf { .. } | FdKind::DevDax { .. } => true,

@@ -73,6 +73,9 @@ pub fn take_passed() -> Result<Vec<Passed>> {
 #[derive(Debug)]
 pub struct Notify {
     socket: Option<(UnixDatagram, OsString)>,
+    /// Most descriptors that the supervisor keeps, if it says so (`$FDSTORE`, systemd 254). It drops what is beyond
+    /// without a word.
+    max: Option<usize>,
 }
 
 impl Notify {
@@ -96,7 +99,25 @@ impl Notify {
                 Some((socket, path))
             }
         };
-        Ok(Self { socket })
+        let max = std::env::var("FDSTORE").ok().and_then(|max| max.parse().ok());
+        Ok(Self { socket, max })
+    }
+
+    /// Whether the supervisor will keep an image with that many descriptors beside those that it has: `kept` are all
+    /// images that it has. A swap has both for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn check_room<'a>(
+        &self,
+        kept: impl Iterator<Item = (&'a Access, usize)>,
+        fresh: (&'a Access, usize),
+    ) -> Result<()> {
+        let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
+        // One more for the list of users.
+        let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(*access != Access::default());
+        let need = kept.map(descriptors).sum::<usize>() + descriptors(fresh);
+        if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
     }
 
     /// True when there is a supervisor that keeps descriptors.
@@ -262,8 +283,9 @@ mod tests {
 
     #[test]
     fn nobody_listens_without_a_supervisor() {
-        let notify = Notify { socket: None };
+        let notify = Notify { socket: None, max: Some(0) };
         assert!(!notify.is_active());
         notify.ready("0 images").unwrap();
+        notify.check_room(std::iter::empty(), (&Access::default(), 1)).unwrap();
     }
 }

@@ -117,3 +117,31 @@ fn a_supervisor_that_is_gone_costs_no_image() {
     assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
     assert_eq!(place.pid(), Some(holder.0.id()));
 }
+
+#[test]
+fn what_the_supervisor_has_no_room_for_is_not_acknowledged() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::keeping(&place, 3);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let weights = File::open(place.weights("w", 1, 1000)).unwrap();
+    let load = |name, replace, options: &[&str]| place.load(name, replace, options, weights.as_fd());
+    load("a", false, &[]).unwrap();
+    load("b", false, &[]).unwrap();
+    let full = |result: Result<_, _>| {
+        let error: daxfs::holder::HolderError =
+            result.map(|_: daxfs::holder::message::ImageInfo| ()).unwrap_err();
+        assert!(error.to_string().contains("at most 3 descriptors"), "{error}");
+    };
+    full(load("listed", false, &["allow-uid=7"]));
+    load("c", false, &[]).unwrap();
+    // Both generations are kept for a moment.
+    full(load("c", true, &[]));
+    supervisor.wait_for_store(&["img.1.a", "img.2.b", "img.3.c"]);
+    place.connect().request(&Request::Drop { name: "b".into() }, &[]).unwrap();
+    load("c", true, &[]).unwrap();
+    supervisor.wait_for_store(&["img.1.a", "img.4.c"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(place.list().iter().map(|info| info.generation).collect::<Vec<_>>(), [1, 4]);
+}

@@ -12,7 +12,6 @@ use anyhow::bail;
 use daxfs::holder::Connection;
 use daxfs::holder::message::{Reply, Request};
 use daxfs_holder::Target;
-use dmabuf::FdKind;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -81,9 +80,9 @@ fn check_effect(args: &LoadArgs, source: &OwnedFd) -> anyhow::Result<()> {
     }
     let moving = [("--into", args.into.is_some()), ("--shared", args.shared)];
     if let Some((flag, _)) = moving.iter().find(|(_, given)| *given)
-        && !matches!(dmabuf::describe(source.as_fd())?.kind, FdKind::File)
+        && daxfs_holder::is_kept(&dmabuf::describe(source.as_fd())?.kind)
     {
-        bail!("{place}: {flag} is for directories and files; memory is kept as it is");
+        bail!("{place}: {flag} is for directories and files; memory that cannot shrink is kept as it is");
     }
     Ok(())
 }

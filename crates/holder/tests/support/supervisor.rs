@@ -14,6 +14,8 @@ use super::{Place, Process, Start, wait_for};
 
 /// Tells the thread that reads notifications to end.
 const LEAVE: &[u8] = b"LEAVE=1";
+/// Tells it to say that it has come so far.
+const SYNC: &[u8] = b"SYNC=1";
 
 /// What the supervisor was told and keeps.
 #[derive(Debug, Default)]
@@ -24,18 +26,26 @@ pub struct Kept {
     pub ready: usize,
     /// The last `STATUS=`.
     pub status: String,
+    /// How often [`SYNC`] came.
+    synced: usize,
 }
 
 #[derive(Debug)]
 pub struct Supervisor {
     listener: OwnedFd,
     notify: std::path::PathBuf,
+    max: usize,
     kept: Arc<Mutex<Kept>>,
 }
 
 impl Supervisor {
     /// Makes the sockets; a thread reads notifications until the test ends.
     pub fn new(place: &Place) -> Self {
+        Self::keeping(place, 64)
+    }
+
+    /// One that keeps at most `max` descriptors, and drops the others without a word, as systemd does.
+    pub fn keeping(place: &Place, max: usize) -> Self {
         let listener = dmabuf::listen_seqpacket(&place.socket, 0o666, None).unwrap();
         // As systemd passes it, unless the unit has NonBlocking=.
         let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
@@ -50,14 +60,26 @@ impl Supervisor {
                 if &buffer[..len] == LEAVE {
                     return;
                 }
-                take(&mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
+                if &buffer[..len] == SYNC {
+                    shared.lock().unwrap().synced += 1;
+                    continue;
+                }
+                take(max, &mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
             }
         });
-        Self { listener, notify, kept }
+        Self { listener, notify, max, kept }
+    }
+
+    /// Waits until all is read that holders have sent so far, as systemd does before it looks at their ends.
+    fn catch_up(&self) {
+        let before = self.kept.lock().unwrap().synced;
+        UnixDatagram::unbound().unwrap().send_to(SYNC, &self.notify).unwrap();
+        wait_for("notifications to be read", || self.kept.lock().unwrap().synced > before);
     }
 
     /// Starts a holder, as systemd does: the socket and what is stored from descriptor 3 on.
     pub fn spawn(&self, place: &Place, start: &Start) -> Process {
+        self.catch_up();
         let holder = place.command(start);
         let kept = self.kept.lock().unwrap();
         let mut passed = vec![("daxfs.sock", high(&self.listener))];
@@ -78,6 +100,7 @@ impl Supervisor {
             };
         }
         command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        command.env("FDSTORE", self.max.to_string());
         command.env("NOTIFY_SOCKET", &self.notify).stdout(std::process::Stdio::null());
         Process(command.spawn().unwrap())
     }
@@ -119,11 +142,12 @@ impl Supervisor {
     }
 }
 
-fn take(kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
+fn take(max: usize, kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let name = value("FDNAME").unwrap_or("stored").to_owned();
     if value("FDSTORE") == Some("1") {
-        kept.store.extend(fds.into_iter().map(|fd| (name.clone(), fd)));
+        let room = max - kept.store.len();
+        kept.store.extend(fds.into_iter().take(room).map(|fd| (name.clone(), fd)));
     } else if value("FDSTOREREMOVE") == Some("1") {
         kept.store.retain(|(stored, _)| *stored != name);
     }

@@ -25,7 +25,7 @@ pub enum Request {
         after: String,
     },
     /// Hold what the one descriptor is: a directory (packed), an image file (copied into memory), or memory that
-    /// holds an image (kept as it is).
+    /// holds an image (kept as it is, unless it could shrink).
     Load {
         /// Under this name.
         name: String,

@@ -1,0 +1,128 @@
+//! A holder that keeps images in udmabuf and dma-heap memory; see `kernel.rs` for where this runs.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
+
+use daxfs::{Image, Provenance};
+use dmabuf::FdKind;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// More than any step takes under emulation.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether both devices are there. Where they have to be, a missing one is a failure.
+fn devices() -> bool {
+    let missing =
+        ["/dev/udmabuf", "/dev/dma_heap/system"].into_iter().find(|device| !Path::new(device).exists());
+    if let Some(device) = missing {
+        assert!(env::var_os("DAXFS_REQUIRE_DEVICES").is_none(), "no {device}");
+        eprintln!("not run: no {device}");
+    }
+    missing.is_none()
+}
+
+/// The command `daxfs`, which lies one folder above the test programs.
+fn daxfs() -> PathBuf {
+    let path = env::current_exe().unwrap().ancestors().nth(2).unwrap().join("daxfs");
+    assert!(path.exists(), "no {}: build the commands first (cargo build --bins)", path.display());
+    path
+}
+
+/// A running holder; killed when it is dropped.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let mut command = Command::new(daxfs());
+        let output = command.args(args).env("DAXFS_SOCKET", self.path("s")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn serve(&self, args: &[&str]) -> Holder {
+        let mut command = Command::new(daxfs());
+        command.arg("serve").args(args).env("DAXFS_SOCKET", self.path("s"));
+        let holder = Holder(command.spawn().unwrap());
+        let start = Instant::now();
+        let own = holder.0.id();
+        let answers = || {
+            let mut health = Command::new(daxfs());
+            let health =
+                health.args(["health", "--json"]).env("DAXFS_SOCKET", self.path("s")).output().unwrap();
+            serde_json::from_slice::<serde_json::Value>(&health.stdout)
+                .is_ok_and(|health| health["pid"] == own)
+        };
+        while !answers() {
+            assert!(start.elapsed() < PATIENCE, "no answer of the holder");
+            thread::sleep(Duration::from_millis(20));
+        }
+        holder
+    }
+
+    fn open(&self, name: &str) -> Image {
+        Image::open(format!("daxfs+unix://{}/{name}", self.path("s").display())).unwrap()
+    }
+}
+
+#[test]
+fn images_in_device_memory_are_held_handed_over_and_outlive_the_holder() {
+    if !devices() {
+        return;
+    }
+    for (into, driver) in [("udmabuf", "udmabuf"), ("heap:system", "system")] {
+        let place = Place(tempfile::tempdir().unwrap());
+        let tree = place.path("tree");
+        fs::create_dir(&tree).unwrap();
+        let bytes: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
+        fs::write(tree.join("table"), &bytes).unwrap();
+        let image = place.path("image.daxfs");
+        mkimage::Packer::new().input(&tree).plan().unwrap().write_file(&image).unwrap();
+
+        let old = place.serve(&["--into", into, &format!("packed={}", tree.display())]);
+        place.run(&["load", "copied", image.to_str().unwrap()]);
+        place.run(&["load", "host", image.to_str().unwrap(), "--into", "memfd:4K"]);
+        let check = |name: &str| {
+            let image = place.open(name);
+            match &image.region().info().unwrap().kind {
+                FdKind::DmaBuf { exporter, .. } => assert_eq!(exporter, driver, "{name}"),
+                kind => panic!("{name}: {kind:?}"),
+            }
+            assert_eq!(image.region().provenance(), Provenance::Shared, "{name}");
+            assert!(image.file("table").unwrap().to_vec().unwrap() == bytes, "{name}");
+            image
+        };
+        let before = [check("packed"), check("copied")];
+        assert_eq!(place.open("host").region().provenance(), Provenance::Sealed);
+        let listing: serde_json::Value = serde_json::from_str(&place.run(&["ps", "--json"])).unwrap();
+        let images = listing["images"].as_array().unwrap();
+        let column = |key: &str| images.iter().map(|image| image[key].clone()).collect::<Vec<_>>();
+        assert_eq!(column("memory"), ["dma-buf", "sealed memfd", "dma-buf"]);
+        assert!(
+            column("content_hash").iter().all(|hash| hash.is_string() && *hash == images[0]["content_hash"])
+        );
+
+        let new = place.serve(&["--takeover"]);
+        drop(old);
+        assert!(before.iter().all(|image| image.is_current().unwrap()));
+        let after = check("copied");
+        drop(new);
+        assert!(after.file("table").unwrap().to_vec().unwrap() == bytes, "without a holder");
+    }
+}
