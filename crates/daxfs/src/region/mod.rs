@@ -332,11 +332,15 @@ impl Region {
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 
-    /// Whether a file is still as long as when it was mapped: behind its end every touch is SIGBUS.
+    /// Whether a file is still as long as when it was mapped, and a devdax device still has its driver: elsewhere
+    /// every touch is SIGBUS.
     fn is_whole(&self) -> Result<bool> {
         match &*self.memory {
             Memory::Mapped { fd, info, offset, .. } if info.kind == FdKind::File => {
                 Ok(dmabuf::describe(fd.as_fd())?.len >= offset.saturating_add(self.len()))
+            }
+            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DevDax { .. }) => {
+                Ok(dmabuf::describe(fd.as_fd()).is_ok_and(|now| now.len >= info.len))
             }
             _ => Ok(true),
         }
