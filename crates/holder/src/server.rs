@@ -67,7 +67,7 @@ pub struct Server {
     pub(crate) epoll: Epoll,
     pub(crate) wake: Arc<EventFd>,
     pub(crate) signals: SignalFd,
-    accepting: bool,
+    pub(crate) accepting: bool,
     end: Option<(End, Instant)>,
 }
 
