@@ -22,6 +22,10 @@ const READING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 impl Server {
     pub(crate) fn accept(&mut self, buffer: &mut [u8]) {
         for _ in 0..self.config.max_connections {
+            // What the last one asked for may have ended this: a stop, a takeover.
+            if !self.accepting {
+                return;
+            }
             if self.connections.len() >= self.config.max_connections {
                 self.close_longest_idle();
             }

@@ -38,6 +38,9 @@ pub enum Error {
     /// No holder answers, but one was to be taken over.
     #[error("takeover: {0}")]
     Takeover(#[source] daxfs::holder::HolderError),
+    /// A signal came while it waited for another holder to hand over.
+    #[error("ended by a signal before the other holder had handed over; that one goes on")]
+    Interrupted,
     /// The socket that was passed is of another kind.
     #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
     Socket,

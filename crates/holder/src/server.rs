@@ -67,7 +67,7 @@ pub struct Server {
     pub(crate) epoll: Epoll,
     pub(crate) wake: Arc<EventFd>,
     pub(crate) signals: SignalFd,
-    accepting: bool,
+    pub(crate) accepting: bool,
     end: Option<(End, Instant)>,
 }
 
@@ -102,7 +102,7 @@ impl Server {
         raise_descriptor_limit();
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
-            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget)?;
+            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget, &signals)?;
             table = theirs;
             listener
         } else {

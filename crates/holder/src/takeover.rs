@@ -7,11 +7,13 @@
 //! is begun. Clients that connect in between wait in the socket's backlog and are served by the new one. If the new
 //! process dies before it says so, the old one goes on as if nothing had been.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daxfs::holder::Connection as Client;
 use daxfs::holder::message::{Refusal, Reply, Request};
+use nix::sys::signalfd::SignalFd;
 
 use crate::access::Access;
 use crate::connection::Connection;
@@ -175,11 +177,12 @@ pub(crate) struct TakenOver {
     pub table: Table,
 }
 
-/// Takes everything over from the holder at `socket`.
+/// Takes everything over from the holder at `socket`. While it waits for loads of the old holder it can be ended by
+/// `signals`.
 ///
 /// # Errors
-/// [`Error::Takeover`]; the old holder then goes on.
-pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<TakenOver> {
+/// [`Error::Takeover`] and [`Error::Interrupted`]; the old holder then goes on.
+pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> Result<TakenOver> {
     let mut client = Client::open(socket).map_err(Error::Takeover)?;
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
@@ -194,6 +197,9 @@ pub(crate) fn take_over(socket: &std::path::Path, budget: &Budget) -> Result<Tak
                 crash_point("takeover-received");
             }
             (Reply::Progress { .. }, _) => {
+                if let Ok(Some(_)) = signals.read_signal() {
+                    return Err(Error::Interrupted);
+                }
                 if !waited {
                     tracing::info!("the old holder loads an image; waiting for it");
                     waited = true;

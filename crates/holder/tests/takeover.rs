@@ -146,6 +146,22 @@ fn a_load_that_goes_on_is_waited_for() {
 }
 
 #[test]
+fn a_new_holder_that_waits_can_be_ended() {
+    while_loading(|place, old| {
+        let mut new = place.spawn(&TAKE_OVER);
+        // It blocks the signal from its very beginning, and looks at it when it has to wait.
+        let (own, exe) = (std::env::current_exe().unwrap(), format!("/proc/{}/exe", new.0.id()));
+        wait_for("the new holder to begin", || std::fs::read_link(&exe).is_ok_and(|program| program == own));
+        kill(Pid::from_raw(new.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert_eq!(new.wait().code(), Some(2));
+        assert!(old.is_running());
+        place.go_on();
+        wait_for("the load to end", || place.list().len() == 1);
+        assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    });
+}
+
+#[test]
 fn while_a_takeover_waits_no_load_begins_and_it_may_be_given_up() {
     while_loading(|place, old| {
         let ask = || {
