@@ -125,7 +125,8 @@ fn check_kind(device: &Device, info: &FdInfo) -> Result<(), String> {
         }
         FdKind::Memfd { .. } => Ok(()),
         FdKind::DevDax { .. } => Err("it is a devdax device, not a dma-buf".into()),
-        _ => Err("it is a file, not a dma-buf".into()),
+        FdKind::File => Err("it is a file, not a dma-buf".into()),
+        _ => Err("it is not a dma-buf".into()),
     }
 }
 

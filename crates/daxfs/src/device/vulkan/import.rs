@@ -213,7 +213,8 @@ fn describe(region: &Region) -> String {
             FdKind::Memfd { .. } => format!("a memfd of {len} bytes ({})", region.provenance()),
             FdKind::DmaBuf { exporter, .. } => format!("a dma-buf of {len} bytes ({exporter})"),
             FdKind::DevDax { .. } => format!("a devdax device of {len} bytes"),
-            _ => format!("a file of {len} bytes"),
+            FdKind::File => format!("a file of {len} bytes"),
+            _ => format!("memory of {len} bytes"),
         },
     }
 }
