@@ -8,8 +8,9 @@ import socket
 import threading
 from pathlib import Path
 
-import daxfs
 import pytest
+
+import daxfs
 
 SLOT = 4 << 20
 

@@ -19,9 +19,10 @@ use dmabuf::{
 
 pub use source::{Opened, Part, Source};
 
+use crate::format::SUPERBLOCK_SIZE;
 use crate::generation::Stamp;
 use crate::holder::Attachment;
-use crate::{Error, Result};
+use crate::{Error, Result, Superblock};
 
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -323,6 +324,25 @@ impl Region {
                 Ok(Self { source: self.source.clone(), provenance, ..region })
             }
             (_, Memory::Owned(_)) => Ok(self.clone()),
+        }
+    }
+
+    /// On memory of devices, drops what this processor has cached of the image that is there: another machine may have
+    /// written it, and cached lines can be older than it where no hardware keeps them in step.
+    pub(crate) fn drop_cached_image(&self) {
+        let view = self.view();
+        if self.class() == MemoryClass::Pages {
+            return;
+        }
+        if let Ok(block) = view.get(0, (view.len() as u64).min(SUPERBLOCK_SIZE as u64)) {
+            block.flush_cache();
+        }
+        // No superblock: opening says why.
+        let Ok(superblock) = Superblock::read(view) else { return };
+        for (_, range) in superblock.regions() {
+            if let Ok(part) = view.get(range.start, range.end - range.start) {
+                part.flush_cache();
+            }
         }
     }
 
