@@ -15,7 +15,7 @@ use mkimage::{Format, Memory, Packer, Summary};
 use std::env;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -195,6 +195,40 @@ fn wait_until_freed(ino: u64) {
         thread::sleep(Duration::from_millis(50));
     }
     panic!("the buffer {ino} is still there after 10 s without a user");
+}
+
+#[test]
+fn an_image_in_a_dma_buf_is_replaced_under_its_readers() {
+    if !devices() {
+        return;
+    }
+    let (_work, folder) = source();
+    let packer = |replace| Packer::new().input(&folder).replace(replace).verify(true);
+    let one = packer(false).plan().unwrap().total_size().next_multiple_of(2 << 20);
+    // A pool that is there already, as another process or a driver would pass it on.
+    for slots in [1, 3] {
+        let pool = dmabuf::heap_allocate("system", slots * one).unwrap();
+        let memory =
+            Memory::parse(format!("fd:{}", pool.as_raw_fd()).as_ref(), dmabuf::HugePages::No).unwrap();
+        let (region, _) = packer(false).plan().unwrap().write_region(&memory).unwrap();
+        let old = Image::from_region(region).unwrap();
+        assert_eq!(old.region().class(), dmabuf::MemoryClass::PfnMap);
+        let kept = old.file("config.json").unwrap().to_vec().unwrap();
+        assert!(old.is_current().unwrap());
+        fs::write(folder.join("config.json"), format!("{{\"layers\": {}}}\n", 10 + slots)).unwrap();
+        let (_, summary) = packer(true).plan().unwrap().write_region(&memory).unwrap();
+        assert_eq!((summary.generation, summary.keeps_previous), (Some(1), slots > 1));
+        assert!(!old.is_current().unwrap());
+        if slots > 1 {
+            assert_eq!(old.file("config.json").unwrap().to_vec().unwrap(), kept);
+        }
+        let new = old.refresh().unwrap().unwrap();
+        let written = fs::read(folder.join("config.json")).unwrap();
+        assert_eq!(new.file("config.json").unwrap().to_vec().unwrap(), written);
+        let sent = tempfile::tempfile().unwrap();
+        assert_eq!(new.file("d/large").unwrap().write_to(&sent).unwrap(), (2 << 20) + 5);
+        assert_eq!(sent.metadata().unwrap().len(), (2 << 20) + 5);
+    }
 }
 
 #[test]

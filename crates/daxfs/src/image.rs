@@ -250,16 +250,19 @@ impl Image {
     }
 
     /// Opens what the source means now, as this image was opened; `None` while it is current. Files and tensors of
-    /// this image keep their memory, whose bytes may be replaced in turn.
+    /// this image keep their memory, whose bytes may be replaced in turn. On devices, what the processor has cached of
+    /// the place where the new image lies is dropped first, which takes longer the larger it is.
     ///
     /// # Errors
     /// As for [`Image::is_current`] and [`OpenOptions::open`]; [`Error::BeingReplaced`] while another image is written
     /// in this one's place.
     pub fn refresh(&self) -> Result<Option<Self>> {
-        match self.is_current()? {
-            true => Ok(None),
-            false => self.0.options.open_region(self.region().reopen()?).map(Some),
+        if self.is_current()? {
+            return Ok(None);
         }
+        let region = self.region().reopen()?;
+        region.drop_cached_image();
+        self.0.options.open_region(region).map(Some)
     }
 
     /// Number of the image in its region: 0 for the first one, and one more with each that was packed over it with

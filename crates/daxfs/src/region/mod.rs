@@ -19,9 +19,10 @@ use dmabuf::{
 
 pub use source::{Opened, Part, Source};
 
+use crate::format::SUPERBLOCK_SIZE;
 use crate::generation::Stamp;
 use crate::holder::Attachment;
-use crate::{Error, Result};
+use crate::{Error, Result, Superblock};
 
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -326,17 +327,40 @@ impl Region {
         }
     }
 
+    /// On memory of devices, drops what this processor has cached of the image that is there: another machine may have
+    /// written it, and cached lines can be older than it where no hardware keeps them in step.
+    pub(crate) fn drop_cached_image(&self) {
+        let view = self.view();
+        if self.class() == MemoryClass::Pages {
+            return;
+        }
+        if let Ok(block) = view.get(0, (view.len() as u64).min(SUPERBLOCK_SIZE as u64)) {
+            block.flush_cache();
+        }
+        // No superblock: opening says why.
+        let Ok(superblock) = Superblock::read(view) else { return };
+        for (_, range) in superblock.regions() {
+            if let Ok(part) = view.get(range.start, range.end - range.start) {
+                part.flush_cache();
+            }
+        }
+    }
+
     /// The stamp of the image that is there now.
     pub(crate) fn stamp(&self) -> Result<Stamp> {
         let _access = self.cpu_access()?;
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 
-    /// Whether a file is still as long as when it was mapped: behind its end every touch is SIGBUS.
+    /// Whether a file is still as long as when it was mapped, and a devdax device still has its driver: elsewhere
+    /// every touch is SIGBUS.
     fn is_whole(&self) -> Result<bool> {
         match &*self.memory {
             Memory::Mapped { fd, info, offset, .. } if info.kind == FdKind::File => {
                 Ok(dmabuf::describe(fd.as_fd())?.len >= offset.saturating_add(self.len()))
+            }
+            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DevDax { .. }) => {
+                Ok(dmabuf::describe(fd.as_fd()).is_ok_and(|now| now.len >= info.len))
             }
             _ => Ok(true),
         }

@@ -85,3 +85,32 @@ fn parts_stay_within_their_object() {
         assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { bound: 8192, .. })), "{error}");
     }
 }
+
+#[test]
+fn a_physical_mount_that_cannot_be_opened_names_its_range() {
+    let error = Error::PhysicalMount {
+        path: PathBuf::from("/mnt/model"),
+        address: 0x800_0000,
+        len: 64 << 20,
+        source: dmabuf::Error::Unavailable { what: "/dev/mem".into(), needs: "CONFIG_DEVMEM".into() },
+    };
+    let text = error.to_string();
+    assert!(text.starts_with("/mnt/model: "), "{text}");
+    let range = text.split_whitespace().find(|word| word.starts_with("phys:")).unwrap();
+    assert_eq!(
+        parse(range),
+        Source::Physical { address: 0x800_0000, len: 64 << 20 },
+        "it can be given again"
+    );
+}
+
+#[test]
+fn directories_that_are_no_mount_are_opened_as_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = Source::from(dir.path().to_path_buf()).open(false, None).unwrap();
+    assert_eq!(opened.part, Part::WHOLE);
+    let error = dmabuf::describe(opened.fd.as_fd()).unwrap_err();
+    assert!(error.to_string().contains("it is a directory"), "{error}");
+    let missing = Source::from(dir.path().join("missing")).open(false, None).unwrap_err();
+    assert!(missing.is_not_found() && missing.to_string().contains("missing"), "{missing}");
+}
