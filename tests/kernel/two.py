@@ -228,9 +228,17 @@ class Test:
     def refusals(self) -> None:
         """What cannot be opened is an error that says why, and exit status 2."""
         for script, advice in self.shape.refused.items():
-            path = f"PATH={self.images.programs}:$PATH; {script}"
-            done = self.guests[1].ask("run", command=["sh", "-c", path])
-            check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
+            self.refused(script, advice)
+        if self.shape.unbind:
+            b = self.guests[1]
+            check(b.ask("is-current"), "guest B takes its image for outdated")
+            self.refused(self.shape.unbind, "a driver, and none is bound")
+            check(not b.ask("is-current"), "guest B takes an image for current whose memory is gone")
+
+    def refused(self, script: str, advice: str) -> None:
+        command = ["sh", "-c", f"PATH={self.images.programs}:$PATH; {script}"]
+        done = self.guests[1].ask("run", command=command)
+        check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
 
 
 def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
