@@ -38,7 +38,10 @@ def installed() -> list[str]:
 
 def version(command: list[str]) -> int:
     """Its major version; an error if it does not even start."""
-    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    try:
+        asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    except OSError as why:
+        raise UnavailableError(f"{command[0]}: {why.strerror}") from why
     found = re.search(r"version (\d+)", asked.stdout)
     if not found:
         raise UnavailableError(f"`{shlex.join(command)} --version` failed: {asked.stderr.strip() or asked.stdout}")
@@ -48,7 +51,10 @@ def version(command: list[str]) -> int:
 def with_cxl() -> list[str]:
     """Command line of a QEMU that emulates volatile CXL memory, downloaded if need be."""
     if named := os.environ.get("DAXFS_VM_CXL_QEMU"):
-        return shlex.split(named)
+        command = shlex.split(named)
+        if version(command) < CXL_SINCE:
+            raise UnavailableError(f"DAXFS_VM_CXL_QEMU={named}: CXL memory needs QEMU {CXL_SINCE}")
+        return command
     own = installed()
     if version(own) >= CXL_SINCE:
         return own

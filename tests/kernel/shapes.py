@@ -73,6 +73,8 @@ class Shape:
     cxl: bool = False
     # Shell commands that `daxfs` has to refuse in a guest, with a part of what it says then.
     refused: dict[str, str] = field(default_factory=dict)
+    # Takes the memory away from a guest that has it open, and tries to open it.
+    unbind: str = ""
 
     def part(self, offset: int, length: int) -> str:
         """Name of a part of the memory, as the guests open it."""
@@ -119,9 +121,8 @@ SOFT = Shape(
     middle_of_ram(),
     refused={
         f"daxfs ls /dev/dax0.0@{SIZE}+2M": "outside",
-        # The last one: readers lose the memory.
-        "echo dax0.0 >/sys/bus/dax/drivers/device_dax/unbind; daxfs ls /dev/dax0.0": "a driver, and none is bound",
     },
+    unbind="echo dax0.0 >/sys/bus/dax/drivers/device_dax/unbind; daxfs ls /dev/dax0.0",
 )
 PHYSICAL = Shape(
     "physical",

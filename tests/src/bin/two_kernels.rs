@@ -42,6 +42,8 @@ enum Task {
     Report,
     /// Reads the image again and again, until one of this generation has been seen.
     Watch { until: u64 },
+    /// Whether the open image is still the one that its source means.
+    IsCurrent,
     /// Tries to write to the open image's memory in the ways that a reader has.
     WriteAsReader,
     /// Writes eight bytes at `offset` of a source, opened for writing; answers what is there then.
@@ -115,6 +117,7 @@ fn perform(task: Task, opened: &Opened) -> Result<Value> {
         }
         Task::Report => Ok(json!(report(&current(opened)?.1)?)),
         Task::Watch { until } => watch(opened, until),
+        Task::IsCurrent => Ok(json!(current(opened)?.1.is_current()?)),
         Task::WriteAsReader => write_as_reader(&current(opened)?.1),
         Task::Store { source, offset, value } => store(&source, offset, value),
         Task::Load { offset } => {
