@@ -10,6 +10,9 @@ use std::ffi::CString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How often a case looks all paths up in its turn. The first time it finds the caches full of the other cases' data.
+const PASSES: u32 = 3;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The tree that the image was packed from, for access(2). Its paths are looked up relative to it, as those of
@@ -28,6 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
         .walk()
         .filter(|entry| entry.file_type() == FileType::File)
         .map(|entry| entry.path().split_off(1))
+        // The packer's own index is not in the tree.
+        .filter(|path| !path.starts_with(b".daxfs/"))
         .collect();
     ensure!(!paths.is_empty(), "the image holds no file");
     shuffle(&mut paths);
@@ -37,7 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
     let count = u32::try_from(paths.len())?;
 
     // Seconds for one path.
-    let each = |work: &dyn Fn() -> Result<()>| -> Result<Duration> { Ok(rounds::time(work)? / count) };
+    let each = |work: &dyn Fn() -> Result<()>| -> Result<Duration> {
+        Ok(rounds::time(|| (0..PASSES).try_for_each(|_| work()))? / (PASSES * count))
+    };
     let (image, paths, names) = (&image, &paths, &names);
     let mut cases: Vec<Case<'_>> = vec![
         (
@@ -51,7 +58,10 @@ pub(crate) fn run(args: &Args) -> Result<Value> {
         (
             "contains",
             Box::new(move || {
-                each(&|| Ok(ensure!(paths.iter().all(|path| image.contains(path)), "a path is missing")))
+                each(&|| {
+                    ensure!(paths.iter().all(|path| image.contains(path)), "a path is missing");
+                    Ok(())
+                })
             }),
         ),
         (

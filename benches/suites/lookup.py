@@ -21,7 +21,7 @@ def suite(context: Context) -> Iterator[Row]:
     """All paths of the tree, in random order."""
     files, count = context.pick(60_000, 2_000), context.pick(1536 << 20, 16 << 20)
     tree = context.store.tree(files, count)
-    context.say(f"{files} files, each looked up once per run, in random order; time of one path")
+    context.say(f"{files} files, each looked up three times per run, in random order; time of one path")
     with held(context.programs, tree) as image:
         command = [context.programs.bench, "lookup", "--tree", tree]
         limits = ["--seconds", context.pick(10, 1), "--rounds", context.pick(200, 3)]
