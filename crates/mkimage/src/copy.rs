@@ -11,11 +11,11 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes read before they are hashed: they are still in the second-level cache then.
-const UNIT: u64 = 512 << 10;
+/// Bytes read before they are hashed: source and copy are still in the second-level cache then.
+const UNIT: u64 = 128 << 10;
 
-/// Bytes that are hashed at a time: enough for the widest vector units, little enough for the second-level cache.
-const HASH_STEP: usize = 128 << 10;
+/// Bytes that are hashed at a time: enough for the widest vector units, little enough for the first-level cache.
+const HASH_STEP: usize = 32 << 10;
 
 /// What a copier has to know besides the plan.
 #[derive(Debug)]
