@@ -30,7 +30,19 @@ from harness.data import Store
 from harness.image import Programs
 from harness.machine import NotRunError, describe
 from harness.result import MET, MISSED, table
-from suites import Context, holder, lookup, open_tensors, pack_disk, pack_memory, readers, restart, small_files, views
+from suites import (
+    Context,
+    first_touch,
+    holder,
+    lookup,
+    open_tensors,
+    pack_disk,
+    pack_memory,
+    readers,
+    restart,
+    small_files,
+    views,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +60,7 @@ SUITES = {
     "open": open_tensors.suite,
     "lookup": lookup.suite,
     "views": views.suite,
+    "first-touch": first_touch.suite,
     "readers": readers.suite,
     "holder": holder.suite,
     "restart": restart.suite,

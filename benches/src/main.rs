@@ -11,6 +11,7 @@
 mod attach;
 mod bare;
 mod crowd;
+mod first_touch;
 mod lookup;
 mod open;
 mod peer;
@@ -35,6 +36,8 @@ enum Command {
     Bare(bare::Args),
     /// Open to first tensor, and to every byte touched: daxfs against the safetensors crate
     Open(open::Args),
+    /// Open and touch every page: images in several kinds of pages against a mapping of the file
+    FirstTouch(first_touch::Args),
     /// Look paths up: an opened image against access(2)
     Lookup(lookup::Args),
     /// Open the image and touch all of it when told to, then stay until standard input ends
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
     let result = match Cli::parse().command {
         Command::Bare(args) => bare::run(&args)?,
         Command::Open(args) => open::run(&args)?,
+        Command::FirstTouch(args) => first_touch::run(&args)?,
         Command::Lookup(args) => lookup::run(&args)?,
         Command::Reader => return reader::run(),
         Command::Attach(args) => attach::run(&args)?,

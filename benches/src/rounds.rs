@@ -22,7 +22,7 @@ pub(crate) struct Limits {
 }
 
 /// A name and what to time. The closure times itself, so that setting up and dropping stay out.
-pub(crate) type Case<'a> = (&'static str, Box<dyn FnMut() -> Result<Duration> + 'a>);
+pub(crate) type Case<'a> = (&'a str, Box<dyn FnMut() -> Result<Duration> + 'a>);
 
 /// How long `work` takes; dropping its result is not counted.
 pub(crate) fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {

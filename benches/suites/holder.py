@@ -20,7 +20,7 @@ BELOW = 1 << 20
 
 def suite(context: Context) -> Iterator[Row]:
     """Serve one image of weights; first one client again and again, then many small processes at once."""
-    count, clients = context.pick(2 << 30, 64 << 20), context.pick(1000, 50)
+    count, clients = context.pick(4 << 30, 64 << 20), context.pick(1000, 50)
     source = context.store.weights(count)
     with serving(context.programs) as holder:
         info = holder.load("weights", source)

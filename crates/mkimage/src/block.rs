@@ -12,53 +12,51 @@ use std::os::fd::AsFd;
 /// Gaps up to this many bytes are written as zeros; larger ones become holes of the file.
 const SMALL_GAP: u64 = 64 << 10;
 
-/// Where the bytes of a block end up.
+/// Where the bytes of a block are put.
 #[derive(Debug)]
-enum Backing {
-    /// In the target already.
-    Target,
-    /// In a buffer. These ranges of it are to be written, in order.
-    Buffer(Vec<Range<u64>>),
+enum Place<'a> {
+    /// Into the target.
+    Target(SharedBytesMut<'a>),
+    /// Into a buffer. The ranges `runs` of it are to be written, in order.
+    Buffer { bytes: &'a mut [u8], runs: Vec<Range<u64>> },
 }
 
-/// The bytes `range` of the image. All offsets are absolute.
+/// A part of the image, from `start` on. All offsets are absolute.
 #[derive(Debug)]
 pub(crate) struct Block<'a> {
-    view: SharedBytesMut<'a>,
     start: u64,
-    backing: Backing,
+    place: Place<'a>,
 }
 
 impl<'a> Block<'a> {
     /// A block that lies in the target's memory.
     pub(crate) fn mapped(view: SharedBytesMut<'a>, start: u64) -> Block<'a> {
-        Block { view, start, backing: Backing::Target }
+        Block { start, place: Place::Target(view) }
     }
 
     /// A block in a buffer, whose contents are garbage before something is put there.
     pub(crate) fn buffered(bytes: &'a mut [u8], start: u64) -> Block<'a> {
-        let view = SharedBytesMut::from_slice(bytes);
-        Block { view, start, backing: Backing::Buffer(Vec::new()) }
+        Block { start, place: Place::Buffer { bytes, runs: Vec::new() } }
     }
 
     /// What has to be written of a buffer.
     pub(crate) fn runs(&self) -> &[Range<u64>] {
-        match &self.backing {
-            Backing::Target => &[],
-            Backing::Buffer(runs) => runs,
+        match &self.place {
+            Place::Target(_) => &[],
+            Place::Buffer { runs, .. } => runs,
         }
     }
 
     /// Puts bytes of our own making.
     pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.include(offset, bytes.len() as u64)?;
-        Ok(self.view.copy_from(offset - self.start, bytes)?)
+        Ok(self.part(offset, bytes.len() as u64)?.copy_from(0, bytes)?)
     }
 
     /// Puts zeros.
     pub(crate) fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
         self.include(offset, len)?;
-        Ok(self.view.fill_zero(offset - self.start, len)?)
+        Ok(self.part(offset, len)?.fill_zero(0, len)?)
     }
 
     /// Reads `len` bytes from `position` of a source, straight into the block.
@@ -83,7 +81,7 @@ impl<'a> Block<'a> {
     ) -> Result<()> {
         let mut done = 0;
         while done < len {
-            let mut rest = self.view.get_mut(offset - self.start + done, len - done)?;
+            let mut rest = self.part(offset + done, len - done)?;
             let count = rest
                 .pread_from(source.file.as_fd(), position + done)
                 .map_err(|error| source.fail("read", error))?;
@@ -95,7 +93,8 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// Hashes bytes that were put or read before, by way of `scratch`: no reference to shared memory is made.
+    /// Hashes bytes that were put or read before: those of the target by way of `scratch`, since no reference to shared
+    /// memory is made.
     pub(crate) fn hash(
         &self,
         offset: u64,
@@ -104,23 +103,39 @@ impl<'a> Block<'a> {
         hasher: &mut RangeHasher,
         leaves: &mut Vec<Leaf>,
     ) -> Result<()> {
-        let bytes = self.view.as_shared().get(offset - self.start, len)?;
-        let Ok(()) = bytes.chunks(scratch, |_, piece| {
-            hasher.update(piece, leaves);
-            Ok::<(), Infallible>(())
-        });
+        let from = offset - self.start;
+        match &self.place {
+            Place::Target(view) => {
+                let Ok(()) = view.as_shared().get(from, len)?.chunks(scratch, |_, piece| {
+                    hasher.update(piece, leaves);
+                    Ok::<(), Infallible>(())
+                });
+            }
+            Place::Buffer { bytes, .. } => hasher.update(&bytes[index(from)..index(from + len)], leaves),
+        }
         Ok(())
+    }
+
+    /// The bytes from `offset` on.
+    fn part(&mut self, offset: u64, len: u64) -> Result<SharedBytesMut<'_>> {
+        let from = offset - self.start;
+        match &mut self.place {
+            Place::Target(view) => Ok(view.get_mut(from, len)?),
+            Place::Buffer { bytes, .. } => {
+                Ok(SharedBytesMut::from_slice(&mut bytes[index(from)..index(from + len)]))
+            }
+        }
     }
 
     /// Adds a range to what a buffer has to write. Blocks are filled in the order of offsets.
     fn include(&mut self, offset: u64, len: u64) -> Result<()> {
-        let Backing::Buffer(runs) = &mut self.backing else { return Ok(()) };
+        let Place::Buffer { runs, .. } = &mut self.place else { return Ok(()) };
         match runs.last_mut() {
             Some(run) if offset <= run.end => run.end = run.end.max(offset + len),
             Some(run) if offset - run.end <= SMALL_GAP => {
                 let gap = run.end..offset;
                 run.end = offset + len;
-                self.view.fill_zero(gap.start - self.start, gap.end - gap.start)?;
+                self.part(gap.start, gap.end - gap.start)?.fill_zero(0, gap.end - gap.start)?;
             }
             _ => runs.push(offset..offset + len),
         }
@@ -129,8 +144,13 @@ impl<'a> Block<'a> {
 
     /// Ends the current run: what lies before `offset` and was not put must not be written.
     pub(crate) fn leave_out(&mut self, offset: u64, len: u64) {
-        if let Backing::Buffer(runs) = &mut self.backing {
+        if let Place::Buffer { runs, .. } = &mut self.place {
             runs.push(offset + len..offset + len);
         }
     }
+}
+
+/// An offset in memory, which is never too large for it.
+pub(crate) fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
 }

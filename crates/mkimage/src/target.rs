@@ -1,6 +1,6 @@
 //! Where an image is written to: a file, or memory with a descriptor. Both are filled window by window.
 
-use crate::block::Block;
+use crate::block::{Block, index};
 use crate::summary::Size;
 use crate::{Error, Result};
 use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
@@ -260,8 +260,4 @@ impl Target {
         fence(Ordering::SeqCst);
         Ok(())
     }
-}
-
-fn index(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX)
 }
