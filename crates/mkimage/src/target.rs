@@ -17,10 +17,8 @@ use zerocopy::IntoBytes;
 /// before it is filled, so it has to fit the last-level cache together with the other threads' windows.
 pub(crate) const WINDOW: u64 = 16 << 20;
 
-/// Bytes that are written to a file at once, from a multiple of this. File systems make one folio of it, and a fault
-/// of a later reader maps much of a folio. Folios of 2 MiB are hardly better for readers, and take twice as long to
-/// write where the kernel has few such blocks at hand that are backed by real memory, as in virtual machines.
-pub(crate) const DISK_STEP: u64 = 1 << 20;
+/// Bytes that are written to a file at once, from a multiple of this: they stay in the second-level cache on the way.
+pub(crate) const DISK_STEP: u64 = 256 << 10;
 
 /// Bytes that are written to memory of ordinary pages at once: they stay in the second-level cache on the way.
 const MEMORY_STEP: u64 = 256 << 10;
