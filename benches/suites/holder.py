@@ -35,7 +35,9 @@ def suite(context: Context) -> Iterator[Row]:
         names = {"attach": "attach: descriptor and mapping", "open": "attach and open the image"}
         for case, name in names.items():
             ours, theirs = times[case], times["bare"]
-            yield Comparison(f"{name}, p50", ours, peer, theirs, WITHIN)
+            # Opening is more than the bare server's client does.
+            goal = WITHIN if case == "attach" else None
+            yield Comparison(f"{name}, p50", ours, peer, theirs, goal)
             yield Comparison(f"{name}, p99", Timing([ours.at(0.99)]), peer, Timing([theirs.at(0.99)]))
 
         command = [context.programs.bench, "crowd", address, "--clients", clients, "--holder", holder.pid]

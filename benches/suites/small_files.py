@@ -53,6 +53,7 @@ def suite(context: Context) -> Iterator[Row]:
         ours: dict[str, list[str | Path]] = {
             "-o FILE": [pack, source, "-o", target, "-q"],
             "-o FILE --hugepages no": [pack, source, "-o", target, "-q", "--hugepages", "no"],
+            "-o FILE --no-hash": [pack, source, "-o", target, "-q", "--no-hash"],
             "--into memfd": [pack, source, "--into", "memfd", "-q", "--", "true"],
         }
         commands = {**ours, **_peers(source, target)}
