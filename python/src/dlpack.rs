@@ -135,11 +135,10 @@ fn lend<'py, M: Managed>(
     } else {
         M::lend(tensor).map(Loan).or_raise()?
     };
-    let pointer = loan.0.cast::<c_void>();
+    let (pointer, destroy) = (loan.0.cast::<c_void>(), Some(destroy::<M> as _));
     // SAFETY: the pointer leads to a live managed tensor, which stays so until its deleter is called: by the consumer
     // that renames the capsule, or else by the destructor, which may run on any thread.
-    let capsule =
-        unsafe { PyCapsule::new_with_pointer_and_destructor(py, pointer, M::NAME, Some(destroy::<M>)) }?;
+    let capsule = unsafe { PyCapsule::new_with_pointer_and_destructor(py, pointer, M::NAME, destroy) }?;
     // The capsule owns the loan now.
     let _ = ManuallyDrop::new(loan);
     Ok(capsule)

@@ -208,7 +208,7 @@ fn from_pack(error: &mkimage::Error) -> PyErr {
     use mkimage::Error;
     match error {
         Error::Memory(error) => from_memory(error),
-        Error::Reader(error) => from_daxfs(error),
+        Error::Reader(error) | Error::Target(error) => from_daxfs(error),
         Error::Io { op, path, source } => match source.raw_os_error() {
             Some(number) => os_error(op, &path.to_string_lossy(), number),
             None => PyOSError::new_err(error.to_string()),

@@ -20,6 +20,7 @@
 #![allow(clippy::unwrap_used, reason = "support code of tests: a test ends at the first thing that fails")]
 
 pub mod delta;
+pub mod devices;
 pub mod dump;
 pub mod examine;
 pub mod forge;

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
 use daxfs::{Image, OpenOptions, Provenance, Region};
+use daxfs_tests::devices;
 use daxfs_tests::examine::examine_live;
 use daxfs_tests::tree::{self, Item, Tree};
 use dmabuf::{Access, CpuAccess, FdKind, Mapping};
@@ -28,17 +29,6 @@ const ROLE: &str = "DAXFS_KERNEL_TEST_SOURCE";
 /// The kinds of dma-buf, with the exporter's name in the kernel.
 fn memories() -> [(Memory, &'static str, &'static str); 2] {
     [(Memory::Udmabuf, "udmabuf", "udmabuf"), (Memory::Heap("system".into()), "heap:system", "system")]
-}
-
-/// Whether both devices are there. Where they have to be, a missing one is a failure.
-fn devices() -> bool {
-    let missing =
-        ["/dev/udmabuf", "/dev/dma_heap/system"].into_iter().find(|device| !Path::new(device).exists());
-    if let Some(device) = missing {
-        assert!(env::var_os("DAXFS_REQUIRE_DEVICES").is_none(), "no {device}");
-        eprintln!("not run: no {device}");
-    }
-    missing.is_none()
 }
 
 /// A tensor that the checkpoint of the source tree holds.
@@ -199,7 +189,7 @@ fn wait_until_freed(ino: u64) {
 
 #[test]
 fn an_image_in_a_dma_buf_is_replaced_under_its_readers() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -233,7 +223,7 @@ fn an_image_in_a_dma_buf_is_replaced_under_its_readers() {
 
 #[test]
 fn an_image_in_a_dma_buf_is_the_source_tree() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -275,7 +265,7 @@ fn a_descriptor_sent_over_a_socket_is_the_same_memory_until_its_last_user_goes()
         wait_for(&socket);
         return;
     }
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -297,7 +287,7 @@ fn a_descriptor_sent_over_a_socket_is_the_same_memory_until_its_last_user_goes()
 
 #[test]
 fn a_tensor_keeps_the_memory_after_image_and_descriptor_are_gone() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -321,7 +311,7 @@ fn a_command_inherits_the_image() {
         check(&Image::open(source).unwrap(), &folder);
         return;
     }
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -339,7 +329,7 @@ fn a_command_inherits_the_image() {
 
 #[test]
 fn the_commands_read_an_inherited_image() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (_work, folder) = source();
@@ -392,7 +382,7 @@ fn writes_between_brackets_are_seen_between_brackets() {
         }
         return;
     }
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let memfd = dmabuf::Memfd::create("kernel", LEN as u64, dmabuf::HugePages::No).unwrap();
@@ -413,7 +403,7 @@ fn writes_between_brackets_are_seen_between_brackets() {
 
 #[test]
 fn a_buffer_may_be_larger_than_its_image_but_not_shorter() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (work, folder) = source();
@@ -440,7 +430,7 @@ fn a_buffer_may_be_larger_than_its_image_but_not_shorter() {
 
 #[test]
 fn what_the_kernel_refuses_is_an_error_that_says_why() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     let (work, folder) = source();

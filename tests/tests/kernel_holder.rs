@@ -3,27 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
 use daxfs::{Image, Provenance};
+use daxfs_tests::devices;
 use dmabuf::FdKind;
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// More than any step takes under emulation.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Whether both devices are there. Where they have to be, a missing one is a failure.
-fn devices() -> bool {
-    let missing =
-        ["/dev/udmabuf", "/dev/dma_heap/system"].into_iter().find(|device| !Path::new(device).exists());
-    if let Some(device) = missing {
-        assert!(env::var_os("DAXFS_REQUIRE_DEVICES").is_none(), "no {device}");
-        eprintln!("not run: no {device}");
-    }
-    missing.is_none()
-}
 
 /// The command `daxfs`, which lies one folder above the test programs.
 fn daxfs() -> PathBuf {
@@ -83,7 +73,7 @@ impl Place {
 
 #[test]
 fn images_in_device_memory_are_held_handed_over_and_outlive_the_holder() {
-    if !devices() {
+    if !devices::are_here(&[]) {
         return;
     }
     for (into, driver) in [("udmabuf", "udmabuf"), ("heap:system", "system")] {

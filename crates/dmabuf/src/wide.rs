@@ -8,6 +8,31 @@ pub(crate) const STEP: usize = 64;
 /// Shorter copies are done by words.
 pub(crate) const LEAST: usize = 128;
 
+/// Loads a line of 64 bytes from `$src` by `$load`, a load of 16 aligned bytes, and stores it at `$dst`. Expands to
+/// assembly, so the caller proves that both lines are there.
+#[cfg(target_arch = "x86_64")]
+macro_rules! copy_line {
+    ($load:literal, $src:expr, $dst:expr) => {
+        std::arch::asm!(
+            concat!($load, " {a}, [{src}]"),
+            concat!($load, " {b}, [{src} + 16]"),
+            concat!($load, " {c}, [{src} + 32]"),
+            concat!($load, " {d}, [{src} + 48]"),
+            "movdqu [{dst}], {a}",
+            "movdqu [{dst} + 16], {b}",
+            "movdqu [{dst} + 32], {c}",
+            "movdqu [{dst} + 48], {d}",
+            src = in(reg) $src,
+            dst = in(reg) $dst,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
 /// Copies `blocks` times 64 bytes.
 ///
 /// # Safety
@@ -15,53 +40,17 @@ pub(crate) const LEAST: usize = 128;
 /// 64 unless `blocks` is 0. Others may write to the source meanwhile.
 #[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, blocks: usize) {
-    if std::arch::is_x86_feature_detected!("sse4.1") {
-        for at in (0..blocks * STEP).step_by(STEP) {
+    let has_streaming_loads = std::arch::is_x86_feature_detected!("sse4.1");
+    for at in (0..blocks * STEP).step_by(STEP) {
+        let (src, dst) = (src.wrapping_add(at), dst.wrapping_add(at));
+        if has_streaming_loads {
             // SAFETY: 64 readable and 64 writable bytes by the contract, the source aligned to 16; the processor has the
             // instruction. Loads in assembly are not accesses of the Rust memory model, so concurrent writers are no
             // data race; they are those of the hardware, which sees them in some order.
-            unsafe {
-                std::arch::asm!(
-                    "movntdqa {a}, [{src}]",
-                    "movntdqa {b}, [{src} + 16]",
-                    "movntdqa {c}, [{src} + 32]",
-                    "movntdqa {d}, [{src} + 48]",
-                    "movdqu [{dst}], {a}",
-                    "movdqu [{dst} + 16], {b}",
-                    "movdqu [{dst} + 32], {c}",
-                    "movdqu [{dst} + 48], {d}",
-                    src = in(reg) src.wrapping_add(at),
-                    dst = in(reg) dst.wrapping_add(at),
-                    a = out(xmm_reg) _,
-                    b = out(xmm_reg) _,
-                    c = out(xmm_reg) _,
-                    d = out(xmm_reg) _,
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-        return;
-    }
-    for at in (0..blocks * STEP).step_by(STEP) {
-        // SAFETY: as above, with SSE2, which every x86-64 processor has.
-        unsafe {
-            std::arch::asm!(
-                "movdqa {a}, [{src}]",
-                "movdqa {b}, [{src} + 16]",
-                "movdqa {c}, [{src} + 32]",
-                "movdqa {d}, [{src} + 48]",
-                "movdqu [{dst}], {a}",
-                "movdqu [{dst} + 16], {b}",
-                "movdqu [{dst} + 32], {c}",
-                "movdqu [{dst} + 48], {d}",
-                src = in(reg) src.wrapping_add(at),
-                dst = in(reg) dst.wrapping_add(at),
-                a = out(xmm_reg) _,
-                b = out(xmm_reg) _,
-                c = out(xmm_reg) _,
-                d = out(xmm_reg) _,
-                options(nostack, preserves_flags),
-            );
+            unsafe { copy_line!("movntdqa", src, dst) };
+        } else {
+            // SAFETY: as above, with SSE2, which every x86-64 processor has.
+            unsafe { copy_line!("movdqa", src, dst) };
         }
     }
 }

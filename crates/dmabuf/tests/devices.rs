@@ -367,7 +367,7 @@ fn in_a_child(fd: OwnedFd) -> String {
 }
 
 #[test]
-#[ignore = "other tests start it in a process of its own"]
+#[ignore = "the other side of the tests that pass a descriptor: they start it, with a socket as standard input"]
 fn the_child_process() {
     if std::env::var_os(CHILD).is_none() {
         return println!("not run: no parent");

@@ -10,6 +10,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use support::supervisor::Supervisor;
 use support::{Place, Process, Start, be_process, identity, is_used, memfds, tensor, wait_for};
 
+/// Points of a takeover, and whether it is the old holder that comes there.
+const TAKEOVER: [(&str, bool); 6] = [
+    ("takeover-image", true),
+    ("takeover-socket", true),
+    ("takeover-done", true),
+    ("takeover-received", false),
+    ("takeover-before-done", false),
+    ("takeover-after-done", false),
+];
+
 #[test]
 fn process() {
     be_process();
@@ -106,14 +116,7 @@ fn a_supervisor_keeps_what_a_killed_takeover_drops() {
     let mut old = supervisor.serve(&place, &Start::default());
     place.load_path("a", false, &weights).unwrap();
     supervisor.wait_for_store(&["img.1.a"]);
-    for (point, in_old) in [
-        ("takeover-image", true),
-        ("takeover-socket", true),
-        ("takeover-done", true),
-        ("takeover-received", false),
-        ("takeover-before-done", false),
-        ("takeover-after-done", false),
-    ] {
+    for (point, in_old) in TAKEOVER {
         old.kill();
         old = supervisor.serve(&place, &if in_old { crashing(point) } else { Start::default() });
         let crash_at = (!in_old).then_some(point);
@@ -145,14 +148,7 @@ fn a_takeover_may_be_killed_on_both_sides() {
     let place = Place::new();
     let weights = place.weights("w", 1, 1000);
     let take_over = Start { takeover: true, ..Start::default() };
-    for (point, in_old) in [
-        ("takeover-image", true),
-        ("takeover-socket", true),
-        ("takeover-done", true),
-        ("takeover-received", false),
-        ("takeover-before-done", false),
-        ("takeover-after-done", false),
-    ] {
+    for (point, in_old) in TAKEOVER {
         let mut old = place.serve(&if in_old { crashing(point) } else { Start::default() });
         place.load_path("a", false, &weights).unwrap();
         let client = place.open("a");

@@ -111,6 +111,9 @@ pub enum Error {
     /// Shared memory could not be made, mapped or described.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),
+    /// The memory or device that the image was to go into is not one, or cannot be opened.
+    #[error(transparent)]
+    Target(daxfs::Error),
     /// The reader refuses the finished image.
     #[error("verify: {0}")]
     Reader(#[from] daxfs::Error),

@@ -48,7 +48,7 @@ impl Memory {
     /// `fd:`. New memory of pages is made of such as `pages` says.
     ///
     /// # Errors
-    /// [`Error::Setting`] for anything else; [`Error::Reader`] for a wrong source.
+    /// [`Error::Setting`] for anything else; [`Error::Target`] for a wrong source.
     pub fn parse(text: &OsStr, pages: HugePages) -> Result<Memory> {
         let refuse = |why: &str| Err(Error::Setting { option: "--into", why: why.to_owned() });
         match text.as_bytes() {
@@ -63,7 +63,7 @@ impl Memory {
                 if bytes.contains(&b'/')
                     || [b"phys:", &b"fd:"[..]].iter().any(|start| bytes.starts_with(start)) =>
             {
-                Ok(Memory::Device(Source::parse(text)?))
+                Ok(Memory::Device(Source::parse(text).map_err(Error::Target)?))
             }
             _ => refuse(
                 "is memfd, udmabuf, heap:NAME, phys:ADDRESS+LENGTH, fd:N, or a path such as /dev/dax0.0",

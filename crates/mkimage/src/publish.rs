@@ -35,9 +35,9 @@ pub(crate) fn open(source: &Source, base: u64, len: u64, settings: &Settings) ->
         let why = "a holder's images cannot be written to; `daxfs swap` replaces one".to_owned();
         return Err(Error::Output { path: path.to_path_buf(), why });
     }
-    let Opened { fd, part, .. } = source.open(true, None)?;
+    let Opened { fd, part, .. } = source.open(true, None).map_err(Error::Target)?;
     let info = describe(fd.as_fd())?;
-    let (origin, have) = part.within(info.len)?;
+    let (origin, have) = part.within(info.len).map_err(Error::Target)?;
     if have < len.max(SUPERBLOCK_SIZE as u64) {
         return Err(Error::TooSmall { path: path.to_path_buf(), have, need: len });
     }

@@ -123,7 +123,9 @@ impl Target {
         };
         if let Some(mut map) = mapped {
             if self.access == Access::Copy {
-                self.copy(&mut map, &window, step, buffer, fill)?;
+                buffered(&window, step, buffer, fill, |offset, bytes| {
+                    Ok(map.view_mut()?.copy_from(offset - window.start, bytes)?)
+                })?;
             } else {
                 fill(&mut Block::mapped(map.view_mut()?, window.start), window)?;
             }
@@ -132,50 +134,11 @@ impl Target {
             }
             return Ok(());
         }
-        if buffer.len() != index(step) {
-            // Not `resize`, which would touch every page of it, also of those that are never needed.
-            *buffer = vec![0; index(step)];
-        }
-        let mut at = window.start;
-        while at < window.end {
-            let end = window.end.min((at / step + 1) * step);
-            let mut block = Block::buffered(buffer, at);
-            fill(&mut block, at..end)?;
-            let runs: Vec<_> = block.runs().to_vec();
-            for run in runs.into_iter().filter(|run| !run.is_empty()) {
-                let bytes = &buffer[index(run.start - at)..index(run.end - at)];
-                self.file
-                    .write_all_at(bytes, self.origin + self.shift + run.start)
-                    .map_err(|error| Error::io("write", &self.path, error))?;
-            }
-            at = end;
-        }
-        Ok(())
-    }
-
-    /// Fills a window block by block in `buffer`, and copies what is in it.
-    fn copy(
-        &self,
-        map: &mut Mapping,
-        window: &Range<u64>,
-        step: u64,
-        buffer: &mut Vec<u8>,
-        mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
-    ) -> Result<()> {
-        buffer.resize(index(step), 0);
-        let mut at = window.start;
-        while at < window.end {
-            let end = window.end.min((at / step + 1) * step);
-            let mut block = Block::buffered(buffer, at);
-            fill(&mut block, at..end)?;
-            let runs: Vec<_> = block.runs().to_vec();
-            for run in runs.into_iter().filter(|run| !run.is_empty()) {
-                let bytes = &buffer[index(run.start - at)..index(run.end - at)];
-                map.view_mut()?.copy_from(run.start - window.start, bytes)?;
-            }
-            at = end;
-        }
-        Ok(())
+        buffered(&window, step, buffer, fill, |offset, bytes| {
+            self.file
+                .write_all_at(bytes, self.origin + self.shift + offset)
+                .map_err(|error| Error::io("write", &self.path, error))
+        })
     }
 
     /// Maps a range of the image.
@@ -258,4 +221,30 @@ impl Target {
         fence(Ordering::SeqCst);
         Ok(())
     }
+}
+
+/// Fills a window block by block in `buffer`, and gives to `write` what is in it: an offset in the image, and bytes.
+fn buffered(
+    window: &Range<u64>,
+    step: u64,
+    buffer: &mut Vec<u8>,
+    mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
+    mut write: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    if buffer.len() != index(step) {
+        // Not `resize`, which would touch every page of it, also of those that are never needed.
+        *buffer = vec![0; index(step)];
+    }
+    let mut at = window.start;
+    while at < window.end {
+        let end = window.end.min((at / step + 1) * step);
+        let mut block = Block::buffered(buffer, at);
+        fill(&mut block, at..end)?;
+        let runs: Vec<_> = block.runs().to_vec();
+        for run in runs.into_iter().filter(|run| !run.is_empty()) {
+            write(run.start, &buffer[index(run.start - at)..index(run.end - at)])?;
+        }
+        at = end;
+    }
+    Ok(())
 }

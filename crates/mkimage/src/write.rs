@@ -96,10 +96,10 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// As [`Plan::write_memory`], and [`Error::Reader`] when it cannot be mapped.
+    /// As [`Plan::write_memory`], and [`Error::Target`] when it cannot be mapped.
     pub fn write_region(&self, memory: &Memory) -> Result<(Region, Summary)> {
         let (fd, part, summary) = self.write_part(memory)?;
-        Ok((Region::from_fd_part(fd, part)?, summary))
+        Ok((Region::from_fd_part(fd, part).map_err(Error::Target)?, summary))
     }
 
     /// Writes the image into memory; the part is what was named of it.

@@ -31,9 +31,9 @@ impl<'a> Words<'a> {
         let mut words = Self { device, buffer, memory: vk::DeviceMemory::null(), count: contents.len() };
         // SAFETY: a buffer of this device.
         let needs = unsafe { raw.get_buffer_memory_requirements(buffer) };
-        // SAFETY: instance and physical device of the live device.
-        let types =
-            unsafe { device.instance().get_physical_device_memory_properties(device.physical_device()) };
+        let (instance, physical) = (device.instance(), device.physical_device());
+        // SAFETY: a live instance and a physical device of it: both are those of `device`, which is borrowed here.
+        let types = unsafe { instance.get_physical_device_memory_properties(physical) };
         let wanted = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
         let fits = |n: &u32| {
             let property = types.memory_types_as_slice().get(*n as usize).map(|memory| memory.property_flags);

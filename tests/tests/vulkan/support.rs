@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use daxfs::device::vulkan::{self, Binding};
 use daxfs::device::{Device, DeviceError, Place};
 use daxfs::{Error, File, Image, Region};
-use daxfs_tests::{vgem, words};
+use daxfs_tests::{devices, vgem, words};
 use dmabuf::{Access, CpuAccess, HugePages, Mapping, Memfd};
 use mkimage::{Memory, Packer};
 
@@ -51,14 +51,7 @@ pub fn shared() -> Option<(&'static Device, MutexGuard<'static, Hasher<'static>>
 
 /// Whether the device nodes of dma-bufs are here, as in the kernel tests.
 pub fn dma_buf_devices() -> bool {
-    let nodes = ["/dev/udmabuf", "/dev/dma_heap/system"];
-    let mut missing = nodes.into_iter().filter(|node| !Path::new(node).exists()).map(str::to_owned);
-    let missing = missing.next().or_else(|| vgem::card().is_none().then(|| "vgem card".to_owned()));
-    if let Some(missing) = &missing {
-        assert!(env::var_os("DAXFS_REQUIRE_DEVICES").is_none(), "no {missing}");
-        eprintln!("not run on dma-bufs: no {missing}");
-    }
-    missing.is_none()
+    devices::are_here(&[("a vgem card", vgem::card().is_some())])
 }
 
 fn bytes(len: usize, seed: usize) -> Vec<u8> {
