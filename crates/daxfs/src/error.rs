@@ -255,7 +255,8 @@ pub enum Error {
 
 impl Error {
     /// Names the source where a message would speak of a range only.
-    pub(crate) fn of_source(self, source: &Source) -> Self {
+    #[must_use]
+    pub fn of_source(self, source: &Source) -> Self {
         match self {
             Self::Memory(dmabuf::Error::OutOfBounds { offset, len, bound }) => {
                 Self::OutsideSource { name: source.to_string(), offset, len, bound }

@@ -71,7 +71,8 @@ impl OpenOptions {
     }
 
     /// Copies the source once into a private sealed memfd and opens that: nobody can change or truncate it, and
-    /// slices are available. Costs the memory of the whole image.
+    /// slices are available. Costs the memory of the whole image. The image belongs to nobody else then, so it stays
+    /// current whatever becomes of the source.
     #[must_use]
     pub fn sealed_copy(mut self, copy: bool) -> Self {
         self.sealed_copy = copy;
@@ -122,16 +123,23 @@ impl OpenOptions {
     /// # Errors
     /// When the region holds no valid image; see [`Error`].
     pub fn open_region(&self, region: Region) -> Result<Image> {
-        let region = if self.sealed_copy { region.sealed_copy()? } else { region };
+        self.open_one(region, false)
+    }
+
+    /// Opens one image, though another may take its place meanwhile. With `drop_caches` the memory is read anew.
+    fn open_one(&self, source: Region, drop_caches: bool) -> Result<Image> {
         let mut attempts = 1;
-        let Snapshot { superblock, tree, view_kind, stamp } = loop {
-            match self.snapshot(&region) {
+        let (region, Snapshot { superblock, tree, view_kind, stamp }) = loop {
+            if drop_caches {
+                source.drop_cached_image();
+            }
+            match self.take(&source) {
                 // Switching to another image takes microseconds, unless it is written in the old one's place.
                 Err(Error::BeingReplaced { .. }) if attempts < OPEN_ATTEMPTS => {
                     attempts += 1;
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                snapshot => break snapshot?,
+                taken => break taken?,
             }
         };
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
@@ -146,31 +154,35 @@ impl OpenOptions {
             tensors: TensorCache::default(),
             index: OnceLock::new(),
         }));
-        match self.expect {
-            Some(expected) if image.content_hash() != Some(expected) => {
-                Err(Error::OtherContent { expected, found: image.content_hash() })
-            }
-            _ => Ok(image),
+        let Some(expected) = self.expect else { return Ok(image) };
+        let found = image.content_hash();
+        if image.region().provenance() == Provenance::Shared && image.region().stamp()? != image.0.stamp {
+            // The hash, which lies behind the metadata, may be that of the next image.
+            return Err(Error::BeingReplaced { generation: image.generation() });
         }
+        if found == Some(expected) { Ok(image) } else { Err(Error::OtherContent { expected, found }) }
     }
 
-    /// Copies the metadata, all of one image: what was copied while another one took its place is thrown away.
-    fn snapshot(&self, region: &Region) -> Result<Snapshot> {
-        let backing_len = self.backing.as_ref().map(Region::len);
-        let _access = region.cpu_access()?;
-        let snapshot = snapshot::take(region.view(), backing_len, self.strict, self.max_metadata);
-        let generation = match &snapshot {
-            _ if region.provenance() == Provenance::Sealed => return snapshot,
-            Ok(snapshot) => snapshot.stamp.number(),
-            Err(_) => return snapshot,
+    /// Copies the metadata, all of one image, or with [`OpenOptions::sealed_copy`] all of the region: what was copied
+    /// while another image took its place is thrown away, and so is an error that it may have caused.
+    fn take(&self, source: &Region) -> Result<(Region, Snapshot)> {
+        let may_change =
+            source.provenance() == Provenance::Shared && source.len() >= format::SUPERBLOCK_SIZE as u64;
+        let before = if may_change { Some(source.stamp()?) } else { None };
+        let region = if self.sealed_copy { source.sealed_copy()? } else { source.clone() };
+        let snapshot = {
+            let _access = region.cpu_access()?;
+            let backing_len = self.backing.as_ref().map(Region::len);
+            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)
         };
-        let now = region.stamp()?;
-        match snapshot {
-            Ok(snapshot) if snapshot.stamp != now => {
-                Err(Error::BeingReplaced { generation: now.number().max(generation) })
+        if let Some(before) = before {
+            let now = source.stamp()?;
+            let was = snapshot.as_ref().map_or(&before, |snapshot| &snapshot.stamp);
+            if *was != now || before != now {
+                return Err(Error::BeingReplaced { generation: now.number().max(before.number()) });
             }
-            snapshot => snapshot,
         }
+        Ok((region, snapshot?))
     }
 }
 
@@ -260,9 +272,7 @@ impl Image {
         if self.is_current()? {
             return Ok(None);
         }
-        let region = self.region().reopen()?;
-        region.drop_cached_image();
-        self.0.options.open_region(region).map(Some)
+        self.0.options.open_one(self.region().reopen()?, true).map(Some)
     }
 
     /// Number of the image in its region: 0 for the first one, and one more with each that was packed over it with

@@ -81,11 +81,19 @@ pub(crate) enum Finish {
     Region { region: Region, sync: bool, is_dma_buf: bool },
 }
 
-/// Makes or opens memory for an image of `len` bytes, whose base image begins at `base`.
-pub(crate) fn create(memory: &Memory, base: u64, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
-    if settings.node.is_some() && matches!(memory, Memory::Device(_)) {
-        let why = "is for new memory; a device lies where it is".to_owned();
-        return Err(Error::Setting { option: "--numa", why });
+/// Makes or opens memory for an image of `len` bytes.
+pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+    if settings.node.is_some() {
+        let why = match memory {
+            Memory::Device(_) => "is for new memory; a device lies where it is".to_owned(),
+            Memory::Heap(name) if name != "system" => {
+                format!("is for the heap system; {name} has a place of its own")
+            }
+            _ => String::new(),
+        };
+        if !why.is_empty() {
+            return Err(Error::Setting { option: "--numa", why });
+        }
     }
     let memfd = |pages, len| memfd(pages, len, settings.node);
     match memory {
@@ -107,7 +115,7 @@ pub(crate) fn create(memory: &Memory, base: u64, len: u64, settings: &Settings) 
             let path = PathBuf::from(memory.to_string());
             Ok((Target::new(fd, &path, Access::Map, true), Finish::Heap))
         }
-        Memory::Device(source) => publish::open(source, base, len, settings),
+        Memory::Device(source) => publish::open(source, len, settings),
     }
 }
 

@@ -177,7 +177,7 @@ impl Packer {
     }
 
     /// The NUMA node that new memory lies on: memfds, the memfd under a udmabuf, buffers of the heap `system`. By default
-    /// where the kernel likes. The summary says where it is.
+    /// where the kernel likes. For memfds and udmabufs the summary says where it is.
     #[must_use]
     pub fn numa(mut self, node: Option<u32>) -> Packer {
         self.settings.node = node;

@@ -10,11 +10,12 @@ use crate::memory::Finish;
 use crate::packer::Settings;
 use crate::target::{Access, DISK_STEP, Target};
 use crate::{Error, Result};
-use daxfs::format::{Generation, MAGIC, SUPERBLOCK_SIZE};
+use daxfs::format::{GENERATION_OFFSET, Generation, MAGIC, SUPERBLOCK_SIZE};
 use daxfs::{MemoryClass, Opened, Part, Source, Superblock};
 use dmabuf::{FdKind, Mapping, describe};
 use std::os::fd::AsFd;
 use std::path::Path;
+use zerocopy::IntoBytes;
 
 /// A region that gets an image.
 #[derive(Debug)]
@@ -27,8 +28,8 @@ pub(crate) struct Region {
     old: Option<Box<[u8; SUPERBLOCK_SIZE]>>,
 }
 
-/// Opens a region for an image of `len` bytes whose base image begins at `base`.
-pub(crate) fn open(source: &Source, base: u64, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+/// Opens a region for an image of `len` bytes.
+pub(crate) fn open(source: &Source, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
     let name = source.to_string();
     let path = Path::new(&name);
     if matches!(source, Source::Holder(_)) {
@@ -37,7 +38,7 @@ pub(crate) fn open(source: &Source, base: u64, len: u64, settings: &Settings) ->
     }
     let Opened { fd, part, .. } = source.open(true, None).map_err(Error::Target)?;
     let info = describe(fd.as_fd())?;
-    let (origin, have) = part.within(info.len).map_err(Error::Target)?;
+    let (origin, have) = part.of(&info).map_err(|error| Error::Target(error.of_source(source)))?;
     if have < len.max(SUPERBLOCK_SIZE as u64) {
         return Err(Error::TooSmall { path: path.to_path_buf(), have, need: len });
     }
@@ -76,7 +77,7 @@ pub(crate) fn open(source: &Source, base: u64, len: u64, settings: &Settings) ->
                 .to_owned(),
         })?;
         let superblock = if is_valid { superblock_of(&target, have)? } else { None };
-        match superblock.and_then(|superblock| slot(&superblock, base, len, have, settings.unit)) {
+        match superblock.and_then(|superblock| slot(&superblock, len, have, settings.unit)) {
             Some(shift) => {
                 target.shift = shift;
                 region.old = Some(old);
@@ -94,14 +95,16 @@ fn superblock_of(target: &Target, len: u64) -> Result<Option<Superblock>> {
     Ok(Superblock::read(map.view()).ok())
 }
 
-/// By how much a new base image, at `base..len` by itself, has to be moved to lie beside the old image: 0 or a
+/// By how much a new image of `len` bytes, all but its superblock, has to be moved to lie beside the old one: 0 or a
 /// multiple of `unit`. `None` when there is no room.
-fn slot(old: &Superblock, base: u64, len: u64, region: u64, unit: u64) -> Option<u64> {
-    let used: Vec<_> = old.regions().map(|(_, range)| range).filter(|range| range.end > base).collect();
-    let end = used.iter().map(|range| range.end).max().unwrap_or(base);
-    [0, end.saturating_sub(base).checked_next_multiple_of(unit)?].into_iter().find(|&shift| {
+fn slot(old: &Superblock, len: u64, region: u64, unit: u64) -> Option<u64> {
+    // Both begin behind the superblock: larger blocks leave a gap there, which is written, too.
+    const HEAD: u64 = SUPERBLOCK_SIZE as u64;
+    let used: Vec<_> = old.regions().map(|(_, range)| range).filter(|range| range.end > HEAD).collect();
+    let end = used.iter().map(|range| range.end).max().unwrap_or(HEAD);
+    [0, (end - HEAD).checked_next_multiple_of(unit)?].into_iter().find(|&shift| {
         let Some(new_end) = shift.checked_add(len) else { return false };
-        new_end <= region && used.iter().all(|range| range.end <= shift + base || range.start >= new_end)
+        new_end <= region && used.iter().all(|range| range.end <= shift + HEAD || range.start >= new_end)
     })
 }
 
@@ -114,7 +117,13 @@ impl Region {
     /// Takes a new image back that turned out wrong: the old one comes back if it is still there.
     pub(crate) fn withdraw(&self, target: &Target) -> Result<()> {
         match &self.old {
-            Some(old) => target.write_superblock(&old[..]),
+            Some(old) => {
+                // Under a number of its own: the one that is taken back was already seen by some.
+                let mut old = old.clone();
+                let record = Generation::new(self.generation.saturating_add(1), false);
+                old[GENERATION_OFFSET..].copy_from_slice(record.as_bytes());
+                target.write_superblock(&old[..])
+            }
             None => target.invalidate(&Generation::new(self.generation, true)),
         }
     }
@@ -145,16 +154,23 @@ mod tests {
     fn the_slots_of_a_region() {
         const M: u64 = 1 << 20;
         let first = at(4096..5 * M);
-        assert_eq!(slot(&first, 4096, 5 * M, 16 * M, 2 * M), Some(6 * M), "behind it, as aligned as it was");
-        assert_eq!(slot(&first, 4096, 5 * M, 11 * M, 2 * M), Some(6 * M), "just fits");
-        assert_eq!(slot(&first, 4096, 5 * M, 11 * M - 1, 2 * M), None);
+        assert_eq!(slot(&first, 5 * M, 16 * M, 2 * M), Some(6 * M), "behind it, as aligned as it was");
+        assert_eq!(slot(&first, 5 * M, 11 * M, 2 * M), Some(6 * M), "just fits");
+        assert_eq!(slot(&first, 5 * M, 11 * M - 1, 2 * M), None);
         let second = at(6 * M + 4096..11 * M);
-        assert_eq!(slot(&second, 4096, 5 * M, 11 * M, 2 * M), Some(0), "back in front");
-        assert_eq!(slot(&second, 4096, 7 * M, 11 * M, 2 * M), None, "too large for the front");
-        assert_eq!(slot(&second, 4096, 7 * M, 19 * M, 2 * M), Some(12 * M));
+        assert_eq!(slot(&second, 5 * M, 11 * M, 2 * M), Some(0), "back in front");
+        assert_eq!(slot(&second, 7 * M, 11 * M, 2 * M), None, "too large for the front");
+        assert_eq!(slot(&second, 7 * M, 19 * M, 2 * M), Some(12 * M));
         let mut overlaid = at(4096..M);
         overlaid.overlay = Some(M..4 * M);
-        assert_eq!(slot(&overlaid, 4096, M, 16 * M, 2 * M), Some(4 * M), "what a kernel wrote stays, too");
-        assert_eq!(slot(&first, 4096, u64::MAX, u64::MAX, 2 * M), None);
+        assert_eq!(slot(&overlaid, M, 16 * M, 2 * M), Some(4 * M), "what a kernel wrote stays, too");
+        let large_blocks = at(65536..5 * M);
+        assert_eq!(
+            slot(&large_blocks, 5 * M, 16 * M, 65536),
+            Some(5 * M),
+            "not where the old one ends in its gap"
+        );
+        assert_eq!(slot(&at(4096..65536), M, 16 * M, 65536), Some(65536), "a gap is no free place");
+        assert_eq!(slot(&first, u64::MAX, u64::MAX, 2 * M), None);
     }
 }

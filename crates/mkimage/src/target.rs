@@ -197,9 +197,10 @@ impl Target {
 
     /// From here until a superblock is written, nobody takes the region for an image, and `record` says why.
     pub(crate) fn invalidate(&self, record: &Generation) -> Result<()> {
-        self.write_at(0, &[0; 4])?;
-        fence(Ordering::SeqCst);
+        // The record first: who finds no magic finds the reason.
         self.write_at(GENERATION_OFFSET as u64, record.as_bytes())?;
+        fence(Ordering::SeqCst);
+        self.write_at(0, &[0; 4])?;
         fence(Ordering::SeqCst);
         Ok(())
     }
@@ -212,7 +213,10 @@ impl Target {
         let (magic, rest) = bytes.split_at(4);
         fence(Ordering::SeqCst);
         if self.keeps_head {
-            self.write_at(0, &[0; 4])?;
+            match Generation::find(bytes) {
+                Some(record) => self.invalidate(&Generation::new(record.number.get(), true))?,
+                None => self.write_at(0, &[0; 4])?,
+            }
             fence(Ordering::SeqCst);
         }
         self.write_at(4, rest)?;

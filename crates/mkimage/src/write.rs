@@ -36,11 +36,16 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`Error::Changed`] when a source file is not what the plan saw, [`Error::Output`], [`Error::Io`], and with
+    /// [`Error::Changed`] when a source file is not what the plan saw, [`Error::Output`], [`Error::Io`],
+    /// [`Error::Setting`] for huge pages that the file system has not and for a NUMA node, and with
     /// verification [`Error::Mismatch`] and [`Error::Reader`]. No file is left behind by any of them.
     pub fn write_file(&self, path: impl AsRef<Path>) -> Result<Summary> {
         let path = path.as_ref();
         let started = Instant::now();
+        if self.settings.node.is_some() {
+            let why = "is for memory that --into makes, not for files".to_owned();
+            return Err(Error::Setting { option: "--numa", why });
+        }
         self.refuse_output_inside_input(path)?;
         let output = Output::create(path)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
@@ -106,7 +111,7 @@ impl Plan {
     pub(crate) fn write_part(&self, memory: &Memory) -> Result<(OwnedFd, Part, Summary)> {
         let started = Instant::now();
         let mut summary = Summary::of(self, memory.to_string());
-        let (target, finish) = memory::create(memory, self.layout.base, self.layout.total, &self.settings)?;
+        let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
         {
             let access = finish.begin(&target)?;
             self.write(&target, HashMap::new(), &mut summary)?;

@@ -9,12 +9,14 @@ mod source;
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use dmabuf::{
     CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, PageStats, Seals, SharedBytes,
+    SharedBytesMut,
 };
 
 pub use source::{Opened, Part, Source};
@@ -126,14 +128,7 @@ impl Region {
         how: fn(BorrowedFd<'_>, u64, usize) -> dmabuf::Result<Mapping>,
     ) -> Result<Self> {
         let info = dmabuf::describe(fd.as_fd())?;
-        if info.kind == FdKind::Physical && part.len.is_none() {
-            return Err(dmabuf::Error::Invalid {
-                what: "/dev/mem".into(),
-                why: "it is all of physical memory; name the range, as phys:ADDRESS+LENGTH".into(),
-            }
-            .into());
-        }
-        let (offset, len) = part.within(info.len)?;
+        let (offset, len) = part.of(&info)?;
         let len = usize::try_from(len).map_err(|_| dmabuf::Error::Invalid {
             what: format!("a region of {len} bytes"),
             why: "it does not fit the address space".into(),
@@ -158,10 +153,12 @@ impl Region {
 
     /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
     ///
-    /// This is the safe choice for a regular file that others may write or truncate.
+    /// This is the safe choice for a regular file that others may write or truncate: it is read by `pread(2)`, so one
+    /// that is cut short meanwhile is an error, not SIGBUS. The copy has no source: [`Region::is_current`] is true of it
+    /// for good.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there is not enough memory.
+    /// [`Error::Memory`] when there is not enough memory, and when the file was cut short.
     pub fn sealed_copy(&self) -> Result<Self> {
         let memfd = Memfd::create("daxfs-copy", self.len(), HugePages::Auto)?;
         let len = self.view().len();
@@ -170,8 +167,13 @@ impl Region {
             dmabuf::allocate_huge(&mapping, 0..self.len())?;
             let mut target = mapping.view_mut()?;
             let _access = self.cpu_access()?;
-            let mut buffer = vec![0; COPY_CHUNK];
-            self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
+            match self.file_that_shrinks() {
+                Some((fd, start)) if !self.is_writable() => read_all(fd, start, &mut target)?,
+                _ => {
+                    let mut buffer = vec![0; COPY_CHUNK];
+                    self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
+                }
+            }
         }
         memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
         Self::from_fd(memfd.into())
@@ -283,7 +285,7 @@ impl Region {
     }
 
     /// True while the source still means this memory: a holder's name was not swapped, a path was not replaced by
-    /// another file, a file was not cut short. Memory that came as a descriptor has no name that could change.
+    /// another file, a file or memfd was not cut short. Memory that came as a descriptor has no name that could change.
     /// [`crate::Image::is_current`] looks at the contents, too.
     ///
     /// # Errors
@@ -348,17 +350,36 @@ impl Region {
 
     /// The stamp of the image that is there now.
     pub(crate) fn stamp(&self) -> Result<Stamp> {
+        if let Some((fd, start)) = self.file_that_shrinks() {
+            let mut block = [0; SUPERBLOCK_SIZE];
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            read_all(fd, start, &mut SharedBytesMut::from_slice(&mut block))?;
+            return Ok(Stamp::of(&block));
+        }
         let _access = self.cpu_access()?;
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
+    }
+
+    /// The descriptor of a file or memfd that others can cut short, and where the region begins in it: reading it is an
+    /// error then, touching the mapping SIGBUS.
+    fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        match &*self.memory {
+            Memory::Mapped { fd, info, offset, .. } => match info.kind {
+                FdKind::File => Some((fd.as_fd(), *offset)),
+                FdKind::Memfd { seals, .. } if !seals.contains(Seals::SHRINK) => Some((fd.as_fd(), *offset)),
+                _ => None,
+            },
+            Memory::Owned(_) => None,
+        }
     }
 
     /// Whether a file is still as long as when it was mapped, and a devdax device still has its driver: elsewhere
     /// every touch is SIGBUS.
     fn is_whole(&self) -> Result<bool> {
+        if let Some((fd, start)) = self.file_that_shrinks() {
+            return Ok(dmabuf::describe(fd)?.len >= start.saturating_add(self.len()));
+        }
         match &*self.memory {
-            Memory::Mapped { fd, info, offset, .. } if info.kind == FdKind::File => {
-                Ok(dmabuf::describe(fd.as_fd())?.len >= offset.saturating_add(self.len()))
-            }
             Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DevDax { .. }) => {
                 Ok(dmabuf::describe(fd.as_fd()).is_ok_and(|now| now.len >= info.len))
             }
@@ -428,6 +449,24 @@ impl Region {
             Memory::Owned(_) => Ok(None),
         }
     }
+}
+
+/// Fills `target` with what a file has from `start` on.
+fn read_all(fd: BorrowedFd<'_>, start: u64, target: &mut SharedBytesMut<'_>) -> dmabuf::Result<()> {
+    let len = target.len() as u64;
+    let mut done = 0;
+    let failed = |source| dmabuf::Error::Os { op: "read", subject: "the image".into(), source };
+    while done < len {
+        match target.get_mut(done, len - done)?.pread_from(fd, start + done) {
+            Ok(0) => {
+                let why = format!("the file was cut short to {} bytes", start + done);
+                return Err(failed(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+            }
+            Ok(count) => done += count as u64,
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Bytes moved at a time by reads that go through a buffer: small enough for the second-level cache.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use dmabuf::Mounted;
+use dmabuf::{FdInfo, FdKind, Mounted};
 
 use crate::holder::{Address, Attachment};
 use crate::{Error, Result};
@@ -75,11 +75,23 @@ impl Part {
     /// All of it.
     pub const WHOLE: Self = Self { offset: 0, len: None };
 
-    /// Offset and length within an object of `size` bytes.
+    /// Offset and length within the memory behind a descriptor.
     ///
     /// # Errors
-    /// [`Error::Memory`] with [`dmabuf::Error::OutOfBounds`] when the part is not within the object.
-    pub fn within(self, size: u64) -> Result<(u64, u64)> {
+    /// [`Error::Memory`] with [`dmabuf::Error::OutOfBounds`] when the part is not within it; with
+    /// [`dmabuf::Error::Invalid`] for `/dev/mem` without a length, since that is all of physical memory.
+    pub fn of(self, info: &FdInfo) -> Result<(u64, u64)> {
+        if info.kind == FdKind::Physical && self.len.is_none() {
+            return Err(dmabuf::Error::Invalid {
+                what: "/dev/mem".into(),
+                why: "it is all of physical memory; name the range, as phys:ADDRESS+LENGTH".into(),
+            }
+            .into());
+        }
+        self.within(info.len)
+    }
+
+    fn within(self, size: u64) -> Result<(u64, u64)> {
         let len = self.len.unwrap_or_else(|| size.saturating_sub(self.offset));
         match self.offset.checked_add(len) {
             Some(end) if end <= size => Ok((self.offset, len)),
@@ -135,7 +147,7 @@ impl Source {
             }
             return Ok(Self::Physical { address, len });
         }
-        let at = bytes.iter().rposition(|&byte| byte == b'@');
+        let at = bytes.iter().rposition(|&byte| byte == b'@').filter(|&at| !bytes[at..].contains(&b'/'));
         let (head, tail) = at.map_or((bytes, None), |at| (&bytes[..at], Some(&bytes[at + 1..])));
         let number = std::str::from_utf8(head).ok().and_then(|head| head.strip_prefix("fd:"));
         let fd = number.and_then(|number| number.parse::<RawFd>().ok()).filter(|fd| *fd >= 0);

@@ -193,6 +193,8 @@ pub(crate) fn take(
     }
     let mut block = [0; format::SUPERBLOCK_SIZE];
     view.read_at(0, &mut block)?;
+    // The metadata is read after the superblock that tells where it lies, also from memory that is not cached.
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     if let ([0, 0, 0, 0, ..], Some(record)) = (&block, Generation::find(&block)) {
         return Err(Error::BeingReplaced { generation: record.number.get() });
     }

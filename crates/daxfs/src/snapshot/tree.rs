@@ -49,7 +49,7 @@ impl Name {
 #[derive(Debug, Clone)]
 #[repr(align(32))]
 pub(crate) struct Node {
-    /// Low half of the keyed hash of the whole path.
+    /// High half of the keyed hash of the whole path.
     tag: u32,
     pub parent: u32,
     /// Number in the inode list.
@@ -70,9 +70,9 @@ impl Node {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the other half chooses the bucket")]
+/// The half of a hash that does not choose the bucket.
 fn tag(hash: u64) -> u32 {
-    hash as u32
+    (hash >> 32) as u32
 }
 
 const _: () = assert!(size_of::<Node>() == 32);

@@ -67,7 +67,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size)]
     pub block_size: u64,
 
-    /// NUMA node that new memory lies on: for memfd, udmabuf and heap:system. The summary says where it is.
+    /// NUMA node that new memory lies on: for memfd, udmabuf and heap:system. For memfd and udmabuf
+    /// the summary says where it is.
     #[arg(long, value_name = "NODE", requires = "into")]
     pub numa: Option<u32>,
 
