@@ -72,6 +72,15 @@ pub enum Error {
         /// Most that it keeps.
         max: usize,
     },
+    /// The supervisor would drop the image: it keeps each open file only once.
+    #[error(
+        "the image {name:?} is of the same open file, which cannot be opened again, and the supervisor keeps it once \
+         only; drop that image first"
+    )]
+    StoredOnce {
+        /// The image that has it.
+        name: String,
+    },
     /// The contents are not what the image's index says.
     #[error("{path}: its contents have the hash {found}, the index says {stored}")]
     WrongHash {

@@ -137,7 +137,10 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
                 FdKind::Memfd { .. } => info.len.saturating_sub(metadata.blocks().saturating_mul(512)),
                 _ => 0,
             };
-            (source, budget.reserve(info.len, fresh)?)
+            let reservation = budget.reserve(info.len, fresh)?;
+            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot be
+            // had (a dma-buf), the load is refused in the end if another image has this one.
+            (dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation)
         } else {
             source::copy(source.as_fd(), info.len, options, budget, watch)?
         }

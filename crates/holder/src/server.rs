@@ -138,6 +138,11 @@ impl Server {
         };
         if takeover && server.notify.is_active() {
             for held in server.table.iter() {
+                let mut before = server.table.iter().take_while(|other| other.info.name < held.info.name);
+                if let Some(other) = before.find(|other| other.shares_open_file(&held.fds)) {
+                    let (name, other) = (&held.info.name, &other.info.name);
+                    tracing::warn!(name, other, "the same open file: the supervisor keeps only the other");
+                }
                 for fd in held.fds.iter() {
                     let (name, generation) = (&held.info.name, held.info.generation);
                     if let Err(error) = server.notify.store(name, generation, &held.access, fd.as_fd()) {

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use daxfs::Image;
 use daxfs::holder::message::Request;
 use support::supervisor::Supervisor;
-use support::{Place, Start, be_process, hash_of, is_root, tensor};
+use support::{Place, Start, be_process, hash_of, identity, is_root, tensor};
 
 #[test]
 fn process() {
@@ -53,6 +53,33 @@ fn images_come_back_after_the_holder_was_killed() {
     supervisor.wait_for_store(&["img.3.a"]);
     let next = place.load_path("d", false, &place.weights("d", 4, 10)).unwrap();
     assert_eq!(next.generation, 4);
+}
+
+#[test]
+fn one_memory_under_two_names_is_kept_for_both() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let attached = |name: &str| place.open(name).region().fd().unwrap().try_clone_to_owned().unwrap();
+    let weights = File::open(place.weights("a", 1, 1000)).unwrap();
+    place.load("a", false, &["shared=1"], weights.as_fd()).unwrap();
+    place.load("b", false, &[], attached("a").as_fd()).unwrap();
+    supervisor.wait_for_store(&["img.1.a", "img.2.b"]);
+    // In place of itself, twice from one descriptor.
+    let own = attached("b");
+    for _ in 0..2 {
+        place.load("b", true, &[], own.as_fd()).unwrap();
+    }
+    supervisor.wait_for_store(&["img.1.a", "img.4.b"]);
+    place.connect().request(&Request::Drop { name: "a".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.4.b"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(tensor(&place.open("b")), vec![1; 1000]);
+    let (info, kept) = (dmabuf::describe(attached("b").as_fd()).unwrap(), attached("b"));
+    assert!(info.writable, "a device can still pin what is shared");
+    assert_eq!(identity(kept.as_fd()), identity(own.as_fd()), "without a copy");
 }
 
 #[test]
