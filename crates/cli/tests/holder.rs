@@ -193,6 +193,30 @@ fn starting_and_ending() {
 }
 
 #[test]
+fn a_signal_while_it_loads_ends_it() {
+    let place = Place::new();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let go = place.0.path("go");
+        let mut command = place.command(&["serve", "m=TREE", "n=TREE"]);
+        command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let descriptors = format!("/proc/{}/fd", child.id());
+        let is_memfd = |entry: fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
+        };
+        while !fs::read_dir(&descriptors).unwrap().flatten().any(is_memfd) {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        fs::write(&go, "").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal}");
+        assert!(!place.socket().exists());
+        fs::remove_file(go).unwrap();
+    }
+}
+
+#[test]
 fn takeovers_while_clients_attach() {
     let place = Place::new();
     let mut holder = place.serve(&["m=IMAGE"]);

@@ -48,7 +48,7 @@ impl Server {
     /// Loads an image before the loop runs. `progress` is called now and then with bytes done and in all.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT.
+    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT, and then [`Server::is_stopping`].
     pub fn load_now(
         &mut self,
         name: &str,
@@ -56,6 +56,9 @@ impl Server {
         options: &[String],
         mut progress: impl FnMut(u64, u64),
     ) -> Result<()> {
+        if self.is_stopping() {
+            return Err(Error::Cancelled);
+        }
         let options = LoadOptions::parse(options, &self.config)?;
         let watch = Arc::new(Watch::default());
         let since = Instant::now();
@@ -64,13 +67,19 @@ impl Server {
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
-                if let Ok(Some(_)) = self.signals.read_signal() {
+                if let Ok(Some(signal)) = self.signals.read_signal() {
+                    tracing::info!(signal = signal.ssi_signo, "ending");
+                    self.begin_stop();
                     watch.cancel.store(true, Ordering::Relaxed);
                 }
             }
             worker.join().unwrap_or(Err(Error::Cancelled))
         });
         self.metrics.load_ended(since.elapsed());
+        // The signal may have come when the load had looked at the watch for the last time.
+        if self.is_stopping() {
+            return Err(Error::Cancelled);
+        }
         self.hold(name, ready?)?;
         self.metrics.loads.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -244,7 +244,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
+    /// True once it was told to end, by a signal or a request.
+    pub fn is_stopping(&self) -> bool {
         self.end.is_some()
     }
 
