@@ -61,9 +61,9 @@ impl Server {
         }
         let options = LoadOptions::parse(options, &self.config)?;
         let watch = Arc::new(Watch::default());
-        let since = Instant::now();
+        let (since, budget) = (Instant::now(), self.budget.clone());
         let ready = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| load(source, &options, &self.budget, &watch));
+            let worker = scope.spawn(|| load(source, &options, &budget, &watch));
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
