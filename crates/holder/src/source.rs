@@ -50,7 +50,7 @@ pub(crate) fn pack(
         .dedupe(options.dedupe)
         .progress(PackProgress(Arc::clone(watch)));
     let plan = packer.plan()?;
-    let reservation = budget.reserve(plan.total_size(), plan.total_size())?;
+    let reservation = budget.reserve(plan.total_size(), options.fresh(plan.total_size()))?;
     let (fd, _) = plan.write_memory(&options.memory())?;
     Ok((fd, reservation))
 }
@@ -74,7 +74,7 @@ pub(crate) fn copy(
     watch: &Watch,
 ) -> Result<(OwnedFd, Reservation)> {
     check_magic(source)?;
-    let reservation = budget.reserve(len, len)?;
+    let reservation = budget.reserve(len, options.fresh(len))?;
     watch.total.store(len, Ordering::Relaxed);
     watch.done.store(0, Ordering::Relaxed);
     let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
