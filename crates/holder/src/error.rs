@@ -41,6 +41,16 @@ pub enum Error {
     /// A signal came while it waited for another holder to hand over.
     #[error("ended by a signal before the other holder had handed over; that one goes on")]
     Interrupted,
+    /// A holder that a supervisor started was to be taken over by a process that it did not start.
+    #[error(
+        "takeover: systemd listens at {} and keeps the images; replace that holder with systemctl restart, which loses \
+         nothing",
+        socket.display()
+    )]
+    Supervised {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The socket that was passed is of another kind.
     #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
     Socket,

@@ -83,6 +83,27 @@ fn one_memory_under_two_names_is_kept_for_both() {
 }
 
 #[test]
+fn who_is_not_started_by_the_supervisor_does_not_take_over() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    let take_over = Start { takeover: true, ..Start::default() };
+    assert_eq!(place.spawn(&take_over).wait().code(), Some(2));
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    assert!(holder.is_running() && place.socket.exists());
+
+    // One that has the same socket from the supervisor may, and leaves it where it is.
+    let mut next = supervisor.serve(&place, &take_over);
+    assert!(holder.wait().success());
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    place.connect().request(&Request::Stop, &[]).unwrap();
+    assert!(next.wait().success());
+    assert!(place.socket.exists());
+}
+
+#[test]
 fn a_graceful_end_keeps_the_store_and_stop_empties_it() {
     let _alone = alone();
     let place = Place::new();
