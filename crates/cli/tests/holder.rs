@@ -290,6 +290,28 @@ fn metrics_are_served() {
 }
 
 #[test]
+fn it_is_ready_when_it_answers() {
+    let place = Place::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (address, go) = (format!("127.0.0.1:{port}"), place.0.path("go"));
+    let mut command = place.command(&["serve", "m=TREE", "--metrics", &address]);
+    command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    while std::net::TcpStream::connect(&address).is_err() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(get(&address, "/healthz").starts_with("HTTP/1.0 200 "));
+    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 503 "));
+    fs::write(&go, "").unwrap();
+    // It waits until it is answered.
+    place.run(&["health"]).ok();
+    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 200 "));
+    place.run(&["stop"]).ok();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn the_new_holder_serves_metrics_at_the_same_port() {
     let place = Place::new();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -176,6 +176,7 @@ impl Server {
     /// [`Error`] when the loop itself fails; single connections and loads never end it.
     pub fn run(mut self) -> Result<()> {
         self.resume_accepting();
+        self.metrics.ready.store(!self.is_stopping(), Ordering::Relaxed);
         if let Err(error) = self.notify.ready(&self.status()) {
             tracing::warn!(%error, "the supervisor cannot be told that this holder is ready");
         }
@@ -259,6 +260,7 @@ impl Server {
 
     fn begin_end(&mut self, end: End) {
         self.pause_accepting();
+        self.metrics.ready.store(false, Ordering::Relaxed);
         match &mut self.end {
             // A process that has everything needs the socket file, even if this one was asked to stop meanwhile.
             Some((how, _)) if end == End::HandedOver => *how = end,
