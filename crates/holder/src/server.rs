@@ -82,9 +82,10 @@ impl Server {
     pub fn start(config: Config, takeover: bool) -> Result<Self> {
         let passed = take_passed()?;
         let budget = Budget::new(config.max_bytes);
-        let notify = Notify::from_environment()?;
+        let mut notify = Notify::from_environment()?;
         let mut table = Table::default();
-        let listener = restore_all(passed, &mut table, &budget, &notify, &config.socket)?;
+        raise_descriptor_limit();
+        let listener = restore_all(passed, &mut table, &budget, &mut notify, &config.socket)?;
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -99,7 +100,6 @@ impl Server {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(failed("epoll_ctl"))?;
         }
         let metrics = Arc::new(Metrics::new());
-        raise_descriptor_limit();
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
             let TakenOver { listener, table: theirs } = take_over(&config.socket, listener, &budget, &signals)?;

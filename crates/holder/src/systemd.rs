@@ -121,6 +121,13 @@ impl Notify {
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
     }
 
+    /// Counts an image that the supervisor keeps although this holder does not hold it.
+    pub fn set_aside(&mut self, access: &Access) {
+        if let Some(max) = &mut self.max {
+            *max = max.saturating_sub(1 + usize::from(*access != Access::default()));
+        }
+    }
+
     /// True when there is a supervisor that keeps descriptors.
     pub fn is_active(&self) -> bool {
         self.socket.is_some()

@@ -104,6 +104,22 @@ fn who_is_not_started_by_the_supervisor_does_not_take_over() {
 }
 
 #[test]
+fn what_cannot_be_looked_at_for_now_stays_stored() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    holder.kill();
+    // Standard streams, the socket, the image and the notify socket: not one descriptor is left.
+    let mut holder = supervisor.spawn(&place, &Start { max_descriptors: Some(6), ..Start::default() });
+    assert_eq!(holder.wait().code(), Some(2));
+    let _holder = supervisor.serve(&place, &Start::default());
+    supervisor.wait_for_store(&["img.1.a"]);
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+}
+
+#[test]
 fn a_graceful_end_keeps_the_store_and_stop_empties_it() {
     let _alone = alone();
     let place = Place::new();

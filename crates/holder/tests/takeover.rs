@@ -27,6 +27,7 @@ const TAKE_OVER: Start = Start {
     pause_at: None,
     control: None,
     max_connections: None,
+    max_descriptors: None,
 };
 
 #[test]

@@ -135,6 +135,8 @@ pub struct Start {
     pub pause_at: Option<&'static str>,
     pub control: Option<u32>,
     pub max_connections: Option<usize>,
+    /// Most descriptors, for those that a supervisor starts.
+    pub max_descriptors: Option<usize>,
 }
 
 /// A directory with a socket, and what is done with the holder behind it.
