@@ -101,6 +101,9 @@ pub enum Error {
         /// Computed.
         found: String,
     },
+    /// The load ended by a bug; standard error has its message.
+    #[error("the load failed by a bug of this program, which its log has: please report it")]
+    Panicked,
     /// The client that asked for a load went away, or the holder was told to end.
     #[error("the load was given up: nobody waits for it any more")]
     Cancelled,

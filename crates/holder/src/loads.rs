@@ -1,6 +1,7 @@
 //! Loads: one at a time, in a thread of its own, while the loop goes on serving.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use daxfs::holder::message::{Refusal, Reply};
 
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
+use crate::limits::Budget;
 use crate::load::{LoadOptions, Watch, load};
 use crate::requests::taken;
 use crate::restore::forget;
@@ -63,7 +65,7 @@ impl Server {
         let watch = Arc::new(Watch::default());
         let (since, budget) = (Instant::now(), self.budget.clone());
         let ready = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| load(source, &options, &budget, &watch));
+            let worker = scope.spawn(|| load_or_panic(source, &options, &budget, &watch));
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
@@ -73,7 +75,7 @@ impl Server {
                     watch.cancel.store(true, Ordering::Relaxed);
                 }
             }
-            worker.join().unwrap_or(Err(Error::Cancelled))
+            worker.join().unwrap_or(Err(Error::Panicked))
         });
         self.metrics.load_ended(since.elapsed());
         // The signal may have come when the load had looked at the watch for the last time.
@@ -103,7 +105,7 @@ impl Server {
             let (token, name, replace) = (job.token, job.name.clone(), job.replace);
             let failed = (name.clone(), sender.clone());
             let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
-                let result = load(job.source, &job.options, &budget, &job.watch);
+                let result = load_or_panic(job.source, &job.options, &budget, &job.watch);
                 // The loop may have ended; then nobody wants to know.
                 let _ = sender.send(Finished { token, name, replace, result });
                 let _ = wake.write(1);
@@ -192,6 +194,17 @@ impl Server {
         tracing::info!(name, generation, ?replaced, "held");
         Ok(())
     }
+}
+
+/// Loads; a bug that ends the load by a panic does not end all loads after it. What the load has is given back when the
+/// stack unwinds, and nothing else sees its state.
+fn load_or_panic(
+    source: OwnedFd,
+    options: &LoadOptions,
+    budget: &Budget,
+    watch: &Arc<Watch>,
+) -> Result<Ready> {
+    catch_unwind(AssertUnwindSafe(|| load(source, options, budget, watch))).unwrap_or(Err(Error::Panicked))
 }
 
 /// What a client is told, for programs, when a load fails.

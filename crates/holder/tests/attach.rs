@@ -8,10 +8,12 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use daxfs::holder::message::{MemoryKind, Refusal, Request};
+use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
-use support::{Place, Start, be_process, hash_of, hex, identity, is_root, is_used, packed, tensor, wait_for};
+use support::{
+    Place, Process, Start, be_process, hash_of, hex, identity, is_root, is_used, packed, tensor, wait_for,
+};
 
 #[test]
 fn process() {
@@ -172,6 +174,26 @@ fn what_is_no_image_is_refused_and_costs_nothing() {
         assert!(refusal == Refusal::BadRequest && text.contains(option), "{text}");
     }
     wait_for("the descriptors to be closed", || support::descriptors(holder.0.id()) <= before);
+}
+
+#[test]
+fn a_load_that_panics_fails_and_the_next_one_runs() {
+    let place = Place::new();
+    let mut command = place.command(&Start::default());
+    let _holder = Process(command.env("DAXFS_PANIC_AT", "load-written").spawn().unwrap());
+    wait_for("a holder that answers", || place.pid().is_some());
+    let weights = place.weights("w", 1, 1000);
+    let text = place.dir.path().join("text");
+    fs::write(&text, "not an image").unwrap();
+    for _ in 0..2 {
+        let (code, why) = refusal(place.load_path("a", false, &weights));
+        assert!(code == Refusal::Failed && why.contains("bug"), "{why}");
+        assert!(refusal(place.load_path("a", false, &text)).1.contains("not an image"));
+    }
+    match place.connect().request(&Request::Health, &[]).unwrap().0 {
+        Reply::Health { bytes, .. } => assert_eq!(bytes, 0, "what a failed load took is given back"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
