@@ -114,7 +114,12 @@ impl Server {
         if let Some(address) = config.metrics {
             // The old holder has the port until it ends.
             let patience = if takeover { METRICS_PATIENCE } else { Duration::ZERO };
-            http::serve(address, Arc::clone(&metrics), patience)?;
+            match http::serve(address, Arc::clone(&metrics), patience) {
+                Ok(_) => {}
+                // The old holder is gone: only this process has the images now.
+                Err(error) if takeover => tracing::error!(%error, "no metrics are served"),
+                Err(error) => return Err(error),
+            }
         }
         let server = Self {
             config,
