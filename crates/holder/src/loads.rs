@@ -155,13 +155,15 @@ impl Server {
         self.begin_waiting_takeover();
     }
 
-    /// Tells whoever waits for a load, or for its end, how far it is.
+    /// Tells whoever waits for a load, or for its end, how far it is; nothing is done or known yet of those that queue.
     pub(crate) fn send_progress(&mut self) {
         let Some(running) = &self.running else { return };
         let (done, total) = (&running.watch.done, &running.watch.total);
         let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
         let waiting = self.takeover.as_ref().map(|takeover| takeover.token);
-        for token in [Some(running.token), waiting].into_iter().flatten() {
+        let mut told: Vec<(u64, u64, u64)> = self.queue.iter().map(|job| (job.token, 0, 0)).collect();
+        told.extend([Some(running.token), waiting].into_iter().flatten().map(|token| (token, done, total)));
+        for (token, done, total) in told {
             if let Some(mut connection) = self.connections.remove(&token) {
                 connection.progress(done, total);
                 let alive = connection.flush();
