@@ -101,8 +101,8 @@ pub enum Error {
         /// Computed.
         found: String,
     },
-    /// The load ended by a bug; standard error has its message.
-    #[error("the load failed by a bug of this program, which its log has: please report it")]
+    /// The load ended by a bug; standard error says where.
+    #[error("the load failed by a bug of this program; its standard error says where")]
     Panicked,
     /// The client that asked for a load went away, or the holder was told to end.
     #[error("the load was given up: nobody waits for it any more")]
