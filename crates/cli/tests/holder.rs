@@ -71,7 +71,7 @@ fn load_list_swap_drop_stop() {
     let new = Image::open(place.address("m")).unwrap();
     assert_eq!(new.file("/config.json").unwrap().to_vec().unwrap(), b"{}\n");
 
-    place.run(&["drop", "f"]).ok();
+    assert_eq!(place.run(&["drop", "f", "--json"]).json(), serde_json::json!({"dropped": "f"}));
     assert_eq!(place.generation("f"), None);
     let error = place.run(&["drop", "f"]).error();
     assert!(error.contains("no image \"f\""), "{error}");
@@ -83,7 +83,7 @@ fn load_list_swap_drop_stop() {
         (health["pid"].as_u64(), health["images"].as_u64()),
         (Some(holder.child.id().into()), Some(1))
     );
-    place.run(&["stop"]).ok();
+    assert_eq!(place.run(&["stop", "--json"]).json(), serde_json::json!({"stopped": true}));
     assert!(!place.socket().exists());
     assert_eq!(holder.end().1, 0);
     assert!(place.run(&["health"]).error().contains("no holder answers"));

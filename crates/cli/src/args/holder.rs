@@ -177,6 +177,9 @@ pub struct DropArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Print JSON: {"dropped": NAME}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs stop`.
@@ -185,6 +188,9 @@ pub struct StopArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Print JSON: {"stopped": true}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs health`.
