@@ -273,7 +273,8 @@ pub fn same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool
     }
     let pid = std::process::id();
     // SAFETY: this system call takes five integers and touches no memory of the process.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd()) };
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd()) };
     // 1, 2 and 3 say that they differ, and in which order they are; -1 that it failed.
     Ok(order <= 0)
 }

@@ -143,7 +143,9 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
         if source::is_kept(&info.kind) {
             // Pages that nobody has written yet come into being when they are read; those of hugetlb out of their pool.
             let fresh = match info.kind {
-                FdKind::Memfd { hugetlb: None, .. } => info.len.saturating_sub(metadata.blocks().saturating_mul(512)),
+                FdKind::Memfd { hugetlb: None, .. } => {
+                    info.len.saturating_sub(metadata.blocks().saturating_mul(512))
+                }
                 _ => 0,
             };
             let reservation = budget.reserve(info.len, fresh)?;

@@ -102,7 +102,8 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
-            let TakenOver { listener, table: theirs } = take_over(&config.socket, listener, &budget, &signals)?;
+            let TakenOver { listener, table: theirs } =
+                take_over(&config.socket, listener, &budget, &signals)?;
             table = theirs;
             listener
         } else {

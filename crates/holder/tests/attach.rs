@@ -12,7 +12,7 @@ use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
 use support::{
-    Place, Process, Start, be_process, hash_of, hex, identity, is_root, is_used, packed, tensor, wait_for,
+    Place, Process, Start, be_process, hash_of, hex, identity, is_root_for, is_used, packed, tensor, wait_for,
 };
 
 #[test]
@@ -198,8 +198,7 @@ fn a_load_that_panics_fails_and_the_next_one_runs() {
 
 #[test]
 fn who_may_attach_and_control() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();
@@ -249,8 +248,7 @@ fn connect_as(place: &Place, uid: u32) -> Connection {
 
 #[test]
 fn a_listed_user_may_control() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();
@@ -283,8 +281,7 @@ fn content_without_tensors_has_an_identity_too() {
 
 #[test]
 fn connections_of_one_user_do_not_push_out_those_of_another() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();

@@ -149,9 +149,8 @@ fn take(max: usize, kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
     if value("FDSTORE") == Some("1") {
         for fd in fds {
             // One open file is kept once, whatever its name.
-            let same = |(_, stored): &(String, OwnedFd)| {
-                dmabuf::same_open_file(stored.as_fd(), fd.as_fd()).unwrap()
-            };
+            let same =
+                |(_, stored): &(String, OwnedFd)| dmabuf::same_open_file(stored.as_fd(), fd.as_fd()).unwrap();
             if kept.store.len() < max && !kept.store.iter().any(same) {
                 kept.store.push((name.clone(), fd));
             }
