@@ -7,6 +7,7 @@ mod support;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
@@ -113,6 +114,39 @@ fn a_swap_is_seen_by_new_clients_only_and_drop_ends_it() {
     wait_for("the memory to go after the drop", || !is_used(new_memory));
     let again = refusal(place.connect().request(&Request::Drop { name: "llama".into() }, &[]));
     assert_eq!(again.0, Refusal::NoSuchName);
+}
+
+#[test]
+fn swaps_while_clients_attach() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let sources = [place.weights("a", 0, 1000), place.weights("b", 1, 1000)];
+    place.load_path("llama", false, &sources[0]).unwrap();
+    let (done, attached) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let image = place.open("llama");
+                    let generation = image.region().attachment().unwrap().info().generation;
+                    // The old one or the new one, whole, and never an older one than before.
+                    let byte = u8::try_from((generation - 1) % 2).unwrap();
+                    assert_eq!(tensor(&image), vec![byte; 1000], "generation {generation}");
+                    assert!(generation >= newest);
+                    newest = generation;
+                    attached.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for swap in 1..=20 {
+            let before = attached.load(Ordering::Relaxed);
+            place.load_path("llama", true, &sources[swap % 2]).unwrap();
+            wait_for("attaches", || attached.load(Ordering::Relaxed) > before);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(place.list()[0].generation, 21);
 }
 
 #[test]
