@@ -121,4 +121,16 @@ mod tests {
         assert!(ask(address, "POST /metrics HTTP/1.0\r\n\r\n").contains("405"));
         assert_eq!(ask(address, &"x".repeat(9000)), "");
     }
+
+    #[test]
+    fn a_silent_scraper_does_not_keep_others_waiting_for_good() {
+        let address =
+            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new()), Duration::ZERO).unwrap();
+        let silent = TcpStream::connect(address).unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        slow.write_all(b"GET /metrics HT").unwrap();
+        // Both are there still, and were there first.
+        assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
+        drop((silent, slow));
+    }
 }
