@@ -177,8 +177,9 @@ impl Server {
         crash_point("hold-begin");
         let kept = self.table.iter().map(|held| (&held.access, held.fds.len()));
         self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
-        let mut held = self.table.iter().filter(|_| self.notify.is_active());
-        if let Some(held) = held.find(|held| held.shares_open_file(&ready.fds)) {
+        if self.notify.is_active()
+            && let Some(held) = self.table.iter().find(|held| held.shares_open_file(&ready.fds))
+        {
             return Err(Error::StoredOnce { name: held.info.name.clone() });
         }
         let generation = self.table.next_generation();

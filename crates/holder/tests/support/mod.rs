@@ -356,6 +356,7 @@ pub fn is_root_for(what: &str) -> bool {
 
 /// Says that a test does not run on this machine. With `CI=true`, or `DAXFS_REQUIRE_ROOT` in the environment, it fails
 /// instead of passing for one that ran.
+#[allow(clippy::print_stdout, reason = "this is the output of a test")]
 pub fn not_run(why: &str) {
     let required = std::env::var_os("DAXFS_REQUIRE_ROOT").is_some();
     assert!(!required && std::env::var_os("CI").is_none_or(|ci| ci != "true"), "not run: {why}");
