@@ -331,7 +331,7 @@ impl Image {
     /// True while the source still means this image: the holder's name was not swapped or dropped, the path was not
     /// replaced by another file. An image that came as a descriptor has no name, and is always current.
     ///
-    /// SourceError when the holder does not answer.
+    /// ConnectionError when the holder does not answer.
     fn is_current(&self, py: Python<'_>) -> PyResult<bool> {
         let image = self.opened()?;
         py.detach(|| image.is_current()).or_raise()

@@ -71,7 +71,7 @@ fn load_list_swap_drop_stop() {
     let new = Image::open(place.address("m")).unwrap();
     assert_eq!(new.file("/config.json").unwrap().to_vec().unwrap(), b"{}\n");
 
-    place.run(&["drop", "f"]).ok();
+    assert_eq!(place.run(&["drop", "f", "--json"]).json(), serde_json::json!({"dropped": "f"}));
     assert_eq!(place.generation("f"), None);
     let error = place.run(&["drop", "f"]).error();
     assert!(error.contains("no image \"f\""), "{error}");
@@ -83,7 +83,7 @@ fn load_list_swap_drop_stop() {
         (health["pid"].as_u64(), health["images"].as_u64()),
         (Some(holder.child.id().into()), Some(1))
     );
-    place.run(&["stop"]).ok();
+    assert_eq!(place.run(&["stop", "--json"]).json(), serde_json::json!({"stopped": true}));
     assert!(!place.socket().exists());
     assert_eq!(holder.end().1, 0);
     assert!(place.run(&["health"]).error().contains("no holder answers"));
@@ -193,6 +193,30 @@ fn starting_and_ending() {
 }
 
 #[test]
+fn a_signal_while_it_loads_ends_it() {
+    let place = Place::new();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let go = place.0.path("go");
+        let mut command = place.command(&["serve", "m=TREE", "n=TREE"]);
+        command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let descriptors = format!("/proc/{}/fd", child.id());
+        let is_memfd = |entry: fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
+        };
+        while !fs::read_dir(&descriptors).unwrap().flatten().any(is_memfd) {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        fs::write(&go, "").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal}");
+        assert!(!place.socket().exists());
+        fs::remove_file(go).unwrap();
+    }
+}
+
+#[test]
 fn takeovers_while_clients_attach() {
     let place = Place::new();
     let mut holder = place.serve(&["m=IMAGE"]);
@@ -263,6 +287,28 @@ fn metrics_are_served() {
     let attached = holder.wait_for("attached");
     assert_eq!(attached["name"], "m");
     assert_eq!(attached["peer.pid"].as_u64(), Some(std::process::id().into()));
+}
+
+#[test]
+fn it_is_ready_when_it_answers() {
+    let place = Place::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (address, go) = (format!("127.0.0.1:{port}"), place.0.path("go"));
+    let mut command = place.command(&["serve", "m=TREE", "--metrics", &address]);
+    command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    while std::net::TcpStream::connect(&address).is_err() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(get(&address, "/healthz").starts_with("HTTP/1.0 200 "));
+    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 503 "));
+    fs::write(&go, "").unwrap();
+    // It waits until it is answered.
+    place.run(&["health"]).ok();
+    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 200 "));
+    place.run(&["stop"]).ok();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

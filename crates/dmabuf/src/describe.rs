@@ -24,6 +24,8 @@ const DMA_BUF_MAGIC: u32 = 0x444d_4142;
 const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
 /// `SYSFS_MAGIC` of `linux/magic.h`.
 const SYSFS_MAGIC: u32 = 0x6265_6572;
+/// `KCMP_FILE` of `linux/kcmp.h`: compare what two descriptors of two processes lead to.
+const KCMP_FILE: libc::c_int = 0;
 /// What stands for the length of the physical address space: all that a file offset can name.
 const PHYSICAL_LEN: u64 = i64::MAX as u64;
 
@@ -244,6 +246,37 @@ pub fn duplicate(raw: RawFd) -> Result<OwnedFd> {
     }
     // SAFETY: the kernel has just opened `new` for this call, so it is valid and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Opens the memory of `fd` once more, through `/proc/self/fd`, with the same access mode: a new open file, which nobody
+/// else has, over the same memory.
+///
+/// # Errors
+/// [`Error::Os`]: a dma-buf cannot be opened by any path (ENXIO); EACCES where the mode of a memfd or a device does not
+/// allow it; ENOENT without a mounted `/proc`.
+pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl F_GETFL", fd_name(fd), e))?;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    open(Path::new(&path), flags & libc::O_ACCMODE == libc::O_RDWR)
+}
+
+/// Whether two descriptors are of one open file, as duplicates are, and descriptors that were passed over a socket.
+/// Where the kernel does not tell (kcmp(2) is left out or forbidden), all descriptors of one memory count as that.
+///
+/// # Errors
+/// [`Error::Os`] from fstat.
+pub fn same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
+    let object = |fd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let object = |fd| object(fd).map_err(|e| Error::os("fstat", fd_name(fd), e));
+    if object(one)? != object(other)? {
+        return Ok(false);
+    }
+    let pid = std::process::id();
+    // SAFETY: this system call takes five integers and touches no memory of the process.
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd()) };
+    // 1, 2 and 3 say that they differ, and in which order they are; -1 that it failed.
+    Ok(order <= 0)
 }
 
 /// Opens `path` for reading, close-on-exec. A FIFO does not block and a terminal does not become the controlling one.

@@ -31,6 +31,21 @@ fn memfds_with_their_seals() {
 }
 
 #[test]
+fn open_files_and_their_duplicates() {
+    let memfd = Memfd::create("open files", 4096, HugePages::No).unwrap();
+    let (fd, copy) = (memfd.as_fd(), memfd.as_fd().try_clone_to_owned().unwrap());
+    let reopened = reopen(fd).unwrap();
+    let other = Memfd::create("open files", 4096, HugePages::No).unwrap();
+    assert!(same_open_file(fd, copy.as_fd()).unwrap());
+    assert!(!same_open_file(fd, reopened.as_fd()).unwrap());
+    assert!(!same_open_file(fd, other.as_fd()).unwrap());
+    assert!(describe(reopened.as_fd()).unwrap().writable);
+    let read_only = open_read_only(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd()))).unwrap();
+    assert!(!describe(reopen(read_only.as_fd()).unwrap().as_fd()).unwrap().writable);
+    assert!(reopen(UnixStream::pair().unwrap().0.as_fd()).is_err());
+}
+
+#[test]
 fn files_on_disk_and_on_tmpfs() {
     for directory in [std::env::temp_dir(), "/dev/shm".into()] {
         let Ok(file) = tempfile::NamedTempFile::new_in(&directory) else {

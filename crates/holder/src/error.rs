@@ -41,6 +41,16 @@ pub enum Error {
     /// A signal came while it waited for another holder to hand over.
     #[error("ended by a signal before the other holder had handed over; that one goes on")]
     Interrupted,
+    /// A holder that a supervisor started was to be taken over by a process that it did not start.
+    #[error(
+        "takeover: systemd listens at {} and keeps the images; replace that holder with systemctl restart, which loses \
+         nothing",
+        socket.display()
+    )]
+    Supervised {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The socket that was passed is of another kind.
     #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
     Socket,
@@ -72,6 +82,15 @@ pub enum Error {
         /// Most that it keeps.
         max: usize,
     },
+    /// The supervisor would drop the image: it keeps each open file only once.
+    #[error(
+        "the image {name:?} is of the same open file, which cannot be opened again, and the supervisor keeps it once \
+         only; drop that image first"
+    )]
+    StoredOnce {
+        /// The image that has it.
+        name: String,
+    },
     /// The contents are not what the image's index says.
     #[error("{path}: its contents have the hash {found}, the index says {stored}")]
     WrongHash {
@@ -82,6 +101,9 @@ pub enum Error {
         /// Computed.
         found: String,
     },
+    /// The load ended by a bug; standard error says where.
+    #[error("the load failed by a bug of this program; its standard error says where")]
+    Panicked,
     /// The client that asked for a load went away, or the holder was told to end.
     #[error("the load was given up: nobody waits for it any more")]
     Cancelled,

@@ -1,8 +1,9 @@
-//! `GET /metrics` and `GET /healthz`, one connection at a time, in a thread of its own.
+//! `GET /metrics`, `GET /healthz` and `GET /readyz`, one connection at a time, in a thread of its own.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -85,6 +86,9 @@ fn respond(request: &[u8], metrics: &Metrics) -> (&'static str, &'static str, St
         (Some(b"GET"), Some(b"/metrics")) => {
             ("200 OK", "text/plain; version=0.0.4; charset=utf-8", metrics.render())
         }
+        (Some(b"GET"), Some(b"/readyz")) if !metrics.ready.load(Ordering::Relaxed) => {
+            ("503 Service Unavailable", "text/plain", "new clients are not answered now\n".to_owned())
+        }
         (Some(b"GET"), Some(b"/healthz" | b"/readyz")) => ("200 OK", "text/plain", "ok\n".to_owned()),
         (Some(b"GET"), _) => ("404 Not Found", "text/plain", "only /metrics, /healthz, /readyz\n".to_owned()),
         _ => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
@@ -105,13 +109,28 @@ mod tests {
 
     #[test]
     fn answers() {
-        let address =
-            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new()), Duration::ZERO).unwrap();
+        let shared = Arc::new(Metrics::new());
+        let address = serve("127.0.0.1:0".parse().unwrap(), Arc::clone(&shared), Duration::ZERO).unwrap();
         let metrics = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(metrics.starts_with("HTTP/1.0 200 OK") && metrics.contains("daxfs_images 0"), "{metrics}");
         assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
+        assert!(ask(address, "GET /readyz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 503 "));
+        shared.ready.store(true, Ordering::Relaxed);
+        assert!(ask(address, "GET /readyz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200 "));
         assert!(ask(address, "GET / HTTP/1.0\r\n\r\n").contains("404"));
         assert!(ask(address, "POST /metrics HTTP/1.0\r\n\r\n").contains("405"));
         assert_eq!(ask(address, &"x".repeat(9000)), "");
+    }
+
+    #[test]
+    fn a_silent_scraper_does_not_keep_others_waiting_for_good() {
+        let address =
+            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new()), Duration::ZERO).unwrap();
+        let silent = TcpStream::connect(address).unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        slow.write_all(b"GET /metrics HT").unwrap();
+        // Both are there still, and were there first.
+        assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
+        drop((silent, slow));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
 use daxfs::{Image, Provenance};
-use dmabuf::{FdKind, Seals};
+use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
 
 use crate::access::Access;
@@ -92,6 +92,15 @@ impl LoadOptions {
         }
     }
 
+    /// How many of `bytes` that are to be written come out of the machine's free memory: hugetlb pages are not among it,
+    /// and their pool answers for itself.
+    pub(crate) fn fresh(&self, bytes: u64) -> u64 {
+        match self.into {
+            Target::Memfd(HugePages::Hugetlb2M | HugePages::Hugetlb1G) => 0,
+            _ => bytes,
+        }
+    }
+
     /// Seals of a memfd that holds an image.
     pub(crate) fn seals(&self) -> Seals {
         if self.shared { Seals::SHRINK | Seals::GROW } else { Seals::IMMUTABLE | Seals::SEAL }
@@ -132,12 +141,17 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
     } else {
         let info = dmabuf::describe(source.as_fd())?;
         if source::is_kept(&info.kind) {
-            // Pages that nobody has written yet come into being when they are read.
+            // Pages that nobody has written yet come into being when they are read; those of hugetlb out of their pool.
             let fresh = match info.kind {
-                FdKind::Memfd { .. } => info.len.saturating_sub(metadata.blocks().saturating_mul(512)),
+                FdKind::Memfd { hugetlb: None, .. } => {
+                    info.len.saturating_sub(metadata.blocks().saturating_mul(512))
+                }
                 _ => 0,
             };
-            (source, budget.reserve(info.len, fresh)?)
+            let reservation = budget.reserve(info.len, fresh)?;
+            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot be
+            // had (a dma-buf), the load is refused in the end if another image has this one.
+            (dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation)
         } else {
             source::copy(source.as_fd(), info.len, options, budget, watch)?
         }
@@ -210,6 +224,10 @@ mod tests {
         assert_eq!(options.into, Target::Heap("system".into()));
         assert_eq!((options.shared, options.align_tensors), (true, Some(256)));
         assert_eq!(options.access.uids, [7, 8]);
+        assert_eq!(options.fresh(10), 10);
+        for (text, fresh) in [("into=memfd:2M", 0), ("into=memfd:1G", 0), ("into=memfd:4K", 10)] {
+            assert_eq!(parse(&[text]).unwrap().fresh(10), fresh, "{text}");
+        }
         for wrong in
             ["x=1", "into", "into=cuda:0", "shared=yes", "align-tensors=3", "allow-gid=-1", "expect=blake3:0"]
         {

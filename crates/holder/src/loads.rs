@@ -1,6 +1,7 @@
 //! Loads: one at a time, in a thread of its own, while the loop goes on serving.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use daxfs::holder::message::{Refusal, Reply};
 
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
+use crate::limits::Budget;
 use crate::load::{LoadOptions, Watch, load};
 use crate::requests::taken;
 use crate::restore::forget;
@@ -48,7 +50,7 @@ impl Server {
     /// Loads an image before the loop runs. `progress` is called now and then with bytes done and in all.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT.
+    /// [`Error`]; [`Error::Cancelled`] after SIGTERM or SIGINT, and then [`Server::is_stopping`].
     pub fn load_now(
         &mut self,
         name: &str,
@@ -56,21 +58,30 @@ impl Server {
         options: &[String],
         mut progress: impl FnMut(u64, u64),
     ) -> Result<()> {
+        if self.is_stopping() {
+            return Err(Error::Cancelled);
+        }
         let options = LoadOptions::parse(options, &self.config)?;
         let watch = Arc::new(Watch::default());
-        let since = Instant::now();
+        let (since, budget) = (Instant::now(), self.budget.clone());
         let ready = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| load(source, &options, &self.budget, &watch));
+            let worker = scope.spawn(|| load_or_panic(source, &options, &budget, &watch));
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
-                if let Ok(Some(_)) = self.signals.read_signal() {
+                if let Ok(Some(signal)) = self.signals.read_signal() {
+                    tracing::info!(signal = signal.ssi_signo, "ending");
+                    self.begin_stop();
                     watch.cancel.store(true, Ordering::Relaxed);
                 }
             }
-            worker.join().unwrap_or(Err(Error::Cancelled))
+            worker.join().unwrap_or(Err(Error::Panicked))
         });
         self.metrics.load_ended(since.elapsed());
+        // The signal may have come when the load had looked at the watch for the last time.
+        if self.is_stopping() {
+            return Err(Error::Cancelled);
+        }
         self.hold(name, ready?)?;
         self.metrics.loads.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -94,7 +105,7 @@ impl Server {
             let (token, name, replace) = (job.token, job.name.clone(), job.replace);
             let failed = (name.clone(), sender.clone());
             let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
-                let result = load(job.source, &job.options, &budget, &job.watch);
+                let result = load_or_panic(job.source, &job.options, &budget, &job.watch);
                 // The loop may have ended; then nobody wants to know.
                 let _ = sender.send(Finished { token, name, replace, result });
                 let _ = wake.write(1);
@@ -144,13 +155,15 @@ impl Server {
         self.begin_waiting_takeover();
     }
 
-    /// Tells whoever waits for a load, or for its end, how far it is.
+    /// Tells whoever waits for a load, or for its end, how far it is; nothing is done or known yet of those that queue.
     pub(crate) fn send_progress(&mut self) {
         let Some(running) = &self.running else { return };
         let (done, total) = (&running.watch.done, &running.watch.total);
         let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
         let waiting = self.takeover.as_ref().map(|takeover| takeover.token);
-        for token in [Some(running.token), waiting].into_iter().flatten() {
+        let mut told: Vec<(u64, u64, u64)> = self.queue.iter().map(|job| (job.token, 0, 0)).collect();
+        told.extend([Some(running.token), waiting].into_iter().flatten().map(|token| (token, done, total)));
+        for (token, done, total) in told {
             if let Some(mut connection) = self.connections.remove(&token) {
                 connection.progress(done, total);
                 let alive = connection.flush();
@@ -164,6 +177,11 @@ impl Server {
         crash_point("hold-begin");
         let kept = self.table.iter().map(|held| (&held.access, held.fds.len()));
         self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
+        if self.notify.is_active()
+            && let Some(held) = self.table.iter().find(|held| held.shares_open_file(&ready.fds))
+        {
+            return Err(Error::StoredOnce { name: held.info.name.clone() });
+        }
         let generation = self.table.next_generation();
         for fd in &ready.fds {
             self.notify.store(name, generation, &ready.access, fd.as_fd())?;
@@ -179,6 +197,17 @@ impl Server {
         tracing::info!(name, generation, ?replaced, "held");
         Ok(())
     }
+}
+
+/// Loads; a bug that ends the load by a panic does not end all loads after it. What the load has is given back when the
+/// stack unwinds, and nothing else sees its state.
+fn load_or_panic(
+    source: OwnedFd,
+    options: &LoadOptions,
+    budget: &Budget,
+    watch: &Arc<Watch>,
+) -> Result<Ready> {
+    catch_unwind(AssertUnwindSafe(|| load(source, options, budget, watch))).unwrap_or(Err(Error::Panicked))
 }
 
 /// What a client is told, for programs, when a load fails.

@@ -1,7 +1,7 @@
 //! Numbers about the holder, as Prometheus text.
 
 use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub struct Metrics {
     pub failed_loads: AtomicU64,
     /// Connections now.
     pub connections: AtomicU64,
+    /// Whether new clients are answered: not while the first images are loaded, and not at the end.
+    pub ready: AtomicBool,
     refusals: [AtomicU64; Refusal::ALL.len()],
     load_nanoseconds: AtomicU64,
     images: Mutex<Vec<ImageInfo>>,
@@ -35,6 +37,7 @@ impl Metrics {
             loads: AtomicU64::new(0),
             failed_loads: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
             refusals: [const { AtomicU64::new(0) }; Refusal::ALL.len()],
             load_nanoseconds: AtomicU64::new(0),
             images: Mutex::new(Vec::new()),

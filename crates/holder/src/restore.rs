@@ -18,7 +18,7 @@ pub(crate) fn restore_all(
     passed: Vec<Passed>,
     table: &mut Table,
     budget: &Budget,
-    notify: &Notify,
+    notify: &mut Notify,
     socket: &Path,
 ) -> Result<Option<Listener>> {
     let mut listener = None;
@@ -41,11 +41,12 @@ pub(crate) fn restore_all(
     Ok(listener)
 }
 
-/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal.
+/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that cannot
+/// be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start.
 fn restore(
     table: &mut Table,
     budget: &Budget,
-    notify: &Notify,
+    notify: &mut Notify,
     (generation, name): (u64, String),
     access: Access,
     fd: OwnedFd,
@@ -70,10 +71,25 @@ fn restore(
         Ok(_) if generation < newer => forget(notify, name, generation),
         // The same one twice; a removal by name would take both.
         Ok(_) => {}
+        Err(error) if is_passing(&error) => {
+            tracing::error!(name, generation, %error, "left in the descriptor store, not held");
+            table.continue_at(generation.saturating_add(1));
+            notify.set_aside(&access);
+        }
         Err(error) => {
             tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
             forget(notify, name, generation);
         }
+    }
+}
+
+/// True when the system refused something, which says nothing of the image.
+fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::System { source, .. } => source.raw_os_error().is_some(),
+        Error::Memory(error) => error.raw_os_error().is_some(),
+        Error::Image(error) => error.raw_os_error().is_some(),
+        _ => false,
     }
 }
 

@@ -82,9 +82,10 @@ impl Server {
     pub fn start(config: Config, takeover: bool) -> Result<Self> {
         let passed = take_passed()?;
         let budget = Budget::new(config.max_bytes);
-        let notify = Notify::from_environment()?;
+        let mut notify = Notify::from_environment()?;
         let mut table = Table::default();
-        let listener = restore_all(passed, &mut table, &budget, &notify, &config.socket)?;
+        raise_descriptor_limit();
+        let listener = restore_all(passed, &mut table, &budget, &mut notify, &config.socket)?;
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -99,10 +100,10 @@ impl Server {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(failed("epoll_ctl"))?;
         }
         let metrics = Arc::new(Metrics::new());
-        raise_descriptor_limit();
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
-            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget, &signals)?;
+            let TakenOver { listener, table: theirs } =
+                take_over(&config.socket, listener, &budget, &signals)?;
             table = theirs;
             listener
         } else {
@@ -114,7 +115,12 @@ impl Server {
         if let Some(address) = config.metrics {
             // The old holder has the port until it ends.
             let patience = if takeover { METRICS_PATIENCE } else { Duration::ZERO };
-            http::serve(address, Arc::clone(&metrics), patience)?;
+            match http::serve(address, Arc::clone(&metrics), patience) {
+                Ok(_) => {}
+                // The old holder is gone: only this process has the images now.
+                Err(error) if takeover => tracing::error!(%error, "no metrics are served"),
+                Err(error) => return Err(error),
+            }
         }
         let server = Self {
             config,
@@ -138,6 +144,11 @@ impl Server {
         };
         if takeover && server.notify.is_active() {
             for held in server.table.iter() {
+                let mut before = server.table.iter().take_while(|other| other.info.name < held.info.name);
+                if let Some(other) = before.find(|other| other.shares_open_file(&held.fds)) {
+                    let (name, other) = (&held.info.name, &other.info.name);
+                    tracing::warn!(name, other, "the same open file: the supervisor keeps only the other");
+                }
                 for fd in held.fds.iter() {
                     let (name, generation) = (&held.info.name, held.info.generation);
                     if let Err(error) = server.notify.store(name, generation, &held.access, fd.as_fd()) {
@@ -171,6 +182,7 @@ impl Server {
     /// [`Error`] when the loop itself fails; single connections and loads never end it.
     pub fn run(mut self) -> Result<()> {
         self.resume_accepting();
+        self.metrics.ready.store(!self.is_stopping(), Ordering::Relaxed);
         if let Err(error) = self.notify.ready(&self.status()) {
             tracing::warn!(%error, "the supervisor cannot be told that this holder is ready");
         }
@@ -239,7 +251,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
+    /// True once it was told to end, by a signal or a request.
+    pub fn is_stopping(&self) -> bool {
         self.end.is_some()
     }
 
@@ -253,6 +266,7 @@ impl Server {
 
     fn begin_end(&mut self, end: End) {
         self.pause_accepting();
+        self.metrics.ready.store(false, Ordering::Relaxed);
         match &mut self.end {
             // A process that has everything needs the socket file, even if this one was asked to stop meanwhile.
             Some((how, _)) if end == End::HandedOver => *how = end,

@@ -71,6 +71,11 @@ impl Listener {
         Ok(Self { fd, path: path.to_owned(), file: None })
     }
 
+    /// True for a socket that a supervisor made.
+    pub fn is_foreign(&self) -> bool {
+        self.file.is_none()
+    }
+
     /// True while the socket file is the one that was there at first.
     pub fn is_in_place(&self) -> bool {
         let now = std::fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));

@@ -50,7 +50,7 @@ pub(crate) fn pack(
         .dedupe(options.dedupe)
         .progress(PackProgress(Arc::clone(watch)));
     let plan = packer.plan()?;
-    let reservation = budget.reserve(plan.total_size(), plan.total_size())?;
+    let reservation = budget.reserve(plan.total_size(), options.fresh(plan.total_size()))?;
     let (fd, _) = plan.write_memory(&options.memory())?;
     Ok((fd, reservation))
 }
@@ -58,7 +58,10 @@ pub(crate) fn pack(
 /// True for memory that a load keeps as it is, without a copy: nobody can take its pages away, so it may be mapped.
 pub fn is_kept(kind: &FdKind) -> bool {
     match kind {
-        FdKind::Memfd { seals, .. } => seals.contains(Seals::SHRINK),
+        // A hole can be punched into it until it is sealed against writing, and then the pool may have no page for the
+        // next touch (SIGBUS); ordinary pages come back as zeros.
+        FdKind::Memfd { seals, hugetlb: Some(_) } => seals.contains(Seals::SHRINK | Seals::WRITE),
+        FdKind::Memfd { seals, hugetlb: None } => seals.contains(Seals::SHRINK),
         FdKind::DmaBuf { .. } | FdKind::DevDax { .. } => true,
         _ => false,
     }
@@ -74,7 +77,7 @@ pub(crate) fn copy(
     watch: &Watch,
 ) -> Result<(OwnedFd, Reservation)> {
     check_magic(source)?;
-    let reservation = budget.reserve(len, len)?;
+    let reservation = budget.reserve(len, options.fresh(len))?;
     watch.total.store(len, Ordering::Relaxed);
     watch.done.store(0, Ordering::Relaxed);
     let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
@@ -165,4 +168,20 @@ pub(crate) fn verify(image: &Image, watch: &Watch) -> Result<()> {
 
 fn hex(hash: &[u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mapped_keeps_its_pages() {
+        let memfd = |seals, hugetlb| is_kept(&FdKind::Memfd { seals, hugetlb });
+        assert!(memfd(Seals::SHRINK, None) && memfd(Seals::IMMUTABLE, None));
+        assert!(!memfd(Seals::GROW | Seals::WRITE, None));
+        assert!(!memfd(Seals::SHRINK | Seals::GROW, Some(2 << 20)), "a hole may be punched into it");
+        assert!(!memfd(Seals::WRITE, Some(2 << 20)));
+        assert!(memfd(Seals::IMMUTABLE, Some(2 << 20)));
+        assert!(is_kept(&FdKind::DevDax { align: 2 << 20 }) && !is_kept(&FdKind::File));
+    }
 }

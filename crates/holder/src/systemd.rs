@@ -4,7 +4,8 @@
 //! into the descriptor store (sd_listen_fds(3)). It stores an image (`FDSTORE=1`, sd_notify(3)) before it tells anybody
 //! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
 //! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users); of two generations of a name the higher counts, so a crash between storing a new one and
-//! removing the old one loses nothing.
+//! removing the old one loses nothing. systemd drops, without a word, a descriptor of an open file that it has already,
+//! under whatever name: each image has an open file of its own (see [`dmabuf::reopen`]), or is refused.
 
 #![allow(unsafe_code, reason = "takes ownership of the descriptors that systemd passed")]
 
@@ -118,6 +119,13 @@ impl Notify {
         let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(*access != Access::default());
         let need = kept.map(descriptors).sum::<usize>() + descriptors(fresh);
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
+    }
+
+    /// Counts an image that the supervisor keeps although this holder does not hold it.
+    pub fn set_aside(&mut self, access: &Access) {
+        if let Some(max) = &mut self.max {
+            *max = max.saturating_sub(1 + usize::from(*access != Access::default()));
+        }
     }
 
     /// True when there is a supervisor that keeps descriptors.

@@ -1,7 +1,7 @@
 //! The images that are held, by name.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use daxfs::holder::message::{ImageInfo, Refusal};
@@ -33,6 +33,17 @@ pub struct Held {
     pub access: Access,
     /// Gives its share of the budget back when the image goes.
     _reservation: Reservation,
+}
+
+impl Held {
+    /// True when one of `fds` is of the same open file as one of this image.
+    pub fn shares_open_file(&self, fds: &[OwnedFd]) -> bool {
+        // What cannot be looked at is taken for the same.
+        let same = |one: &OwnedFd, other: &OwnedFd| {
+            dmabuf::same_open_file(one.as_fd(), other.as_fd()).unwrap_or(true)
+        };
+        self.fds.iter().any(|own| fds.iter().any(|fd| same(own, fd)))
+    }
 }
 
 /// The images by name, and the generations that were handed out.

@@ -107,7 +107,8 @@ impl Server {
         match self.listener.fd.try_clone() {
             Ok(socket) => {
                 takeover.complete = true;
-                connection.reply(&Reply::Socket { next_generation }, Arc::new([socket]));
+                let supervised = self.listener.is_foreign();
+                connection.reply(&Reply::Socket { next_generation, supervised }, Arc::new([socket]));
                 crash_point("takeover-socket");
             }
             Err(error) => {
@@ -177,12 +178,18 @@ pub(crate) struct TakenOver {
     pub table: Table,
 }
 
-/// Takes everything over from the holder at `socket`. While it waits for loads of the old holder it can be ended by
+/// Takes everything over from the holder at `socket`; `passed` is the socket that a supervisor passed to this process,
+/// which is then used instead of the old holder's. While it waits for loads of the old holder it can be ended by
 /// `signals`.
 ///
 /// # Errors
-/// [`Error::Takeover`] and [`Error::Interrupted`]; the old holder then goes on.
-pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> Result<TakenOver> {
+/// [`Error::Takeover`], [`Error::Interrupted`] and [`Error::Supervised`]; the old holder then goes on.
+pub(crate) fn take_over(
+    socket: &Path,
+    passed: Option<Listener>,
+    budget: &Budget,
+    signals: &SignalFd,
+) -> Result<TakenOver> {
     let mut client = Client::open(socket).map_err(Error::Takeover)?;
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
@@ -205,7 +212,11 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
                     waited = true;
                 }
             }
-            (Reply::Socket { next_generation }, mut fds) => {
+            // The supervisor would start another holder at its socket as soon as the old one has ended.
+            (Reply::Socket { supervised: true, .. }, _) if passed.is_none() => {
+                return Err(Error::Supervised { socket: socket.to_owned() });
+            }
+            (Reply::Socket { next_generation, .. }, mut fds) => {
                 table.continue_at(next_generation);
                 break fds.pop();
             }
@@ -225,7 +236,8 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
             },
         })
     };
-    let listener = Listener::over(listener.ok_or_else(unexpected)?, socket)?;
+    let theirs = listener.ok_or_else(unexpected)?;
+    let listener = passed.map_or_else(|| Listener::over(theirs, socket), Ok)?;
     crash_point("takeover-before-done");
     match client.request(&Request::TakeoverDone, &[]) {
         Ok((Reply::Ok, _)) => {}

@@ -7,11 +7,14 @@ mod support;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use daxfs::holder::message::{MemoryKind, Refusal, Request};
+use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
-use support::{Place, Start, be_process, hash_of, hex, identity, is_root, is_used, packed, tensor, wait_for};
+use support::{
+    Place, Process, Start, be_process, hash_of, hex, identity, is_root_for, is_used, packed, tensor, wait_for,
+};
 
 #[test]
 fn process() {
@@ -114,6 +117,39 @@ fn a_swap_is_seen_by_new_clients_only_and_drop_ends_it() {
 }
 
 #[test]
+fn swaps_while_clients_attach() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let sources = [place.weights("a", 0, 1000), place.weights("b", 1, 1000)];
+    place.load_path("llama", false, &sources[0]).unwrap();
+    let (done, attached) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let image = place.open("llama");
+                    let generation = image.region().attachment().unwrap().info().generation;
+                    // The old one or the new one, whole, and never an older one than before.
+                    let byte = u8::try_from((generation - 1) % 2).unwrap();
+                    assert_eq!(tensor(&image), vec![byte; 1000], "generation {generation}");
+                    assert!(generation >= newest);
+                    newest = generation;
+                    attached.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for swap in 1..=20 {
+            let before = attached.load(Ordering::Relaxed);
+            place.load_path("llama", true, &sources[swap % 2]).unwrap();
+            wait_for("attaches", || attached.load(Ordering::Relaxed) > before);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(place.list()[0].generation, 21);
+}
+
+#[test]
 fn a_new_holder_with_the_same_generation_is_not_current() {
     let place = Place::new();
     let mut holder = place.serve(&Start::default());
@@ -175,9 +211,28 @@ fn what_is_no_image_is_refused_and_costs_nothing() {
 }
 
 #[test]
+fn a_load_that_panics_fails_and_the_next_one_runs() {
+    let place = Place::new();
+    let mut command = place.command(&Start::default());
+    let _holder = Process(command.env("DAXFS_PANIC_AT", "load-written").spawn().unwrap());
+    wait_for("a holder that answers", || place.pid().is_some());
+    let weights = place.weights("w", 1, 1000);
+    let text = place.dir.path().join("text");
+    fs::write(&text, "not an image").unwrap();
+    for _ in 0..2 {
+        let (code, why) = refusal(place.load_path("a", false, &weights));
+        assert!(code == Refusal::Failed && why.contains("bug"), "{why}");
+        assert!(refusal(place.load_path("a", false, &text)).1.contains("not an image"));
+    }
+    match place.connect().request(&Request::Health, &[]).unwrap().0 {
+        Reply::Health { bytes, .. } => assert_eq!(bytes, 0, "what a failed load took is given back"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn who_may_attach_and_control() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();
@@ -227,8 +282,7 @@ fn connect_as(place: &Place, uid: u32) -> Connection {
 
 #[test]
 fn a_listed_user_may_control() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();
@@ -261,8 +315,7 @@ fn content_without_tensors_has_an_identity_too() {
 
 #[test]
 fn connections_of_one_user_do_not_push_out_those_of_another() {
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
-use support::{CLIENT, Place, Start, be_process, hash_of, is_root};
+use support::{CLIENT, Place, Start, be_process, hash_of, is_root_for, not_run};
 
 #[test]
 fn process() {
@@ -33,8 +33,7 @@ exec chroot "$ROOT" /program --exact process --nocapture --test-threads=1
 
 #[test]
 fn attach_from_another_container() {
-    if !is_root() {
-        println!("not run: needs root, to become another user");
+    if !is_root_for("becoming another user") {
         return;
     }
     let place = Place::new();
@@ -50,7 +49,7 @@ fn attach_from_another_container() {
         command
     };
     if !container("true").status().is_ok_and(|status| status.success()) {
-        println!("not run: user namespaces, setpriv or unshare are not available");
+        not_run("user namespaces, setpriv or unshare are not available");
         return;
     }
     let _holder = place.serve(&Start { open_to_all: true, ..Start::default() });

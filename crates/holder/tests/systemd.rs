@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use daxfs::Image;
 use daxfs::holder::message::Request;
 use support::supervisor::Supervisor;
-use support::{Place, Start, be_process, hash_of, is_root, tensor};
+use support::{Place, Start, be_process, hash_of, identity, is_root_for, tensor};
 
 #[test]
 fn process() {
@@ -56,6 +56,70 @@ fn images_come_back_after_the_holder_was_killed() {
 }
 
 #[test]
+fn one_memory_under_two_names_is_kept_for_both() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let attached = |name: &str| place.open(name).region().fd().unwrap().try_clone_to_owned().unwrap();
+    let weights = File::open(place.weights("a", 1, 1000)).unwrap();
+    place.load("a", false, &["shared=1"], weights.as_fd()).unwrap();
+    place.load("b", false, &[], attached("a").as_fd()).unwrap();
+    supervisor.wait_for_store(&["img.1.a", "img.2.b"]);
+    // In place of itself, twice from one descriptor.
+    let own = attached("b");
+    for _ in 0..2 {
+        place.load("b", true, &[], own.as_fd()).unwrap();
+    }
+    supervisor.wait_for_store(&["img.1.a", "img.4.b"]);
+    place.connect().request(&Request::Drop { name: "a".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.4.b"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(tensor(&place.open("b")), vec![1; 1000]);
+    let (info, kept) = (dmabuf::describe(attached("b").as_fd()).unwrap(), attached("b"));
+    assert!(info.writable, "a device can still pin what is shared");
+    assert_eq!(identity(kept.as_fd()), identity(own.as_fd()), "without a copy");
+}
+
+#[test]
+fn who_is_not_started_by_the_supervisor_does_not_take_over() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    let take_over = Start { takeover: true, ..Start::default() };
+    assert_eq!(place.spawn(&take_over).wait().code(), Some(2));
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    assert!(holder.is_running() && place.socket.exists());
+
+    // One that has the same socket from the supervisor may, and leaves it where it is.
+    let mut next = supervisor.serve(&place, &take_over);
+    assert!(holder.wait().success());
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    place.connect().request(&Request::Stop, &[]).unwrap();
+    assert!(next.wait().success());
+    assert!(place.socket.exists());
+}
+
+#[test]
+fn what_cannot_be_looked_at_for_now_stays_stored() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    holder.kill();
+    // Standard streams, the socket, the image and the notify socket: not one descriptor is left.
+    let mut holder = supervisor.spawn(&place, &Start { max_descriptors: Some(6), ..Start::default() });
+    assert_eq!(holder.wait().code(), Some(2));
+    let _holder = supervisor.serve(&place, &Start::default());
+    supervisor.wait_for_store(&["img.1.a"]);
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+}
+
+#[test]
 fn a_graceful_end_keeps_the_store_and_stop_empties_it() {
     let _alone = alone();
     let place = Place::new();
@@ -76,8 +140,7 @@ fn a_graceful_end_keeps_the_store_and_stop_empties_it() {
 #[test]
 fn who_may_attach_is_kept_too() {
     let _alone = alone();
-    if !is_root() {
-        println!("not run: other users can be tried by root only");
+    if !is_root_for("trying other users") {
         return;
     }
     let place = Place::new();

@@ -27,6 +27,7 @@ const TAKE_OVER: Start = Start {
     pause_at: None,
     control: None,
     max_connections: None,
+    max_descriptors: None,
 };
 
 #[test]
@@ -143,6 +144,25 @@ fn a_load_that_goes_on_is_waited_for() {
     });
     assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
     assert_eq!(place.list().len(), 1);
+}
+
+#[test]
+fn a_load_that_queues_is_told_that_it_waits() {
+    while_loading(|place, _| {
+        let load = Request::Load { name: "b".into(), replace: false, options: vec![] };
+        let source = File::open(place.dir.path().join("a")).unwrap();
+        let mut queues = place.connect();
+        let reply = queues.request(&load, &[source.as_fd()]).unwrap().0;
+        assert_eq!(reply, Reply::Progress { done: 0, total: 0 });
+        place.go_on();
+        let loaded = loop {
+            match queues.receive().unwrap().0 {
+                Reply::Progress { .. } => {}
+                reply => break reply,
+            }
+        };
+        assert!(matches!(loaded, Reply::Loaded(_)), "{loaded:?}");
+    });
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub struct ServeArgs {
     /// Take images and socket over from the holder that runs at the socket, which then ends
     #[arg(long)]
     pub takeover: bool,
-    /// Serve Prometheus metrics and /healthz here by HTTP, such as 127.0.0.1:9464
+    /// Serve Prometheus metrics, /healthz and /readyz here by HTTP, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
     /// Most memory for all images together, such as 200G (1024-based)
@@ -177,6 +177,9 @@ pub struct DropArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Print JSON: {"dropped": NAME}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs stop`.
@@ -185,6 +188,9 @@ pub struct StopArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Print JSON: {"stopped": true}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs health`.

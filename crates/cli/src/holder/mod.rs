@@ -33,8 +33,8 @@ pub fn run(verb: &HolderVerb, expect: Option<[u8; 32]>, out: &mut Output) -> any
         HolderVerb::Ps(args) => ps::run(args, out),
         HolderVerb::Load(args) => load::run(args, false, expect, out),
         HolderVerb::Swap(args) => load::run(args, true, expect, out),
-        HolderVerb::Drop(args) => drop_image(args),
-        HolderVerb::Stop(args) => stop(args),
+        HolderVerb::Drop(args) => drop_image(args, out),
+        HolderVerb::Stop(args) => stop(args, out),
         HolderVerb::Health(args) => health(args, out),
     }
 }
@@ -53,26 +53,44 @@ fn open_source(source: &OsStr) -> anyhow::Result<OwnedFd> {
     Ok(opened.fd)
 }
 
-fn drop_image(args: &DropArgs) -> anyhow::Result<Outcome> {
+#[derive(Debug, Serialize)]
+struct DroppedJson<'a> {
+    dropped: &'a str,
+}
+
+fn drop_image(args: &DropArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut connection = Connection::open(&args.socket.path())?;
-    done(connection.request(&Request::Drop { name: args.name.clone() }, &[])?.0)
+    done(&connection.request(&Request::Drop { name: args.name.clone() }, &[])?.0)?;
+    if args.json {
+        json::write(out, &DroppedJson { dropped: &args.name })?;
+    }
+    Ok(Outcome::Clean)
+}
+
+#[derive(Debug, Serialize)]
+struct StoppedJson {
+    stopped: bool,
 }
 
 /// Asks the holder to end, and waits until it has.
-fn stop(args: &StopArgs) -> anyhow::Result<Outcome> {
+fn stop(args: &StopArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut connection = Connection::open(&args.socket.path())?;
-    let outcome = done(connection.request(&Request::Stop, &[])?.0)?;
+    done(&connection.request(&Request::Stop, &[])?.0)?;
     match connection.receive() {
-        Err(HolderError::Closed { .. }) => Ok(outcome),
-        Err(error) => Err(error.into()),
-        Ok((reply, _)) => unexpected(&reply),
+        Err(HolderError::Closed { .. }) => {}
+        Err(error) => return Err(error.into()),
+        Ok((reply, _)) => return unexpected(&reply),
     }
+    if args.json {
+        json::write(out, &StoppedJson { stopped: true })?;
+    }
+    Ok(Outcome::Clean)
 }
 
-fn done(reply: Reply) -> anyhow::Result<Outcome> {
+fn done(reply: &Reply) -> anyhow::Result<()> {
     match reply {
-        Reply::Ok => Ok(Outcome::Clean),
-        reply => unexpected(&reply),
+        Reply::Ok => Ok(()),
+        reply => unexpected(reply),
     }
 }
 

@@ -30,6 +30,11 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         }
         match load(&mut server, image, source) {
             Ok(()) => {}
+            // SIGTERM or SIGINT: an end that was asked for.
+            Err(_) if server.is_stopping() => {
+                server.cancel();
+                return Ok(Outcome::Clean);
+            }
             Err(error) if keeps_others => report(&error),
             Err(error) => {
                 server.cancel();

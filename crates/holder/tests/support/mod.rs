@@ -135,6 +135,8 @@ pub struct Start {
     pub pause_at: Option<&'static str>,
     pub control: Option<u32>,
     pub max_connections: Option<usize>,
+    /// Most descriptors, for those that a supervisor starts.
+    pub max_descriptors: Option<usize>,
 }
 
 /// A directory with a socket, and what is done with the holder behind it.
@@ -343,8 +345,22 @@ pub fn memfds(pid: u32) -> Vec<String> {
     names.filter(|name| name.starts_with("/memfd:")).collect()
 }
 
-pub fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
+/// Whether this is root, as `what` needs; see [`not_run`].
+pub fn is_root_for(what: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        not_run(&format!("{what} needs root"));
+    }
+    is_root
+}
+
+/// Says that a test does not run on this machine. With `CI=true`, or `DAXFS_REQUIRE_ROOT` in the environment, it fails
+/// instead of passing for one that ran.
+#[allow(clippy::print_stdout, reason = "this is the output of a test")]
+pub fn not_run(why: &str) {
+    let required = std::env::var_os("DAXFS_REQUIRE_ROOT").is_some();
+    assert!(!required && std::env::var_os("CI").is_none_or(|ci| ci != "true"), "not run: {why}");
+    println!("not run: {why}");
 }
 
 /// A packed image in a sealed memfd.

@@ -89,7 +89,8 @@ impl Supervisor {
             redirections += &format!(" {}<&{} {1}<&-", index + 3, fd.as_raw_fd());
         }
         // The process number is known in the process only, and bash alone takes numbers of two digits.
-        let script = format!("export LISTEN_PID=$$; exec \"$0\" \"$@\"{redirections}");
+        let limit = start.max_descriptors.map_or_else(String::new, |most| format!("prlimit --nofile={most} "));
+        let script = format!("export LISTEN_PID=$$; exec {limit}\"$0\" \"$@\"{redirections}");
         let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).arg(holder.get_program()).args(holder.get_args());
@@ -146,8 +147,14 @@ fn take(max: usize, kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let name = value("FDNAME").unwrap_or("stored").to_owned();
     if value("FDSTORE") == Some("1") {
-        let room = max - kept.store.len();
-        kept.store.extend(fds.into_iter().take(room).map(|fd| (name.clone(), fd)));
+        for fd in fds {
+            // One open file is kept once, whatever its name.
+            let same =
+                |(_, stored): &(String, OwnedFd)| dmabuf::same_open_file(stored.as_fd(), fd.as_fd()).unwrap();
+            if kept.store.len() < max && !kept.store.iter().any(same) {
+                kept.store.push((name.clone(), fd));
+            }
+        }
     } else if value("FDSTOREREMOVE") == Some("1") {
         kept.store.retain(|(stored, _)| *stored != name);
     }

@@ -63,7 +63,7 @@ mod tests {
             Reply::Progress { done: 1, total: 2 },
             Reply::Loaded(info()),
             Reply::Health { pid: 1, images: 2, bytes: 3, uptime: 4 },
-            Reply::Socket { next_generation: 5 },
+            Reply::Socket { next_generation: 5, supervised: true },
             Reply::Handover { info: info(), uids: vec![0, 1000], gids: vec![] },
         ];
         for reply in replies {

@@ -133,6 +133,8 @@ pub enum Reply {
     Socket {
         /// First generation that was not used.
         next_generation: u64,
+        /// Whether a supervisor made the socket and listens at it, too.
+        supervised: bool,
     },
 }
 
@@ -200,9 +202,9 @@ impl Reply {
                 }
                 builder
             }
-            Self::Socket { next_generation } => {
+            Self::Socket { next_generation, supervised } => {
                 let mut builder = begin(0x88);
-                builder.u64(*next_generation);
+                builder.u64(*next_generation).u8((*supervised).into());
                 builder
             }
         };
@@ -243,7 +245,10 @@ impl Reply {
                 bytes: fields.u64("bytes")?,
                 uptime: fields.u64("uptime")?,
             },
-            0x88 => Self::Socket { next_generation: fields.u64("generation")? },
+            0x88 => Self::Socket {
+                next_generation: fields.u64("generation")?,
+                supervised: fields.u8("supervised")? != 0,
+            },
             0x89 => Self::Handover {
                 info: ImageInfo::read(&mut fields)?,
                 uids: read_ids(&mut fields)?,
