@@ -107,16 +107,13 @@ fn buffers(
     if !required {
         return Ok((draft, plan));
     }
-    check_dedicated(whole)?;
-    if plan.places.len() > 1 {
-        return Err(format!(
-            "the driver wants a dedicated allocation, one buffer for all of its {len} bytes, and buffers have at most {}",
-            cut.piece
-        ));
-    }
+    check_dedicated(whole, plan.places.len(), device.limits().max_buffer)?;
     // The dedicated buffer is as long as the descriptor, not as the image in it.
     let mut draft = Draft::new(device);
     let (buffer, needs) = draft.add(len, usage, DMA_BUF)?;
+    if needs.size > len {
+        return Err(format!("a buffer for all of its {len} bytes takes {} bytes", needs.size));
+    }
     let plan = Plan {
         places: vec![(0, len)],
         types: needs.types,
@@ -126,13 +123,18 @@ fn buffers(
     Ok((draft, plan))
 }
 
-/// Whether one buffer, which begins where its memory does, can hold the region.
-fn check_dedicated(whole: Whole) -> Result<(), String> {
-    if whole.base > 0 {
-        return Err(format!(
-            "the driver wants a dedicated allocation, whose buffer begins with the memory, and the region begins at {}",
-            whole.base
-        ));
+/// Whether one buffer for all of the memory can take the place of `buffers` of the region.
+fn check_dedicated(whole: Whole, buffers: usize, max_buffer: u64) -> Result<(), String> {
+    const WANTS: &str = "the driver wants a dedicated allocation, one buffer for all of the memory";
+    let Whole { len, base } = whole;
+    if base > 0 {
+        return Err(format!("{WANTS}, and the region begins at byte {base} of it"));
+    }
+    if len > max_buffer {
+        return Err(format!("{WANTS}, which has {len} bytes, and buffers have at most {max_buffer}"));
+    }
+    if buffers > 1 {
+        return Err(format!("{WANTS}, and {buffers} are asked for"));
     }
     Ok(())
 }
@@ -202,10 +204,13 @@ mod tests {
 
     #[test]
     fn a_dedicated_buffer_is_all_of_its_memory() {
-        assert!(check_dedicated(Whole { len: 4 << 20, base: 0 }).is_ok());
-        assert!(
-            check_dedicated(Whole { len: 4 << 20, base: 2 << 20 }).unwrap_err().contains("begins at 2097152")
-        );
+        let refusal =
+            |len, base, buffers| check_dedicated(Whole { len, base }, buffers, 8 << 20).unwrap_err();
+        assert!(check_dedicated(Whole { len: 8 << 20, base: 0 }, 1, 8 << 20).is_ok());
+        assert!(refusal(4 << 20, 2 << 20, 1).contains("begins at byte 2097152"));
+        assert!(refusal(4 << 20, 0, 2).contains("2 are asked for"));
+        // The image may be short, and fit one buffer: the memory behind it counts.
+        assert!(refusal((8 << 20) + 4096, 0, 1).contains("at most 8388608"));
     }
 
     #[test]
