@@ -5,7 +5,7 @@
     run.py --available      only say whether they could run here, fetching the kernel if need be
 
 Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly
-where this machine has both devices. FILTER is passed to each program as the name of the tests to run. A test
+where this machine has both devices and a card of the kernel's vgem. FILTER is passed to each program as the name of the tests to run. A test
 that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
@@ -44,6 +44,15 @@ program() { name=$1; shift; echo "--- $name"; "$@" || failed="$failed $name"; }
 """
 
 
+def vgem_card() -> bool:
+    """Whether this machine has a card of vgem, and its node may be used (tests/src/vgem.rs looks for the same)."""
+    for card in Path("/sys/class/drm").glob("card*"):
+        digits = card.name.removeprefix("card")
+        if digits.isdecimal() and (card / "device").resolve().name == "vgem":
+            return os.access(f"/dev/dri/{card.name}", os.R_OK | os.W_OK)
+    return False
+
+
 def build() -> dict[str, str]:
     """Path of each Rust test program by name; the commands that they start are built beside them."""
     command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
@@ -80,7 +89,8 @@ def main() -> int:
     parser.add_argument("--available", action="store_true", help="build and run nothing")
     parser.add_argument("filter", nargs="?", help="run only tests whose name contains this")
     a = parser.parse_args()
-    on_this_machine = a.direct or (not a.vm and all(os.access(device, os.R_OK) for device in DEVICES))
+    all_here = vgem_card() and all(os.access(device, os.R_OK) for device in DEVICES)
+    on_this_machine = a.direct or (not a.vm and all_here)
     try:
         if not on_this_machine:
             check_requirements()
