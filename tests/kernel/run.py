@@ -2,11 +2,12 @@
 """Run the tests that need a real udmabuf and dma-heap: `make test-kernel`.
 
     run.py [--vm | --direct] [--no-python] [FILTER]
-    run.py --available      only say whether they could run here, fetching the kernel if need be
+    run.py --available      only say whether they could run here, fetching kernel and Vulkan driver if need be
 
 Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly
-where this machine has both devices and a card of the kernel's vgem. FILTER is passed to each program as the name of the tests to run. A test
-that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
+where this machine has both devices and a card of the kernel's vgem. FILTER is passed to each program as the name
+of the tests to run. A test that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says
+that it did not run. Where no Vulkan driver can be had, the program `vulkan` is left out, with the reason.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
@@ -53,10 +54,10 @@ def vgem_card() -> bool:
     return False
 
 
-def build() -> dict[str, str]:
+def build(names: list[str]) -> dict[str, str]:
     """Path of each Rust test program by name; the commands that they start are built beside them."""
     command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
-    for name in RUST_TESTS:
+    for name in names:
         command += ["--test", name]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
@@ -66,7 +67,7 @@ def build() -> dict[str, str]:
         message = json.loads(line)
         if message["reason"] == "compiler-artifact" and "test" in message["target"]["kind"]:
             programs[message["target"]["name"]] = message["executable"]
-    return {name: programs[name] for name in RUST_TESTS}
+    return {name: programs[name] for name in names}
 
 
 def python_with_daxfs() -> str:
@@ -95,26 +96,27 @@ def main() -> int:
         if not on_this_machine:
             check_requirements()
     except UnavailableError as why:
-        print(f"not run: {why}", file=sys.stderr)
+        print(f"not run: {why}")
         return NOT_RUN
+    env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
+    env["RUST_TEST_THREADS"] = "1"
+    names = list(RUST_TESTS)
+    try:
+        env |= vulkan.environment() | {"DAXFS_REQUIRE_VULKAN": "1"}
+    except UnavailableError as why:
+        names.remove("vulkan")
+        print(f"vulkan not run: {why}", flush=True)
     if a.available:
         return 0
 
     lines = []
-    for name, program in build().items():
+    for name, program in build(names).items():
         lines.append(["program", name, program, *([a.filter] if a.filter else [])])
     if not a.no_python:
         pytest = [python_with_daxfs(), "-m", "pytest", "-q", "-p", "no:cacheprovider", PYTHON_TESTS]
         lines.append(["program", "python", *pytest, *(["-k", a.filter] if a.filter else [])])
     script = ["sh", "-c", RUNNER % (" ".join(DEVICES), "\n".join(map(shlex.join, lines)))]
-    env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
-    env["RUST_TEST_THREADS"] = "1"
-    try:
-        env |= vulkan.environment()
-        env["DAXFS_REQUIRE_VULKAN"] = "1"
-    except UnavailableError as why:
-        print(f"run.py: the Vulkan tests use what this machine has: {why}", flush=True)
 
     os.chdir(ROOT)
     if on_this_machine:
