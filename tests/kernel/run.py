@@ -28,9 +28,19 @@ from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel", "kernel_holder", "vulkan")
-# A graphics driver without hardware, whose dma-bufs the Vulkan tests import.
-MODULES = ["vgem"]
+RUST_TESTS = ("devices", "kernel", "kernel_holder", "kernel_memory", "vulkan")
+# A graphics driver without hardware, whose dma-bufs the Vulkan tests import; disks.
+MODULES = ["vgem", "virtio_blk"]
+# A disk of zeros, and two NUMA nodes.
+MEMORY = "2G"
+EQUIPMENT = [
+    *("-blockdev", "driver=null-co,node-name=disk,size=1048576,read-zeroes=on"),
+    *("-device", "virtio-blk-pci,bus=pcie.0,drive=disk"),
+    *("-object", "memory-backend-ram,id=near,size=1G", "-numa", "node,nodeid=0,cpus=0,memdev=near"),
+    *("-object", "memory-backend-ram,id=far,size=1G", "-numa", "node,nodeid=1,cpus=1,memdev=far"),
+]
+# For memory in huge pages, half of them on each node.
+PARAMETERS = "hugepagesz=2M hugepages=8"
 PYTHON_TESTS = "python/tests/kernel"
 GUEST_TIMEOUT = 900
 FAILED, NOT_RUN = 1, 77
@@ -123,7 +133,10 @@ def main() -> int:
         print("run.py: on this machine's own devices", flush=True)
         return subprocess.run(script, env={**os.environ, **env}, check=False).returncode
     print("run.py: in a guest, on a Debian kernel under emulation", flush=True)
-    return Guest(modules=MODULES, env=env, timeout=GUEST_TIMEOUT).run(script)
+    # The tests find in this guest what few machines have, and fail if they do not.
+    env["DAXFS_REQUIRE_GUEST"] = "1"
+    guest = Guest(memory=MEMORY, modules=MODULES, devices=EQUIPMENT, append=PARAMETERS, env=env, timeout=GUEST_TIMEOUT)
+    return guest.run(script)
 
 
 if __name__ == "__main__":
