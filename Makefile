@@ -9,7 +9,7 @@ help:            ## this list
 demo:            ## pack a real model, open it from a descriptor in other processes, compute embeddings without a copy
 	@scripts/demo.sh
 
-test:            ## everything: format, lints, Rust, Python, demo, a kernel with udmabuf and dma-heap, fuzzing; installs what it needs
+test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
 test-rust:       ## Rust tests and doc tests

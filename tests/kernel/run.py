@@ -2,11 +2,12 @@
 """Run the tests that need a real udmabuf and dma-heap: `make test-kernel`.
 
     run.py [--vm | --direct] [--no-python] [FILTER]
-    run.py --available      only say whether they could run here, fetching the kernel if need be
+    run.py --available      only say whether they could run here, fetching kernel and Vulkan driver if need be
 
 Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly
-where this machine has both devices. FILTER is passed to each program as the name of the tests to run. A test
-that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says that it did not run.
+where this machine has both devices and a card of the kernel's vgem. FILTER is passed to each program as the name
+of the tests to run. A test that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says
+that it did not run. Where no Vulkan driver can be had, the program `vulkan` is left out, with the reason.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
@@ -27,9 +28,19 @@ from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel", "kernel_holder", "vulkan")
-# A graphics driver without hardware, whose dma-bufs the Vulkan tests import.
-MODULES = ["vgem"]
+RUST_TESTS = ("devices", "kernel", "kernel_holder", "kernel_memory", "vulkan")
+# A graphics driver without hardware, whose dma-bufs the Vulkan tests import; disks.
+MODULES = ["vgem", "virtio_blk"]
+# A disk of zeros, and two NUMA nodes.
+MEMORY = "2G"
+EQUIPMENT = [
+    *("-blockdev", "driver=null-co,node-name=disk,size=1048576,read-zeroes=on"),
+    *("-device", "virtio-blk-pci,bus=pcie.0,drive=disk"),
+    *("-object", "memory-backend-ram,id=near,size=1G", "-numa", "node,nodeid=0,cpus=0,memdev=near"),
+    *("-object", "memory-backend-ram,id=far,size=1G", "-numa", "node,nodeid=1,cpus=1,memdev=far"),
+]
+# For memory in huge pages, half of them on each node.
+PARAMETERS = "hugepagesz=2M hugepages=8"
 PYTHON_TESTS = "python/tests/kernel"
 GUEST_TIMEOUT = 900
 FAILED, NOT_RUN = 1, 77
@@ -44,10 +55,19 @@ program() { name=$1; shift; echo "--- $name"; "$@" || failed="$failed $name"; }
 """
 
 
-def build() -> dict[str, str]:
+def vgem_card() -> bool:
+    """Whether this machine has a card of vgem, and its node may be used (tests/src/vgem.rs looks for the same)."""
+    for card in Path("/sys/class/drm").glob("card*"):
+        digits = card.name.removeprefix("card")
+        if digits.isdecimal() and (card / "device").resolve().name == "vgem":
+            return os.access(f"/dev/dri/{card.name}", os.R_OK | os.W_OK)
+    return False
+
+
+def build(names: list[str]) -> dict[str, str]:
     """Path of each Rust test program by name; the commands that they start are built beside them."""
     command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
-    for name in RUST_TESTS:
+    for name in names:
         command += ["--test", name]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
@@ -57,7 +77,7 @@ def build() -> dict[str, str]:
         message = json.loads(line)
         if message["reason"] == "compiler-artifact" and "test" in message["target"]["kind"]:
             programs[message["target"]["name"]] = message["executable"]
-    return {name: programs[name] for name in RUST_TESTS}
+    return {name: programs[name] for name in names}
 
 
 def python_with_daxfs() -> str:
@@ -80,38 +100,43 @@ def main() -> int:
     parser.add_argument("--available", action="store_true", help="build and run nothing")
     parser.add_argument("filter", nargs="?", help="run only tests whose name contains this")
     a = parser.parse_args()
-    on_this_machine = a.direct or (not a.vm and all(os.access(device, os.R_OK) for device in DEVICES))
+    all_here = vgem_card() and all(os.access(device, os.R_OK) for device in DEVICES)
+    on_this_machine = a.direct or (not a.vm and all_here)
     try:
         if not on_this_machine:
             check_requirements()
     except UnavailableError as why:
-        print(f"not run: {why}", file=sys.stderr)
+        print(f"not run: {why}")
         return NOT_RUN
+    env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
+    env["RUST_TEST_THREADS"] = "1"
+    names = list(RUST_TESTS)
+    try:
+        env |= vulkan.environment() | {"DAXFS_REQUIRE_VULKAN": "1"}
+    except UnavailableError as why:
+        names.remove("vulkan")
+        print(f"vulkan not run: {why}", flush=True)
     if a.available:
         return 0
 
     lines = []
-    for name, program in build().items():
+    for name, program in build(names).items():
         lines.append(["program", name, program, *([a.filter] if a.filter else [])])
     if not a.no_python:
         pytest = [python_with_daxfs(), "-m", "pytest", "-q", "-p", "no:cacheprovider", PYTHON_TESTS]
         lines.append(["program", "python", *pytest, *(["-k", a.filter] if a.filter else [])])
     script = ["sh", "-c", RUNNER % (" ".join(DEVICES), "\n".join(map(shlex.join, lines)))]
-    env = {"DAXFS_REQUIRE_DEVICES": "1", "RUST_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    # One test at a time: starting a process copies, for a moment, descriptors of the test beside it.
-    env["RUST_TEST_THREADS"] = "1"
-    try:
-        env |= vulkan.environment()
-        env["DAXFS_REQUIRE_VULKAN"] = "1"
-    except UnavailableError as why:
-        print(f"run.py: the Vulkan tests use what this machine has: {why}", flush=True)
 
     os.chdir(ROOT)
     if on_this_machine:
         print("run.py: on this machine's own devices", flush=True)
         return subprocess.run(script, env={**os.environ, **env}, check=False).returncode
     print("run.py: in a guest, on a Debian kernel under emulation", flush=True)
-    return Guest(modules=MODULES, env=env, timeout=GUEST_TIMEOUT).run(script)
+    # The tests find in this guest what few machines have, and fail if they do not.
+    env["DAXFS_REQUIRE_GUEST"] = "1"
+    guest = Guest(memory=MEMORY, modules=MODULES, devices=EQUIPMENT, append=PARAMETERS, env=env, timeout=GUEST_TIMEOUT)
+    return guest.run(script)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ For each shape, in one boot of both guests:
     guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
   * the image is replaced while both guests read it, by a guest and by this machine, beside the old one and in its
     place: what passes for valid is one image, whole, and both guests get to see the last one;
+  * where the memory is a devdax device, the library's own tests of those run on it;
   * what cannot be opened is refused with advice.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed). A shape that
@@ -54,18 +55,26 @@ def check(condition: object, what: str) -> None:
         raise FailedError(what)
 
 
-def build() -> Path:
-    """Folder of the commands and of the guests' program. Optimised: emulation is slow enough."""
+@dataclass
+class Programs:
+    """What runs here and in the guests."""
+
+    # The commands, and the guests' program.
+    folder: Path
+    # The tests of devices.
+    devices: Path
+
+
+def build() -> Programs:
+    """Optimised: emulation is slow enough."""
     command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
-    command += ["-p", "daxfs-cli", "-p", "mkimage", "-p", "daxfs-tests", "--bins"]
+    command += ["-p", "daxfs-cli", "-p", "mkimage", "-p", "daxfs-tests", "--bins", "-p", "dmabuf", "--test", "devices"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(FAILED)
-    for line in done.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "two_kernels":
-            return Path(message["executable"]).parent
-    sys.exit("two.py: cargo built no program two_kernels")
+    messages = map(json.loads, done.stdout.splitlines())
+    found = {m["target"]["name"]: Path(m["executable"]) for m in messages if m.get("executable")}
+    return Programs(found["two_kernels"].parent, found["devices"])
 
 
 class Images:
@@ -98,7 +107,8 @@ class Images:
 
     def pack(self, which: int, target: str, *more: str) -> list[str]:
         """Command that packs a model into memory."""
-        return [str(self.programs / "daxfs-pack"), "--json", str(self.models[which].folder), "--into", target, *more]
+        line = [str(self.programs / "daxfs-pack"), "--json", "--verify", str(self.models[which].folder)]
+        return [*line, "--into", target, *more]
 
 
 @contextlib.contextmanager
@@ -119,6 +129,8 @@ class Test:
     memory: Path
     # Guest A and guest B, whose emulator has the memory read-only.
     guests: list[Peer]
+    # The tests of devices.
+    devices: Path
 
     def run(self) -> None:
         b = self.guests[1]
@@ -133,6 +145,9 @@ class Test:
         self.no_writes()
         done = verify.get()
         check(done["status"] == 0, f"daxfs verify in guest B: {done}")
+        if self.shape.source.startswith("/dev/dax"):
+            print("  tests of devdax", flush=True)
+            self.devdax()
 
         print("  replaced while both read, the old image stays", flush=True)
         self.replace(whole, {0: 0}, [("guest A", 1)], stays=True)
@@ -225,6 +240,12 @@ class Test:
             check(not done["first_is_current"], f"{who} takes the image that was replaced for the current one")
             check(done["kept"] or not stays, f"{who} lost the bytes of the image that it had open")
 
+    def devdax(self) -> None:
+        """What the library says of devdax and maps of it, which no other test has at hand."""
+        command = ["env", "DAXFS_REQUIRE_DEVDAX=1", str(self.devices), "devdax"]
+        output = self.guests[0].run(*command)
+        check(" 1 passed" in output, f"`{' '.join(command)}`: {output}")
+
     def refusals(self) -> None:
         """What cannot be opened is an error that says why, and exit status 2."""
         for script, advice in self.shape.refused.items():
@@ -241,17 +262,17 @@ class Test:
         check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
 
 
-def run(shape: Shape, work: Path, programs: Path, host: Peer) -> None:
+def run(shape: Shape, work: Path, programs: Programs, host: Peer) -> None:
     """Everything about one shape."""
-    images = Images(shape.rows, work, programs, host)
-    program = programs / "two_kernels"
+    images = Images(shape.rows, work, programs.folder, host)
+    program = programs.folder / "two_kernels"
     with contextlib.ExitStack() as stack:
         memory = stack.enter_context(common_memory(shape.size))
         guests = []
         for name, read_only in (("guest A", False), ("guest B", True)):
             guest = shape.make_guest(memory, read_only=read_only, timeout=PATIENCE)
             guests.append(stack.enter_context(in_guest(name, guest, program, PATIENCE)))
-        Test(shape, images, memory, guests).run()
+        Test(shape, images, memory, guests, programs.devices).run()
 
 
 def cpu_seconds() -> float:
@@ -297,7 +318,7 @@ def main() -> int:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
-                on_this_machine(programs / "two_kernels", PATIENCE) as host,
+                on_this_machine(programs.folder / "two_kernels", PATIENCE) as host,
             ):
                 run(shape, Path(work), programs, host)
             results[shape.name] = "passed"

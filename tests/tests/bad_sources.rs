@@ -5,12 +5,14 @@
 
 use daxfs::{Error, Image, OpenOptions, Part, Region};
 use daxfs_tests::forge::{Version, mini, superblock};
+use nix::unistd::{Uid, setfsuid};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 
 /// Numbers of Linux on the machines that this project runs on.
 const O_PATH: i32 = 0o10_000_000;
@@ -40,24 +42,54 @@ fn descriptors_of_the_wrong_kind() {
     let path_only = fs::OpenOptions::new().read(true).custom_flags(O_PATH).open(dir.path()).unwrap();
     let file = dir.path().join("written");
     let write_only = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&file).unwrap();
-    let cases: [(OwnedFd, &str); 7] = [
-        (pipe.into(), "it is a pipe"),
-        (socket.into(), "it is a socket"),
-        (File::open(dir.path()).unwrap().into(), "it is a directory"),
-        (File::open("/dev/null").unwrap().into(), "character device"),
-        (File::open("/proc/self/status").unwrap().into(), "a superblock takes"),
-        (path_only.into(), "O_PATH"),
-        (write_only.into(), "for writing only"),
+    let directory = dir.path().to_str().unwrap();
+    // What it is, its name, and why it does not do.
+    let shareable: [(OwnedFd, &str, &str); 4] = [
+        (pipe.into(), "pipe:[", "it is a pipe"),
+        (socket.into(), "socket:[", "it is a socket"),
+        (File::open(dir.path()).unwrap().into(), directory, "it is a directory"),
+        (File::open("/dev/null").unwrap().into(), "/dev/null", "it is a character device"),
     ];
-    for (fd, words) in cases {
-        for error in
-            [Image::open(name(&fd)).unwrap_err(), Image::from_fd(fd.try_clone().unwrap()).unwrap_err()]
-        {
-            assert!(error.to_string().contains(words), "{words}: {error}");
+    for (fd, name, words) in shareable {
+        for error in both_ways(&fd) {
+            match &error {
+                Error::Memory(dmabuf::Error::NotShareable { what, why }) => {
+                    assert!(what.starts_with(name) && why.starts_with(words), "{error}");
+                }
+                other => panic!("{words}: {other:?}"),
+            }
         }
     }
+    let readable: [(OwnedFd, &str, &str); 2] = [
+        (path_only.into(), directory, "opened with O_PATH"),
+        (write_only.into(), file.to_str().unwrap(), "open for writing only"),
+    ];
+    for (fd, name, words) in readable {
+        for error in both_ways(&fd) {
+            match &error {
+                Error::Memory(dmabuf::Error::Invalid { what, why }) => {
+                    assert!(what == name && why.starts_with(words), "{error}");
+                }
+                other => panic!("{words}: {other:?}"),
+            }
+        }
+    }
+    // It has bytes and no length.
+    for error in both_ways(&File::open("/proc/self/status").unwrap().into()) {
+        assert!(matches!(error, Error::TooSmall { len: 0, need: 4096 }), "{error:?}");
+    }
     let error = Image::open("fd:987654").unwrap_err();
-    assert!(error.to_string().contains("fd 987654") && error.raw_os_error() == Some(EBADF), "{error}");
+    match &error {
+        Error::Memory(dmabuf::Error::Os { subject, source, .. }) => {
+            assert!(subject == "fd 987654" && source.raw_os_error() == Some(EBADF), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What opening says, by the descriptor's number and by itself.
+fn both_ways(fd: &OwnedFd) -> [Error; 2] {
+    [Image::open(name(fd)).unwrap_err(), Image::from_fd(fd.try_clone().unwrap()).unwrap_err()]
 }
 
 #[test]
@@ -163,9 +195,9 @@ fn a_region_that_disappears_is_noticed_before_it_is_touched() {
 }
 
 #[test]
-fn no_permission_is_said_so() {
+fn a_target_for_reading_only_is_said_so() {
     let dir = tempfile::tempdir().unwrap();
-    let memfd = dmabuf::Memfd::create("read-only", 4096, dmabuf::HugePages::No).unwrap();
+    let memfd = dmabuf::Memfd::create("read-only", 1 << 20, dmabuf::HugePages::No).unwrap();
     let path = format!("/proc/self/fd/{}", memfd.as_fd().as_raw_fd());
     let read_only = File::open(path).unwrap();
     // A target has to be written to, and this descriptor is for reading.
@@ -173,13 +205,32 @@ fn no_permission_is_said_so() {
     let memory = mkimage::Memory::parse(name(&read_only).as_ref(), dmabuf::HugePages::No).unwrap();
     let plan = mkimage::Packer::new().input(dir.path().join("a")).plan().unwrap();
     let error = plan.write_memory(&memory).unwrap_err();
-    assert!(!matches!(error, mkimage::Error::HoldsImage { .. }), "{error}");
-    if fs::metadata("/proc/self").unwrap().uid() == 0 {
-        return println!("not run: root may read everything");
+    match &error {
+        mkimage::Error::Memory(dmabuf::Error::Os { op: "mmap", subject, source }) => {
+            assert!(subject == "memfd:read-only" && source.raw_os_error() == Some(EACCES), "{error}");
+        }
+        other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn no_permission_is_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let secret = dir.path().join("secret");
     fs::OpenOptions::new().write(true).create_new(true).mode(0o200).open(&secret).unwrap();
-    let error = Image::open(&secret).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(EACCES));
-    assert!(error.to_string().contains("secret"), "{error}");
+    let open = || {
+        // Root may read everything, so its thread becomes nobody before: to files, and for itself only.
+        if Uid::effective().is_root() {
+            setfsuid(Uid::from_raw(65534));
+        }
+        Image::open(&secret).unwrap_err()
+    };
+    let error = thread::scope(|scope| scope.spawn(open).join().unwrap());
+    match &error {
+        Error::Memory(dmabuf::Error::Os { op: "open", subject, source }) => {
+            assert!(*subject == secret.to_str().unwrap() && source.raw_os_error() == Some(EACCES), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

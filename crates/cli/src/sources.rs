@@ -225,7 +225,7 @@ fn drm(lines: &mut Vec<Line>) {
         let driver = std::fs::read_link(format!("/sys/class/drm/{name}/device/driver"));
         let driver = driver.ok().and_then(|link| Some(link.file_name()?.to_string_lossy().into_owned()));
         let note = driver.map_or_else(String::new, |driver| format!("driver {driver}"));
-        lines.push(line("drm", Some(path_name(&node)), survey::access(&node), note));
+        lines.push(line("drm", Some(path_name(&node)), survey::permission(&node), note));
     }
 }
 
@@ -242,7 +242,7 @@ fn gpus(lines: &mut Vec<Line>) {
         ));
     }
     for node in nodes {
-        lines.push(line("gpu", Some(path_name(&node)), survey::access(&node), ""));
+        lines.push(line("gpu", Some(path_name(&node)), survey::permission(&node), ""));
     }
 }
 

@@ -11,8 +11,12 @@ const LINE: usize = 64;
 /// the order of accesses is kept.
 ///
 /// # Safety
-/// The bytes are mapped readable.
+/// The bytes are mapped readable. No bytes may be at any address.
 pub(crate) unsafe fn flush(ptr: *const u8, len: usize) -> bool {
+    // There would be a line around no bytes, too, and it need not be mapped.
+    if len == 0 {
+        return cfg!(target_arch = "x86_64");
+    }
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     #[cfg(target_arch = "x86_64")]
     {
@@ -51,4 +55,16 @@ fn has_clflushopt() -> bool {
         let highest = std::arch::x86_64::__cpuid(0).eax;
         highest >= 7 && std::arch::x86_64::__cpuid_count(7, 0).ebx & (1 << 23) != 0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::SharedBytes;
+
+    #[test]
+    fn no_bytes_have_no_cache_line() {
+        // Its address is not mapped: a flush there ends the process.
+        assert_eq!(SharedBytes::empty().flush_cache(), cfg!(target_arch = "x86_64"));
+        assert_eq!(SharedBytes::from_slice(&[1]).flush_cache(), cfg!(target_arch = "x86_64"));
+    }
 }

@@ -81,11 +81,13 @@ impl Memfd {
         Self::create_on(name, len, pages, None)
     }
 
-    /// As [`create`](Self::create), with all pages on one NUMA node, whoever touches them first.
-    /// [`nodes_of`](crate::nodes_of) says where they are.
+    /// As [`create`](Self::create), with all pages on one NUMA node: ordinary ones whoever touches them first, hugetlb
+    /// pages because they are allocated there now (their memory keeps no policy, so one that replaces a hole punched
+    /// later comes from anywhere). [`nodes_of`](crate::nodes_of) says where they are.
     ///
     /// # Errors
-    /// As [`create`](Self::create), and [`Error::Unavailable`] for a node that this machine does not have.
+    /// As [`create`](Self::create), with the node's share of the hugetlb pool, and [`Error::Unavailable`] for a node
+    /// that this machine does not have.
     pub fn create_on(name: &str, len: u64, pages: HugePages, node: Option<u32>) -> Result<Memfd> {
         let subject = || format!("memfd:{name}");
         if name.contains('\0') || name.len() > NAME_MAX {
@@ -126,20 +128,18 @@ impl Memfd {
             _ => Error::os("memfd_create", subject(), e),
         })?;
         nix::unistd::ftruncate(&fd, file_len).map_err(|e| Error::os("ftruncate", subject(), e))?;
-        if let Some(node) = node {
-            let bytes = usize::try_from(len).map_err(|_| too_long())?;
-            // The policy belongs to the memory and stays when this mapping is gone.
-            match Mapping::read_write(fd.as_fd(), 0, bytes) {
-                Ok(map) => numa::bind(&map, node)?,
-                // Mapping reserves hugetlb pages; without them the reservation below has the better message.
-                Err(error) if hugetlb.is_some() && error.raw_os_error() == Some(libc::ENOMEM) => {}
-                Err(error) => return Err(error),
+        match (hugetlb, node) {
+            // The kernel keeps no policy with hugetlb memory (mbind(2) would bind the mapping only), but allocates by
+            // that of the thread.
+            (Some((_, size)), _) if len > 0 => {
+                numa::on_node(node, || reserve_hugetlb(&fd, &subject(), file_len, size, node))?;
             }
-        }
-        if let Some((_, size)) = hugetlb
-            && len > 0
-        {
-            reserve_hugetlb(&fd, &subject(), file_len, size)?;
+            (None, Some(node)) => {
+                let bytes = usize::try_from(len).map_err(|_| too_long())?;
+                // The policy belongs to the memory and stays when this mapping is gone.
+                numa::bind(&Mapping::read_write(fd.as_fd(), 0, bytes)?, node)?;
+            }
+            _ => {}
         }
         Ok(Memfd { fd, len, pages })
     }
@@ -225,19 +225,27 @@ pub fn allocate_huge(map: &Mapping, range: Range<u64>) -> Result<u64> {
     map.allocate_huge_blocks(part)
 }
 
-/// Allocates the huge pages, so that no later touch meets an exhausted pool (SIGBUS).
-fn reserve_hugetlb(fd: &OwnedFd, subject: &str, len: libc::off_t, page: u64) -> Result<()> {
+/// Allocates the huge pages, so that no later touch meets an exhausted pool (SIGBUS). `node` is for messages.
+fn reserve_hugetlb(
+    fd: &OwnedFd,
+    subject: &str,
+    len: libc::off_t,
+    page: u64,
+    node: Option<u32>,
+) -> Result<()> {
     loop {
         match fallocate(fd, FallocateFlags::empty(), 0, len) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::ENOSPC | Errno::ENOMEM) => {
-                let pool = pool_name(page);
-                let free = fs::read_to_string(format!("/sys/kernel/mm/hugepages/{pool}/free_hugepages"));
+                let place =
+                    node.map_or("/sys/kernel/mm".into(), |n| format!("/sys/devices/system/node/node{n}"));
+                let pool = format!("{place}/hugepages/{}", pool_name(page));
+                let free = fs::read_to_string(format!("{pool}/free_hugepages"));
                 return Err(Error::Unavailable {
                     what: format!("{len} bytes of hugetlb memory for {subject}"),
                     needs: format!(
-                        "{} free pages, of which there are {}; raise /sys/kernel/mm/hugepages/{pool}/nr_hugepages",
+                        "{} free pages, of which there are {}; raise {pool}/nr_hugepages",
                         len.cast_unsigned() / page,
                         free.as_deref().map_or("none", str::trim),
                     ),

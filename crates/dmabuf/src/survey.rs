@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::AccessFlags;
+
 use crate::device::{PciBar, pci_bars, read_number};
 
 /// Whether this process can open a device node.
@@ -52,14 +54,28 @@ pub const IVSHMEM: (u16, u16) = (0x1af4, 0x1110);
 /// BARs below this are registers.
 const SMALLEST_MEMORY: u64 = 1 << 20;
 
-/// Whether a node can be opened, tried without effects on it.
+/// Whether a node can be opened, by opening it: for nodes of memory, whose drivers have the last word and do nothing else
+/// then.
 #[must_use]
 pub fn access(path: &Path) -> Access {
     let open = |write| fs::OpenOptions::new().read(true).write(write).open(path).map(drop);
-    match (open(true), open(false)) {
-        (Ok(()), _) => Access::ReadWrite,
-        (_, Ok(())) => Access::Read,
-        (_, Err(error)) => Access::No(why(&error)),
+    match open(true) {
+        Ok(()) => Access::ReadWrite,
+        Err(_) => open(false).map_or_else(|error| Access::No(why(&error)), |()| Access::Read),
+    }
+}
+
+/// Whether a node's permissions allow to open it, without opening it: for GPUs, whose drivers wake the device or set up
+/// a context then. A container's list of devices and the driver can still refuse.
+#[must_use]
+pub fn permission(path: &Path) -> Access {
+    let allowed = |mode| nix::unistd::eaccess(path, mode);
+    match allowed(AccessFlags::R_OK | AccessFlags::W_OK) {
+        Ok(()) => Access::ReadWrite,
+        Err(_) => match allowed(AccessFlags::R_OK) {
+            Ok(()) => Access::Read,
+            Err(error) => Access::No(why(&error.into())),
+        },
     }
 }
 
@@ -195,6 +211,13 @@ mod tests {
         assert_eq!(nodes(Path::new("/dev"), "nul"), [PathBuf::from("/dev/null")]);
         assert_eq!(access(Path::new("/dev/null")), Access::ReadWrite);
         assert_eq!(access(Path::new("/dev/nonexistent")), Access::No("it is not there".into()));
+        assert_eq!(permission(Path::new("/dev/null")), Access::ReadWrite);
+        assert_eq!(permission(Path::new("/dev/nonexistent")), Access::No("it is not there".into()));
+        // A pipe without a reader: to open it would wait, and to ask does not.
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+        assert_eq!(permission(&pipe), Access::ReadWrite);
         assert!(why(&io::Error::from_raw_os_error(libc::ENXIO)).contains("driver"));
     }
 }

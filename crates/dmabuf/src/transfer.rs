@@ -13,7 +13,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::copy_file_range;
@@ -124,7 +124,9 @@ impl<'a> Transfer<'a> {
         while !self.is_done() {
             match self.step(to) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(to, patience)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_through_signals(to, patience)?
+                }
                 other => drop(other?),
             }
         }
@@ -199,6 +201,18 @@ impl<'a> Transfer<'a> {
 
     fn position(&self, start: u64) -> io::Result<libc::off_t> {
         libc::off_t::try_from(start + self.done as u64).map_err(|_| Errno::EOVERFLOW.into())
+    }
+}
+
+/// As [`wait_writable`], without EINTR; signals do not make it wait longer.
+fn wait_through_signals(fd: BorrowedFd<'_>, patience: Option<Duration>) -> io::Result<()> {
+    // An end that no clock reaches is none.
+    let end = patience.and_then(|patience| Instant::now().checked_add(patience));
+    loop {
+        match wait_writable(fd, end.map(|end| end.saturating_duration_since(Instant::now()))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 

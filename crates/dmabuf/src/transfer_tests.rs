@@ -8,6 +8,7 @@ use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const LEN: usize = 3 << 20;
 
@@ -70,6 +71,42 @@ fn sockets_that_are_full_are_waited_for() {
         let expected = if file.is_some() { Way::SendFile } else { Way::Write };
         assert_eq!(transfer.way(), Some(expected));
     }
+}
+
+#[test]
+fn signals_do_not_end_the_waiting() {
+    static HANDLED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::SeqCst);
+    }
+    // SAFETY: all zeros is a valid `struct sigaction`: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: a live description of a handler that only adds to an atomic number; no other test uses this signal.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()) }, 0);
+
+    let (_memfd, map, bytes) = memory();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    std::thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = scope.spawn(move || {
+            // SAFETY: it has no requirements.
+            tell.send(unsafe { libc::pthread_self() }).unwrap();
+            Transfer::new(map.view(), None).finish(ours.as_fd(), None)
+        });
+        let thread = told.recv().unwrap();
+        // Nobody reads: soon the thread does nothing but wait for the socket, and most signals meet it there.
+        while HANDLED.load(Ordering::SeqCst) < 100 && !writer.is_finished() {
+            // SAFETY: the thread is not joined, so its number is valid; the signal has a handler.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut all = Vec::new();
+        theirs.read_to_end(&mut all).unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(all == bytes);
+    });
 }
 
 /// An address that write(2) cannot read stands for what O_DIRECT says of a dma-buf: EFAULT before any byte.

@@ -3,8 +3,10 @@
 
 #![allow(unsafe_code, reason = "calls Vulkan")]
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io::Cursor;
+use std::marker::PhantomData;
 
 use daxfs::device::vulkan::ash::{self, vk};
 use daxfs::device::vulkan::{Buffer, Device};
@@ -53,19 +55,19 @@ impl<'a> Words<'a> {
     }
 
     /// The words as they are now; the device must be through with them.
-    pub fn read(&self) -> Result<Vec<u32>> {
+    pub fn read(&mut self) -> Result<Vec<u32>> {
         let mut contents = vec![0; self.count];
-        let target: *mut u32 = contents.as_mut_ptr();
+        let (target, count): (*mut u32, _) = (contents.as_mut_ptr(), self.count);
         // SAFETY: `access` gives a pointer to `count` words; the vector has as many and is no device memory.
-        self.access(|mapped| unsafe { mapped.copy_to_nonoverlapping(target, self.count) })?;
+        self.access(|mapped| unsafe { mapped.copy_to_nonoverlapping(target, count) })?;
         Ok(contents)
     }
 
     /// Calls `use_words` with a pointer to the words, mapped for that long.
-    fn access(&self, use_words: impl FnOnce(*mut u32)) -> Result<()> {
+    fn access(&mut self, use_words: impl FnOnce(*mut u32)) -> Result<()> {
         let raw = self.device.raw();
         let flags = vk::MemoryMapFlags::empty();
-        // SAFETY: host-visible memory that is not mapped: it is unmapped below, and `&self` is not shared by threads.
+        // SAFETY: host-visible memory that is not mapped: it is unmapped below, and `&mut self` lets no other thread in.
         let mapped = unsafe { raw.map_memory(self.memory, 0, vk::WHOLE_SIZE, flags) }?;
         use_words(mapped.cast());
         // SAFETY: mapped three lines above; the pointer is not used any more.
@@ -96,6 +98,8 @@ pub struct Shader<'a> {
     pipeline: vk::Pipeline,
     pool: vk::DescriptorPool,
     set: vk::DescriptorSet,
+    /// Not to be shared by threads: a run changes the set, and waits until the device is through with it.
+    one_thread: PhantomData<Cell<()>>,
 }
 
 impl<'a> Shader<'a> {
@@ -110,6 +114,7 @@ impl<'a> Shader<'a> {
             pipeline: vk::Pipeline::null(),
             pool: vk::DescriptorPool::null(),
             set: null,
+            one_thread: PhantomData,
         };
         let kind = vk::DescriptorType::STORAGE_BUFFER;
         let stage = vk::ShaderStageFlags::COMPUTE;
@@ -170,7 +175,7 @@ impl<'a> Shader<'a> {
                 write.descriptor_type(kind).buffer_info(std::slice::from_ref(info))
             })
             .collect();
-        // SAFETY: the set is not in use (each run waits), and the bindings are of live buffers with that usage.
+        // SAFETY: the set is not in use (each run waits, and no other thread has this value), and the bindings are of live buffers with that usage.
         unsafe { raw.update_descriptor_sets(&writes, &[]) };
         let constants: Vec<u8> = constants.iter().flat_map(|word| word.to_le_bytes()).collect();
         submit(self.device, |commands| {

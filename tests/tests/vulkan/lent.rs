@@ -47,7 +47,7 @@ fn lend(gone: Arc<AtomicBool>) -> vulkan::Device {
         .queue_create_infos(&queues)
         .enabled_extension_names(&names)
         .push_next(&mut features);
-    // SAFETY: `device()` has found all of this on the same device; family 0 of the software driver computes.
+    // SAFETY: the caller has found all of this enabled on the same device; family 0 of the software driver computes.
     let device = unsafe { instance.create_device(physical_device, &info, None) }.unwrap();
     let raw = RawDevice {
         entry: entry.clone(),
@@ -71,9 +71,13 @@ fn lend(gone: Arc<AtomicBool>) -> vulkan::Device {
 #[test]
 fn a_lent_device_imports_and_outlives_its_buffers() {
     // Only the software driver is known to have what `lend` asks for.
-    if device().is_none_or(|device| !device.as_vulkan().unwrap().takes_memfds()) {
-        return eprintln!("not run: no software driver");
-    }
+    let enabled = device().and_then(|device| {
+        let device = device.as_vulkan().unwrap();
+        device.takes_memfds().then(|| device.enabled())
+    });
+    let Some(enabled) = enabled else { return eprintln!("not run: no software driver") };
+    // `device()` has looked at the other things.
+    assert!(enabled.foreign_queue);
     let gone = Arc::new(AtomicBool::new(false));
     let lent = Device::from(lend(gone.clone()));
     assert!(lent.as_vulkan().unwrap().queue().is_none(), "its queues are the lender's");

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use daxfs::device::{DeviceError, MapOptions, MappedImage, Route};
-use daxfs::{Error, Image, OpenOptions, Region};
+use daxfs::{Error, Image, OpenOptions, Part, Region};
 use daxfs_tests::golden::Golden;
 use daxfs_tests::vgem;
 use dmabuf::{HugePages, Mapping, Memfd};
@@ -65,6 +65,42 @@ fn a_dma_buf_for_reading_only_goes_by_its_mapping() {
         let mapped = device.map(&region, len, &MapOptions::new()).unwrap();
         assert_eq!(mapped.route(), Route::Mapping, "the driver maps descriptors for writing");
         hasher.check("vgem, for reading", &mapped.range(0, len).unwrap(), &region.view().to_vec());
+    }
+}
+
+#[test]
+fn an_image_behind_another_one_in_one_memory() {
+    let Some((device, hasher)) = shared() else { return };
+    let (_work, folder) = source();
+    let path = folder.parent().unwrap().join("image");
+    mkimage::Packer::new().input(&folder).plan().unwrap().write_file(&path).unwrap();
+    let image = std::fs::read(&path).unwrap();
+    // In front lies one of the same length, whose bytes are others.
+    let second = (image.len() as u64).next_multiple_of(2 * MIB);
+    let mut both: Vec<u8> = image.iter().map(|byte| !byte).collect();
+    both.resize(usize::try_from(second).unwrap(), 0x5a);
+    both.extend_from_slice(&image);
+    let memory = memfd(&both);
+    for offset in [second, second + 4096] {
+        // 4096 bytes further on there is no image, but memory all the same.
+        let part = Part { offset, len: Some(second + image.len() as u64 - offset) };
+        let region = Region::from_fd_part(memory.as_fd().try_clone_to_owned().unwrap(), part).unwrap();
+        for route in [Route::Descriptor, Route::Mapping] {
+            if route == Route::Descriptor && !device.as_vulkan().unwrap().takes_memfds() {
+                continue;
+            }
+            let what = format!("at {offset}, by {route}");
+            let options = MapOptions::new().route(route).max_piece(2 * MIB);
+            let mapped = device.map(&region, region.len(), &options).unwrap();
+            let places = mapped.range(0, region.len()).unwrap();
+            assert!(places.len() > 1, "{what}");
+            hasher.check(&what, &places, &region.view().to_vec());
+            if offset == second {
+                let image = Image::from_region(region.clone()).unwrap();
+                let mapped = image.map_with(device, &MapOptions::new().route(route)).unwrap();
+                check_all(&hasher, &what, &image, &mapped);
+            }
+        }
     }
 }
 

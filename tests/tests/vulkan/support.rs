@@ -167,7 +167,7 @@ impl<'a> Hasher<'a> {
 
     /// Sums over places that follow each other, computed on the device in both ways, which must agree.
     pub fn sums(&self, places: &[Place]) -> [u32; 2] {
-        let (bound, addressed) =
+        let (mut bound, mut addressed) =
             (Words::new(self.device, &[0, 0]).unwrap(), Words::new(self.device, &[0, 0]).unwrap());
         for place in places.iter().filter(|place| !place.is_empty()) {
             let buffer = place.buffer().as_vulkan().unwrap();

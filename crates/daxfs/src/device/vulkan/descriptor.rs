@@ -1,7 +1,7 @@
 //! The route by descriptor: a dma-buf, or a memfd where the driver takes it, becomes the device's memory.
 //!
 //! Vulkan imports a descriptor whole, from its first byte. The pieces of a long one are buffers at several offsets of one
-//! memory object.
+//! memory object, and so are those of a region that is a part of it.
 
 #![allow(unsafe_code, reason = "imports a descriptor into Vulkan")]
 
@@ -43,12 +43,22 @@ pub(super) fn import(device: &Device, region: &Region, cut: Cut) -> Result<Vec<B
     asked.map_err(|e| reason(device, "vkGetMemoryFdPropertiesKHR", e))?;
 
     let must_be_dedicated = features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
-    let (draft, plan) = buffers(device, cut, info.len, must_be_dedicated)?;
+    let memory = Whole { len: info.len, base: region.offset() };
+    let (draft, plan) = buffers(device, cut, memory, must_be_dedicated)?;
     let types = properties.memory_type_bits & plan.types;
     let memory_type =
         first_type(types).ok_or("the driver has no type of memory for this dma-buf and buffers")?;
-    let memory = allocate_imported(device, fd, plan.allocation, memory_type, plan.dedicated_to)?;
-    draft.bind(memory, &plan.places, Some(region.clone()), false)
+    let imported = allocate_imported(device, fd, plan.allocation, memory_type, plan.dedicated_to)?;
+    draft.bind(imported, &plan.places, Some(region.clone()), false)
+}
+
+/// What a descriptor leads to, of which the region may be a part.
+#[derive(Clone, Copy)]
+struct Whole {
+    /// Bytes.
+    len: u64,
+    /// Where the region begins in it.
+    base: u64,
 }
 
 /// Buffers that are made, and the one allocation that they want.
@@ -66,18 +76,24 @@ struct Plan {
 fn buffers(
     device: &Device,
     cut: Cut,
-    len: u64,
+    whole: Whole,
     must_be_dedicated: bool,
 ) -> Result<(Draft<'_>, Plan), String> {
+    let Whole { len, base } = whole;
     let usage = device.usage(vk::BufferUsageFlags::empty());
     let mut draft = Draft::new(device);
     let mut plan = Plan { places: Vec::new(), types: u32::MAX, allocation: len, dedicated_to: None };
     let mut required = must_be_dedicated;
-    for (offset, piece) in cut.pieces() {
+    for (start, piece) in cut.pieces() {
         let (_, needs) = draft.add(piece, usage, DMA_BUF)?;
         required |= needs.dedicated == Dedicated::Required;
+        // No overflow: the region lies in the descriptor's memory.
+        let offset = base + start;
         if offset % needs.alignment != 0 {
-            return Err(format!("the driver wants buffers at multiples of {} bytes", needs.alignment));
+            return Err(format!(
+                "the driver wants buffers at multiples of {} bytes, and one would begin at {offset}",
+                needs.alignment
+            ));
         }
         if offset.checked_add(needs.size).is_none_or(|end| end > len) {
             return Err(format!(
@@ -91,15 +107,13 @@ fn buffers(
     if !required {
         return Ok((draft, plan));
     }
-    if plan.places.len() > 1 {
-        return Err(format!(
-            "the driver wants a dedicated allocation, one buffer for all of its {len} bytes, and buffers have at most {}",
-            cut.piece
-        ));
-    }
+    check_dedicated(whole, plan.places.len(), device.limits().max_buffer)?;
     // The dedicated buffer is as long as the descriptor, not as the image in it.
     let mut draft = Draft::new(device);
     let (buffer, needs) = draft.add(len, usage, DMA_BUF)?;
+    if needs.size > len {
+        return Err(format!("a buffer for all of its {len} bytes takes {} bytes", needs.size));
+    }
     let plan = Plan {
         places: vec![(0, len)],
         types: needs.types,
@@ -107,6 +121,22 @@ fn buffers(
         dedicated_to: Some(buffer),
     };
     Ok((draft, plan))
+}
+
+/// Whether one buffer for all of the memory can take the place of `buffers` of the region.
+fn check_dedicated(whole: Whole, buffers: usize, max_buffer: u64) -> Result<(), String> {
+    const WANTS: &str = "the driver wants a dedicated allocation, one buffer for all of the memory";
+    let Whole { len, base } = whole;
+    if base > 0 {
+        return Err(format!("{WANTS}, and the region begins at byte {base} of it"));
+    }
+    if len > max_buffer {
+        return Err(format!("{WANTS}, which has {len} bytes, and buffers have at most {max_buffer}"));
+    }
+    if buffers > 1 {
+        return Err(format!("{WANTS}, and {buffers} are asked for"));
+    }
+    Ok(())
 }
 
 /// Whether the driver may see the descriptor at all.
@@ -171,6 +201,17 @@ fn allocate_imported(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dedicated_buffer_is_all_of_its_memory() {
+        let refusal =
+            |len, base, buffers| check_dedicated(Whole { len, base }, buffers, 8 << 20).unwrap_err();
+        assert!(check_dedicated(Whole { len: 8 << 20, base: 0 }, 1, 8 << 20).is_ok());
+        assert!(refusal(4 << 20, 2 << 20, 1).contains("begins at byte 2097152"));
+        assert!(refusal(4 << 20, 0, 2).contains("2 are asked for"));
+        // The image may be short, and fit one buffer: the memory behind it counts.
+        assert!(refusal((8 << 20) + 4096, 0, 1).contains("at most 8388608"));
+    }
 
     #[test]
     fn lengths_that_a_driver_would_cut_are_refused() {

@@ -27,7 +27,8 @@ pub struct Enabled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Longest buffer: `maxBufferSize` where the driver knows it, else `maxMemoryAllocationSize`, and at most 4 GiB.
+    /// Longest buffer: `maxBufferSize` of a device of this library's making that has Vulkan 1.3, else
+    /// `maxMemoryAllocationSize`; at most 4 GiB.
     pub max_buffer: u64,
     /// Longest storage-buffer binding: `maxStorageBufferRange`.
     pub max_storage_range: u64,
@@ -92,7 +93,7 @@ impl Device {
     }
 
     pub(super) fn new(raw: RawDevice, owner: Owner) -> Self {
-        let (properties, driver, limits) = properties(&raw);
+        let (properties, driver, limits) = properties(&raw, &owner);
         let memory_fd =
             raw.enabled.dma_buf.then(|| khr::external_memory_fd::Device::new(&raw.instance, &raw.device));
         let memory_host = raw
@@ -217,7 +218,7 @@ impl Drop for Queue<'_> {
 }
 
 /// Properties, driver and limits of the physical device.
-fn properties(raw: &RawDevice) -> (vk::PhysicalDeviceProperties, vk::DriverId, Limits) {
+fn properties(raw: &RawDevice, owner: &Owner) -> (vk::PhysicalDeviceProperties, vk::DriverId, Limits) {
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
     let mut maintenance3 = vk::PhysicalDeviceMaintenance3Properties::default();
     let mut maintenance4 = vk::PhysicalDeviceMaintenance4Properties::default();
@@ -226,15 +227,16 @@ fn properties(raw: &RawDevice) -> (vk::PhysicalDeviceProperties, vk::DriverId, L
     let basic = unsafe { raw.instance.get_physical_device_properties(raw.physical_device) };
     let mut all =
         vk::PhysicalDeviceProperties2::default().push_next(&mut driver).push_next(&mut maintenance3);
-    // Of Vulkan 1.3. Drivers skip structs that they do not know.
-    if basic.api_version >= vk::API_VERSION_1_3 {
+    // Of Vulkan 1.3, for which a caller's instance need not be made.
+    if basic.api_version >= vk::API_VERSION_1_3 && matches!(owner, Owner::Us { .. }) {
         all = all.push_next(&mut maintenance4);
     }
     if raw.enabled.host_pointer {
         all = all.push_next(&mut host);
     }
-    // SAFETY: each chained struct belongs to a version or extension that the physical device has (checked above; the
-    // first two are of Vulkan 1.2, which every device here has), and outlives the call.
+    // SAFETY: each chained struct belongs to a version or extension that instance and physical device have, and outlives
+    // the call: the first two are of Vulkan 1.2, for which both were made (`from_raw`'s contract, checked by `open`),
+    // `open` makes its instances for 1.3, and the extension is enabled.
     unsafe { raw.instance.get_physical_device_properties2(raw.physical_device, &mut all) };
     let max_allocation = maintenance3.max_memory_allocation_size;
     let max_buffer = match maintenance4.max_buffer_size {

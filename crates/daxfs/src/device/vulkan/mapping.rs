@@ -42,7 +42,8 @@ fn piece(device: &Device, region: &Region, start: u64, len: u64) -> Result<Buffe
     if !(address.addr() as u64).is_multiple_of(unit) {
         return Err(format!("its mapping does not begin at a multiple of {unit} bytes, as the device wants"));
     }
-    // The mapping consists of whole pages; what is behind its last byte in the last one reads as zero.
+    // The mapping consists of whole pages. What is behind its last byte in the last one is zeros at the end of the memory,
+    // and for a part of longer memory that memory's next bytes; no buffer reaches so far.
     let mapped = (view.len() as u64).next_multiple_of(page_size());
     let allocation = len.next_multiple_of(unit);
     if allocation > mapped {
