@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let constants = constants.into_iter().collect::<Result<Vec<u32>, _>>()?;
     let width = usize::try_from(width)?;
     let index = Words::new(vulkan, &indices)?;
-    let rows = Words::new(vulkan, &vec![0; (indices.len() * width).max(1)])?;
+    let mut rows = Words::new(vulkan, &vec![0; (indices.len() * width).max(1)])?;
     let shader = Shader::new(vulkan, include_bytes!("gather.spv"), 3, 4)?;
     shader.run(&[buffer], &[binding.info(), index.info(), rows.info()], &constants, 64)?;
 

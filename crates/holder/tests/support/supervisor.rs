@@ -89,7 +89,8 @@ impl Supervisor {
             redirections += &format!(" {}<&{} {1}<&-", index + 3, fd.as_raw_fd());
         }
         // The process number is known in the process only, and bash alone takes numbers of two digits.
-        let limit = start.max_descriptors.map_or_else(String::new, |most| format!("prlimit --nofile={most} "));
+        let limit =
+            start.max_descriptors.map_or_else(String::new, |most| format!("prlimit --nofile={most} "));
         let script = format!("export LISTEN_PID=$$; exec {limit}\"$0\" \"$@\"{redirections}");
         let names: Vec<&str> = passed.iter().map(|(name, _)| *name).collect();
         let mut command = Command::new("bash");
