@@ -34,7 +34,7 @@ struct Cli {
 enum Command {
     /// Read files into fresh memory as fast as a bare program can: no names, no hashes, no image
     Bare(bare::Args),
-    /// Open to first tensor, and to every byte touched: daxfs against the safetensors crate
+    /// Open to first tensor, and to every page touched: daxfs against the safetensors crate
     Open(open::Args),
     /// Open and touch every page: images in several kinds of pages against a mapping of the file
     FirstTouch(first_touch::Args),

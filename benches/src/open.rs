@@ -1,4 +1,4 @@
-//! From nothing to the first tensor's pointer, and from nothing to every byte of every tensor touched.
+//! From nothing to the first tensor's pointer, and from nothing to every page of every tensor touched.
 
 use crate::rounds::{self, Case, Limits, touch};
 use crate::{image_source, peer};

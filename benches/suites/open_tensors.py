@@ -1,4 +1,4 @@
-"""From nothing to the first tensor, and to every byte touched: Rust against Rust, Python against Python."""
+"""From nothing to the first tensor, and to every page touched: Rust against Rust, Python against Python."""
 
 from __future__ import annotations
 

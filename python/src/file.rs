@@ -194,7 +194,8 @@ impl FileBase {
     }
 
     /// Writes all contents to a file, pipe or socket, given by its descriptor or an object with fileno(), at its
-    /// position, and returns their length. The kernel moves the bytes where it can. Flush what the object buffers first.
+    /// position, and returns their length. The kernel moves the bytes where it can. Flush what the object buffers
+    /// first.
     fn write_to(&self, py: Python<'_>, target: &Bound<'_, PyAny>) -> PyResult<u64> {
         self.send_to(py, target, None)
     }

@@ -329,7 +329,8 @@ impl Image {
     }
 
     /// True while the source still means this image: the holder's name was not swapped or dropped, the path was not
-    /// replaced by another file. An image that came as a descriptor has no name, and is always current.
+    /// replaced by another file, the file not cut short, and no other image was packed over this one. A sealed copy,
+    /// and sealed memory that came as a descriptor, is current for good.
     ///
     /// ConnectionError when the holder does not answer.
     fn is_current(&self, py: Python<'_>) -> PyResult<bool> {

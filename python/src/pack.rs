@@ -23,8 +23,9 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// sources: a path or several. One directory becomes the root of the image; otherwise each lies in the root.
 /// output: the file to write; a dict that sums up what was written is returned.
-/// into: in place of output, the memory to write to: "memfd" (the default), "udmabuf", "heap:NAME", "/dev/daxX.Y@OFFSET",
-///     a PCI device's resourceN, "phys:ADDRESS+LENGTH", "fd:N", or the path of a file that stands for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
+/// into: in place of output, the memory to write to: "memfd" (the default), "udmabuf", "heap:NAME",
+///     "/dev/daxX.Y@OFFSET", a PCI device's resourceN, "phys:ADDRESS+LENGTH", "fd:N", or the path of a file that stands
+///     for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
 /// align: large files start at multiples of it (default 2 MiB).
 /// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, or of the number given.
 /// dedupe: store files with the same contents once.

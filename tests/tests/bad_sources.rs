@@ -5,6 +5,7 @@
 
 use daxfs::{Error, Image, OpenOptions, Part, Region};
 use daxfs_tests::forge::{Version, mini, superblock};
+use dmabuf::{HugePages, Memfd};
 use nix::unistd::{Uid, setfsuid};
 use std::fs::{self, File};
 use std::io::Write;
@@ -184,6 +185,25 @@ fn a_region_that_disappears_is_noticed_before_it_is_touched() {
     assert!(copy.file("/f").unwrap().to_vec().unwrap().starts_with(b"0123456789"), "the safe alternative");
     assert!(copy.is_current().unwrap());
     assert_eq!(Region::from_fd(read_only.into()).unwrap().len(), 0);
+
+    // Nor is it touched by copying.
+    fs::write(&path, &bytes).unwrap();
+    let region = Region::open(&path).unwrap();
+    writer.set_len(bytes.len() as u64 - 1).unwrap();
+    let error = region.sealed_copy().unwrap_err().to_string();
+    assert!(error.contains(&format!("cut short to {} bytes", bytes.len() - 1)), "{error}");
+
+    // The same for a memfd that is not sealed against it.
+    let memfd = Memfd::create("shrinks", bytes.len() as u64, HugePages::No).unwrap();
+    let file = File::from(memfd.as_fd().try_clone_to_owned().unwrap());
+    (&file).write_all(&bytes).unwrap();
+    let opened = Image::open(name(&file)).unwrap();
+    let region = Region::from_fd(memfd.into()).unwrap();
+    assert!(opened.is_current().unwrap());
+    file.set_len(4096).unwrap();
+    assert!(!opened.is_current().unwrap());
+    let error = region.sealed_copy().unwrap_err().to_string();
+    assert!(error.contains("cut short to 4096 bytes"), "{error}");
 
     // By another name the memory is another one, and the old one lives on.
     fs::write(&path, &bytes).unwrap();

@@ -1,7 +1,8 @@
 //! Images and descriptors on a kernel with udmabuf and dma-heap: within a process, across processes, to the end.
 //!
-//! `make test-kernel` runs these where the devices are, in a virtual machine if need be, with `DAXFS_REQUIRE_DEVICES=1`:
-//! a device that is missing is then a failure. Elsewhere each test says that it did not run.
+//! `make test-kernel` runs these where the devices are, in a virtual machine if need be, with
+//! `DAXFS_REQUIRE_DEVICES=1`: a device that is missing is then a failure. Elsewhere each test says that it did not
+//! run.
 //!
 //! Tests with two processes start this test program again for the second one; [`ROLE`] tells it so.
 
@@ -175,8 +176,8 @@ fn listed(ino: u64) -> Option<bool> {
     )
 }
 
-/// Waits until the kernel has freed the buffer. A test beside this one may just be starting a process, which holds a copy
-/// of every descriptor for a moment.
+/// Waits until the kernel has freed the buffer. A test beside this one may just be starting a process, which holds a
+/// copy of every descriptor for a moment.
 fn wait_until_freed(ino: u64) {
     for _ in 0..200 {
         if listed(ino) != Some(true) {

@@ -1,8 +1,8 @@
 //! Memory that few machines have and the guest of the kernel tests does: pages of the hugetlb pool, a second NUMA node,
 //! and a block device, which is refused.
 //!
-//! `tests/kernel/run.py` sets `DAXFS_REQUIRE_GUEST=1` in its guest: what is missing is then a failure. Elsewhere each test
-//! says that it did not run.
+//! `tests/kernel/run.py` sets `DAXFS_REQUIRE_GUEST=1` in its guest: what is missing is then a failure. Elsewhere each
+//! test says that it did not run.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 

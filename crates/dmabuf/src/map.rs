@@ -208,8 +208,9 @@ impl Mapping {
 
     /// Maps all pages now, so that later reads (and writes, if the mapping is shared and writable) do not fault.
     ///
-    /// `Ok(false)` where the kernel cannot and is not asked: mappings of dma-bufs and other memory without pages of its own are made
-    /// whole or on demand by their driver, and kernels before 5.14 lack the call. Nothing is wrong then.
+    /// `Ok(false)` where the kernel cannot and is not asked: mappings of dma-bufs and other memory without pages of
+    /// its own are made whole or on demand by their driver, and kernels before 5.14 lack the call. Nothing is wrong
+    /// then.
     ///
     /// # Errors
     /// [`Error::Os`] for other failures, for instance ENOMEM.

@@ -54,8 +54,8 @@ pub const IVSHMEM: (u16, u16) = (0x1af4, 0x1110);
 /// BARs below this are registers.
 const SMALLEST_MEMORY: u64 = 1 << 20;
 
-/// Whether a node can be opened, by opening it: for nodes of memory, whose drivers have the last word and do nothing else
-/// then.
+/// Whether a node can be opened, by opening it: for nodes of memory, whose drivers have the last word and do nothing
+/// else then.
 #[must_use]
 pub fn access(path: &Path) -> Access {
     let open = |write| fs::OpenOptions::new().read(true).write(write).open(path).map(drop);

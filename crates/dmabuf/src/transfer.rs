@@ -173,15 +173,16 @@ impl<'a> Transfer<'a> {
     fn send_file(&self, to: BorrowedFd<'_>) -> io::Result<usize> {
         let Some((fd, start)) = self.file else { return Err(Errno::EINVAL.into()) };
         let mut from = self.position(start)?;
-        // SAFETY: both descriptors are open while they are borrowed, and `from` is a live offset that the kernel updates.
+        // SAFETY: both descriptors are open while they are borrowed, and `from` is a live offset that the kernel
+        // updates.
         let sent = unsafe { libc::sendfile(to.as_raw_fd(), fd.as_raw_fd(), &raw mut from, self.left()) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     fn write(&self, to: BorrowedFd<'_>) -> io::Result<usize> {
         let ptr = self.view.as_ptr().wrapping_add(self.done);
-        // SAFETY: the kernel reads at most `left` bytes of the view's readable memory, which lives for `'a`; what others
-        // write meanwhile is the kernel's to copy. `to` is open while it is borrowed.
+        // SAFETY: the kernel reads at most `left` bytes of the view's readable memory, which lives for `'a`; what
+        // others write meanwhile is the kernel's to copy. `to` is open while it is borrowed.
         let sent = unsafe { libc::write(to.as_raw_fd(), ptr.cast(), self.left()) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }

@@ -199,7 +199,8 @@ fn too_large(what: &str, len: u64, limit: u64) -> Error {
     )
 }
 
-/// Most memfds that [`udmabuf_join`] takes: the module parameter `list_limit` (1024 by default). `None` without udmabuf.
+/// Most memfds that [`udmabuf_join`] takes: the module parameter `list_limit` (1024 by default). `None` without
+/// udmabuf.
 #[must_use]
 pub fn udmabuf_list_limit() -> Option<u64> {
     fs::read_to_string(LIST_LIMIT).ok()?.trim().parse().ok()

@@ -84,8 +84,9 @@ impl<'a> SharedBytes<'a> {
     ///
     /// # Safety
     /// For all of `'a`: the bytes are mapped readable within one allocation or mapping of at most `isize::MAX` bytes;
-    /// `ptr` does not come from a `&[u8]` (use [`from_slice`](Self::from_slice) there); and this process writes them only by atomic stores, through another mapping of the memory, or ordered before or after
-    /// the reads by synchronisation. Other processes and devices may write at will.
+    /// `ptr` does not come from a `&[u8]` (use [`from_slice`](Self::from_slice) there); and this process writes them
+    /// only by atomic stores, through another mapping of the memory, or ordered before or after the reads by
+    /// synchronisation. Other processes and devices may write at will.
     #[must_use]
     pub unsafe fn from_raw_parts(ptr: *const u8, len: usize) -> Self {
         match NonNull::new(ptr.cast_mut()) {

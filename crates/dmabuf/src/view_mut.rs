@@ -139,7 +139,8 @@ impl<'a> SharedBytesMut<'a> {
     /// Writes zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`](crate::Error::OutOfBounds) unless the range lies within the view; nothing is then written.
+    /// [`Error::OutOfBounds`](crate::Error::OutOfBounds) unless the range lies within the view; nothing is then
+    /// written.
     pub fn fill_zero(&mut self, offset: u64, len: u64) -> Result<()> {
         let target = self.get_mut(offset, len)?;
         // SAFETY: `target` is writable for `target.len` bytes and reached through `self` alone; alignment 1.

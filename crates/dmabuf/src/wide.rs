@@ -36,17 +36,17 @@ macro_rules! copy_line {
 /// Copies `blocks` times 64 bytes.
 ///
 /// # Safety
-/// `src` is valid for reads and `dst` for writes of `64 * blocks` bytes, they do not overlap, and `src` is a multiple of
-/// 64 unless `blocks` is 0. Others may write to the source meanwhile.
+/// `src` is valid for reads and `dst` for writes of `64 * blocks` bytes, they do not overlap, and `src` is a multiple
+/// of 64 unless `blocks` is 0. Others may write to the source meanwhile.
 #[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, blocks: usize) {
     let has_streaming_loads = std::arch::is_x86_feature_detected!("sse4.1");
     for at in (0..blocks * STEP).step_by(STEP) {
         let (src, dst) = (src.wrapping_add(at), dst.wrapping_add(at));
         if has_streaming_loads {
-            // SAFETY: 64 readable and 64 writable bytes by the contract, the source aligned to 16; the processor has the
-            // instruction. Loads in assembly are not accesses of the Rust memory model, so concurrent writers are no
-            // data race; they are those of the hardware, which sees them in some order.
+            // SAFETY: 64 readable and 64 writable bytes by the contract, the source aligned to 16; the processor has
+            // the instruction. Loads in assembly are not accesses of the Rust memory model, so concurrent writers are
+            // no data race; they are those of the hardware, which sees them in some order.
             unsafe { copy_line!("movntdqa", src, dst) };
         } else {
             // SAFETY: as above, with SSE2, which every x86-64 processor has.

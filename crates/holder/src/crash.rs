@@ -1,7 +1,8 @@
-//! Points at which the fault tests kill the process, make it panic, or hold it up. Without the feature `crash-points` they are nothing.
+//! Points at which the fault tests kill the process, make it panic, or hold it up. Without the feature `crash-points`
+//! they are nothing.
 
-/// Aborts here if `$DAXFS_CRASH_AT` names this point, panics if `$DAXFS_PANIC_AT` does; waits here for the file `$DAXFS_PAUSE_UNTIL` if `$DAXFS_PAUSE_AT`
-/// does.
+/// Aborts here if `$DAXFS_CRASH_AT` names this point, panics if `$DAXFS_PANIC_AT` does; waits here for the file
+/// `$DAXFS_PAUSE_UNTIL` if `$DAXFS_PAUSE_AT` does.
 #[cfg(feature = "crash-points")]
 pub fn crash_point(name: &str) {
     let is_here = |variable| std::env::var_os(variable).is_some_and(|point| point == name);

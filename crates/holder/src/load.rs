@@ -92,8 +92,8 @@ impl LoadOptions {
         }
     }
 
-    /// How many of `bytes` that are to be written come out of the machine's free memory: hugetlb pages are not among it,
-    /// and their pool answers for itself.
+    /// How many of `bytes` that are to be written come out of the machine's free memory: hugetlb pages are not among
+    /// it, and their pool answers for itself.
     pub(crate) fn fresh(&self, bytes: u64) -> u64 {
         match self.into {
             Target::Memfd(HugePages::Hugetlb2M | HugePages::Hugetlb1G) => 0,
@@ -127,8 +127,8 @@ impl Watch {
 
 /// Makes a holdable image of what `source` is: a directory, a file with an image, or memory with an image.
 ///
-/// Nothing that can shrink is ever mapped: touching a page that is not there any more would end the holder (SIGBUS), and
-/// whoever may load could do that to all others.
+/// Nothing that can shrink is ever mapped: touching a page that is not there any more would end the holder (SIGBUS),
+/// and whoever may load could do that to all others.
 ///
 /// # Errors
 /// [`Error`]; nothing is left behind.
@@ -149,8 +149,8 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
                 _ => 0,
             };
             let reservation = budget.reserve(info.len, fresh)?;
-            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot be
-            // had (a dma-buf), the load is refused in the end if another image has this one.
+            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot
+            // be had (a dma-buf), the load is refused in the end if another image has this one.
             (dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation)
         } else {
             source::copy(source.as_fd(), info.len, options, budget, watch)?

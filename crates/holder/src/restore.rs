@@ -41,8 +41,8 @@ pub(crate) fn restore_all(
     Ok(listener)
 }
 
-/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that cannot
-/// be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start.
+/// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
+/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start.
 fn restore(
     table: &mut Table,
     budget: &Budget,

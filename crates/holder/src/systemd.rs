@@ -3,9 +3,10 @@
 //! Started by systemd, the holder finds in `LISTEN_FDS` its listening socket and the images that an earlier life put
 //! into the descriptor store (sd_listen_fds(3)). It stores an image (`FDSTORE=1`, sd_notify(3)) before it tells anybody
 //! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
-//! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users); of two generations of a name the higher counts, so a crash between storing a new one and
-//! removing the old one loses nothing. systemd drops, without a word, a descriptor of an open file that it has already,
-//! under whatever name: each image has an open file of its own (see [`dmabuf::reopen`]), or is refused.
+//! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users); of two generations of a name the higher
+//! counts, so a crash between storing a new one and removing the old one loses nothing. systemd drops, without a word,
+//! a descriptor of an open file that it has already, under whatever name: each image has an open file of its own (see
+//! [`dmabuf::reopen`]), or is refused.
 
 #![allow(unsafe_code, reason = "takes ownership of the descriptors that systemd passed")]
 

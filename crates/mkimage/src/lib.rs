@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The image can be a file, or memory that is handed on by its descriptor: a memfd, a udmabuf, a buffer of a
-//! dma-heap, a devdax device, the memory of a PCI device, a physical range. Source files are read straight into that memory by several threads; the memory that
-//! packing itself needs depends on the number of files (less than 1 KiB each), not on their size.
+//! dma-heap, a devdax device, the memory of a PCI device, a physical range. Source files are read straight into that
+//! memory by several threads; the memory that packing itself needs depends on the number of files (less than 1 KiB
+//! each), not on their size.
 //!
 //! The same inputs and settings give the same bytes, whatever the time, the user and the order of directories.
 //! A file that changes while it is packed is an error, and no partial image is left behind.

@@ -176,8 +176,8 @@ impl Packer {
         self
     }
 
-    /// The NUMA node that new memory lies on: memfds, the memfd under a udmabuf, buffers of the heap `system`. By default
-    /// where the kernel likes. For memfds and udmabufs the summary says where it is.
+    /// The NUMA node that new memory lies on: memfds, the memfd under a udmabuf, buffers of the heap `system`. By
+    /// default where the kernel likes. For memfds and udmabufs the summary says where it is.
     #[must_use]
     pub fn numa(mut self, node: Option<u32>) -> Packer {
         self.settings.node = node;

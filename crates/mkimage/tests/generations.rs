@@ -164,8 +164,8 @@ fn a_sealed_copy_is_of_one_image_and_stays_so() {
     assert!(list_image(&Image::open(&region).unwrap()) == list_directory(&source));
 }
 
-/// A reader checks after reading, as the docs say; whatever passes is whole. Replacing goes on meanwhile, by images that
-/// differ in their names, so that metadata could be torn, too.
+/// A reader checks after reading, as the docs say; whatever passes is whole. Replacing goes on meanwhile, by images
+/// that differ in their names, so that metadata could be torn, too.
 fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
     const ROUNDS: u64 = 60;
     const LEN: usize = 100_000;

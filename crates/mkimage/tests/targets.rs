@@ -80,6 +80,25 @@ fn a_memfd_is_final() {
 }
 
 #[test]
+fn a_node_is_for_new_memory_that_can_be_placed() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    let out = dir.path().join("out");
+    fs::write(&out, [7; 8192]).unwrap();
+    let plan = || Packer::new().input(dir.path().join("in")).numa(Some(0)).plan().unwrap();
+    let errors = [
+        plan().write_file(&out).unwrap_err(),
+        plan().write_memory(&Memory::Device(out.clone().into())).unwrap_err(),
+        plan().write_memory(&Memory::Heap("linux,cma".into())).unwrap_err(),
+    ];
+    for (error, why) in errors.iter().zip(["not for files", "lies where it is", "linux,cma has a place"]) {
+        assert!(matches!(error, Error::Setting { option: "--numa", .. }), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert_eq!(fs::read(&out).unwrap(), [7; 8192]);
+}
+
+#[test]
 fn pages_that_a_file_cannot_have_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "in/a", b"a");

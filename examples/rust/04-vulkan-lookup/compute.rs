@@ -1,5 +1,5 @@
-//! The least that runs a compute shader over buffers: a pipeline, words that the CPU writes and reads, one submission at
-//! a time. The tests use it too.
+//! The least that runs a compute shader over buffers: a pipeline, words that the CPU writes and reads, one submission
+//! at a time. The tests use it too.
 
 #![allow(unsafe_code, reason = "calls Vulkan")]
 
@@ -67,7 +67,8 @@ impl<'a> Words<'a> {
     fn access(&mut self, use_words: impl FnOnce(*mut u32)) -> Result<()> {
         let raw = self.device.raw();
         let flags = vk::MemoryMapFlags::empty();
-        // SAFETY: host-visible memory that is not mapped: it is unmapped below, and `&mut self` lets no other thread in.
+        // SAFETY: host-visible memory that is not mapped: it is unmapped below, and `&mut self` lets no other thread
+        // in.
         let mapped = unsafe { raw.map_memory(self.memory, 0, vk::WHOLE_SIZE, flags) }?;
         use_words(mapped.cast());
         // SAFETY: mapped three lines above; the pointer is not used any more.
@@ -175,7 +176,8 @@ impl<'a> Shader<'a> {
                 write.descriptor_type(kind).buffer_info(std::slice::from_ref(info))
             })
             .collect();
-        // SAFETY: the set is not in use (each run waits, and no other thread has this value), and the bindings are of live buffers with that usage.
+        // SAFETY: the set is not in use (each run waits, and no other thread has this value), and the bindings are of
+        // live buffers with that usage.
         unsafe { raw.update_descriptor_sets(&writes, &[]) };
         let constants: Vec<u8> = constants.iter().flat_map(|word| word.to_le_bytes()).collect();
         submit(self.device, |commands| {
@@ -221,7 +223,8 @@ pub fn copy(device: &Device, from: &Buffer, to: &Buffer, len: u64) -> Result<()>
     submit(device, |commands| {
         acquire(device, commands, &[from]);
         let region = [vk::BufferCopy::default().size(len)];
-        // SAFETY: a recording command buffer; live buffers of this device with these usages, both of `len` bytes or more.
+        // SAFETY: a recording command buffer; live buffers of this device with these usages, both of `len` bytes or
+        // more.
         unsafe { device.raw().cmd_copy_buffer(commands, from.handle(), to.handle(), &region) };
     })
 }
@@ -264,7 +267,8 @@ fn submit_from(device: &Device, pool: vk::CommandPool, record: impl FnOnce(vk::C
     let guard = device.queue();
     let queue = match &guard {
         Some(queue) => queue.handle(),
-        // SAFETY: the programs that lend a device made it with one queue of this family, and use it in this thread alone.
+        // SAFETY: the programs that lend a device made it with one queue of this family, and use it in this thread
+        // alone.
         None => unsafe { raw.get_device_queue(device.queue_family(), 0) },
     };
     // SAFETY: nobody else uses the queue now, and the command buffer is complete.

@@ -1,8 +1,8 @@
 //! Looks rows of an embedding table up on a device, in the image's own memory:
 //! `cargo run --bin 04-vulkan-lookup -- IMAGE TENSOR INDEX...`.
 //!
-//! The table is a two-dimensional tensor of 32-bit elements. The device imports the memory that holds the image: nothing
-//! is uploaded but the indices. The shader is `gather.comp`; `scripts/shaders.sh` builds it.
+//! The table is a two-dimensional tensor of 32-bit elements. The device imports the memory that holds the image:
+//! nothing is uploaded but the indices. The shader is `gather.comp`; `scripts/shaders.sh` builds it.
 
 mod compute;
 

@@ -1,7 +1,7 @@
 //! Images in the memory of a Vulkan device: shaders hash whole files and tensors, and the sums equal the CPU's.
 //!
-//! Mesa's software driver is enough; `make test` fetches it and runs these with `DAXFS_REQUIRE_VULKAN=1`, which makes a missing
-//! driver a failure. In the kernel tests the same program runs on real udmabuf, dma-heap and vgem buffers.
+//! Mesa's software driver is enough; `make test` fetches it and runs these with `DAXFS_REQUIRE_VULKAN=1`, which makes
+//! a missing driver a failure. In the kernel tests the same program runs on real udmabuf, dma-heap and vgem buffers.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 

@@ -19,7 +19,8 @@ pub const MIB: u64 = 1 << 20;
 /// Bytes of the largest file of the source tree: more than two pieces of 2 MiB.
 pub const LARGE: usize = (4 << 20) + 7;
 
-/// The first Vulkan device. Where it has to be, a missing one is a failure; elsewhere the test says that it did not run.
+/// The first Vulkan device. Where it has to be, a missing one is a failure; elsewhere the test says that it did not
+/// run.
 pub fn device() -> Option<Device> {
     let required = env::var_os("DAXFS_REQUIRE_VULKAN").is_some();
     let why = match Device::vulkan(0) {
@@ -39,8 +40,8 @@ pub fn device() -> Option<Device> {
     None
 }
 
-/// The device and its shaders for all tests of this process that need no device of their own: building the shaders takes
-/// seconds on an emulated processor.
+/// The device and its shaders for all tests of this process that need no device of their own: building the shaders
+/// takes seconds on an emulated processor.
 pub fn shared() -> Option<(&'static Device, MutexGuard<'static, Hasher<'static>>)> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     static HASHER: OnceLock<Mutex<Hasher<'static>>> = OnceLock::new();

@@ -25,8 +25,8 @@ pub enum HolderVerb {
     /// Let a holder keep another image
     ///
     /// SOURCE is opened here and sent as a descriptor. A directory is packed, an image file is copied into memory,
-    /// and memory that cannot shrink (a memfd sealed against it, a dma-buf) is kept as it is. Everything is validated, with the hashes that the image
-    /// carries.
+    /// and memory that cannot shrink (a memfd sealed against it, a dma-buf) is kept as it is. Everything is validated,
+    /// with the hashes that the image carries.
     Load(LoadArgs),
     /// Replace an image under its name, in one step
     ///

@@ -1,4 +1,5 @@
-//! Arithmetic of cutting: a region into pieces, and a range of the region into spans, one in each piece that it touches.
+//! Arithmetic of cutting: a region into pieces, and a range of the region into spans, one in each piece that it
+//! touches.
 
 #![forbid(unsafe_code)]
 

@@ -154,8 +154,8 @@ impl Region {
     /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
     ///
     /// This is the safe choice for a regular file that others may write or truncate: it is read by `pread(2)`, so one
-    /// that is cut short meanwhile is an error, not SIGBUS. The copy has no source: [`Region::is_current`] is true of it
-    /// for good.
+    /// that is cut short meanwhile is an error, not SIGBUS. The copy has no source: [`Region::is_current`] is true of
+    /// it for good.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is not enough memory, and when the file was cut short.

@@ -33,6 +33,9 @@ fn parts_of_devices() {
         parse("fd:3@4K+0x2K"),
         Source::Descriptor { fd: 3, part: Part { offset: 4096, len: Some(2048) } }
     );
+    let named_with_at = "/sys/devices/pci0000:00/slot@2M/resource2";
+    assert_eq!(parse(named_with_at), path(named_with_at, 0, None));
+    assert_eq!(parse(&format!("{named_with_at}@4K")), path(named_with_at, 4096, None));
     for text in ["/dev/dax0.0@0x200000", "fd:3@0x1000+0x800", "phys:0x8000000+0x4000000", "/dev/dax0.0"] {
         assert_eq!(parse(text).to_string(), text, "what is shown can be given again");
     }
@@ -84,6 +87,16 @@ fn parts_stay_within_their_object() {
         let error = part(offset, len).unwrap_err();
         assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { bound: 8192, .. })), "{error}");
     }
+}
+
+#[test]
+fn physical_memory_is_never_taken_whole() {
+    let (kind, len) = (FdKind::Physical, u64::MAX);
+    let info = FdInfo { kind, len, writable: false, dev: 0, ino: 0, path: None };
+    let error = Part { offset: 4096, len: None }.of(&info).unwrap_err();
+    assert!(matches!(error, Error::Memory(dmabuf::Error::Invalid { .. })), "{error}");
+    assert!(error.to_string().contains("phys:ADDRESS+LENGTH"), "{error}");
+    assert_eq!(Part { offset: 4096, len: Some(8192) }.of(&info).unwrap(), (4096, 8192));
 }
 
 #[test]

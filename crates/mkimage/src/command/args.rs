@@ -181,9 +181,6 @@ impl Args {
         if self.no_sync && !is_device {
             return refuse("--no-sync", "is for files and devices");
         }
-        if self.numa.is_some() && is_device {
-            return refuse("--numa", "is for new memory; a device lies where it is");
-        }
         if self.hugepages.is_some() && !matches!(memory, Memory::Memfd(_) | Memory::Udmabuf) {
             return refuse("--hugepages", "is for memfd, udmabuf and files on a tmpfs");
         }
@@ -288,7 +285,6 @@ mod tests {
             "dir --into memfd --replace -- cat",
             "dir --into heap:system --hugepages thp -- cat",
             "dir --into memfd --no-sync -- cat",
-            "dir --into /dev/dax0.0 --numa 0",
             "dir --into nonsense",
         ] {
             let error = parse(line).unwrap().memory().unwrap_err();

@@ -9,8 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Replaces this process by `program`, which inherits `fd`, with the image in `part` of it: no process stays behind, signals and the exit status
-/// are the command's own. Returns only when that fails.
+/// Replaces this process by `program`, which inherits `fd`, with the image in `part` of it: no process stays behind,
+/// signals and the exit status are the command's own. Returns only when that fails.
 pub(super) fn exec(program: &OsStr, arguments: &[OsString], fd: OwnedFd, part: Part) -> Error {
     if let Err(errno) = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())) {
         return Error::io("hand over the image to", Path::new(program), errno);

@@ -1,7 +1,7 @@
 //! The route by descriptor: a dma-buf, or a memfd where the driver takes it, becomes the device's memory.
 //!
-//! Vulkan imports a descriptor whole, from its first byte. The pieces of a long one are buffers at several offsets of one
-//! memory object, and so are those of a region that is a part of it.
+//! Vulkan imports a descriptor whole, from its first byte. The pieces of a long one are buffers at several offsets of
+//! one memory object, and so are those of a region that is a part of it.
 
 #![allow(unsafe_code, reason = "imports a descriptor into Vulkan")]
 
@@ -187,8 +187,8 @@ fn allocate_imported(
     // length is that of its memory, the type is one that the driver named for it. On success it is the driver's.
     let result = unsafe { allocate(device, info, dedicated_to) };
     result.map_err(|e| {
-        // Mesa's software driver closes the descriptor of a failed import (seen in 25.0), and closing it twice could hit
-        // one that another thread has just opened. Should it leave it open some day, this loses one descriptor.
+        // Mesa's software driver closes the descriptor of a failed import (seen in 25.0), and closing it twice could
+        // hit one that another thread has just opened. Should it leave it open some day, this loses one descriptor.
         if !device.takes_memfds() {
             // SAFETY: by the specification a failed import leaves the descriptor with the application: `raw` is open
             // and owned by nobody but this line.

@@ -234,9 +234,9 @@ fn properties(raw: &RawDevice, owner: &Owner) -> (vk::PhysicalDeviceProperties, 
     if raw.enabled.host_pointer {
         all = all.push_next(&mut host);
     }
-    // SAFETY: each chained struct belongs to a version or extension that instance and physical device have, and outlives
-    // the call: the first two are of Vulkan 1.2, for which both were made (`from_raw`'s contract, checked by `open`),
-    // `open` makes its instances for 1.3, and the extension is enabled.
+    // SAFETY: each chained struct belongs to a version or extension that instance and physical device have, and
+    // outlives the call: the first two are of Vulkan 1.2, for which both were made (`from_raw`'s contract, checked by
+    // `open`), `open` makes its instances for 1.3, and the extension is enabled.
     unsafe { raw.instance.get_physical_device_properties2(raw.physical_device, &mut all) };
     let max_allocation = maintenance3.max_memory_allocation_size;
     let max_buffer = match maintenance4.max_buffer_size {

@@ -55,8 +55,8 @@ impl Device {
             .allocation_size(needs.size)
             .memory_type_index(memory_type)
             .push_next(&mut export);
-        // SAFETY: the size is what the buffer needs, the type one that it takes, and the driver exports this handle type
-        // for such buffers.
+        // SAFETY: the size is what the buffer needs, the type one that it takes, and the driver exports this handle
+        // type for such buffers.
         let memory = unsafe { allocate(self, info, dedicated.then_some(buffer)) };
         let memory = memory.map_err(|e| failed(self.name(), "vkAllocateMemory", e))?;
         let bound = draft.bind(memory, &[(0, len)], None, true).map_err(refuse)?;

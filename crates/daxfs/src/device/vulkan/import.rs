@@ -194,8 +194,8 @@ pub(super) unsafe fn allocate(
     if device.enabled().buffer_device_address {
         info = info.push_next(&mut flags);
     }
-    // SAFETY: valid by the caller's contract; the buffer of a dedicated allocation is a live one of this device, and the
-    // flag DEVICE_ADDRESS is used only where its feature is enabled.
+    // SAFETY: valid by the caller's contract; the buffer of a dedicated allocation is a live one of this device, and
+    // the flag DEVICE_ADDRESS is used only where its feature is enabled.
     unsafe { device.raw().allocate_memory(&info, None) }
 }
 

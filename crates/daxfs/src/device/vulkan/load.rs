@@ -65,8 +65,9 @@ impl Instance {
         let application =
             vk::ApplicationInfo::default().engine_name(c"daxfs").api_version(vk::API_VERSION_1_3);
         let info = vk::InstanceCreateInfo::default().application_info(&application);
-        // SAFETY: `info` is valid: no layers or extensions are named, and a loader of Vulkan 1.1 or later (1.2 was found
-        // above) takes any version here, also one above its own. The instance is destroyed once, by this value or by the `Owner` that takes it, before the entry is dropped.
+        // SAFETY: `info` is valid: no layers or extensions are named, and a loader of Vulkan 1.1 or later (1.2 was
+        // found above) takes any version here, also one above its own. The instance is destroyed once, by this value
+        // or by the `Owner` that takes it, before the entry is dropped.
         let instance = unsafe { entry.create_instance(&info, None) }.map_err(|e| match e {
             vk::Result::ERROR_INCOMPATIBLE_DRIVER => DeviceError::Unavailable {
                 what: "a Vulkan driver".into(),

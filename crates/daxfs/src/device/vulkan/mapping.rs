@@ -1,6 +1,7 @@
 //! The route by mapping: the device imports the pages that this process has mapped, by their address.
 //!
-//! It is the only one for memory that nobody may write, and for what is no dma-buf. Each piece is an allocation of its own.
+//! It is the only one for memory that nobody may write, and for what is no dma-buf. Each piece is an allocation of its
+//! own.
 
 #![allow(unsafe_code, reason = "imports pages into Vulkan")]
 
@@ -42,8 +43,8 @@ fn piece(device: &Device, region: &Region, start: u64, len: u64) -> Result<Buffe
     if !(address.addr() as u64).is_multiple_of(unit) {
         return Err(format!("its mapping does not begin at a multiple of {unit} bytes, as the device wants"));
     }
-    // The mapping consists of whole pages. What is behind its last byte in the last one is zeros at the end of the memory,
-    // and for a part of longer memory that memory's next bytes; no buffer reaches so far.
+    // The mapping consists of whole pages. What is behind its last byte in the last one is zeros at the end of the
+    // memory, and for a part of longer memory that memory's next bytes; no buffer reaches so far.
     let mapped = (view.len() as u64).next_multiple_of(page_size());
     let allocation = len.next_multiple_of(unit);
     if allocation > mapped {
@@ -92,9 +93,9 @@ fn piece(device: &Device, region: &Region, start: u64, len: u64) -> Result<Buffe
         .allocation_size(allocation)
         .memory_type_index(memory_type)
         .push_next(&mut import);
-    // SAFETY: pointer and length are multiples of the device's unit and lie in whole mapped pages of the region (checked
-    // above), the type is one that the driver named for them. The pages stay mapped until the memory is freed: the
-    // allocation holds a clone of the region.
+    // SAFETY: pointer and length are multiples of the device's unit and lie in whole mapped pages of the region
+    // (checked above), the type is one that the driver named for them. The pages stay mapped until the memory is
+    // freed: the allocation holds a clone of the region.
     let memory = unsafe { allocate(device, info, dedicated) };
     let memory = memory.map_err(|e| reason(device, "vkAllocateMemory", e))?;
     let mut bound = draft.bind(memory, &[(0, len)], Some(region.clone()), false)?;

@@ -1,8 +1,8 @@
 //! Who destroys a device, and when its buffers may go: not before the device is idle.
 //!
-//! Buffers can be dropped at any moment, also while another thread submits work. `vkDeviceWaitIdle` must not run beside a
-//! submission, so what is dropped goes to a list first. Whoever can get the queue waits and empties the list: the
-//! thread that dropped, or else the one that has the queue, when it gives it back.
+//! Buffers can be dropped at any moment, also while another thread submits work. `vkDeviceWaitIdle` must not run
+//! beside a submission, so what is dropped goes to a list first. Whoever can get the queue waits and empties the list:
+//! the thread that dropped, or else the one that has the queue, when it gives it back.
 
 #![allow(unsafe_code, reason = "destroys Vulkan objects")]
 
