@@ -73,7 +73,8 @@ exec switch_root /root /run/daxfs-vm/busybox sh /run/daxfs-vm/stage2
 """
 
 STAGE2 = f"""
-exec 3<>/dev/vport0p1 # a port can be opened only once
+# Its number depends on what else is on the bus. A port can be opened only once.
+exec 3<>"$(echo /dev/vport*p1)"
 if [ -s /run/daxfs-vm/input ]; then exec 4<&3; else exec 4</dev/null; fi
 /bin/sh /run/daxfs-vm/command <&4 >&3 2>&1 3>&- 4<&-
 echo "{STATUS_MARK}$?" >/dev/ttyS0

@@ -34,8 +34,8 @@ impl Stamp {
         stamp
     }
 
-    /// Of what is there now. Everything that was read before this call was read before the stamp; `flush` makes the
-    /// processor look into memory that other machines write.
+    /// Of what is there now. Everything that is read before this call is read before the stamp, and everything after
+    /// it after the stamp; `flush` makes the processor look into memory that other machines write.
     pub fn read(view: SharedBytes<'_>, flush: bool) -> Result<Self> {
         fence(Ordering::SeqCst);
         let mut stamp = Self { head: [0; HEAD], record: [0; size_of::<Generation>()] };
@@ -47,6 +47,7 @@ impl Stamp {
             }
             part.read_at(0, bytes)?;
         }
+        fence(Ordering::SeqCst);
         stamp.mask();
         Ok(stamp)
     }
@@ -57,6 +58,11 @@ impl Stamp {
                 self.head[range].fill(0);
             }
         }
+    }
+
+    /// Whether an image is there, as far as the magic tells: there is none while one is written in its place.
+    pub fn is_of_image(&self) -> bool {
+        self.head.starts_with(&format::MAGIC.to_le_bytes())
     }
 
     /// Number of the image in its region; 0 for one that replaced none.

@@ -129,18 +129,46 @@ impl OpenOptions {
     /// Opens one image, though another may take its place meanwhile. With `drop_caches` the memory is read anew.
     fn open_one(&self, source: Region, drop_caches: bool) -> Result<Image> {
         let mut attempts = 1;
-        let (region, Snapshot { superblock, tree, view_kind, stamp }) = loop {
+        loop {
             if drop_caches {
                 source.drop_cached_image();
             }
-            match self.take(&source) {
+            match self.attempt(&source) {
                 // Switching to another image takes microseconds, unless it is written in the old one's place.
                 Err(Error::BeingReplaced { .. }) if attempts < OPEN_ATTEMPTS => {
                     attempts += 1;
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                taken => break taken?,
+                opened => return opened,
             }
+        }
+    }
+
+    /// Opens the image that is there now. What was read while another one took its place is thrown away, and so is an
+    /// error that this may have caused.
+    fn attempt(&self, source: &Region) -> Result<Image> {
+        let may_change =
+            source.provenance() == Provenance::Shared && source.len() >= format::SUPERBLOCK_SIZE as u64;
+        let before = if may_change { Some(source.stamp()?) } else { None };
+        // What is no image is not copied to find that out.
+        let copies = self.sealed_copy && before.as_ref().is_none_or(Stamp::is_of_image);
+        let opened = self.open_there(if copies { source.sealed_copy()? } else { source.clone() });
+        if let Some(before) = before {
+            let now = source.stamp()?;
+            let was = opened.as_ref().map_or(&before, |image| &image.0.stamp);
+            if *was != now || before != now {
+                return Err(Error::BeingReplaced { generation: now.number().max(before.number()) });
+            }
+        }
+        opened
+    }
+
+    /// Copies and checks the metadata, and the hash of the contents if one is expected.
+    fn open_there(&self, region: Region) -> Result<Image> {
+        let Snapshot { superblock, tree, view_kind, stamp } = {
+            let _access = region.cpu_access()?;
+            let backing_len = self.backing.as_ref().map(Region::len);
+            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)?
         };
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
         let image = Image(Arc::new(Inner {
@@ -154,35 +182,12 @@ impl OpenOptions {
             tensors: TensorCache::default(),
             index: OnceLock::new(),
         }));
-        let Some(expected) = self.expect else { return Ok(image) };
-        let found = image.content_hash();
-        if image.region().provenance() == Provenance::Shared && image.region().stamp()? != image.0.stamp {
-            // The hash, which lies behind the metadata, may be that of the next image.
-            return Err(Error::BeingReplaced { generation: image.generation() });
-        }
-        if found == Some(expected) { Ok(image) } else { Err(Error::OtherContent { expected, found }) }
-    }
-
-    /// Copies the metadata, all of one image, or with [`OpenOptions::sealed_copy`] all of the region: what was copied
-    /// while another image took its place is thrown away, and so is an error that it may have caused.
-    fn take(&self, source: &Region) -> Result<(Region, Snapshot)> {
-        let may_change =
-            source.provenance() == Provenance::Shared && source.len() >= format::SUPERBLOCK_SIZE as u64;
-        let before = if may_change { Some(source.stamp()?) } else { None };
-        let region = if self.sealed_copy { source.sealed_copy()? } else { source.clone() };
-        let snapshot = {
-            let _access = region.cpu_access()?;
-            let backing_len = self.backing.as_ref().map(Region::len);
-            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)
-        };
-        if let Some(before) = before {
-            let now = source.stamp()?;
-            let was = snapshot.as_ref().map_or(&before, |snapshot| &snapshot.stamp);
-            if *was != now || before != now {
-                return Err(Error::BeingReplaced { generation: now.number().max(before.number()) });
+        match self.expect {
+            Some(expected) if image.content_hash() != Some(expected) => {
+                Err(Error::OtherContent { expected, found: image.content_hash() })
             }
+            _ => Ok(image),
         }
-        Ok((region, snapshot?))
     }
 }
 
@@ -275,8 +280,7 @@ impl Image {
         self.0.options.open_one(self.region().reopen()?, true).map(Some)
     }
 
-    /// Number of the image in its region: 0 for the first one, and one more with each that was packed over it with
-    /// `--replace`.
+    /// Number of the image in its region: 0 where none was before it, and higher with each that `--replace` puts there.
     pub fn generation(&self) -> u64 {
         self.0.stamp.number()
     }

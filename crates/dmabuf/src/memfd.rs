@@ -241,6 +241,8 @@ fn reserve_hugetlb(
                 let place =
                     node.map_or("/sys/kernel/mm".into(), |n| format!("/sys/devices/system/node/node{n}"));
                 let pool = format!("{place}/hugepages/{}", pool_name(page));
+                // What was had so far counts as free again; the file is to be given up anyway.
+                nix::unistd::ftruncate(fd, 0).map_err(|e| Error::os("ftruncate", subject, e))?;
                 let free = fs::read_to_string(format!("{pool}/free_hugepages"));
                 return Err(Error::Unavailable {
                     what: format!("{len} bytes of hugetlb memory for {subject}"),

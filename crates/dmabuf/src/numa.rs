@@ -38,7 +38,7 @@ fn no_node(node: usize) -> Error {
     }
 }
 
-/// The kernel reads one bit less than it is told.
+/// The kernel reads and writes one bit less than it is told.
 const MASK_LEN: libc::c_long = NODES as libc::c_long + 1;
 
 /// Binds all pages of the memory behind a shared mapping to `node`, for whoever allocates them. Pages that are there
@@ -48,7 +48,7 @@ pub(crate) fn bind(map: &Mapping, node: u32) -> Result<()> {
     let (start, len) = (map.view().as_ptr(), map.view().len());
     let mode = libc::c_long::from(MPOL_BIND);
     // SAFETY: mbind(2) changes where pages come from that are not allocated yet, never contents or mappings; the
-    // range is one mapping that `map` keeps, and the mask is a live array of as many bits as the call is told.
+    // range is one mapping that `map` keeps, and the mask is a live array of the bits that are read, one less than told.
     let done = unsafe {
         libc::syscall(libc::SYS_mbind, start, len, mode, mask.as_ptr(), MASK_LEN, 0 as libc::c_long)
     };
@@ -76,8 +76,8 @@ struct Policy {
 impl Policy {
     fn of_this_thread() -> io::Result<Self> {
         let (mut mode, mut nodes) = (0, [0; NODES / BITS]);
-        // SAFETY: without flags get_mempolicy(2) writes the mode and as many bits of the mask as it is told, rounded up
-        // to whole words: both are alive and as large. The address is not used.
+        // SAFETY: without flags get_mempolicy(2) writes the mode, and of the mask one bit less than it is told, which is
+        // all of the array: both are alive. The address is not used.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_get_mempolicy,
@@ -93,8 +93,8 @@ impl Policy {
 
     fn set(&self) -> io::Result<()> {
         let mode = libc::c_long::from(self.mode);
-        // SAFETY: set_mempolicy(2) only decides where this thread's pages come from; the mask is a live array of as
-        // many bits as the call is told.
+        // SAFETY: set_mempolicy(2) only decides where this thread's pages come from; the mask is a live array of the
+        // bits that are read, one less than told.
         let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, self.nodes.as_ptr(), MASK_LEN) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

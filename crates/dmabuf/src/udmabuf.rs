@@ -171,8 +171,12 @@ fn open_device() -> Result<File> {
 fn check(memfd: &Memfd, offset: u64, len: u64) -> Result<()> {
     let name = || fd_name(memfd.as_fd());
     let page = page_size();
-    if len == 0 || !len.is_multiple_of(page) || !offset.is_multiple_of(page) {
+    if len == 0 || !len.is_multiple_of(page) {
         let why = format!("a udmabuf needs one or more whole pages of {page} bytes, not {len} bytes");
+        return Err(Error::invalid(name(), why));
+    }
+    if !offset.is_multiple_of(page) {
+        let why = format!("a udmabuf begins with a whole page of {page} bytes, not at byte {offset}");
         return Err(Error::invalid(name(), why));
     }
     if offset.checked_add(len).is_none_or(|end| end > memfd.len()) {

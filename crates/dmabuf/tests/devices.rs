@@ -254,7 +254,8 @@ fn several_memfds_become_one_udmabuf() {
 
     let why = |parts: &[(&Memfd, u64, u64)]| dmabuf::udmabuf_join(parts).unwrap_err().to_string();
     assert!(why(&[]).contains("nothing to join"));
-    assert!(why(&[(&first, 0, 100)]).contains("whole pages"));
+    assert!(why(&[(&first, 0, 100)]).contains("not 100 bytes"));
+    assert!(why(&[(&first, 100, 4096)]).contains("not at byte 100"));
     assert!(why(&[(&first, 2 * MIB, 2 * MIB)]).contains("outside"));
     let limit = usize::try_from(dmabuf::udmabuf_list_limit().unwrap()).unwrap();
     let text = why(&vec![(&first, 0, 4096); limit + 1]);

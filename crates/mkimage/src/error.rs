@@ -111,7 +111,7 @@ pub enum Error {
     /// Shared memory could not be made, mapped or described.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),
-    /// The memory or device that the image was to go into is not one, or cannot be opened.
+    /// What was named to hold the image is no memory, or cannot be opened.
     #[error(transparent)]
     Target(daxfs::Error),
     /// The reader refuses the finished image.

@@ -83,17 +83,15 @@ pub(crate) enum Finish {
 
 /// Makes or opens memory for an image of `len` bytes.
 pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
-    if settings.node.is_some() {
-        let why = match memory {
-            Memory::Device(_) => "is for new memory; a device lies where it is".to_owned(),
-            Memory::Heap(name) if name != "system" => {
-                format!("is for the heap system; {name} has a place of its own")
-            }
-            _ => String::new(),
-        };
-        if !why.is_empty() {
-            return Err(Error::Setting { option: "--numa", why });
+    let refused = match memory {
+        Memory::Device(_) => Some("is for new memory; a device lies where it is".to_owned()),
+        Memory::Heap(name) if name != "system" => {
+            Some(format!("is for the heap system; {name} has a place of its own"))
         }
+        _ => None,
+    };
+    if let (Some(_), Some(why)) = (settings.node, refused) {
+        return Err(Error::Setting { option: "--numa", why });
     }
     let memfd = |pages, len| memfd(pages, len, settings.node);
     match memory {

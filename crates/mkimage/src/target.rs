@@ -215,9 +215,11 @@ impl Target {
         if self.keeps_head {
             match Generation::find(bytes) {
                 Some(record) => self.invalidate(&Generation::new(record.number.get(), true))?,
-                None => self.write_at(0, &[0; 4])?,
+                None => {
+                    self.write_at(0, &[0; 4])?;
+                    fence(Ordering::SeqCst);
+                }
             }
-            fence(Ordering::SeqCst);
         }
         self.write_at(4, rest)?;
         fence(Ordering::SeqCst);

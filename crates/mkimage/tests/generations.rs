@@ -6,9 +6,10 @@ mod common;
 
 use common::{list_directory, list_image, noise, open_strict, varied_tree, write};
 use daxfs::{Error as ReadError, Image, Source};
-use mkimage::{Error, HugePages, Memory, Packer, Plan, Summary};
+use mkimage::{Error, HugePages, Memory, Packer, Plan, Progress, Summary};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -164,6 +165,44 @@ fn a_sealed_copy_is_of_one_image_and_stays_so() {
     assert!(list_image(&Image::open(&region).unwrap()) == list_directory(&source));
 }
 
+/// Spoils the new image before it is verified.
+#[derive(Debug)]
+struct Spoil {
+    region: PathBuf,
+    contents: Vec<u8>,
+}
+
+impl Progress for Spoil {
+    fn start(&self, _total: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {
+        let bytes = fs::read(&self.region).unwrap();
+        let at = bytes.windows(self.contents.len()).position(|found| found == self.contents).unwrap();
+        let region = fs::OpenOptions::new().write(true).open(&self.region).unwrap();
+        region.write_all_at(b"spoiled", at as u64).unwrap();
+    }
+}
+
+#[test]
+fn an_image_that_is_taken_back_leaves_the_old_one_under_a_new_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, region) = region(dir.path(), 2);
+    pack(&source, &region);
+    let old = Image::open(&region).unwrap();
+    let tree = list_directory(&source);
+    let contents = noise(5, 600);
+    write(&source, "small", &contents);
+    let packer = Packer::new().input(&source).replace(true).verify(true);
+    let plan = packer.progress(Spoil { region: region.clone(), contents }).plan().unwrap();
+    let error = plan.write_memory(&Memory::Device(region.clone().into())).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    // Who opened the spoiled image in between has number 1, and is told that it is gone.
+    let again = old.refresh().unwrap().unwrap();
+    assert_eq!(again.generation(), 2);
+    assert!(list_image(&again) == tree && list_image(&old) == tree);
+    assert_eq!(pack(&source, &region).generation, Some(3));
+}
+
 /// A reader checks after reading, as the docs say; whatever passes is whole. Replacing goes on meanwhile, by images
 /// that differ in their names, so that metadata could be torn, too.
 fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
@@ -196,7 +235,11 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
             Packer::new().input(&sources[usize::from(round % 2 == 1)]).replace(true).threads(1).sync(false);
         packer.plan().unwrap().write_memory(&memory).unwrap()
     };
-    write(0);
+    let [other, expected] = [1, 0].map(|which| {
+        write(which);
+        Image::open(&name).unwrap().content_hash().unwrap()
+    });
+    let before = Image::open(&name).unwrap().generation();
     let (done, checked, noticed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let last = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
@@ -218,6 +261,11 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
                 Err(ReadError::BeingReplaced { .. }) => continue,
                 Err(error) => panic!("{error}"),
             };
+            match daxfs::OpenOptions::new().expect(expected).open(&name) {
+                Ok(_) | Err(ReadError::BeingReplaced { .. }) => {}
+                Err(ReadError::OtherContent { found, .. }) => assert_eq!(found, Some(other)),
+                Err(error) => panic!("{error}"),
+            }
             for _ in 0..3 {
                 let files = image.walk().filter(|entry| entry.metadata().size > 0);
                 let files =
@@ -241,7 +289,7 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
         writer.join().unwrap()
     });
     assert!(checked.into_inner() > 0 && noticed.into_inner() > 0);
-    assert_eq!(Image::open(&name).unwrap().generation(), last);
+    assert_eq!(Image::open(&name).unwrap().generation(), before + last);
 }
 
 #[test]

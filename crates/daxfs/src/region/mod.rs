@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use dmabuf::{
     CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, PageStats, Seals, SharedBytes,
@@ -154,8 +155,9 @@ impl Region {
     /// Copies the whole region once into a new memfd, sealed against any change, and maps that.
     ///
     /// This is the safe choice for a regular file that others may write or truncate: it is read by `pread(2)`, so one
-    /// that is cut short meanwhile is an error, not SIGBUS. The copy has no source: [`Region::is_current`] is true of
-    /// it for good.
+    /// that is cut short meanwhile is an error, not SIGBUS. What was written to a private mapping
+    /// ([`Region::from_fd_private`]) is copied with the rest, from the mapping. The copy has no source:
+    /// [`Region::is_current`] is true of it for good.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is not enough memory, and when the file was cut short.
@@ -351,10 +353,11 @@ impl Region {
     /// The stamp of the image that is there now.
     pub(crate) fn stamp(&self) -> Result<Stamp> {
         if let Some((fd, start)) = self.file_that_shrinks() {
-            let mut block = [0; SUPERBLOCK_SIZE];
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-            read_all(fd, start, &mut SharedBytesMut::from_slice(&mut block))?;
-            return Ok(Stamp::of(&block));
+            let mut block = Block([0; SUPERBLOCK_SIZE]);
+            fence(Ordering::SeqCst);
+            read_all(fd, start, &mut SharedBytesMut::from_slice(&mut block.0))?;
+            fence(Ordering::SeqCst);
+            return Ok(Stamp::of(&block.0));
         }
         let _access = self.cpu_access()?;
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
@@ -450,6 +453,10 @@ impl Region {
         }
     }
 }
+
+/// A superblock's block where descriptors opened with O_DIRECT can be read to.
+#[repr(align(4096))]
+struct Block([u8; SUPERBLOCK_SIZE]);
 
 /// Fills `target` with what a file has from `start` on.
 fn read_all(fd: BorrowedFd<'_>, start: u64, target: &mut SharedBytesMut<'_>) -> dmabuf::Result<()> {
