@@ -11,7 +11,7 @@ const LINE: usize = 64;
 /// the order of accesses is kept.
 ///
 /// # Safety
-/// The bytes are mapped readable. No bytes may be at any address.
+/// The bytes are mapped readable. With a length of 0 any address will do.
 pub(crate) unsafe fn flush(ptr: *const u8, len: usize) -> bool {
     // There would be a line around no bytes, too, and it need not be mapped.
     if len == 0 {
