@@ -7,12 +7,16 @@ use crate::metadata;
 use crate::packer::Plan;
 use crate::progress::Progress;
 use crate::source::{Opener, SourceFile};
+use crate::target::Target;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes read before they are hashed: source and copy are still in the second-level cache then.
+/// Bytes copied before they are hashed: source and copy are still in the second-level cache then.
 const UNIT: u64 = 128 << 10;
+
+/// Fewer bytes are gathered in a buffer with those of other files, which takes fewer calls.
+const SMALLEST_DIRECT: u64 = 64 << 10;
 
 /// Bytes that are hashed at a time: enough for the widest vector units, little enough for the first-level cache.
 const HASH_STEP: usize = 32 << 10;
@@ -21,10 +25,9 @@ const HASH_STEP: usize = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Task<'p> {
     pub(crate) plan: &'p Plan,
+    pub(crate) target: &'p Target,
     /// Whether contents are hashed.
     pub(crate) hash: bool,
-    /// Whether the target holds zeros where nothing was written.
-    pub(crate) zeroed: bool,
     /// Bytes at the start of a file's extent that were cloned into the target already, by inode.
     pub(crate) cloned: HashMap<u32, u64>,
     pub(crate) progress: &'p dyn Progress,
@@ -100,7 +103,7 @@ impl<'p> Copier<'p> {
 
     /// What lies between extents is zero.
     fn gap(&self, block: &mut Block<'_>, gap: Range<u64>) -> Result<()> {
-        if self.task.zeroed || gap.is_empty() {
+        if self.task.target.zeroed || gap.is_empty() {
             return Ok(());
         }
         block.zero(gap.start, gap.end - gap.start)
@@ -156,7 +159,19 @@ impl<'p> Copier<'p> {
             Some(source) => source,
             None => current.source.insert(self.opener.file(plan.layout.numbers.node_of(current.ino))?),
         };
-        match plan.rewrite(current.ino) {
+        let rewrite = plan.rewrite(current.ino);
+        if !cloned && rewrite.is_none() && len >= SMALLEST_DIRECT {
+            let target = self.task.target;
+            if target.copy_from(&source.file, unit.start - start, unit.clone()) {
+                block.leave_out(unit.start, len);
+                if let Some(hasher) = &mut current.hasher {
+                    target
+                        .read_back(unit, &mut self.scratch, |piece| hasher.update(piece, &mut self.leaves))?;
+                }
+                return Ok(());
+            }
+        }
+        match rewrite {
             None if cloned => block.read_aside(unit.start, len, source, unit.start - start)?,
             None => block.read(unit.start, len, source, unit.start - start)?,
             Some(rewrite) => copy_segments(block, rewrite, unit.clone(), start, source)?,

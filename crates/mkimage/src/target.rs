@@ -5,12 +5,14 @@ use crate::summary::Size;
 use crate::{Error, Result};
 use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
 use dmabuf::{HugePages, Mapping, allocate_huge};
+use nix::errno::Errno;
+use nix::fcntl::copy_file_range;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use zerocopy::IntoBytes;
 
 /// Bytes that one thread fills before it takes the next ones. A window of huge pages is zeroed by the kernel just
@@ -57,6 +59,8 @@ pub(crate) struct Target {
     pub(crate) keeps_head: bool,
     /// Whether what is written has to leave the processor's caches.
     pub(crate) flushes: bool,
+    /// Whether the kernel may be able to copy into it from another file.
+    copies_files: AtomicBool,
     /// Whether 2 MiB pages were asked for by name.
     wants_huge: bool,
     /// Bytes of whole blocks of [`Access::Huge`], and how many of them became huge pages.
@@ -76,6 +80,7 @@ impl Target {
             shift: 0,
             keeps_head: false,
             flushes: false,
+            copies_files: AtomicBool::new(access == Access::Write(DISK_STEP)),
             wants_huge: false,
             blocks: AtomicU64::new(0),
             huge: AtomicU64::new(0),
@@ -139,6 +144,53 @@ impl Target {
                 .write_all_at(bytes, self.origin + self.shift + offset)
                 .map_err(|error| Error::io("write", &self.path, error))
         })
+    }
+
+    /// Lets the kernel copy what `source` has from `from` on to the bytes `to`, in one pass over them (two through a
+    /// buffer), or not at all. `false`: it does not, or not all of it; what other ways of copying say counts.
+    pub(crate) fn copy_from(&self, source: &File, from: u64, to: Range<u64>) -> bool {
+        if !self.copies_files.load(Ordering::Relaxed) {
+            return false;
+        }
+        let offset = |at| i64::try_from(at).ok();
+        let (Some(mut from), Some(mut at)) = (offset(from), offset(self.origin + self.shift + to.start))
+        else {
+            return false;
+        };
+        let mut left = index(to.end - to.start);
+        while left > 0 {
+            match copy_file_range(source, Some(&mut from), &self.file, Some(&mut at), left) {
+                Ok(0) => return false,
+                Ok(count) => left -= count.min(left),
+                Err(Errno::EINTR) => {}
+                Err(_) => {
+                    // Two file systems, for instance. The others would be refused, too.
+                    self.copies_files.store(false, Ordering::Relaxed);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Gives what was copied to `take`, piece by piece, by way of `scratch`.
+    pub(crate) fn read_back(
+        &self,
+        range: Range<u64>,
+        scratch: &mut [u8],
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let len = index(range.end - at).min(scratch.len());
+            let piece = &mut scratch[..len];
+            self.file
+                .read_exact_at(piece, self.origin + self.shift + at)
+                .map_err(|error| Error::io("read", &self.path, error))?;
+            take(piece);
+            at += len as u64;
+        }
+        Ok(())
     }
 
     /// Maps a range of the image.

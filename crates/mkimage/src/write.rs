@@ -155,8 +155,8 @@ impl Plan {
         let has_index = self.layout.shape.index.is_some();
         let progress = &*self.settings.progress;
         let hash = self.settings.hash && has_index;
-        let task = Task { plan: self, hash, zeroed: target.zeroed, cloned, progress };
-        let leaves = self.copy(target, &task)?;
+        let task = Task { plan: self, target, hash, cloned, progress };
+        let leaves = self.copy(&task)?;
         self.check_unread()?;
         let hashes = match hash {
             true => Some(Hashes::new(&self.tree, &self.layout, self.file_hashes(leaves)?)),
@@ -172,7 +172,7 @@ impl Plan {
     }
 
     /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
-    fn copy(&self, target: &Target, task: &Task<'_>) -> Result<Vec<Leaf>> {
+    fn copy(&self, task: &Task<'_>) -> Result<Vec<Leaf>> {
         let total = self.layout.total;
         let windows =
             usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
@@ -180,7 +180,7 @@ impl Plan {
             let (copier, buffer) = state;
             let start = at as u64 * WINDOW;
             let window = start..total.min(start + WINDOW);
-            target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
+            task.target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
             copier.finish()?;
             Ok(std::mem::take(&mut copier.leaves))
         };
