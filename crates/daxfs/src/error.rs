@@ -248,7 +248,7 @@ pub enum Error {
     Tensor(#[from] TensorError),
 
     /// A device lacks something, refuses the memory, or failed.
-    #[cfg(feature = "vulkan")]
+    #[cfg(any(feature = "vulkan", feature = "cuda"))]
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
 }

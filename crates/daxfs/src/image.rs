@@ -296,7 +296,7 @@ impl Image {
     }
 
     /// True for clones of one opened image.
-    #[cfg(feature = "vulkan")]
+    #[cfg(any(feature = "vulkan", feature = "cuda"))]
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }

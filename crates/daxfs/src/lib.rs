@@ -49,14 +49,15 @@
 //!   the bound or rule. Nothing panics on bad input.
 //! * An entry, file, tensor or exported array holds the image, so the memory stays mapped as long as it is used.
 //!
-//! With the feature `vulkan`, the module `device` gives an image to a device and says where each file lies there.
+//! With the features `vulkan` and `cuda`, the module `device` gives an image to a device and says where each file lies
+//! there.
 //!
 //! Format versions 5 and 8 are read; the structs are in [`mod@format`].
 
 #![deny(unsafe_code)]
 
 mod content;
-#[cfg(feature = "vulkan")]
+#[cfg(any(feature = "vulkan", feature = "cuda"))]
 pub mod device;
 mod entry;
 mod error;

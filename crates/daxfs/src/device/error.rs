@@ -89,8 +89,55 @@ pub enum DeviceError {
         bound: u64,
     },
 
-    /// An allocation of this device cannot be exported, or was not.
-    #[error("{device}: the memory cannot be exported as a dma-buf: {why}")]
+    /// The device has not enough memory.
+    #[error("{device}: {need} bytes of device memory are needed, and {free} are free")]
+    OutOfMemory {
+        /// Name of the device.
+        device: String,
+        /// Bytes that were asked for.
+        need: u64,
+        /// Bytes that the driver calls free.
+        free: u64,
+    },
+
+    /// The caller ended a copy.
+    #[error("{device}: the copy was cancelled")]
+    Cancelled {
+        /// Name of the device.
+        device: String,
+    },
+
+    /// What is in the device's memory is not what was copied there.
+    #[error("{device}: byte {offset:#x} of the copy differs from the image")]
+    Mismatch {
+        /// Name of the device.
+        device: String,
+        /// The first byte of which this was noticed.
+        offset: u64,
+    },
+
+    /// Memory that was shared lies on another device.
+    #[error("the memory lies on device {}, and {device} is {}", uuid(.wanted), uuid(.found))]
+    OtherDevice {
+        /// Name of the device that was asked.
+        device: String,
+        /// Identity of the device that has the memory.
+        wanted: [u8; 16],
+        /// Identity of the device that was asked.
+        found: [u8; 16],
+    },
+
+    /// This device does not keep images in memory of its own.
+    #[error("{device} has no memory of its own for images: {advice}")]
+    NotResident {
+        /// Name of the device.
+        device: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
+    /// Memory of this device cannot be exported, or was not.
+    #[error("{device}: the memory cannot be exported: {why}")]
     NotExportable {
         /// Name of the device.
         device: String,
@@ -113,6 +160,14 @@ fn devices(names: &[String]) -> String {
         [] => "there are none; a driver has to be installed".into(),
         names => format!("there are {}, counted from 0: {}", names.len(), names.join(", ")),
     }
+}
+
+/// As the driver's tools write it.
+fn uuid(bytes: &[u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| -> String {
+        bytes[range].iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
 }
 
 fn list(refusals: &[Refusal]) -> String {

@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use dmabuf::FdKind;
+
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
 use crate::error::{Error, Result};
 use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image, Region, Tensor};
 
-/// How a region is to be given to a device.
+/// How a region is to be given to a device, in place.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MapOptions {
     route: Option<Route>,
@@ -41,6 +43,7 @@ impl MapOptions {
         match self.route {
             Some(Route::Descriptor) => &[Route::Descriptor],
             Some(Route::Mapping) => &[Route::Mapping],
+            Some(Route::Copy) => &[Route::Copy],
             None => &[Route::Descriptor, Route::Mapping],
         }
     }
@@ -61,6 +64,11 @@ pub struct MappedRegion {
 }
 
 impl MappedRegion {
+    /// `buffers` are the pieces of `cut`.
+    pub(super) fn new(device: Device, buffers: Vec<Buffer>, cut: Cut, route: Route) -> Self {
+        Self { device, buffers, cut, route }
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
@@ -119,11 +127,16 @@ impl Device {
         if len == 0 || len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
         }
-        let (buffers, cut, route) = match self {
-            Self::Vulkan(device) => device.import(region, len, options)?,
-        };
-        let buffers = buffers.into_iter().map(Buffer::Vulkan).collect();
-        Ok(MappedRegion { device: self.clone(), buffers, cut, route })
+        match self {
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(device) => {
+                let (buffers, cut, route) = device.import(region, len, options)?;
+                let buffers = buffers.into_iter().map(Buffer::Vulkan).collect();
+                Ok(MappedRegion::new(self.clone(), buffers, cut, route))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => device.map(region, len, options),
+        }
     }
 }
 
@@ -157,7 +170,48 @@ impl Image {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Image {
+    /// Copies the image into the device's own memory, and its backing file if it has one. The result resolves files and
+    /// tensors as [`Image::map`]'s does, each to one place.
+    ///
+    /// # Errors
+    /// As for [`Image::to_with`].
+    pub fn to(&self, device: &Device) -> Result<MappedImage> {
+        self.to_with(device, &super::cuda::UploadOptions::new())
+    }
+
+    /// Like [`Image::to`], with options.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], with nothing left behind; [`Error::BeingReplaced`] when another image took this
+    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for
+    /// it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
+    pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
+        let device = match device {
+            #[cfg(feature = "vulkan")]
+            Device::Vulkan(device) => {
+                let advice = "map it, which copies nothing";
+                return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
+            }
+            Device::Cuda(device) => device,
+        };
+        let memory = device.upload(self.region(), self.superblock().total_size, options)?;
+        let backing = self.backing().filter(|region| !region.is_empty());
+        let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
+        if !self.is_current()? {
+            return Err(Error::BeingReplaced { generation: self.generation() });
+        }
+        Ok(MappedImage { image: self.clone(), memory, backing })
+    }
+}
+
 impl MappedImage {
+    #[cfg(feature = "cuda")]
+    pub(super) fn new(image: Image, memory: MappedRegion, backing: Option<MappedRegion>) -> Self {
+        Self { image, memory, backing }
+    }
+
     /// The image.
     pub fn image(&self) -> &Image {
         &self.image
@@ -238,5 +292,20 @@ impl MappedImage {
     fn backing_memory(&self, path: &[u8]) -> Result<&MappedRegion> {
         let why = "in a backing file that was not given";
         self.backing.as_ref().ok_or_else(|| Error::NoContents { path: path.to_vec(), why })
+    }
+}
+
+/// What the memory is, for messages.
+pub(super) fn describe(region: &Region) -> String {
+    let len = region.len();
+    match region.info() {
+        None => format!("{len} bytes of this process"),
+        Some(info) => match &info.kind {
+            FdKind::Memfd { .. } => format!("a memfd of {len} bytes ({})", region.provenance()),
+            FdKind::DmaBuf { exporter, .. } => format!("a dma-buf of {len} bytes ({exporter})"),
+            FdKind::DevDax { .. } => format!("a devdax device of {len} bytes"),
+            FdKind::File => format!("a file of {len} bytes"),
+            _ => format!("memory of {len} bytes"),
+        },
     }
 }

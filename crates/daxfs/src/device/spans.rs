@@ -3,8 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-/// No piece is longer, whatever a driver says: some keep lengths in 32 bits.
-pub(super) const MAX_PIECE: u64 = 4 << 30;
 /// Pieces begin at multiples of this: a huge page, and more than any driver wants buffers aligned to.
 pub(super) const PIECE_UNIT: u64 = 2 << 20;
 
@@ -31,7 +29,6 @@ pub(super) struct Span {
 impl Cut {
     /// Pieces of at most `limit` bytes; `None` if that is less than one unit and not enough for everything.
     pub(super) fn new(total: u64, limit: u64) -> Option<Self> {
-        let limit = limit.min(MAX_PIECE);
         let piece = if total <= limit { total } else { limit - limit % PIECE_UNIT };
         (piece > 0).then_some(Self { total, piece })
     }
@@ -79,7 +76,6 @@ mod tests {
         let cut = Cut::new(9 << 30, (4 << 30) - 1).unwrap();
         assert_eq!(cut.piece, (4 << 30) - 2 * MIB);
         assert_eq!(cut.pieces().collect::<Vec<_>>().len(), 3);
-        assert_eq!(Cut::new(9 << 30, u64::MAX).unwrap().piece, 4 << 30);
         assert_eq!(Cut::new(4 * MIB, MIB), None);
         // What fits is one piece, of whatever length.
         assert_eq!(Cut::new(5000, 6000).unwrap().pieces().collect::<Vec<_>>(), [(0, 5000)]);

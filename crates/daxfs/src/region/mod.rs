@@ -181,6 +181,20 @@ impl Region {
         Self::from_fd(memfd.into())
     }
 
+    /// Copies bytes out of the region. A file that was cut short is an error, where that can be.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.file_that_shrinks() {
+            Some((fd, start)) if !self.is_writable() => {
+                Ok(read_all(fd, start + offset, &mut SharedBytesMut::from_slice(bytes))?)
+            }
+            _ => {
+                let _access = self.cpu_access()?;
+                Ok(self.view().read_at(offset, bytes)?)
+            }
+        }
+    }
+
     /// Declares the region immutable, so that it hands out slices.
     ///
     /// # Safety

@@ -217,6 +217,9 @@ impl Drop for Queue<'_> {
     }
 }
 
+/// No buffer is longer, whatever a driver says: some keep lengths in 32 bits.
+const MAX_PIECE: u64 = 4 << 30;
+
 /// Properties, driver and limits of the physical device.
 fn properties(raw: &RawDevice, owner: &Owner) -> (vk::PhysicalDeviceProperties, vk::DriverId, Limits) {
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
@@ -244,7 +247,7 @@ fn properties(raw: &RawDevice, owner: &Owner) -> (vk::PhysicalDeviceProperties, 
         known => known,
     };
     let limits = Limits {
-        max_buffer: max_buffer.min(crate::device::spans::MAX_PIECE),
+        max_buffer: max_buffer.min(MAX_PIECE),
         max_storage_range: basic.limits.max_storage_buffer_range.into(),
         storage_alignment: basic.limits.min_storage_buffer_offset_alignment.max(1),
         mapping_alignment: host.min_imported_host_pointer_alignment.max(1),

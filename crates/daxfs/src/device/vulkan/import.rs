@@ -3,12 +3,12 @@
 #![allow(unsafe_code, reason = "makes Vulkan buffers and memory")]
 
 use ash::vk;
-use dmabuf::FdKind;
 
 use super::buffer::{Buffer, Memory};
 use super::device::Device;
 use super::owner::Allocation;
 use super::{descriptor, failed, mapping};
+use crate::device::image::describe;
 use crate::device::spans::Cut;
 use crate::device::{DeviceError, MapOptions, Refusal, Route};
 use crate::{Region, Result};
@@ -36,6 +36,7 @@ impl Device {
             let imported = match route {
                 Route::Descriptor => descriptor::import(self, region, cut),
                 Route::Mapping => mapping::import(self, region, cut),
+                Route::Copy => Err("mapping does not copy".into()),
             };
             match imported {
                 Ok(buffers) => return Ok((buffers, cut, route)),
@@ -202,21 +203,6 @@ pub(super) unsafe fn allocate(
 /// The first type among the allowed ones.
 pub(super) fn first_type(bits: u32) -> Option<u32> {
     (bits != 0).then(|| bits.trailing_zeros())
-}
-
-/// What the memory is, for messages.
-fn describe(region: &Region) -> String {
-    let len = region.len();
-    match region.info() {
-        None => format!("{len} bytes of this process"),
-        Some(info) => match &info.kind {
-            FdKind::Memfd { .. } => format!("a memfd of {len} bytes ({})", region.provenance()),
-            FdKind::DmaBuf { exporter, .. } => format!("a dma-buf of {len} bytes ({exporter})"),
-            FdKind::DevDax { .. } => format!("a devdax device of {len} bytes"),
-            FdKind::File => format!("a file of {len} bytes"),
-            _ => format!("memory of {len} bytes"),
-        },
-    }
 }
 
 /// A call that failed, as a reason for a refusal.

@@ -1,0 +1,111 @@
+//! Memory that a CUDA device reads: its own, or the host's.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::super::DeviceError;
+use super::allocation::Allocation;
+use super::device::Device;
+use super::host::Registered;
+use crate::Result;
+
+/// Memory at an address of the device. Cloning shares it. When the last clone and the last place in it are gone, the
+/// device is waited for and the memory given back.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    memory: Arc<Memory>,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Device(Allocation),
+    Host(Registered),
+}
+
+/// Memory of a device for another process: send the descriptor with the two numbers, which it does not carry.
+/// [`Device::attach`] takes it there. Whoever has the descriptor keeps the memory, without a context, and also when the
+/// process that filled it is gone.
+#[derive(Debug)]
+pub struct Shared {
+    /// The memory. It is no dma-buf, and the CPU cannot map it.
+    pub fd: OwnedFd,
+    /// Bytes of the allocation.
+    pub size: u64,
+    /// The device that has it: [`Device::uuid`].
+    pub uuid: [u8; 16],
+}
+
+impl Buffer {
+    pub(super) fn allocated(allocation: Allocation, len: u64) -> Self {
+        Self { memory: Arc::new(Memory::Device(allocation)), len }
+    }
+
+    pub(super) fn registered(registered: Registered) -> Self {
+        let len = registered.len();
+        Self { memory: Arc::new(Memory::Host(registered)), len }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        match &*self.memory {
+            Memory::Device(allocation) => allocation.device(),
+            Memory::Host(registered) => registered.device(),
+        }
+    }
+
+    /// Bytes of the image, without what the allocation has behind them.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never true: no buffer without bytes is made.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte for the device (`CUdeviceptr`).
+    pub fn address(&self) -> u64 {
+        match &*self.memory {
+            Memory::Device(allocation) => allocation.address(),
+            Memory::Host(registered) => registered.address(),
+        }
+    }
+
+    /// Whether the bytes are in the device's own memory; else the device reads the host's, over the link.
+    pub fn is_resident(&self) -> bool {
+        matches!(&*self.memory, Memory::Device(_))
+    }
+
+    /// The memory for other processes.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotExportable`] for host memory, whose own descriptor can be passed, and [`DeviceError::Driver`].
+    pub fn share(&self) -> Result<Shared> {
+        let allocation = self.allocation()?;
+        let fd = allocation.share()?;
+        Ok(Shared { fd, size: allocation.size(), uuid: self.device().uuid() })
+    }
+
+    /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers, which must be able to reach the
+    /// device over the bus. Its length is that of the image, rounded up to whole pages. On discrete GPUs the CPU cannot
+    /// map it, and CUDA cannot import it: for another CUDA process see [`Buffer::share`].
+    ///
+    /// # Errors
+    /// [`DeviceError::NotExportable`].
+    pub fn export_dma_buf(&self) -> Result<OwnedFd> {
+        Ok(self.allocation()?.export_dma_buf(self.len)?)
+    }
+
+    fn allocation(&self) -> Result<&Allocation, DeviceError> {
+        match &*self.memory {
+            Memory::Device(allocation) => Ok(allocation),
+            Memory::Host(_) => Err(DeviceError::NotExportable {
+                device: self.device().name().into(),
+                why: "it is host memory: pass the descriptor that it was mapped from".into(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Images in the memory of an NVIDIA GPU, by the CUDA driver.
+//!
+//! The driver is looked for at run time. Without it, or where it is too old, [`Device::open`] returns an error that says
+//! what is missing. Nothing is needed to build.
+//!
+//! | call | where the bytes are | what it costs |
+//! |---|---|---|
+//! | [`Image::to`](crate::Image::to) | in the device's memory | one copy, at the speed of the link |
+//! | [`Device::attach`] | in the device's memory, where another process put them | nothing |
+//! | [`Image::map`](crate::Image::map) | in host memory, read over the link | nothing is copied, the pages are pinned |
+//!
+//! # Which descriptor is what
+//!
+//! Three kinds go by the name of GPU memory, and none does for another. [`Buffer::share`] gives the driver's own, which
+//! only CUDA imports; [`Buffer::export_dma_buf`] gives a dma-buf, which other drivers import and CUDA on a discrete GPU
+//! does not; and host memory has the memfd that it came from. Neither of the first two can be mapped by the CPU, so the
+//! image's metadata always stays in host memory.
+//!
+//! # Within a process
+//!
+//! The device's primary context is used, as by PyTorch, JAX and CuPy, and what was current on a thread is current again
+//! after each call. Uploads run in streams of their own and are complete when the call returns. Memory is given back
+//! when the last place in it is gone, after waiting for the device.
+
+mod allocation;
+mod buffer;
+mod device;
+mod driver;
+mod host;
+mod staging;
+mod upload;
+
+pub use buffer::{Buffer, Shared};
+pub use device::{Device, devices};
+pub use upload::UploadOptions;
+
+use allocation::Allocation;
+
+use super::image::{MapOptions, MappedImage, MappedRegion, describe};
+use super::spans::Cut;
+use super::{DeviceError, Refusal, Route};
+use crate::{Error, Image, Region, Result};
+
+impl Device {
+    /// Copies the first `len` bytes of a region into the device's memory.
+    pub(super) fn upload(&self, region: &Region, len: u64, options: &UploadOptions) -> Result<MappedRegion> {
+        if len == 0 || len > region.len() {
+            return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
+        }
+        let allocation = Allocation::new(self, len)?;
+        options.upload(region, len, &allocation)?;
+        Ok(self.resident(allocation, len, Route::Copy))
+    }
+
+    /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave there,
+    /// and `image` the same image, opened from the host, where its metadata is. Mapped for reading.
+    ///
+    /// # Errors
+    /// [`DeviceError::OtherDevice`] for memory of another GPU, [`Error::Memory`] when it is shorter than the image,
+    /// [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory.
+    pub fn attach(&self, image: &Image, shared: &Shared) -> Result<MappedImage> {
+        if !self.is(&shared.uuid) {
+            let [wanted, found] = [shared.uuid, self.uuid()];
+            return Err(DeviceError::OtherDevice { device: self.name().into(), wanted, found }.into());
+        }
+        let len = image.superblock().total_size;
+        if len > shared.size {
+            return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: shared.size }.into());
+        }
+        if image.backing().is_some() {
+            let what = "a split image, whose files lie in a second memory,".into();
+            return Err(Error::from(DeviceError::Unavailable {
+                what,
+                needs: "to be packed as one image".into(),
+            }));
+        }
+        let allocation = Allocation::import(self, &shared.fd, shared.size)?;
+        Ok(MappedImage::new(image.clone(), self.resident(allocation, len, Route::Descriptor), None))
+    }
+
+    /// One buffer, however long: the whole allocation is at one range of addresses.
+    fn resident(&self, allocation: Allocation, len: u64, route: Route) -> MappedRegion {
+        let buffer = super::Buffer::Cuda(Buffer::allocated(allocation, len));
+        MappedRegion::new(self.clone().into(), vec![buffer], Cut { total: len, piece: len }, route)
+    }
+
+    /// Pins the first `len` bytes of a region, which are read over the link from then on.
+    pub(super) fn map(&self, region: &Region, len: u64, options: &MapOptions) -> Result<MappedRegion> {
+        let cut = options.cut(len, host::MAX_REGISTRATION).ok_or_else(|| DeviceError::Unavailable {
+            what: "host memory in pieces".into(),
+            needs: "pieces of at least 2 MiB".into(),
+        })?;
+        let mut refusals = Vec::new();
+        for &route in options.routes() {
+            let registered: Result<Vec<_>, _> = match route {
+                Route::Mapping => {
+                    cut.pieces().map(|(at, len)| host::register(self, region, at, len)).collect()
+                }
+                Route::Descriptor => Err("CUDA imports no descriptors of host memory".into()),
+                Route::Copy => Err("mapping does not copy".into()),
+            };
+            match registered {
+                Ok(buffers) => {
+                    let buffers = buffers.into_iter().map(super::Buffer::Cuda).collect();
+                    return Ok(MappedRegion::new(self.clone().into(), buffers, cut, route));
+                }
+                Err(why) => refusals.push(Refusal { route, why }),
+            }
+        }
+        let memory = describe(region);
+        let advice = "pack into a memfd that is not sealed against writing, or copy the image to the device";
+        Err(DeviceError::NotImportable { device: self.name().into(), memory, refusals, advice }.into())
+    }
+}

@@ -1,0 +1,131 @@
+//! Pinned buffers and the streams that empty them: what an upload needs of the driver, one value for each thing.
+
+#![allow(unsafe_code, reason = "calls the CUDA driver")]
+
+use std::ffi::{c_uint, c_void};
+
+use super::super::DeviceError;
+use super::device::Device;
+use super::driver::{Address, Opaque};
+
+/// `CU_MEMHOSTALLOC_PORTABLE`: pinned for all contexts.
+const PORTABLE: c_uint = 1;
+/// `CU_STREAM_NON_BLOCKING`: does not wait for the default stream, nor that for it.
+const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+const NO_TIMING: c_uint = 2;
+
+/// A stream of this library's own. Dropping it waits until it is through.
+pub(super) struct Stream<'a> {
+    device: &'a Device,
+    stream: Opaque,
+}
+
+impl<'a> Stream<'a> {
+    /// The context is current here, and for all other functions of this module.
+    pub fn new(device: &'a Device) -> Result<Self, DeviceError> {
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: the pointer is alive, and a context is current.
+        let code = unsafe { (device.functions().stream_create)(&raw mut stream, NON_BLOCKING) };
+        device.check("cuStreamCreate", code)?;
+        Ok(Self { device, stream })
+    }
+
+    /// Waits until everything is done.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream was made by `new` and is alive.
+        let code = unsafe { (self.device.functions().stream_synchronize)(self.stream) };
+        self.device.check("cuStreamSynchronize", code)
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        let _ = self.synchronize();
+        // SAFETY: the stream was made by `new` and is destroyed once.
+        let _ = unsafe { (self.device.functions().stream_destroy)(self.stream) };
+    }
+}
+
+/// Pinned memory and the event that says when the device has read it.
+pub(super) struct Slot<'a> {
+    device: &'a Device,
+    bytes: *mut u8,
+    len: usize,
+    event: Opaque,
+    /// Whether a copy was submitted whose end was not waited for.
+    is_busy: bool,
+}
+
+impl<'a> Slot<'a> {
+    pub fn new(device: &'a Device, len: usize) -> Result<Self, DeviceError> {
+        let mut bytes: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the pointer is alive, and a context is current.
+        let code = unsafe { (device.functions().host_alloc)(&raw mut bytes, len, PORTABLE) };
+        device.check("cuMemHostAlloc", code)?;
+        let mut slot = Self { device, bytes: bytes.cast(), len, event: std::ptr::null_mut(), is_busy: false };
+        // SAFETY: the memory is `len` bytes of this value's own; zeros make all of them initialised.
+        unsafe { std::ptr::write_bytes(slot.bytes, 0, len) };
+        // SAFETY: the pointer is alive, and a context is current.
+        let code = unsafe { (device.functions().event_create)(&raw mut slot.event, NO_TIMING) };
+        device.check("cuEventCreate", code)?;
+        Ok(slot)
+    }
+
+    /// The memory, when the device is through with it.
+    pub fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
+        self.wait()?;
+        // SAFETY: `len` initialised bytes of this value's own (see `new`), which the device does not read now; they are
+        // borrowed with `self`, so nothing is submitted meanwhile.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes, self.len) })
+    }
+
+    /// Copies the first `len` bytes to an address of the device, as the next thing in `stream`.
+    ///
+    /// # Safety
+    /// `address..address + len` is device memory that this process may write, until `stream` is through.
+    pub unsafe fn send(
+        &mut self,
+        len: usize,
+        address: Address,
+        stream: &Stream<'_>,
+    ) -> Result<(), DeviceError> {
+        let functions = self.device.functions();
+        let len = len.min(self.len);
+        self.is_busy = true;
+        // SAFETY: `len` bytes of this value's own, which stay until the event has happened (`wait`, in `drop` at the
+        // latest); the caller answers for the address.
+        let code = unsafe { (functions.copy_to_device)(address, self.bytes.cast(), len, stream.stream) };
+        self.device.check("cuMemcpyHtoDAsync", code)?;
+        // SAFETY: event and stream are alive and of one context.
+        let code = unsafe { (functions.event_record)(self.event, stream.stream) };
+        self.device.check("cuEventRecord", code)
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        if self.is_busy {
+            // SAFETY: the event was made by `new` and is alive.
+            let code = unsafe { (self.device.functions().event_synchronize)(self.event) };
+            self.device.check("cuEventSynchronize", code)?;
+            self.is_busy = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let functions = self.device.functions();
+        if self.is_busy {
+            // The event may not have been recorded, so it says nothing: wait for everything.
+            // SAFETY: a context is current.
+            let _ = unsafe { (functions.context_synchronize)() };
+        }
+        if !self.event.is_null() {
+            // SAFETY: the event was made by `new` and is destroyed once.
+            let _ = unsafe { (functions.event_destroy)(self.event) };
+        }
+        // SAFETY: the memory was allocated by `new`, is freed once, and no copy of it is under way.
+        let _ = unsafe { (functions.host_free)(self.bytes.cast()) };
+    }
+}
