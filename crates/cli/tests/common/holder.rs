@@ -7,15 +7,24 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// A tree with its image, and a place for the socket.
 pub struct Place(pub Fixture);
 
-/// A running holder; killed when it is dropped.
+/// A process that is killed when the test ends, however it ends.
+pub struct Process(pub Child);
+
+/// Tells threads that go on until it is true to end, however the test ends: a scope waits for them.
+pub struct Done<'a>(pub &'a AtomicBool);
+
+/// A running holder whose log is read; killed when it is dropped.
 pub struct Holder {
-    pub child: Child,
+    pub child: Process,
     pub log: BufReader<ChildStderr>,
     /// Log lines that were read already.
     lines: Vec<serde_json::Value>,
@@ -62,7 +71,7 @@ impl Place {
         command.args(self.command(args).get_args());
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        let mut holder = Holder { child, log, lines: Vec::new() };
+        let mut holder = Holder { child: Process(child), log, lines: Vec::new() };
         holder.wait_for("serving");
         holder
     }
@@ -118,10 +127,47 @@ impl Holder {
     }
 }
 
-impl Drop for Holder {
+impl Process {
+    /// The exit status, once it ended; none when a signal ended it.
+    pub fn end(&mut self) -> Option<i32> {
+        until("a process ends", || self.try_wait().unwrap().is_some());
+        self.wait().unwrap().code()
+    }
+}
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.kill();
+        let _ = self.wait();
+    }
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits longer than any step takes on a busy machine; only a failing test waits so long.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
