@@ -9,9 +9,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+/// More than any step takes on a busy machine; only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A tree with its image, and a place for the socket.
 pub struct Place(pub Fixture);
@@ -25,7 +29,8 @@ pub struct Done<'a>(pub &'a AtomicBool);
 /// A running holder whose log is read; killed when it is dropped.
 pub struct Holder {
     pub child: Process,
-    pub log: BufReader<ChildStderr>,
+    /// Lines of its log: a thread reads them, so that it never waits for us with a full pipe.
+    log: Receiver<String>,
     /// Log lines that were read already.
     lines: Vec<serde_json::Value>,
 }
@@ -70,7 +75,9 @@ impl Place {
         let mut command = self.command(&["serve", "--log", "json"]);
         command.args(self.command(args).get_args());
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let (sender, log) = channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut holder = Holder { child: Process(child), log, lines: Vec::new() };
         holder.wait_for("serving");
         holder
@@ -96,8 +103,8 @@ impl Holder {
     /// Reads log lines up to the next one with this message.
     pub fn wait_for(&mut self, message: &str) -> serde_json::Value {
         loop {
-            let mut line = String::new();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "ended before {message:?}: {:?}", self.lines);
+            let line = self.log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("{error} before {message:?}: {:?}", self.lines));
             let value: serde_json::Value =
                 serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
             self.lines.push(value.clone());
@@ -117,9 +124,8 @@ impl Holder {
 
     /// The rest of the log and the exit status, once it ended.
     pub fn end(mut self) -> (String, i32) {
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        (rest, self.child.wait().unwrap().code().unwrap_or(-1))
+        let status = self.child.end().unwrap_or(-1);
+        (self.log.iter().map(|line| line + "\n").collect(), status)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -162,11 +168,11 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Waits longer than any step takes on a busy machine; only a failing test waits so long.
+/// Waits for something, but not for ever.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
