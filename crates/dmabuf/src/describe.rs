@@ -68,13 +68,14 @@ pub enum FdKind {
 
 impl FdKind {
     /// True for memory whose pages nobody can take away under a mapping, which would make the next touch SIGBUS: a
-    /// memfd sealed against shrinking, and against writing as well if it has hugetlb pages; a dma-buf; devdax, as long
-    /// as it has its driver. Files can be cut short. Mappings of [`FdKind::PciMemory`] and [`FdKind::Physical`] are
-    /// revoked when a driver claims the memory for itself, so these are not among it, although they cannot shrink.
+    /// memfd sealed against shrinking, and against writing as well if it has hugetlb pages; a dma-buf; devdax, as
+    /// long as it has its driver. Files can be cut short. Mappings of [`FdKind::PciMemory`] and [`FdKind::Physical`]
+    /// can be revoked when a driver claims the memory for itself, so these are not among it, although they cannot
+    /// shrink.
     pub fn keeps_pages(&self) -> bool {
         match self {
-            // A hole can be punched into it until it is sealed against writing, and then the pool may have no page for
-            // the next touch; ordinary pages come back as zeros.
+            // A hole can be punched into it until it is sealed against writing, and then the pool may have no page
+            // for the next touch; ordinary pages come back as zeros.
             Self::Memfd { seals, hugetlb: Some(_) } => seals.contains(Seals::SHRINK | Seals::WRITE),
             Self::Memfd { seals, hugetlb: None } => seals.contains(Seals::SHRINK),
             Self::DmaBuf { .. } | Self::DevDax { .. } => true,
@@ -280,8 +281,8 @@ pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// Whether two descriptors are of one open file, as duplicates are, and descriptors that were passed over a socket.
-/// Where the kernel does not tell (it is older than 6.10, and kcmp(2) is left out or forbidden, as in containers), all
-/// descriptors of one memory count as that.
+/// Where the kernel does not tell (it is older than 6.10, and kcmp(2) is left out or forbidden, as in containers),
+/// all descriptors of one memory count as that.
 ///
 /// # Errors
 /// [`Error::Os`] from fstat.

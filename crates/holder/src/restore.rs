@@ -44,8 +44,8 @@ pub(crate) fn restore_all(
 }
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
-/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start, unless
-/// its name is dropped or given to another image before.
+/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start,
+/// unless its name is dropped or given to another image before.
 fn restore(
     table: &mut Table,
     budget: &Budget,

@@ -122,8 +122,8 @@ fn what_cannot_be_looked_at_for_now_stays_stored() {
 /// Images with a list of users beside those that are set aside.
 const LISTED: usize = 10;
 
-/// A holder that could not look at the images `a` and `b`, and a copy of the first one's descriptor; the supervisor has
-/// no more room.
+/// A holder that could not look at the images `a` and `b`, and a copy of the first one's descriptor; the supervisor
+/// has no more room.
 fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
     let supervisor = Supervisor::keeping(place, 2 + 2 * LISTED);
     let mut holder = supervisor.serve(place, &Start::default());
@@ -134,8 +134,9 @@ fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
         place.load(&format!("listed-{index}"), false, &["allow-uid=7"], a.as_fd()).unwrap();
     }
     holder.kill();
-    // Standard streams, the socket, all that is stored, the notify socket: none is left to look at the first image, and
-    // one too few, that of the first, to look at the second. The lists of users are closed then, which leaves enough.
+    // Standard streams, the socket, all that is stored, the notify socket: none is left to look at the first image,
+    // and one too few, that of the first, to look at the second. The lists of users are closed then, which leaves
+    // enough.
     let max_descriptors = Some(3 + 1 + 2 + 2 * LISTED + 1);
     let holder = supervisor.serve(place, &Start { max_descriptors, ..Start::default() });
     let names: Vec<_> = place.list().into_iter().map(|info| info.name).collect();
