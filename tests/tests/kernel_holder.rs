@@ -7,8 +7,9 @@ use daxfs_tests::devices;
 use dmabuf::FdKind;
 use std::env;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,23 +40,37 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn run(&self, args: &[&str]) -> String {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(daxfs());
-        let output = command.args(args).env("DAXFS_SOCKET", self.path("s")).output().unwrap();
+        command.args(args).env("DAXFS_SOCKET", self.path("s"));
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.command(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.command(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     fn serve(&self, args: &[&str]) -> Holder {
-        let mut command = Command::new(daxfs());
-        command.arg("serve").args(args).env("DAXFS_SOCKET", self.path("s"));
+        self.serve_under(None, args)
+    }
+
+    /// Starts a holder, with a supervisor that listens at this socket, if any.
+    fn serve_under(&self, notify: Option<&Path>, args: &[&str]) -> Holder {
+        let mut command = self.command(&["serve"]);
+        command.args(args).envs(notify.map(|notify| ("NOTIFY_SOCKET", notify)));
         let holder = Holder(command.spawn().unwrap());
         let start = Instant::now();
         let own = holder.0.id();
         let answers = || {
-            let mut health = Command::new(daxfs());
-            let health =
-                health.args(["health", "--json"]).env("DAXFS_SOCKET", self.path("s")).output().unwrap();
+            let health = self.command(&["health", "--json"]).output().unwrap();
             serde_json::from_slice::<serde_json::Value>(&health.stdout)
                 .is_ok_and(|health| health["pid"] == own)
         };
@@ -115,4 +130,38 @@ fn images_in_device_memory_are_held_handed_over_and_outlive_the_holder() {
         drop(new);
         assert!(after.file("table").unwrap().to_vec().unwrap() == bytes, "without a holder");
     }
+}
+
+#[test]
+fn a_supervisor_has_a_dma_buf_under_one_name_only() {
+    if !devices::are_here(&[]) {
+        return;
+    }
+    let place = Place(tempfile::tempdir().unwrap());
+    let tree = place.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("table"), [7; 5000]).unwrap();
+    let notify = place.path("notify");
+    let supervisor = UnixDatagram::bind(&notify).unwrap();
+    // What nobody reads would hold the holder up in the end.
+    thread::spawn(move || while supervisor.recv(&mut [0; 4096]).is_ok() {});
+    let arguments = ["--into", "udmabuf", &format!("a={}", tree.display())];
+    let holder = place.serve_under(Some(&notify), &arguments);
+    for (verb, name) in [("load", "b"), ("swap", "b"), ("swap", "a")] {
+        let error = place.refused(&[verb, name, "daxfs://a"]);
+        assert!(error.contains("has this memory as the image \"a\" already"), "{verb} {name}: {error}");
+    }
+    let attached = place.open("a");
+    let ino = attached.region().info().unwrap().ino;
+    place.run(&["drop", "a"]);
+    let fd = attached.region().fd().unwrap().try_clone_to_owned().unwrap();
+    let load = place.command(&["load", "b", "-", "-q"]).stdin(Stdio::from(fd)).status().unwrap();
+    assert!(load.success());
+    assert_eq!(place.open("b").region().info().unwrap().ino, ino, "the same memory, under its new name");
+    drop(holder);
+
+    let _holder = place.serve(&arguments);
+    place.run(&["load", "b", "daxfs://a"]);
+    let [a, b] = ["a", "b"].map(|name| place.open(name).region().info().unwrap().ino);
+    assert_eq!(a, b, "without a supervisor there is nothing to refuse");
 }

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::holder::{Place, get};
+use common::holder::{Done, Place, Process, until};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
@@ -199,18 +200,19 @@ fn a_signal_while_it_loads_ends_it() {
         let go = place.0.path("go");
         let mut command = place.command(&["serve", "m=TREE", "n=TREE"]);
         command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
-        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-        let descriptors = format!("/proc/{}/fd", child.id());
+        let mut holder = Process(command.stderr(Stdio::null()).spawn().unwrap());
+        let pid = Pid::from_raw(holder.id().cast_signed());
+        let descriptors = format!("/proc/{pid}/fd");
         let is_memfd = |entry: fs::DirEntry| {
             fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
         };
-        while !fs::read_dir(&descriptors).unwrap().flatten().any(is_memfd) {
-            assert!(child.try_wait().unwrap().is_none());
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        until("the load runs", || {
+            assert!(holder.try_wait().unwrap().is_none());
+            fs::read_dir(&descriptors).unwrap().flatten().any(is_memfd)
+        });
+        kill(pid, signal).unwrap();
         fs::write(&go, "").unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal}");
+        assert_eq!(holder.end(), Some(0), "{signal}");
         assert!(!place.socket().exists());
         fs::remove_file(go).unwrap();
     }
@@ -232,6 +234,7 @@ fn takeovers_while_clients_attach() {
             }
         };
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(attach)).collect();
+        let done = Done(&ending);
         for _ in 0..3 {
             let seen = attaches.load(Ordering::Relaxed);
             let new = place.serve(&["--takeover", "m=IMAGE"]);
@@ -242,7 +245,7 @@ fn takeovers_while_clients_attach() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        ending.store(true, Ordering::Relaxed);
+        drop(done);
         for thread in threads {
             thread.join().unwrap();
         }
@@ -253,81 +256,6 @@ fn takeovers_while_clients_attach() {
     assert_eq!(health["pid"].as_u64(), Some(holder.child.id().into()));
     place.run(&["stop"]).ok();
     assert!(!place.socket().exists(), "the last one removes the socket");
-}
-
-#[test]
-fn metrics_are_served() {
-    let place = Place::new();
-    let mut holder = place.serve(&["m=IMAGE", "--metrics", "127.0.0.1:0"]);
-    let address = holder.seen("serving metrics")["address"].as_str().unwrap().to_owned();
-    drop(Image::open(place.address("m")).unwrap());
-    assert!(Image::open(place.address("absent")).is_err());
-    place.run(&["load", "m", "IMAGE"]).error();
-    place.run(&["swap", "m", "TREE", "-q"]).ok();
-    place.run(&["swap", "m", "TREE", "--expect", &"7".repeat(64)]).error();
-    let metrics = get(&address, "/metrics");
-    assert!(metrics.starts_with("HTTP/1.0 200"), "{metrics}");
-    for line in [
-        "daxfs_images 1",
-        "daxfs_attaches_total 1",
-        "daxfs_loads_total 2",
-        "daxfs_failed_loads_total 1",
-        "daxfs_load_seconds_count 3",
-        "daxfs_refusals_total{reason=\"no_such_name\"} 1",
-        "daxfs_refusals_total{reason=\"name_taken\"} 1",
-        "daxfs_refusals_total{reason=\"other_content\"} 1",
-        "daxfs_refusals_total{reason=\"not_allowed\"} 0",
-        "daxfs_image_generation{name=\"m\",kind=\"sealed memfd\"} 2",
-    ] {
-        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
-    }
-    let seconds = metrics.lines().find_map(|line| line.strip_prefix("daxfs_load_seconds_sum ")).unwrap();
-    assert!(seconds.parse::<f64>().unwrap() > 0.0, "{seconds}");
-    assert!(get(&address, "/healthz").ends_with("ok\n"));
-    let attached = holder.wait_for("attached");
-    assert_eq!(attached["name"], "m");
-    assert_eq!(attached["peer.pid"].as_u64(), Some(std::process::id().into()));
-}
-
-#[test]
-fn it_is_ready_when_it_answers() {
-    let place = Place::new();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (address, go) = (format!("127.0.0.1:{port}"), place.0.path("go"));
-    let mut command = place.command(&["serve", "m=TREE", "--metrics", &address]);
-    command.env("DAXFS_PAUSE_AT", "load-written").env("DAXFS_PAUSE_UNTIL", &go);
-    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-    while std::net::TcpStream::connect(&address).is_err() {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(get(&address, "/healthz").starts_with("HTTP/1.0 200 "));
-    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 503 "));
-    fs::write(&go, "").unwrap();
-    // It waits until it is answered.
-    place.run(&["health"]).ok();
-    assert!(get(&address, "/readyz").starts_with("HTTP/1.0 200 "));
-    place.run(&["stop"]).ok();
-    assert!(child.wait().unwrap().success());
-}
-
-#[test]
-fn the_new_holder_serves_metrics_at_the_same_port() {
-    let place = Place::new();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let address = format!("127.0.0.1:{port}");
-    let old = place.serve(&["m=IMAGE", "--metrics", &address]);
-    drop(Image::open(place.address("m")).unwrap());
-    assert!(get(&address, "/metrics").contains("\ndaxfs_attaches_total 1\n"));
-    let mut new = place.serve(&["--takeover", "--metrics", &address]);
-    assert_eq!(old.end().1, 0);
-    // The old one had the port until it ended.
-    new.seen("serving metrics");
-    let metrics = get(&address, "/metrics");
-    assert!(
-        metrics.contains("\ndaxfs_attaches_total 0\n") && metrics.contains("\ndaxfs_images 1\n"),
-        "{metrics}"
-    );
 }
 
 #[test]

@@ -24,8 +24,10 @@ const DMA_BUF_MAGIC: u32 = 0x444d_4142;
 const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
 /// `SYSFS_MAGIC` of `linux/magic.h`.
 const SYSFS_MAGIC: u32 = 0x6265_6572;
+/// `F_DUPFD_QUERY` of `linux/fcntl.h` (Linux 6.10): whether two descriptors of this process are duplicates.
+const F_DUPFD_QUERY: libc::c_int = 1024 + 3;
 /// `KCMP_FILE` of `linux/kcmp.h`: compare what two descriptors of two processes lead to.
-const KCMP_FILE: libc::c_int = 0;
+const KCMP_FILE: libc::c_long = 0;
 /// What stands for the length of the physical address space: all that a file offset can name.
 const PHYSICAL_LEN: u64 = i64::MAX as u64;
 
@@ -62,6 +64,24 @@ pub enum FdKind {
     },
     /// `/dev/mem`: offsets are physical addresses. Its length is that of the address space, whatever is there.
     Physical,
+}
+
+impl FdKind {
+    /// True for memory whose pages nobody can take away under a mapping, which would make the next touch SIGBUS: a
+    /// memfd sealed against shrinking, and against writing as well if it has hugetlb pages; a dma-buf; devdax, as
+    /// long as it has its driver. Files can be cut short. Mappings of [`FdKind::PciMemory`] and [`FdKind::Physical`]
+    /// can be revoked when a driver claims the memory for itself, so these are not among it, although they cannot
+    /// shrink.
+    pub fn keeps_pages(&self) -> bool {
+        match self {
+            // A hole can be punched into it until it is sealed against writing, and then the pool may have no page
+            // for the next touch; ordinary pages come back as zeros.
+            Self::Memfd { seals, hugetlb: Some(_) } => seals.contains(Seals::SHRINK | Seals::WRITE),
+            Self::Memfd { seals, hugetlb: None } => seals.contains(Seals::SHRINK),
+            Self::DmaBuf { .. } | Self::DevDax { .. } => true,
+            Self::File | Self::PciMemory { .. } | Self::Physical => false,
+        }
+    }
 }
 
 /// What [`describe`] finds out.
@@ -261,7 +281,8 @@ pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// Whether two descriptors are of one open file, as duplicates are, and descriptors that were passed over a socket.
-/// Where the kernel does not tell (kcmp(2) is left out or forbidden), all descriptors of one memory count as that.
+/// Where the kernel does not tell (it is older than 6.10, and kcmp(2) is left out or forbidden, as in containers),
+/// all descriptors of one memory count as that.
 ///
 /// # Errors
 /// [`Error::Os`] from fstat.
@@ -271,12 +292,31 @@ pub fn same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool
     if object(one)? != object(other)? {
         return Ok(false);
     }
-    let pid = std::process::id();
+    Ok(are_duplicates(one, other).or_else(|| compare_files(one, other)).unwrap_or(true))
+}
+
+/// `F_DUPFD_QUERY`; `None` where the kernel does not know it.
+fn are_duplicates(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Option<bool> {
+    // SAFETY: this fcntl takes integers only and touches no memory; both descriptors are open.
+    match unsafe { libc::fcntl(one.as_raw_fd(), F_DUPFD_QUERY, libc::c_long::from(other.as_raw_fd())) } {
+        1 => Some(true),
+        0 => Some(false),
+        _ => None,
+    }
+}
+
+/// kcmp(2); `None` where the kernel does not have it or forbids it.
+fn compare_files(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Option<bool> {
+    let pid = libc::c_long::from(std::process::id().cast_signed());
+    // The call takes words: a number of 32 bits would leave the upper half of its word open.
+    let [one, other] = [one, other].map(|fd| libc::c_long::from(fd.as_raw_fd()));
     // SAFETY: this system call takes five integers and touches no memory of the process.
-    let order =
-        unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd()) };
-    // 1, 2 and 3 say that they differ, and in which order they are; -1 that it failed.
-    Ok(order <= 0)
+    match unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one, other) } {
+        0 => Some(true),
+        // They differ, and this is the order in which they are.
+        1..=3 => Some(false),
+        _ => None,
+    }
 }
 
 /// Opens `path` for reading, close-on-exec. A FIFO does not block and a terminal does not become the controlling one.

@@ -46,6 +46,40 @@ fn open_files_and_their_duplicates() {
 }
 
 #[test]
+fn both_ways_to_compare_open_files_agree() {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let memfd = Memfd::create("open files", 4096, HugePages::No).unwrap();
+    let (copy, reopened) = (memfd.as_fd().try_clone_to_owned().unwrap(), reopen(memfd.as_fd()).unwrap());
+    for (other, same) in [(&copy, true), (&reopened, false)] {
+        match are_duplicates(memfd.as_fd(), other.as_fd()) {
+            None => assert!(version < (6, 10), "Linux {release} has F_DUPFD_QUERY"),
+            answer => assert_eq!(answer, Some(same)),
+        }
+        match compare_files(memfd.as_fd(), other.as_fd()) {
+            None => println!("not run: kcmp is left out or forbidden here"),
+            answer => assert_eq!(answer, Some(same)),
+        }
+    }
+}
+
+#[test]
+fn which_memory_keeps_its_pages() {
+    let memfd = |seals, hugetlb| FdKind::Memfd { seals, hugetlb }.keeps_pages();
+    assert!(memfd(Seals::SHRINK, None) && memfd(Seals::IMMUTABLE, None));
+    assert!(!memfd(Seals::GROW | Seals::WRITE, None));
+    assert!(!memfd(Seals::SHRINK | Seals::GROW, Some(2 << 20)), "a hole may be punched into it");
+    assert!(!memfd(Seals::WRITE, Some(2 << 20)));
+    assert!(memfd(Seals::IMMUTABLE, Some(2 << 20)));
+    assert!(FdKind::DmaBuf { exporter: "udmabuf".into(), name: None }.keeps_pages());
+    assert!(FdKind::DevDax { align: 2 << 20 }.keeps_pages());
+    let others = [FdKind::File, FdKind::PciMemory { write_combining: true }, FdKind::Physical];
+    assert!(others.iter().all(|kind| !kind.keeps_pages()));
+}
+
+#[test]
 fn files_on_disk_and_on_tmpfs() {
     for directory in [std::env::temp_dir(), "/dev/shm".into()] {
         let Ok(file) = tempfile::NamedTempFile::new_in(&directory) else {

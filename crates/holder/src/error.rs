@@ -41,16 +41,22 @@ pub enum Error {
     /// A signal came while it waited for another holder to hand over.
     #[error("ended by a signal before the other holder had handed over; that one goes on")]
     Interrupted,
-    /// A holder that a supervisor started was to be taken over by a process that it did not start.
+    /// A holder whose socket a supervisor made, or whose images it keeps, was to be taken over.
     #[error(
-        "takeover: systemd listens at {} and keeps the images; replace that holder with systemctl restart, which loses \
-         nothing",
+        "takeover: systemd listens at {} or keeps the images of its holder; replace that one with systemctl restart, \
+         which loses nothing that systemd keeps (FileDescriptorStoreMax=)",
         socket.display()
     )]
     Supervised {
         /// The socket.
         socket: PathBuf,
     },
+    /// A process that a supervisor passed a socket or images to was to take another holder over.
+    #[error(
+        "takeover: systemd passed its own socket or images to this process; start it without --takeover, and replace \
+         it with systemctl restart"
+    )]
+    TakeoverOfPassed,
     /// The socket that was passed is of another kind.
     #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
     Socket,
@@ -84,8 +90,8 @@ pub enum Error {
     },
     /// The supervisor would drop the image: it keeps each open file only once.
     #[error(
-        "the image {name:?} is of the same open file, which cannot be opened again, and the supervisor keeps it once \
-         only; drop that image first"
+        "the supervisor has this memory as the image {name:?} already, and keeps an open file only once: this one is \
+         the same, or nothing tells that it is another; drop that image first"
     )]
     StoredOnce {
         /// The image that has it.

@@ -149,8 +149,9 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
                 _ => 0,
             };
             let reservation = budget.reserve(info.len, fresh)?;
-            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot
-            // be had (a dma-buf), the load is refused in the end if another image has this one.
+            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it
+            // cannot be had (a dma-buf, a device that this process may not open), the load is refused in the end if
+            // there is a supervisor and an image has this one already.
             (dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation)
         } else {
             source::copy(source.as_fd(), info.len, options, budget, watch)?

@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::limits::Budget;
 use crate::load::{LoadOptions, Watch, load};
 use crate::requests::taken;
-use crate::restore::forget;
 use crate::server::Server;
 use crate::table::Ready;
 
@@ -65,7 +64,7 @@ impl Server {
         let watch = Arc::new(Watch::default());
         let (since, budget) = (Instant::now(), self.budget.clone());
         let ready = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| load_or_panic(source, &options, &budget, &watch));
+            let worker = scope.spawn(|| load_caught(source, &options, &budget, &watch));
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
@@ -105,7 +104,7 @@ impl Server {
             let (token, name, replace) = (job.token, job.name.clone(), job.replace);
             let failed = (name.clone(), sender.clone());
             let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
-                let result = load_or_panic(job.source, &job.options, &budget, &job.watch);
+                let result = load_caught(job.source, &job.options, &budget, &job.watch);
                 // The loop may have ended; then nobody wants to know.
                 let _ = sender.send(Finished { token, name, replace, result });
                 let _ = wake.write(1);
@@ -178,9 +177,9 @@ impl Server {
         let kept = self.table.iter().map(|held| (&held.access, held.fds.len()));
         self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
         if self.notify.is_active()
-            && let Some(held) = self.table.iter().find(|held| held.shares_open_file(&ready.fds))
+            && let Some(name) = self.stored_as(&ready.fds)
         {
-            return Err(Error::StoredOnce { name: held.info.name.clone() });
+            return Err(Error::StoredOnce { name: name.to_owned() });
         }
         let generation = self.table.next_generation();
         for fd in &ready.fds {
@@ -189,24 +188,26 @@ impl Server {
         crash_point("hold-stored");
         let old = self.table.put(name, ready);
         if let Some(old) = &old {
-            forget(&self.notify, name, old.info.generation);
+            self.notify.forget(name, old.info.generation);
         }
+        self.notify.forget_set_aside(Some(name));
         crash_point("hold-swapped");
         self.images_changed();
         let replaced = old.map(|old| old.info.generation);
         tracing::info!(name, generation, ?replaced, "held");
         Ok(())
     }
+
+    /// The image under which a supervisor has one of these open files already, as far as can be told.
+    fn stored_as(&self, fds: &[OwnedFd]) -> Option<&str> {
+        let held = self.table.iter().find(|held| held.shares_open_file(fds));
+        held.map(|held| held.info.name.as_str()).or_else(|| self.notify.set_aside_with(fds))
+    }
 }
 
 /// Loads; a bug that ends the load by a panic does not end all loads after it. What the load has is given back when the
 /// stack unwinds, and nothing else sees its state.
-fn load_or_panic(
-    source: OwnedFd,
-    options: &LoadOptions,
-    budget: &Budget,
-    watch: &Arc<Watch>,
-) -> Result<Ready> {
+fn load_caught(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc<Watch>) -> Result<Ready> {
     catch_unwind(AssertUnwindSafe(|| load(source, options, budget, watch))).unwrap_or(Err(Error::Panicked))
 }
 

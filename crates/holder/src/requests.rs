@@ -162,15 +162,18 @@ impl Server {
 
     fn drop_image(&mut self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
-        let Some(held) = self.table.remove(name) else {
+        let generation = self.table.remove(name).map(|held| held.info.generation);
+        // What this holder could not look at, and so does not hold, would come back with the next one.
+        let aside = self.notify.forget_set_aside(Some(name));
+        if generation.is_none() && aside == 0 {
             return Err((Refusal::NoSuchName, format!("there is no image {name:?}")));
-        };
-        if let Err(error) = self.notify.remove(name, held.info.generation) {
-            tracing::warn!(name, %error, "the supervisor keeps the descriptor");
+        }
+        if let Some(generation) = generation {
+            self.notify.forget(name, generation);
         }
         self.images_changed();
         let peer = connection.peer;
-        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation = held.info.generation, "dropped");
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, ?generation, aside, "dropped");
         Ok(Some(Reply::Ok))
     }
 
@@ -180,10 +183,9 @@ impl Server {
         tracing::info!(peer.pid, peer.uid, peer.gid, "stop requested");
         // Asked to end for good: a supervisor must not keep the images, either.
         for held in self.table.iter() {
-            if let Err(error) = self.notify.remove(&held.info.name, held.info.generation) {
-                tracing::warn!(name = held.info.name, %error, "the supervisor keeps the descriptor");
-            }
+            self.notify.forget(&held.info.name, held.info.generation);
         }
+        self.notify.forget_set_aside(None);
         self.begin_stop();
         Ok(Some(Reply::Ok))
     }

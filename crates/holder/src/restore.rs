@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::sys::stat::fstat;
+
 use crate::access::Access;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
 use crate::socket::Listener;
-use crate::systemd::{Notify, Passed, Stored, StoredKind, stored_access};
+use crate::systemd::{Notify, Passed, SetAside, Stored, StoredKind, stored_access};
 use crate::table::{Ready, Table};
 
 /// Puts every stored image into the table and returns the listening socket, if one was passed.
@@ -42,7 +44,8 @@ pub(crate) fn restore_all(
 }
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
-/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start.
+/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start,
+/// unless its name is dropped or given to another image before.
 fn restore(
     table: &mut Table,
     budget: &Budget,
@@ -64,21 +67,22 @@ fn restore(
             let reservation = budget.adopt(info.size);
             let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
             if let Some(old) = old {
-                forget(notify, name, old.info.generation);
+                notify.forget(name, old.info.generation);
             }
             tracing::info!(name, generation, "found in the descriptor store");
         }
-        Ok(_) if generation < newer => forget(notify, name, generation),
+        Ok(_) if generation < newer => notify.forget(name, generation),
         // The same one twice; a removal by name would take both.
         Ok(_) => {}
         Err(error) if is_passing(&error) => {
             tracing::error!(name, generation, %error, "left in the descriptor store, not held");
             table.continue_at(generation.saturating_add(1));
-            notify.set_aside(&access);
+            let memory = fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+            notify.set_aside(SetAside { name: name.to_owned(), generation, access, memory });
         }
         Err(error) => {
             tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
-            forget(notify, name, generation);
+            notify.forget(name, generation);
         }
     }
 }
@@ -90,12 +94,5 @@ fn is_passing(error: &Error) -> bool {
         Error::Memory(error) => error.raw_os_error().is_some(),
         Error::Image(error) => error.raw_os_error().is_some(),
         _ => false,
-    }
-}
-
-/// Removes an image from the store.
-pub(crate) fn forget(notify: &Notify, name: &str, generation: u64) {
-    if let Err(error) = notify.remove(name, generation) {
-        tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor");
     }
 }

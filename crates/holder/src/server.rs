@@ -78,9 +78,14 @@ impl Server {
     /// SIGTERM and SIGINT are blocked in this thread, and in threads that it starts, and end the loop.
     ///
     /// # Errors
-    /// [`Error::Running`] when another holder answers at the socket and `takeover` is false.
+    /// [`Error::Running`] when another holder answers at the socket and `takeover` is false;
+    /// [`Error::TakeoverOfPassed`] when it is true and systemd passed something to this process.
     pub fn start(config: Config, takeover: bool) -> Result<Self> {
         let passed = take_passed()?;
+        // Nobody could be asked: at a passed socket a connect leads to this process, and stored images are others.
+        if takeover && !passed.is_empty() {
+            return Err(Error::TakeoverOfPassed);
+        }
         let budget = Budget::new(config.max_bytes);
         let mut notify = Notify::from_environment()?;
         let mut table = Table::default();
@@ -102,15 +107,13 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
-            let TakenOver { listener, table: theirs } =
-                take_over(&config.socket, listener, &budget, &signals)?;
+            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget, &signals)?;
             table = theirs;
             listener
+        } else if let Some(listener) = listener {
+            listener
         } else {
-            match listener {
-                Some(listener) => listener,
-                None => Listener::bind(&config.socket, config.mode, config.group)?,
-            }
+            Listener::bind(&config.socket, config.mode, config.group)?
         };
         if let Some(address) = config.metrics {
             // The old holder has the port until it ends.
@@ -143,8 +146,8 @@ impl Server {
             end: None,
         };
         if takeover && server.notify.is_active() {
-            for held in server.table.iter() {
-                let mut before = server.table.iter().take_while(|other| other.info.name < held.info.name);
+            for (index, held) in server.table.iter().enumerate() {
+                let mut before = server.table.iter().take(index);
                 if let Some(other) = before.find(|other| other.shares_open_file(&held.fds)) {
                     let (name, other) = (&held.info.name, &other.info.name);
                     tracing::warn!(name, other, "the same open file: the supervisor keeps only the other");
@@ -182,7 +185,6 @@ impl Server {
     /// [`Error`] when the loop itself fails; single connections and loads never end it.
     pub fn run(mut self) -> Result<()> {
         self.resume_accepting();
-        self.metrics.ready.store(!self.is_stopping(), Ordering::Relaxed);
         if let Err(error) = self.notify.ready(&self.status()) {
             tracing::warn!(%error, "the supervisor cannot be told that this holder is ready");
         }
@@ -266,7 +268,6 @@ impl Server {
 
     fn begin_end(&mut self, end: End) {
         self.pause_accepting();
-        self.metrics.ready.store(false, Ordering::Relaxed);
         match &mut self.end {
             // A process that has everything needs the socket file, even if this one was asked to stop meanwhile.
             Some((how, _)) if end == End::HandedOver => *how = end,
@@ -277,7 +278,7 @@ impl Server {
 
     pub(crate) fn pause_accepting(&mut self) {
         if self.accepting {
-            self.accepting = false;
+            self.set_accepting(false);
             // It was added, so it can be taken out.
             let _ = self.epoll.delete(&self.listener.fd);
         }
@@ -287,10 +288,16 @@ impl Server {
         if !self.accepting && !self.is_stopping() {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
             match self.epoll.add(&self.listener.fd, event) {
-                Ok(()) => self.accepting = true,
+                Ok(()) => self.set_accepting(true),
                 Err(error) => tracing::error!(%error, "cannot watch the listening socket; trying again"),
             }
         }
+    }
+
+    /// Whoever asks whether the holder is ready asks whether it answers who connects now.
+    fn set_accepting(&mut self, accepting: bool) {
+        self.accepting = accepting;
+        self.metrics.ready.store(accepting, Ordering::Relaxed);
     }
 
     fn tick(&mut self) {

@@ -76,16 +76,16 @@ impl Listener {
         self.file.is_none()
     }
 
-    /// True while the socket file is the one that was there at first.
+    /// True while the socket file is the one that was there at first, and ours.
     pub fn is_in_place(&self) -> bool {
         let now = std::fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
-        self.file.is_none() || now.ok() == self.file
+        self.file.is_some() && now.ok() == self.file
     }
 
     /// Removes the socket file, if it is still this socket's.
     pub fn remove(self) {
         let Ok(_lock) = lock(&self.path) else { return };
-        if self.file.is_some() && self.is_in_place() {
+        if self.is_in_place() {
             // Nothing is lost if it stays: the next holder removes it.
             let _ = std::fs::remove_file(&self.path);
         }

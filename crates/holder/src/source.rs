@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxfs::{Image, format};
-use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals};
+use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd};
 use mkimage::Packer;
 
 use crate::config::Target;
@@ -57,14 +57,7 @@ pub(crate) fn pack(
 
 /// True for memory that a load keeps as it is, without a copy: nobody can take its pages away, so it may be mapped.
 pub fn is_kept(kind: &FdKind) -> bool {
-    match kind {
-        // A hole can be punched into it until it is sealed against writing, and then the pool may have no page for the
-        // next touch (SIGBUS); ordinary pages come back as zeros.
-        FdKind::Memfd { seals, hugetlb: Some(_) } => seals.contains(Seals::SHRINK | Seals::WRITE),
-        FdKind::Memfd { seals, hugetlb: None } => seals.contains(Seals::SHRINK),
-        FdKind::DmaBuf { .. } | FdKind::DevDax { .. } => true,
-        _ => false,
-    }
+    kind.keeps_pages()
 }
 
 /// Copies an image of `len` bytes from a file, or from a memfd that could shrink, into memory of its own. It is read,
@@ -168,20 +161,4 @@ pub(crate) fn verify(image: &Image, watch: &Watch) -> Result<()> {
 
 fn hex(hash: &[u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_mapped_keeps_its_pages() {
-        let memfd = |seals, hugetlb| is_kept(&FdKind::Memfd { seals, hugetlb });
-        assert!(memfd(Seals::SHRINK, None) && memfd(Seals::IMMUTABLE, None));
-        assert!(!memfd(Seals::GROW | Seals::WRITE, None));
-        assert!(!memfd(Seals::SHRINK | Seals::GROW, Some(2 << 20)), "a hole may be punched into it");
-        assert!(!memfd(Seals::WRITE, Some(2 << 20)));
-        assert!(memfd(Seals::IMMUTABLE, Some(2 << 20)));
-        assert!(is_kept(&FdKind::DevDax { align: 2 << 20 }) && !is_kept(&FdKind::File));
-    }
 }

@@ -78,6 +78,21 @@ pub struct Notify {
     /// Most descriptors that the supervisor keeps, if it says so (`$FDSTORE`, systemd 254). It drops what is beyond
     /// without a word.
     max: Option<usize>,
+    /// Images that it keeps although this holder does not hold them.
+    aside: Vec<SetAside>,
+}
+
+/// An image that stays with the supervisor because it could not be looked at for now.
+#[derive(Debug)]
+pub struct SetAside {
+    /// Its name.
+    pub name: String,
+    /// Its generation.
+    pub generation: u64,
+    /// Who may attach.
+    pub access: Access,
+    /// Device and inode number of its memory.
+    pub memory: Option<(u64, u64)>,
 }
 
 impl Notify {
@@ -102,11 +117,11 @@ impl Notify {
             }
         };
         let max = std::env::var("FDSTORE").ok().and_then(|max| max.parse().ok());
-        Ok(Self { socket, max })
+        Ok(Self { socket, max, aside: Vec::new() })
     }
 
     /// Whether the supervisor will keep an image with that many descriptors beside those that it has: `kept` are all
-    /// images that it has. A swap has both for a moment.
+    /// images that are held, and those that were set aside count, too. A swap has both for a moment.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -118,15 +133,35 @@ impl Notify {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
         // One more for the list of users.
         let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(*access != Access::default());
-        let need = kept.map(descriptors).sum::<usize>() + descriptors(fresh);
+        let aside = self.aside.iter().map(|image| (&image.access, 1));
+        let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
+        let need = kept + descriptors(fresh);
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
     }
 
-    /// Counts an image that the supervisor keeps although this holder does not hold it.
-    pub fn set_aside(&mut self, access: &Access) {
-        if let Some(max) = &mut self.max {
-            *max = max.saturating_sub(1 + usize::from(*access != Access::default()));
+    /// Remembers an image that the supervisor keeps although this holder does not hold it.
+    pub fn set_aside(&mut self, image: SetAside) {
+        self.aside.push(image);
+    }
+
+    /// Name of an image that was set aside and has the memory of one of `fds`. Its own descriptor is gone, so nothing
+    /// tells whether the open file is the same.
+    pub fn set_aside_with(&self, fds: &[OwnedFd]) -> Option<&str> {
+        let of = |fd: &OwnedFd| nix::sys::stat::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let same = |image: &&SetAside| image.memory.is_some() && fds.iter().any(|fd| of(fd) == image.memory);
+        self.aside.iter().find(same).map(|image| image.name.as_str())
+    }
+
+    /// Removes from the store what was set aside, all of it or that of one name; returns how many images that were.
+    pub fn forget_set_aside(&mut self, name: Option<&str>) -> usize {
+        let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.aside)
+            .into_iter()
+            .partition(|image| name.is_none_or(|name| image.name == name));
+        self.aside = left;
+        for image in &gone {
+            self.forget(&image.name, image.generation);
         }
+        gone.len()
     }
 
     /// True when there is a supervisor that keeps descriptors.
@@ -189,11 +224,14 @@ impl Notify {
         self.send(&assignment("FDSTORE", kind, name, generation), &[fd])
     }
 
-    /// Removes an image, and what belongs to it, from the store.
-    ///
-    /// # Errors
-    /// See [`Notify::ready`].
-    pub fn remove(&self, name: &str, generation: u64) -> Result<()> {
+    /// Removes an image, and what belongs to it, from the store; that the supervisor cannot be told is only logged.
+    pub fn forget(&self, name: &str, generation: u64) {
+        if let Err(error) = self.remove(name, generation) {
+            tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor");
+        }
+    }
+
+    fn remove(&self, name: &str, generation: u64) -> Result<()> {
         // The list of users last: an image that is still there must not be without it.
         for kind in [StoredKind::Open, StoredKind::Restricted, StoredKind::Access] {
             self.send(&assignment("FDSTOREREMOVE", kind, name, generation), &[])?;
@@ -292,7 +330,7 @@ mod tests {
 
     #[test]
     fn nobody_listens_without_a_supervisor() {
-        let notify = Notify { socket: None, max: Some(0) };
+        let notify = Notify { socket: None, max: Some(0), aside: Vec::new() };
         assert!(!notify.is_active());
         notify.ready("0 images").unwrap();
         notify.check_room(std::iter::empty(), (&Access::default(), 1)).unwrap();

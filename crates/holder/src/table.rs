@@ -153,6 +153,20 @@ mod tests {
     }
 
     #[test]
+    fn an_open_file_is_known_by_its_duplicate_and_memory_is_not() {
+        let mut table = Table::default();
+        let memfd = dmabuf::Memfd::create("held", 4096, dmabuf::HugePages::No).unwrap();
+        let fds = vec![memfd.as_fd().try_clone_to_owned().unwrap()];
+        table.put("a", Ready { fds, ..ready(&Budget::default()) });
+        let held = table.get("a").unwrap();
+        let duplicate = memfd.as_fd().try_clone_to_owned().unwrap();
+        assert!(held.shares_open_file(&[duplicate]));
+        let reopened = dmabuf::reopen(memfd.as_fd()).unwrap();
+        let other = dmabuf::Memfd::create("held", 4096, dmabuf::HugePages::No).unwrap();
+        assert!(!held.shares_open_file(&[reopened, other.into()]));
+    }
+
+    #[test]
     fn generations_are_never_reused() {
         let budget = Budget::default();
         let mut table = Table::default();

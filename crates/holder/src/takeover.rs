@@ -107,7 +107,7 @@ impl Server {
         match self.listener.fd.try_clone() {
             Ok(socket) => {
                 takeover.complete = true;
-                let supervised = self.listener.is_foreign();
+                let supervised = self.listener.is_foreign() || self.notify.is_active();
                 connection.reply(&Reply::Socket { next_generation, supervised }, Arc::new([socket]));
                 crash_point("takeover-socket");
             }
@@ -178,18 +178,12 @@ pub(crate) struct TakenOver {
     pub table: Table,
 }
 
-/// Takes everything over from the holder at `socket`; `passed` is the socket that a supervisor passed to this process,
-/// which is then used instead of the old holder's. While it waits for loads of the old holder it can be ended by
+/// Takes everything over from the holder at `socket`. While it waits for loads of the old holder it can be ended by
 /// `signals`.
 ///
 /// # Errors
 /// [`Error::Takeover`], [`Error::Interrupted`] and [`Error::Supervised`]; the old holder then goes on.
-pub(crate) fn take_over(
-    socket: &Path,
-    passed: Option<Listener>,
-    budget: &Budget,
-    signals: &SignalFd,
-) -> Result<TakenOver> {
+pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> Result<TakenOver> {
     let mut client = Client::open(socket).map_err(Error::Takeover)?;
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
@@ -212,8 +206,9 @@ pub(crate) fn take_over(
                     waited = true;
                 }
             }
-            // The supervisor would start another holder at its socket as soon as the old one has ended.
-            (Reply::Socket { supervised: true, .. }, _) if passed.is_none() => {
+            // When the old one has ended, the supervisor would start another holder at its socket, and go on keeping
+            // images that nobody can make it drop.
+            (Reply::Socket { supervised: true, .. }, _) => {
                 return Err(Error::Supervised { socket: socket.to_owned() });
             }
             (Reply::Socket { next_generation, .. }, mut fds) => {
@@ -236,8 +231,7 @@ pub(crate) fn take_over(
             },
         })
     };
-    let theirs = listener.ok_or_else(unexpected)?;
-    let listener = passed.map_or_else(|| Listener::over(theirs, socket), Ok)?;
+    let listener = Listener::over(listener.ok_or_else(unexpected)?, socket)?;
     crash_point("takeover-before-done");
     match client.request(&Request::TakeoverDone, &[]) {
         Ok((Reply::Ok, _)) => {}

@@ -13,7 +13,8 @@ use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
 use support::{
-    Place, Process, Start, be_process, hash_of, hex, identity, is_root_for, is_used, packed, tensor, wait_for,
+    Done, Place, Process, Start, be_process, hash_of, hex, identity, is_root_for, is_used, packed, tensor,
+    wait_for,
 };
 
 #[test]
@@ -139,12 +140,12 @@ fn swaps_while_clients_attach() {
                 }
             });
         }
+        let _done = Done(&done);
         for swap in 1..=20 {
             let before = attached.load(Ordering::Relaxed);
             place.load_path("llama", true, &sources[swap % 2]).unwrap();
             wait_for("attaches", || attached.load(Ordering::Relaxed) > before);
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(place.list()[0].generation, 21);
 }

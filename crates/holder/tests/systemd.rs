@@ -5,13 +5,13 @@
 mod support;
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::Image;
 use daxfs::holder::message::Request;
 use support::supervisor::Supervisor;
-use support::{Place, Start, be_process, hash_of, identity, is_root_for, tensor};
+use support::{Place, Process, Start, be_process, hash_of, identity, is_root_for, packed, tensor, wait_for};
 
 #[test]
 fn process() {
@@ -83,24 +83,24 @@ fn one_memory_under_two_names_is_kept_for_both() {
 }
 
 #[test]
-fn who_is_not_started_by_the_supervisor_does_not_take_over() {
+fn a_holder_that_a_supervisor_would_start_again_is_not_taken_over() {
     let _alone = alone();
-    let place = Place::new();
-    let supervisor = Supervisor::new(&place);
-    let mut holder = supervisor.serve(&place, &Start::default());
-    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
-    let take_over = Start { takeover: true, ..Start::default() };
-    assert_eq!(place.spawn(&take_over).wait().code(), Some(2));
-    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
-    assert!(holder.is_running() && place.socket.exists());
-
-    // One that has the same socket from the supervisor may, and leaves it where it is.
-    let mut next = supervisor.serve(&place, &take_over);
-    assert!(holder.wait().success());
-    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
-    place.connect().request(&Request::Stop, &[]).unwrap();
-    assert!(next.wait().success());
-    assert!(place.socket.exists());
+    for with in [Supervisor::keeping, Supervisor::without_socket] {
+        let place = Place::new();
+        let supervisor = with(&place, 64);
+        let mut holder = supervisor.serve(&place, &Start::default());
+        place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+        supervisor.wait_for_store(&["img.1.a"]);
+        let take_over = Start { takeover: true, ..Start::default() };
+        let said = place.refused(place.command(&take_over));
+        assert!(said.contains("systemd listens at"), "{said}");
+        let (command, _passed) = supervisor.command(&place, &take_over);
+        let said = place.refused(command);
+        assert!(said.contains("systemd passed its own socket or images"), "{said}");
+        assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+        assert!(holder.is_running() && place.socket.exists());
+        supervisor.wait_for_store(&["img.1.a"]);
+    }
 }
 
 #[test]
@@ -117,6 +117,70 @@ fn what_cannot_be_looked_at_for_now_stays_stored() {
     let _holder = supervisor.serve(&place, &Start::default());
     supervisor.wait_for_store(&["img.1.a"]);
     assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+}
+
+/// Images with a list of users beside those that are set aside.
+const LISTED: usize = 10;
+
+/// A holder that could not look at the images `a` and `b`, and a copy of the first one's descriptor; the supervisor
+/// has no more room.
+fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
+    let supervisor = Supervisor::keeping(place, 2 + 2 * LISTED);
+    let mut holder = supervisor.serve(place, &Start::default());
+    let (a, b) = (packed(&place.weights("wa", 1, 1000)), packed(&place.weights("wb", 2, 1000)));
+    place.load("a", false, &[], a.as_fd()).unwrap();
+    place.load("b", false, &[], b.as_fd()).unwrap();
+    for index in 0..LISTED {
+        place.load(&format!("listed-{index}"), false, &["allow-uid=7"], a.as_fd()).unwrap();
+    }
+    holder.kill();
+    // Standard streams, the socket, all that is stored, the notify socket: none is left to look at the first image,
+    // and one too few, that of the first, to look at the second. The lists of users are closed then, which leaves
+    // enough.
+    let max_descriptors = Some(3 + 1 + 2 + 2 * LISTED + 1);
+    let holder = supervisor.serve(place, &Start { max_descriptors, ..Start::default() });
+    let names: Vec<_> = place.list().into_iter().map(|info| info.name).collect();
+    assert!(names.len() == LISTED && names.iter().all(|name| name.starts_with("listed-")), "{names:?}");
+    assert_eq!(stored_for_all(&supervisor), ["img.1.a", "img.2.b"]);
+    (supervisor, holder, a)
+}
+
+fn stored_for_all(supervisor: &Supervisor) -> Vec<String> {
+    supervisor.stored().into_iter().filter(|name| name.starts_with("img.")).collect()
+}
+
+#[test]
+fn what_was_set_aside_goes_with_its_name() {
+    let _alone = alone();
+    let place = Place::new();
+    let (supervisor, mut holder, memory) = with_two_set_aside(&place);
+    let drop_image = |name: &str| place.connect().request(&Request::Drop { name: name.into() }, &[]);
+    let fresh = packed(&place.weights("wc", 3, 1000));
+    let load = |name, source: &OwnedFd| place.load(name, false, &[], source.as_fd());
+    let full = load("c", &fresh).unwrap_err().to_string();
+    assert!(full.contains("at most 22 descriptors, and this needs 23"), "what is set aside counts: {full}");
+    drop_image("b").unwrap();
+    wait_for("the second to go", || stored_for_all(&supervisor) == ["img.1.a"]);
+    assert!(drop_image("b").unwrap_err().is_not_found());
+    let same = load("other", &memory).unwrap_err().to_string();
+    assert!(same.contains("this memory as the image \"a\" already"), "{same}");
+    assert_eq!(load("a", &fresh).unwrap().generation, 13);
+    wait_for("the first to be replaced", || stored_for_all(&supervisor) == ["img.13.a"]);
+    drop_image("a").unwrap();
+    wait_for("the new one to go", || stored_for_all(&supervisor).is_empty());
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(place.list().len(), LISTED, "none of them comes back");
+}
+
+#[test]
+fn a_stop_removes_what_was_set_aside() {
+    let _alone = alone();
+    let place = Place::new();
+    let (supervisor, mut holder, _memory) = with_two_set_aside(&place);
+    place.connect().request(&Request::Stop, &[]).unwrap();
+    assert!(holder.wait().success());
+    supervisor.wait_for_store(&[]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use daxfs::holder::HolderError;
 use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Place, Process, Start, be_process, identity, is_used, tensor, wait_for};
+use support::{Done, Place, Process, Start, be_process, identity, is_used, tensor, wait_for};
 
 #[test]
 fn process() {
@@ -51,6 +51,7 @@ fn clients_attach_throughout() {
                 }
             });
         }
+        let _done = Done(&done);
         for _ in 0..3 {
             let count = attached.load(Ordering::Relaxed);
             wait_for("attaches", || attached.load(Ordering::Relaxed) > count + 20);
@@ -59,7 +60,6 @@ fn clients_attach_throughout() {
             place.wait_until_served_by(next.0.id());
             holder = next;
         }
-        done.store(true, Ordering::Relaxed);
     });
     let after = place.list();
     assert_eq!(after.len(), before.len());

@@ -25,8 +25,8 @@ pub enum HolderVerb {
     /// Let a holder keep another image
     ///
     /// SOURCE is opened here and sent as a descriptor. A directory is packed, an image file is copied into memory,
-    /// and memory that cannot shrink (a memfd sealed against it, a dma-buf) is kept as it is. Everything is validated,
-    /// with the hashes that the image carries.
+    /// and memory that cannot shrink (a memfd sealed against it, and against writing as well if it has hugetlb pages;
+    /// a dma-buf; devdax) is kept as it is. Everything is validated, with the hashes that the image carries.
     Load(LoadArgs),
     /// Replace an image under its name, in one step
     ///
@@ -77,7 +77,8 @@ pub struct ServeArgs {
     /// Leave memfds open to writing, so that devices can pin them. Every client can then change what all others read
     #[arg(long)]
     pub shared: bool,
-    /// Take images and socket over from the holder that runs at the socket, which then ends
+    /// Take images and socket over from the holder that runs at the socket, which then ends. One under systemd is
+    /// replaced with systemctl restart instead
     #[arg(long)]
     pub takeover: bool,
     /// Serve Prometheus metrics, /healthz and /readyz here by HTTP, such as 127.0.0.1:9464

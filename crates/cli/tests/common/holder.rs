@@ -7,16 +7,30 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// More than any step takes on a busy machine; only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A tree with its image, and a place for the socket.
 pub struct Place(pub Fixture);
 
-/// A running holder; killed when it is dropped.
+/// A process that is killed when the test ends, however it ends.
+pub struct Process(pub Child);
+
+/// Tells threads that go on until it is true to end, however the test ends: a scope waits for them.
+pub struct Done<'a>(pub &'a AtomicBool);
+
+/// A running holder whose log is read; killed when it is dropped.
 pub struct Holder {
-    pub child: Child,
-    pub log: BufReader<ChildStderr>,
+    pub child: Process,
+    /// Lines of its log: a thread reads them, so that it never waits for us with a full pipe.
+    log: Receiver<String>,
     /// Log lines that were read already.
     lines: Vec<serde_json::Value>,
 }
@@ -61,8 +75,10 @@ impl Place {
         let mut command = self.command(&["serve", "--log", "json"]);
         command.args(self.command(args).get_args());
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut holder = Holder { child, log, lines: Vec::new() };
+        let (sender, log) = channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut holder = Holder { child: Process(child), log, lines: Vec::new() };
         holder.wait_for("serving");
         holder
     }
@@ -87,8 +103,8 @@ impl Holder {
     /// Reads log lines up to the next one with this message.
     pub fn wait_for(&mut self, message: &str) -> serde_json::Value {
         loop {
-            let mut line = String::new();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "ended before {message:?}: {:?}", self.lines);
+            let line = self.log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("{error} before {message:?}: {:?}", self.lines));
             let value: serde_json::Value =
                 serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
             self.lines.push(value.clone());
@@ -108,9 +124,8 @@ impl Holder {
 
     /// The rest of the log and the exit status, once it ended.
     pub fn end(mut self) -> (String, i32) {
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        (rest, self.child.wait().unwrap().code().unwrap_or(-1))
+        let status = self.child.end().unwrap_or(-1);
+        (self.log.iter().map(|line| line + "\n").collect(), status)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -118,10 +133,47 @@ impl Holder {
     }
 }
 
-impl Drop for Holder {
+impl Process {
+    /// The exit status, once it ended; none when a signal ended it.
+    pub fn end(&mut self) -> Option<i32> {
+        until("a process ends", || self.try_wait().unwrap().is_some());
+        self.wait().unwrap().code()
+    }
+}
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.kill();
+        let _ = self.wait();
+    }
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits for something, but not for ever.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

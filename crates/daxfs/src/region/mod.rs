@@ -377,15 +377,14 @@ impl Region {
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 
-    /// The descriptor of a file or memfd that others can cut short, and where the region begins in it: reading it is an
+    /// The descriptor of a file or memfd whose pages others can take away, and where the region begins in it: reading it is an
     /// error then, touching the mapping SIGBUS.
     fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
         match &*self.memory {
-            Memory::Mapped { fd, info, offset, .. } => match info.kind {
-                FdKind::File => Some((fd.as_fd(), *offset)),
-                FdKind::Memfd { seals, .. } if !seals.contains(Seals::SHRINK) => Some((fd.as_fd(), *offset)),
-                _ => None,
-            },
+            Memory::Mapped { fd, info, offset, .. } => {
+                let is_file = matches!(info.kind, FdKind::File | FdKind::Memfd { .. });
+                (is_file && !info.kind.keeps_pages()).then(|| (fd.as_fd(), *offset))
+            }
             Memory::Owned(_) => None,
         }
     }

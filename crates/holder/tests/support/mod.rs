@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use daxfs::Image;
@@ -125,6 +126,16 @@ impl Drop for Process {
     }
 }
 
+/// Tells threads that go on until it is true to end, however the test ends: a scope waits for them.
+#[derive(Debug)]
+pub struct Done<'a>(pub &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// How a holder is started.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
@@ -187,6 +198,16 @@ impl Place {
     /// Starts a holder without waiting for it.
     pub fn spawn(&self, start: &Start) -> Process {
         Process(self.command(start).spawn().unwrap())
+    }
+
+    /// Starts one that refuses to start, and returns what it says.
+    pub fn refused(&self, mut command: Command) -> String {
+        let said = self.dir.path().join("said");
+        let mut process = Process(command.stderr(File::create(&said).unwrap()).spawn().unwrap());
+        let code = process.wait().code();
+        let said = fs::read_to_string(said).unwrap();
+        assert_eq!(code, Some(2), "{said}");
+        said
     }
 
     /// Starts a holder and waits until it answers.

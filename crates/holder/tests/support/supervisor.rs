@@ -32,7 +32,7 @@ pub struct Kept {
 
 #[derive(Debug)]
 pub struct Supervisor {
-    listener: OwnedFd,
+    listener: Option<OwnedFd>,
     notify: std::path::PathBuf,
     max: usize,
     kept: Arc<Mutex<Kept>>,
@@ -50,6 +50,11 @@ impl Supervisor {
         // As systemd passes it, unless the unit has NonBlocking=.
         let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
         fcntl(&listener, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).unwrap();
+        Self { listener: Some(listener), ..Self::without_socket(place, max) }
+    }
+
+    /// One whose holders make the socket themselves: a service without a socket unit.
+    pub fn without_socket(place: &Place, max: usize) -> Self {
         let notify = place.dir.path().join("notify");
         let socket = UnixDatagram::bind(&notify).unwrap();
         let kept = Arc::new(Mutex::new(Kept::default()));
@@ -67,7 +72,7 @@ impl Supervisor {
                 take(max, &mut shared.lock().unwrap(), &String::from_utf8_lossy(&buffer[..len]), fds);
             }
         });
-        Self { listener, notify, max, kept }
+        Self { listener: None, notify, max, kept }
     }
 
     /// Waits until all is read that holders have sent so far, as systemd does before it looks at their ends.
@@ -77,12 +82,20 @@ impl Supervisor {
         wait_for("notifications to be read", || self.kept.lock().unwrap().synced > before);
     }
 
-    /// Starts a holder, as systemd does: the socket and what is stored from descriptor 3 on.
+    /// Starts a holder, as systemd does.
     pub fn spawn(&self, place: &Place, start: &Start) -> Process {
+        let (mut command, _passed) = self.command(place, start);
+        Process(command.spawn().unwrap())
+    }
+
+    /// How it starts one, with the descriptors that must stay open until it has: it has the socket and what is stored
+    /// from descriptor 3 on.
+    pub fn command(&self, place: &Place, start: &Start) -> (Command, Vec<File>) {
         self.catch_up();
         let holder = place.command(start);
         let kept = self.kept.lock().unwrap();
-        let mut passed = vec![("daxfs.sock", high(&self.listener))];
+        let mut passed: Vec<(&str, File)> = Vec::new();
+        passed.extend(self.listener.iter().map(|listener| ("daxfs.sock", high(listener))));
         passed.extend(kept.store.iter().map(|(name, fd)| (name.as_str(), high(fd))));
         let mut redirections = String::new();
         for (index, (_, fd)) in passed.iter().enumerate() {
@@ -104,7 +117,8 @@ impl Supervisor {
         command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         command.env("FDSTORE", self.max.to_string());
         command.env("NOTIFY_SOCKET", &self.notify).stdout(std::process::Stdio::null());
-        Process(command.spawn().unwrap())
+        let passed = passed.into_iter().map(|(_, fd)| fd).collect();
+        (command, passed)
     }
 
     /// Starts a holder and waits until it has said that it is ready.

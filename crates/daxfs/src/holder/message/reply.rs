@@ -104,7 +104,7 @@ pub enum Reply {
     Progress {
         /// Bytes done.
         done: u64,
-        /// Bytes in all.
+        /// Bytes in all; 0 while nothing is known of them, or the load queues.
         total: u64,
     },
     /// A load or swap is complete.
@@ -133,7 +133,8 @@ pub enum Reply {
     Socket {
         /// First generation that was not used.
         next_generation: u64,
-        /// Whether a supervisor made the socket and listens at it, too.
+        /// Whether a supervisor made the socket and listens at it, too, or keeps the images: the holder is not to be
+        /// taken over then.
         supervised: bool,
     },
 }
