@@ -188,13 +188,9 @@ impl Image {
     /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for
     /// it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
     pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
-        let device = match device {
-            #[cfg(feature = "vulkan")]
-            Device::Vulkan(device) => {
-                let advice = "map it, which copies nothing";
-                return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
-            }
-            Device::Cuda(device) => device,
+        let Some(device) = device.as_cuda() else {
+            let advice = "map it, which copies nothing";
+            return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };
         let memory = device.upload(self.region(), self.superblock().total_size, options)?;
         let backing = self.backing().filter(|region| !region.is_empty());

@@ -377,8 +377,8 @@ impl Region {
         Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 
-    /// The descriptor of a file or memfd whose pages others can take away, and where the region begins in it: reading it is an
-    /// error then, touching the mapping SIGBUS.
+    /// The descriptor of a file or memfd whose pages others can take away, and where the region begins in it: reading
+    /// it is an error then, touching the mapping SIGBUS.
     fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
         match &*self.memory {
             Memory::Mapped { fd, info, offset, .. } => {

@@ -1,6 +1,6 @@
 //! Memory that a CUDA device reads: its own, or the host's.
 
-#![forbid(unsafe_code)]
+#![allow(unsafe_code, reason = "copies device memory to the host")]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -79,6 +79,25 @@ impl Buffer {
         matches!(&*self.memory, Memory::Device(_))
     }
 
+    /// Copies bytes back to the host, and waits for them. The image's own file is the place to read from; this is for
+    /// those who want to see what the device has.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] for a range outside of the buffer, [`DeviceError::Driver`].
+    pub fn copy_to_host(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(dmabuf::Error::OutOfBounds { offset, len, bound: self.len }.into());
+        }
+        let device = self.device();
+        let _current = device.enter()?;
+        let (target, from) = (bytes.as_mut_ptr().cast(), self.address() + offset);
+        // SAFETY: the slice has as many bytes as are copied, and so has the buffer from `offset` on (checked above), which
+        // is mapped as long as it lives; the call returns when all are there.
+        let code = unsafe { (device.functions().copy_to_host)(target, from, bytes.len()) };
+        Ok(device.check("cuMemcpyDtoH", code)?)
+    }
+
     /// The memory for other processes.
     ///
     /// # Errors
@@ -99,7 +118,7 @@ impl Buffer {
         Ok(self.allocation()?.export_dma_buf(self.len)?)
     }
 
-    fn allocation(&self) -> Result<&Allocation, DeviceError> {
+    pub(super) fn allocation(&self) -> Result<&Allocation, DeviceError> {
         match &*self.memory {
             Memory::Device(allocation) => Ok(allocation),
             Memory::Host(_) => Err(DeviceError::NotExportable {

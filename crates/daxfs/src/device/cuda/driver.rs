@@ -96,7 +96,6 @@ macro_rules! functions {
 
 functions! {
     init = "cuInit" (c_uint);
-    driver_get_version = "cuDriverGetVersion" (*mut c_int);
     get_error_string = "cuGetErrorString" (Code, *mut *const c_char);
     device_get_count = "cuDeviceGetCount" (*mut c_int);
     device_get = "cuDeviceGet" (*mut Number, c_int);

@@ -47,9 +47,9 @@ impl Device {
         if len == 0 || len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
         }
-        let allocation = Allocation::new(self, len)?;
-        options.upload(region, len, &allocation)?;
-        Ok(self.resident(allocation, len, Route::Copy))
+        let buffer = Buffer::allocated(Allocation::new(self, len)?, len);
+        options.upload(region, &buffer)?;
+        Ok(self.resident(buffer, Route::Copy))
     }
 
     /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave there,
@@ -75,13 +75,14 @@ impl Device {
             }));
         }
         let allocation = Allocation::import(self, &shared.fd, shared.size)?;
-        Ok(MappedImage::new(image.clone(), self.resident(allocation, len, Route::Descriptor), None))
+        let memory = self.resident(Buffer::allocated(allocation, len), Route::Descriptor);
+        Ok(MappedImage::new(image.clone(), memory, None))
     }
 
     /// One buffer, however long: the whole allocation is at one range of addresses.
-    fn resident(&self, allocation: Allocation, len: u64, route: Route) -> MappedRegion {
-        let buffer = super::Buffer::Cuda(Buffer::allocated(allocation, len));
-        MappedRegion::new(self.clone().into(), vec![buffer], Cut { total: len, piece: len }, route)
+    fn resident(&self, buffer: Buffer, route: Route) -> MappedRegion {
+        let cut = Cut { total: buffer.len(), piece: buffer.len() };
+        MappedRegion::new(self.clone().into(), vec![super::Buffer::Cuda(buffer)], cut, route)
     }
 
     /// Pins the first `len` bytes of a region, which are read over the link from then on.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::DeviceError;
-use super::allocation::{Allocation, Rights};
+use super::allocation::Rights;
+use super::buffer::Buffer;
 use super::staging::{Slot, Stream};
 use crate::{Region, Result};
 
@@ -89,12 +90,11 @@ impl UploadOptions {
         self
     }
 
-    /// Copies the first `len` bytes of `region`, and waits until they are there.
-    pub(super) fn upload(&self, region: &Region, len: u64, to: &Allocation) -> Result<()> {
+    /// Fills `to` with the first bytes of `region`, which has as many, and waits until they are there.
+    pub(super) fn upload(&self, region: &Region, to: &Buffer) -> Result<()> {
         let work = Work {
             options: self,
             region,
-            len,
             to,
             next: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -106,7 +106,7 @@ impl UploadOptions {
             work.run(Work::compare)?;
         }
         if !self.writable {
-            to.set_rights(Rights::Read)?;
+            to.allocation()?.set_rights(Rights::Read)?;
         }
         Ok(())
     }
@@ -116,8 +116,7 @@ impl UploadOptions {
 struct Work<'a> {
     options: &'a UploadOptions,
     region: &'a Region,
-    len: u64,
-    to: &'a Allocation,
+    to: &'a Buffer,
     /// First byte that no thread has taken.
     next: AtomicU64,
     done: AtomicU64,
@@ -128,7 +127,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Runs one function on all threads; the first error is the result.
     fn run(&self, work: fn(&Self) -> Result<()>) -> Result<()> {
-        let pieces = self.len.div_ceil(self.options.piece as u64);
+        let pieces = self.to.len().div_ceil(self.options.piece as u64);
         let threads =
             usize::try_from(pieces).map_or(self.options.threads, |most| most.min(self.options.threads));
         std::thread::scope(|scope| {
@@ -156,7 +155,7 @@ impl Work<'_> {
         }
         let piece = self.options.piece as u64;
         let at = self.next.fetch_add(piece, Ordering::Relaxed);
-        let len = self.len.checked_sub(at).filter(|&left| left > 0)?.min(piece);
+        let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(piece);
         Some((at, usize::try_from(len).ok()?))
     }
 
@@ -170,11 +169,11 @@ impl Work<'_> {
             let Some((at, len)) = self.take() else { break };
             let slot = &mut slots[turn % 2];
             self.region.read_at(at, &mut slot.bytes()?[..len])?;
-            // SAFETY: the allocation has at least `self.len` bytes, is mapped for writing while it is being filled, and
-            // outlives the stream.
+            // SAFETY: `take` stays within the buffer's bytes, which are mapped for writing while it is being filled, and
+            // outlive the stream.
             unsafe { slot.send(len, self.to.address() + at, &stream) }?;
             let done = self.done.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
-            if self.options.progress.as_ref().is_some_and(|progress| !progress(done, self.len)) {
+            if self.options.progress.as_ref().is_some_and(|progress| !progress(done, self.to.len())) {
                 return Err(DeviceError::Cancelled { device: device.name().into() }.into());
             }
         }
@@ -182,20 +181,13 @@ impl Work<'_> {
     }
 
     fn compare(&self) -> Result<()> {
-        let device = self.to.device();
-        let _current = device.enter()?;
         let (mut wanted, mut found) = (vec![0; self.options.piece], vec![0; self.options.piece]);
         while let Some((at, len)) = self.take() {
             self.region.read_at(at, &mut wanted[..len])?;
-            // SAFETY: the vector has `len` bytes of its own, and the allocation as many from `at` on; the call returns
-            // when all are there.
-            let code = unsafe {
-                (device.functions().copy_to_host)(found.as_mut_ptr().cast(), self.to.address() + at, len)
-            };
-            device.check("cuMemcpyDtoH", code)?;
+            self.to.copy_to_host(at, &mut found[..len])?;
             if let Some(first) = (0..len).find(|&i| wanted[i] != found[i]) {
-                let offset = at + first as u64;
-                return Err(DeviceError::Mismatch { device: device.name().into(), offset }.into());
+                let device = self.to.device().name().into();
+                return Err(DeviceError::Mismatch { device, offset: at + first as u64 }.into());
             }
         }
         Ok(())
