@@ -13,6 +13,8 @@ use std::ptr::NonNull;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+#[cfg(feature = "cuda")]
+use crate::device::{Place, cuda};
 use crate::tensor::safetensors::read_exact;
 use crate::{Dtype, Result, Tensor, TensorError};
 
@@ -53,6 +55,19 @@ impl DLDevice {
     pub const CUDA_HOST: Self = Self { device_type: 3, device_id: 0 };
     /// Host memory that ROCm has pinned, `kDLROCMHost`.
     pub const ROCM_HOST: Self = Self { device_type: 11, device_id: 0 };
+
+    /// A GPU of CUDA, `kDLCUDA`, or the host memory that it reads.
+    #[cfg(feature = "cuda")]
+    pub fn of(buffer: &cuda::Buffer) -> Self {
+        match buffer.is_resident() {
+            // Nobody has 2^31 devices.
+            true => Self {
+                device_type: 2,
+                device_id: i32::try_from(buffer.device().ordinal()).unwrap_or(i32::MAX),
+            },
+            false => Self::CUDA_HOST,
+        }
+    }
 
     /// True when pointers to the device's memory are pointers of the CPU.
     pub fn is_host(self) -> bool {
@@ -208,6 +223,32 @@ pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
     Ok(lend_legacy(Array::of(tensor, DLDevice::CPU)?, Box::new(tensor.clone())))
 }
 
+/// Lends a tensor out where it lies in a GPU's memory, in the form of DLPack 1.x: `place` is what
+/// [`MappedImage::tensor`](crate::device::MappedImage::tensor) gave for it. Host memory that a GPU reads in place is
+/// [`DLDevice::CUDA_HOST`]. The bytes are there already, so every stream of the consumer may use them at once.
+///
+/// # Errors
+/// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, and for
+/// one of a device that DLPack's consumers do not share.
+#[cfg(feature = "cuda")]
+pub fn export_place_versioned(
+    tensor: &Tensor,
+    place: &Place,
+    read_only: bool,
+) -> Result<NonNull<DLManagedTensorVersioned>> {
+    let flags = if read_only { FLAG_READ_ONLY } else { 0 };
+    Ok(lend_versioned(Array::at(tensor, place)?, Box::new(place.clone()), flags))
+}
+
+/// Like [`export_place_versioned`], in the form before DLPack 1, which cannot say that the memory is read-only.
+///
+/// # Errors
+/// As for [`export_place_versioned`].
+#[cfg(feature = "cuda")]
+pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManagedTensor>> {
+    Ok(lend_legacy(Array::at(tensor, place)?, Box::new(place.clone())))
+}
+
 /// Copies a tensor into memory of the consumer's own, aligned to [`COPY_ALIGNMENT`], which it may write.
 ///
 /// Works for files in pieces, too. See [`export_versioned`] for ownership.
@@ -265,23 +306,33 @@ struct Array {
 impl Array {
     /// The array of the tensor's own bytes.
     fn of(tensor: &Tensor, device: DLDevice) -> Result<Self> {
+        if !device.is_host() {
+            return Err(fault(tensor, "its memory is the CPU's, not that of the device asked for").into());
+        }
         // The pointer is that of the view for tensors without elements, too: `dlpack.h` suggests NULL, for which
         // numpy (2.4) makes an array of its own that says it is writable.
         let data = tensor.bytes()?.as_ptr().cast_mut().cast();
         Ok(Self { data, ..Self::describe(tensor, device)? })
     }
 
+    /// The array of the tensor's bytes in a device's memory.
+    #[cfg(feature = "cuda")]
+    fn at(tensor: &Tensor, place: &Place) -> Result<Self> {
+        let buffer =
+            place.buffer().as_cuda().ok_or_else(|| fault(tensor, "no consumer shares this device"))?;
+        if place.len() != tensor.nbytes() {
+            return Err(fault(tensor, "the place is not that of the whole tensor").into());
+        }
+        let address = usize::try_from(buffer.address() + place.offset())
+            .map_err(|_| fault(tensor, "its address does not fit"))?;
+        let device = DLDevice::of(buffer);
+        let data = std::ptr::without_provenance_mut(address);
+        Ok(Self { data, ..Self::describe(tensor, device)? })
+    }
+
     /// Everything but the data.
     fn describe(tensor: &Tensor, device: DLDevice) -> Result<Self> {
-        let fault = |why| TensorError::NotExportable {
-            tensor: tensor.name().into(),
-            dtype: tensor.dtype(),
-            shape: tensor.shape().to_vec(),
-            why,
-        };
-        if !device.is_host() {
-            return Err(fault("its memory is the CPU's, not that of the device asked for").into());
-        }
+        let fault = |why| fault(tensor, why);
         let dtype = DLDataType::of(tensor.dtype())
             .ok_or_else(|| fault("no consumer takes 6-bit types; use the bytes"))?;
         let shape = dimensions(tensor.shape(), dtype.lanes)
@@ -292,6 +343,15 @@ impl Array {
         let strides = strides(&shape).ok_or_else(too_large)?;
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
         Ok(Self { data: std::ptr::null_mut(), device, ndim, dtype, shape, strides })
+    }
+}
+
+fn fault(tensor: &Tensor, why: &'static str) -> TensorError {
+    TensorError::NotExportable {
+        tensor: tensor.name().into(),
+        dtype: tensor.dtype(),
+        shape: tensor.shape().to_vec(),
+        why,
     }
 }
 
