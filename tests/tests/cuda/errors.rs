@@ -1,0 +1,129 @@
+//! What is missing or fails is an error value that says so, and leaves nothing behind.
+
+use daxfs::Error;
+use daxfs::device::{Device, DeviceError};
+
+use crate::support::{device, image, live, no_library, old_library, simulated, with_library};
+
+fn unavailable() -> String {
+    let error = Device::cuda(0).unwrap_err();
+    assert!(matches!(error, Error::Device(DeviceError::Unavailable { .. })), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn without_a_driver() {
+    with_library("errors::without_a_driver", no_library, &[], || {
+        // Where the machine has a driver it is found; then there is nothing to see.
+        if let Err(error) = Device::cuda(0) {
+            let text = error.to_string();
+            assert!(text.contains("libcuda.so.1") && text.contains("it needs an NVIDIA driver"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn with_a_driver_that_lacks_functions() {
+    with_library("errors::with_a_driver_that_lacks_functions", old_library, &[], || {
+        assert!(unavailable().contains("cuMemCreate"), "{}", unavailable());
+    });
+}
+
+#[test]
+fn with_a_driver_that_does_not_start() {
+    let settings = [("DAXFS_FAKE_CUDA_INIT", "100")];
+    simulated("errors::with_a_driver_that_does_not_start", &settings, || {
+        assert!(unavailable().contains("(100)"), "{}", unavailable());
+    });
+}
+
+#[test]
+fn devices_that_are_not_there_or_cannot() {
+    let settings = [("DAXFS_FAKE_CUDA_ATTRIBUTES", "103=0,99=0,124=0")];
+    simulated("errors::devices_that_are_not_there_or_cannot", &settings, || {
+        let error = Device::cuda(7).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::NoSuchDevice { number: 7, .. })), "{error}");
+        let error = image().to(&device()).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::Unavailable { .. })), "{error}");
+        let error = image().map(&device()).unwrap_err();
+        assert!(error.to_string().contains("does not read host memory"), "{error}");
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn too_little_memory() {
+    let settings = [("DAXFS_FAKE_CUDA_MEMORY", "6291456")];
+    simulated("errors::too_little_memory", &settings, || {
+        let device = device();
+        let error = image().to(&device).unwrap_err();
+        match &error {
+            Error::Device(DeviceError::OutOfMemory { need, free, .. }) => {
+                assert!(*need > *free && *free == 6_291_456, "{error}");
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(device.as_cuda().unwrap().memory().unwrap(), (6_291_456, 6_291_456));
+        drop(device);
+        assert_eq!(live(), 0);
+    });
+}
+
+/// Each call of the driver fails in turn, at its first and at its second time.
+#[test]
+fn every_call_that_fails_is_an_error_and_leaves_nothing() {
+    const TEST: &str = "errors::every_call_that_fails_is_an_error_and_leaves_nothing";
+    for call in [
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetUuid_v2",
+        "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain",
+        "cuCtxPushCurrent_v2",
+        "cuMemGetAllocationGranularity",
+        "cuMemCreate",
+        "cuMemAddressReserve",
+        "cuMemMap",
+        "cuMemSetAccess",
+        "cuMemHostAlloc",
+        "cuEventCreate",
+        "cuStreamCreate",
+        "cuMemcpyHtoDAsync_v2",
+        "cuEventRecord",
+        "cuEventSynchronize",
+        "cuStreamSynchronize",
+        "cuMemcpyDtoH_v2",
+        "cuMemExportToShareableHandle",
+        "cuMemImportFromShareableHandle",
+        "cuMemGetHandleForAddressRange",
+    ] {
+        for time in ["1", "2"] {
+            let fail = format!("{call}:{time}:999");
+            simulated(TEST, &[("DAXFS_FAKE_CUDA_FAIL", &fail), ("DAXFS_FAKE_CUDA_DELAY_US", "1")], || {
+                let error = everything().unwrap_err();
+                match &error {
+                    Error::Device(DeviceError::Driver { code: 999, .. }) => {}
+                    Error::Device(DeviceError::NotExportable { why, .. }) if why.contains("(999)") => {}
+                    other => panic!("{other:?}"),
+                }
+                assert_eq!(live(), 0, "{error}");
+            });
+        }
+    }
+}
+
+/// Uses every call of the list twice at least.
+fn everything() -> daxfs::Result<()> {
+    use daxfs::device::cuda::UploadOptions;
+    let image = image();
+    let options = UploadOptions::new().threads(2).piece(1 << 20).verify(true);
+    for _ in 0..2 {
+        let device = Device::cuda(0)?;
+        let resident = image.to_with(&device, &options)?;
+        let buffer = resident.buffers()[0].as_cuda().unwrap();
+        buffer.export_dma_buf()?;
+        device.as_cuda().unwrap().attach(&image, &buffer.share()?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! What is in the device's memory is what is in the image; what was given away keeps it, and nothing else does.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use daxfs::device::cuda::{UploadOptions, devices};
+use daxfs::device::{Device, DeviceError, MapOptions, Route};
+use daxfs::{Error, Image, dlpack};
+use mkimage::{HugePages, Memory, Packer};
+
+use crate::support::{
+    MIB, bytes, check, device, files, folder, image, is_real, live, on_a_gpu, pack, read, simulated,
+};
+
+#[test]
+fn files_and_tensors_are_the_same_on_the_device() {
+    on_a_gpu("resident::files_and_tensors_are_the_same_on_the_device", || {
+        assert!(devices().unwrap().contains(&device().name().to_owned()));
+        let image = image();
+        let resident = image.to(&device()).unwrap();
+        assert_eq!((resident.memory().route(), resident.buffers().len()), (Route::Copy, 1));
+        assert!(resident.buffers()[0].as_cuda().unwrap().is_resident());
+        check(&image, &resident);
+        // A place of an image keeps what it needs.
+        let file = image.file("file-70001").unwrap();
+        let place = resident.file(&file).unwrap().one().unwrap();
+        drop((resident, image));
+        assert!(read(&place) == bytes(70_001, 70_001));
+        drop((place, file));
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn pieces_and_threads_make_no_difference() {
+    on_a_gpu("resident::pieces_and_threads_make_no_difference", || {
+        let (image, device) = (image(), device());
+        for (threads, piece) in [(1, 4096), (4, 5000), (3, 1 << 20), (2, 64 << 20)] {
+            let done = Arc::new(AtomicU64::new(0));
+            let seen = done.clone();
+            let options =
+                UploadOptions::new().threads(threads).piece(piece).verify(true).progress(move |now, all| {
+                    assert!(now <= all);
+                    seen.fetch_max(now, Ordering::Relaxed);
+                    true
+                });
+            let resident = image.to_with(&device, &options).unwrap();
+            check(&image, &resident);
+            assert_eq!(done.load(Ordering::Relaxed), image.superblock().total_size);
+        }
+    });
+}
+
+#[test]
+fn memory_comes_back() {
+    on_a_gpu("resident::memory_comes_back", || {
+        let (image, device) = (image(), device());
+        let free = || device.as_cuda().unwrap().memory().unwrap().0;
+        let before = free();
+        let resident = image.to(&device).unwrap();
+        assert!(free() <= before - 8 * MIB, "{} of {before}", free());
+        drop(resident);
+        assert_eq!(free(), before);
+    });
+}
+
+#[test]
+fn readers_map_it_for_reading() {
+    simulated("resident::readers_map_it_for_reading", &[], || {
+        let (image, device) = (image(), device());
+        // The simulated device's addresses are the process's.
+        let rights = |options: &UploadOptions| {
+            let resident = image.to_with(&device, options).unwrap();
+            let address = format!("{:x}-", resident.buffers()[0].address().unwrap());
+            let maps = fs::read_to_string("/proc/self/maps").unwrap();
+            let line = maps.lines().find(|line| line.starts_with(&address)).unwrap();
+            line.split(' ').nth(1).unwrap().to_owned()
+        };
+        assert_eq!(rights(&UploadOptions::new()), "r--s");
+        assert_eq!(rights(&UploadOptions::new().writable(true)), "rw-s");
+    });
+}
+
+#[test]
+fn an_image_that_is_replaced_while_it_is_copied_is_none() {
+    on_a_gpu("resident::an_image_that_is_replaced_while_it_is_copied_is_none", || {
+        let work = tempfile::tempdir().unwrap();
+        let region = work.path().join("region");
+        fs::File::create(&region).unwrap().set_len(32 * MIB).unwrap();
+        let memory = Memory::Device(region.clone().into());
+        let source = folder();
+        let plan = || Packer::new().input(source.path()).replace(true).plan().unwrap();
+        plan().write_memory(&memory).unwrap();
+        let image = Image::open(&region).unwrap();
+        let options = UploadOptions::new().piece(1 << 20).progress(move |done, all| {
+            if done == all {
+                plan().write_memory(&memory).unwrap();
+            }
+            true
+        });
+        let error = image.to_with(&device(), &options).unwrap_err();
+        assert!(matches!(error, Error::BeingReplaced { .. }), "{error}");
+        drop(options);
+        let image = image.refresh().unwrap().unwrap();
+        check_files(&image);
+        assert_eq!(live(), 0);
+    });
+}
+
+fn check_files(image: &Image) {
+    let resident = image.to(&device()).unwrap();
+    for file in files(image) {
+        let place = resident.file(&file).unwrap().one().unwrap();
+        assert!(read(&place) == file.to_vec().unwrap());
+    }
+}
+
+#[test]
+fn a_copy_can_be_cancelled() {
+    on_a_gpu("resident::a_copy_can_be_cancelled", || {
+        let options = UploadOptions::new().piece(4096).progress(|done, _| done < MIB);
+        let error = image().to_with(&device(), &options).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::Cancelled { .. })), "{error}");
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn host_memory_is_read_in_place() {
+    on_a_gpu("resident::host_memory_is_read_in_place", || {
+        let device = device();
+        let image = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
+        let mapped = image.map(&device).unwrap();
+        assert_eq!(mapped.memory().route(), Route::Mapping);
+        assert!(!mapped.buffers()[0].as_cuda().unwrap().is_resident());
+        check(&image, &mapped);
+        let in_pieces = image.map_with(&device, &MapOptions::new().max_piece(2 * MIB)).unwrap();
+        let file = image.file("file-5242887").unwrap();
+        let places = in_pieces.file(&file).unwrap();
+        assert!(places.len() > 1);
+        let all: Vec<u8> = places.as_slice().iter().flat_map(read).collect();
+        assert!(all == file.to_vec().unwrap());
+        drop((mapped, in_pieces, places));
+
+        let sealed = Image::from_fd(pack(&Memory::Memfd(HugePages::No))).unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let path = work.path().join("image");
+        Packer::new().input(folder().path()).plan().unwrap().write_file(&path).unwrap();
+        for (image, why) in
+            [(sealed, "sealed against writing"), (Image::open(&path).unwrap(), "only a memfd")]
+        {
+            let error = image.map(&device).unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::NotImportable { .. })), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        drop(device);
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn what_dlpack_lends_keeps_the_memory() {
+    on_a_gpu("resident::what_dlpack_lends_keeps_the_memory", || {
+        let device = Device::cuda(0).unwrap();
+        let image = image();
+        let resident = image.to(&device).unwrap();
+        let tensor = image.tensors().unwrap().get("w").unwrap();
+        let place = resident.tensor(&tensor).unwrap().one().unwrap();
+        let loan = dlpack::export_place_versioned(&tensor, &place, true).unwrap();
+        let address = place.address().unwrap();
+        let short = place.split(100).remove(0);
+        let error = dlpack::export_place_versioned(&tensor, &short, true).unwrap_err();
+        assert!(error.to_string().contains("whole tensor"), "{error}");
+        drop((short, place, resident, tensor, image, device));
+        assert!(is_real() || live() > 0);
+        // SAFETY: the loan is live until its deleter is called, below.
+        let managed = unsafe { loan.as_ref() };
+        assert_eq!(managed.dl_tensor.data.addr() as u64, address);
+        assert_eq!((managed.dl_tensor.device.device_type, managed.dl_tensor.device.device_id), (2, 0));
+        assert_eq!((managed.flags, managed.dl_tensor.ndim), (dlpack::FLAG_READ_ONLY, 2));
+        let deleter = managed.deleter.unwrap();
+        // SAFETY: the deleter of this loan, called once.
+        unsafe { deleter(loan.as_ptr()) };
+        assert_eq!(live(), 0);
+    });
+}
