@@ -90,7 +90,7 @@ fn an_image_that_is_replaced_while_it_is_copied_is_none() {
         fs::File::create(&region).unwrap().set_len(32 * MIB).unwrap();
         let memory = Memory::Device(region.clone().into());
         let source = folder();
-        let plan = || Packer::new().input(source.path()).replace(true).plan().unwrap();
+        let plan = move || Packer::new().input(source.path()).replace(true).plan().unwrap();
         plan().write_memory(&memory).unwrap();
         let image = Image::open(&region).unwrap();
         let options = UploadOptions::new().piece(1 << 20).progress(move |done, all| {
