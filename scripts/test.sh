@@ -125,6 +125,13 @@ fuzz() {
     scripts/fuzz.sh "$FUZZ_SECONDS"
 }
 
+# The same tests run with a simulated driver in the steps rust and python.
+gpu() {
+    [ "${DAXFS_TEST_GPU:-}" = 1 ] || cannot "make test-gpu runs it, on a machine with an NVIDIA GPU" || return
+    need_wheel || return
+    cargo test -p daxfs-tests --test cuda -- --test-threads=1 && .venv/bin/python -m pytest -v python/tests/test_device.py
+}
+
 deny() {
     cargo deny --version >/dev/null 2>&1 || cannot "cargo-deny is not installed" || return
     # Not the advisories: their database would have to be downloaded.
@@ -164,6 +171,7 @@ step demo demo
 step kernel kernel
 step two-kernels two_kernels
 step fuzz fuzz
+step gpu optional gpu
 step deny optional deny
 
 printf '\n'

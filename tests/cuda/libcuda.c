@@ -48,7 +48,8 @@ _Static_assert(sizeof(CUmemAllocationProp) == 32 && sizeof(CUmemAccessDesc) == 1
     E(712, HOST_MEMORY_ALREADY_REGISTERED, "part or all of the requested memory range is already mapped") \
     E(713, HOST_MEMORY_NOT_REGISTERED, "pointer does not correspond to a registered memory region") \
     E(800, NOT_PERMITTED, "operation not permitted") E(801, NOT_SUPPORTED, "operation not supported") \
-    E(802, SYSTEM_NOT_READY, "system not yet initialized") E(999, UNKNOWN, "unknown error")
+    E(802, SYSTEM_NOT_READY, "system not yet initialized") E(999, UNKNOWN, "unknown error") \
+    E(803, SYSTEM_DRIVER_MISMATCH, "system has unsupported display driver / cuda driver combination")
 #define CODE(code, name, text) name = code,
 #define NAME(code, name, text) {code, "CUDA_ERROR_" #name, text},
 enum { OK = 0, ERRORS(CODE) };
@@ -174,10 +175,11 @@ __attribute__((constructor)) static void load(void) {
 static void *allocate(size_t size) { void *memory = calloc(1, size); if (!memory) abort(); return memory; }
 
 // Takes an item out of a list; every item starts with its link.
+typedef void *any_link __attribute__((may_alias));
 static void take_out(void *list, void *item) {
-    void **link = list;
+    any_link *link = list;
     while (*link != item) link = *link;
-    *link = *(void **)item;
+    *link = *(any_link *)item;
 }
 
 static struct object *add(enum kind kind, uint64_t id, size_t size) {

@@ -214,3 +214,8 @@ impl std::fmt::Display for Route {
 #[cfg(all(doctest, feature = "vulkan"))]
 #[doc = include_str!("../../../../docs/vulkan.md")]
 struct GuideDoctests;
+
+/// Compiles the examples of the guide.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../../../docs/cuda.md")]
+struct CudaGuideDoctests;
