@@ -41,6 +41,7 @@
 pub mod cuda;
 mod error;
 mod image;
+mod lookup;
 mod place;
 mod spans;
 #[cfg(feature = "vulkan")]
@@ -48,6 +49,7 @@ pub mod vulkan;
 
 pub use error::{DeviceError, Refusal};
 pub use image::{MapOptions, MappedImage, MappedRegion};
+pub use lookup::Lookup;
 pub use place::{Place, Places};
 
 use crate::Result;

@@ -52,6 +52,18 @@ impl Device {
         Ok(self.resident(buffer, Route::Copy))
     }
 
+    /// Copies bytes of this process into the device's memory, mapped for reading: a [`Lookup`](super::Lookup), for
+    /// example.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`]; [`Error::Memory`] for no bytes.
+    pub fn copy(&self, bytes: &[u8]) -> Result<Buffer> {
+        let region = Region::from_bytes(bytes.to_vec());
+        let memory = self.upload(&region, region.len(), &UploadOptions::new().threads(1))?;
+        let buffer = memory.buffers().first().and_then(super::Buffer::as_cuda).cloned();
+        buffer.ok_or_else(|| dmabuf::Error::OutOfBounds { offset: 0, len: 0, bound: 0 }.into())
+    }
+
     /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave there,
     /// and `image` the same image, opened from the host, where its metadata is. Mapped for reading.
     ///
