@@ -85,7 +85,13 @@ doctests() {
 }
 
 docs() {
-    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
+    local -x RUSTDOCFLAGS="-D warnings"
+    cargo doc --quiet --workspace --no-deps || return
+    # The workspace has both; one alone must do, too.
+    local feature
+    for feature in cuda vulkan; do
+        cargo doc --quiet --no-deps -p daxfs --features "$feature" || return
+    done
 }
 
 wheel() {

@@ -119,6 +119,19 @@ pub fn live() -> i32 {
     unsafe { count() }
 }
 
+/// Whether a context is current for this thread, which it was not before.
+pub fn has_context() -> bool {
+    // SAFETY: as above.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") }.unwrap();
+    // SAFETY: the function has this signature in cuda.h.
+    let current =
+        unsafe { library.get::<unsafe extern "C" fn(*mut usize) -> i32>(b"cuCtxGetCurrent\0") }.unwrap();
+    let mut context = 0;
+    // SAFETY: the word is alive, and as large as a pointer.
+    let code = unsafe { current(&raw mut context) };
+    code == 0 && context != 0
+}
+
 /// Bytes with a pattern that is nowhere the same.
 pub fn bytes(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| ((i + seed).wrapping_mul(0x9E37_79B9) >> 13).to_le_bytes()[0]).collect()

@@ -55,11 +55,12 @@ struct Node {
 
 const _: () = assert!(size_of::<Head>() == 64 && size_of::<Node>() == 48);
 
-/// What a kernel needs to find the files of an image without the host, by `crates/daxfs/include/daxfs_device.h`: give it
-/// the address of the image on the device and that of a copy of [`Lookup::as_bytes`], which begins at a multiple of 8.
+/// What a kernel needs to find the files of an image without the host, by `crates/daxfs/include/daxfs_device.h`: give
+/// it the address of the image on the device and that of a copy of [`Lookup::as_bytes`], which begins at a multiple of
+/// 8.
 ///
-/// A symbolic link stands for the file or directory that it leads to. Files that were changed after packing, or lie in a
-/// backing file, are there without an address.
+/// A symbolic link stands for the file or directory that it leads to. Files that were changed after packing, or lie in
+/// a backing file, are there without an address.
 #[derive(Debug, Clone)]
 pub struct Lookup {
     bytes: Vec<u8>,
@@ -70,8 +71,8 @@ impl Lookup {
     /// Makes the block of an image: 48 bytes for each name, and 12 to 24 for the slots.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] for an image with 2^31 names or more, and for one that was made so that the hashes of
-    /// its paths are equal.
+    /// [`DeviceError::Unavailable`] for an image with 2^31 names or more, and for one that was made so that the hashes
+    /// of its paths are equal.
     pub fn of(image: &Image) -> Result<Self> {
         let refuse = |what: &str| DeviceError::Unavailable {
             what: format!("a lookup block for {what}"),
@@ -220,8 +221,8 @@ fn encode(nodes: &[Node], seed: u64, image_len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Open addressing, less than two thirds full: index + 1 of each node from where `start` says on, unless an equal one is
-/// there.
+/// Open addressing, less than two thirds full: index + 1 of each node from where `start` says on, unless an equal one
+/// is there.
 fn slots(nodes: &[Node], start: impl Fn(&Node) -> u64, equal: impl Fn(&Node, &Node) -> bool) -> Vec<U32> {
     let count = (nodes.len() + nodes.len() / 2 + 1).next_power_of_two();
     let mut slots = vec![U32::ZERO; count];
