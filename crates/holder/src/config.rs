@@ -55,7 +55,7 @@ impl FromStr for Target {
             ("udmabuf", "") => Ok(Self::Udmabuf),
             ("heap", name) if !name.is_empty() => Ok(Self::Heap(name.to_owned())),
             ("cuda", _) => {
-                Err("device memory needs the CUDA backend, which this version does not have".to_owned())
+                Err("images lie in host memory; `daxfs upload NAME cuda:N` makes a copy on a GPU".to_owned())
             }
             _ => Err("expected memfd, memfd:4K, memfd:2M, memfd:1G, udmabuf or heap:NAME".to_owned()),
         }

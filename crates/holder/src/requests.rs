@@ -4,14 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
+use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request, Version};
 
 use crate::access::{may_control, peer_groups};
 use crate::connection::Connection;
 use crate::load::{LoadOptions, Watch};
 use crate::loads::Job;
 use crate::server::Server;
-use crate::table::Held;
+use crate::table::{Copy, Held};
 
 /// Images in one page of a listing: with the longest names they stay far below the size of a message.
 const PAGE: usize = 100;
@@ -21,6 +21,9 @@ const QUEUE_MAX: usize = 16;
 /// Attaches on one connection. Descriptors in replies that nobody reads count against a limit of the holder's user
 /// (RLIMIT_NOFILE) beyond which it could pass none to anybody, so nobody may leave many of them unread.
 const ATTACHES_MAX: u32 = 32;
+
+/// Devices that may have a copy of one image.
+const COPIES_MAX: usize = 64;
 
 /// A refusal with its text.
 type Refused = (Refusal, String);
@@ -47,6 +50,8 @@ impl Server {
             Request::Health => Ok(Some(self.health())),
             Request::Takeover => self.begin_takeover(token, connection),
             Request::TakeoverDone => self.end_takeover(token),
+            Request::Keep { of, device, size } => self.keep(connection, &of, device, size, fds),
+            Request::Copy { of, device } => self.copy(connection, &of, device),
             _ => Err((Refusal::BadRequest, "this holder does not know that request".into())),
         };
         match result {
@@ -74,11 +79,7 @@ impl Server {
         name: &str,
         expect: Option<[u8; 32]>,
     ) -> Result<Option<Reply>, Refused> {
-        if connection.attaches >= ATTACHES_MAX {
-            connection.ending = true;
-            let text = format!("{ATTACHES_MAX} attaches on one connection; open another one");
-            return Err((Refusal::Limit, text));
-        }
+        check_attaches(connection)?;
         let info = &self.visible(connection, name)?.info;
         if expect.is_some() && info.content_hash != expect {
             return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
@@ -98,9 +99,57 @@ impl Server {
 
     fn current(&self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
         let held = self.visible(connection, name)?;
-        let stat = held.fds.first().and_then(|fd| nix::sys::stat::fstat(fd).ok());
-        let inode = stat.map_or(0, |stat| stat.st_ino);
-        Ok(Some(Reply::Current { generation: held.info.generation, inode }))
+        Ok(Some(Reply::Current { generation: held.info.generation, inode: held.inode() }))
+    }
+
+    /// The image as a client has it, if its name still means that.
+    fn same(&self, connection: &Connection, of: &Version) -> Result<&Held, Refused> {
+        let held = self.visible(connection, &of.name)?;
+        if (held.info.generation, held.inode()) == (of.generation, of.inode) {
+            return Ok(held);
+        }
+        Err((Refusal::NoSuchName, format!("the image {:?} is another one by now", of.name)))
+    }
+
+    fn keep(
+        &mut self,
+        connection: &Connection,
+        of: &Version,
+        device: [u8; 16],
+        size: u64,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Reply>, Refused> {
+        self.check_control(connection)?;
+        let held = self.same(connection, of)?;
+        if held.copies.len() >= COPIES_MAX && held.copies.iter().all(|copy| copy.device != device) {
+            return Err((
+                Refusal::Limit,
+                format!("{COPIES_MAX} devices have copies of {:?} already", of.name),
+            ));
+        }
+        self.table.keep(&of.name, Copy { device, size, fd: fds.into() });
+        let (peer, name, generation) = (connection.peer, &of.name, of.generation);
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, size, "copy on a device kept");
+        Ok(Some(Reply::Ok))
+    }
+
+    fn copy(
+        &mut self,
+        connection: &mut Connection,
+        of: &Version,
+        device: [u8; 16],
+    ) -> Result<Option<Reply>, Refused> {
+        check_attaches(connection)?;
+        let held = self.same(connection, of)?;
+        let copy = held.copies.iter().find(|copy| copy.device == device).ok_or_else(|| {
+            (Refusal::NoSuchName, format!("there is no copy of {:?} on that device", of.name))
+        })?;
+        connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(&copy.fd));
+        connection.attaches += 1;
+        connection.flush();
+        let (peer, name, generation) = (connection.peer, &of.name, of.generation);
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached on a device");
+        Ok(None)
     }
 
     fn list(&self, connection: &Connection, after: &str) -> Reply {
@@ -198,6 +247,15 @@ impl Server {
             uptime: self.metrics.uptime(),
         }
     }
+}
+
+/// Refuses, and ends the connection, when it has brought too many descriptors.
+fn check_attaches(connection: &mut Connection) -> Result<(), Refused> {
+    if connection.attaches < ATTACHES_MAX {
+        return Ok(());
+    }
+    connection.ending = true;
+    Err((Refusal::Limit, format!("{ATTACHES_MAX} attaches on one connection; open another one")))
 }
 
 /// Text of a refusal because of a name.

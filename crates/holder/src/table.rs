@@ -22,6 +22,17 @@ pub struct Ready {
     pub reservation: Reservation,
 }
 
+/// A copy of an image in a device's memory.
+#[derive(Debug)]
+pub struct Copy {
+    /// UUID of the device.
+    pub device: [u8; 16],
+    /// Bytes of the device's memory.
+    pub size: u64,
+    /// The memory, as the device's driver has it. Holding it needs no driver.
+    pub fd: Arc<[OwnedFd]>,
+}
+
 /// A held image. When the last reference goes, so do its descriptors.
 #[derive(Debug)]
 pub struct Held {
@@ -31,11 +42,18 @@ pub struct Held {
     pub fds: Arc<[OwnedFd]>,
     /// Who may attach.
     pub access: Access,
+    /// Its copies, one for each device.
+    pub copies: Vec<Copy>,
     /// Gives its share of the budget back when the image goes.
     _reservation: Reservation,
 }
 
 impl Held {
+    /// Inode number of its memory; 0 when the system does not say.
+    pub fn inode(&self) -> u64 {
+        self.fds.first().and_then(|fd| nix::sys::stat::fstat(fd).ok()).map_or(0, |stat| stat.st_ino)
+    }
+
     /// True when one of `fds` is of the same open file as one of this image.
     pub fn shares_open_file(&self, fds: &[OwnedFd]) -> bool {
         // What cannot be looked at is taken for the same.
@@ -63,6 +81,14 @@ impl Table {
     /// The image of that name.
     pub fn get(&self, name: &str) -> Option<&Held> {
         self.images.get(name)
+    }
+
+    /// Puts a copy beside an image, in the place of one on the same device.
+    pub fn keep(&mut self, name: &str, copy: Copy) {
+        if let Some(held) = self.images.get_mut(name) {
+            held.copies.retain(|other| other.device != copy.device);
+            held.copies.push(copy);
+        }
     }
 
     /// Counts an attach.
@@ -118,6 +144,7 @@ impl Table {
         let held = Held {
             fds: ready.fds.into(),
             access: ready.access,
+            copies: Vec::new(),
             _reservation: ready.reservation,
             info: ready.info,
         };

@@ -8,6 +8,7 @@
 #![allow(unsafe_code, reason = "asks the simulated driver what is left, and calls deleters")]
 
 mod errors;
+mod holder;
 mod resident;
 mod sharing;
 mod support;

@@ -24,6 +24,10 @@ fn files_and_tensors_are_the_same_on_the_device() {
         assert_eq!((resident.memory().route(), resident.buffers().len()), (Route::Copy, 1));
         assert!(resident.buffers()[0].as_cuda().unwrap().is_resident());
         check(&image, &resident);
+        for tensor in image.tensors().unwrap().iter() {
+            let address = resident.tensor(&tensor.unwrap()).unwrap().one().unwrap().address().unwrap();
+            assert_eq!(address % 256, 0, "aligned as it was packed");
+        }
         // A place of an image keeps what it needs.
         let file = image.file("file-70001").unwrap();
         let place = resident.file(&file).unwrap().one().unwrap();

@@ -4,10 +4,13 @@ use super::{parse_alignment, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
 use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
+use dmabuf::HugePages;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Verbs of the holder.
 #[derive(Debug, Subcommand)]
@@ -32,6 +35,12 @@ pub enum HolderVerb {
     ///
     /// Clients that have the old image keep it, and can ask whether it is still current. The name may also be new.
     Swap(LoadArgs),
+    /// Put a copy of an image into a GPU's memory, for its holder to keep
+    ///
+    /// The copy is made by this process, which then ends; the holder keeps a descriptor of it, and needs no GPU driver.
+    /// Processes that open the image and ask for it on that GPU get the copy, in milliseconds, until the holder drops or
+    /// swaps the image, or ends.
+    Upload(UploadArgs),
     /// Let a holder forget an image
     ///
     /// Clients that have the image keep it; its memory goes with the last of them.
@@ -71,9 +80,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub socket: SocketArgs,
     /// Memory for images, unless a load says otherwise: memfd (2 MiB pages where they can be had), memfd:4K,
-    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, or heap:NAME (a dma-heap)
+    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap), or cuda:N: a memfd, and copies of the images
+    /// given here in a GPU's memory, made as by `daxfs upload`
     #[arg(long, value_name = "MEMORY", default_value = "memfd")]
-    pub into: Target,
+    pub into: Place,
     /// Leave memfds open to writing, so that devices can pin them. Every client can then change what all others read
     #[arg(long)]
     pub shared: bool,
@@ -167,6 +177,74 @@ pub struct LoadArgs {
     /// Print JSON: the image as in `daxfs ps --json`
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
+}
+
+/// Arguments of `daxfs upload`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify")]
+pub struct UploadArgs {
+    /// Name of the image
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The GPU: cuda:N, counted from 0 among those that this process may see
+    #[arg(default_value = "cuda:0")]
+    pub device: Gpu,
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Make a new copy, and compare it with the image
+    #[arg(long)]
+    pub verify: bool,
+    /// No progress bar and no summary
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print JSON: {"name": ..., "generation": ..., "device": ..., "device_name": ..., "uuid": ..., "size": ...,
+    /// "copied": ...}
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+}
+
+/// A GPU by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpu(pub usize);
+
+impl FromStr for Gpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text.split_once(':') {
+            None if text == "cuda" => Some(0),
+            Some(("cuda", number)) => number.parse().ok(),
+            _ => None,
+        };
+        number.map(Self).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{}", self.0)
+    }
+}
+
+/// Where a holder puts images: host memory, and a GPU's besides if one is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Host memory.
+    pub memory: Target,
+    /// A GPU that gets copies.
+    pub gpu: Option<Gpu>,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("cuda") {
+            return Ok(Self { memory: Target::Memfd(HugePages::Auto), gpu: Some(text.parse()?) });
+        }
+        Ok(Self { memory: text.parse()?, gpu: None })
+    }
 }
 
 /// Arguments of `daxfs drop`.
@@ -281,6 +359,12 @@ mod tests {
         for wrong in ["", "a", "a=", "=x", "a/b=x", "-a=x"] {
             assert!(parse_named_source(OsStr::new(wrong)).is_err(), "{wrong}");
         }
+        assert_eq!(("cuda:3".parse(), "cuda".parse()), (Ok(Gpu(3)), Ok(Gpu(0))));
+        for wrong in ["", "cuda:", "cuda:x", "cuda0", "gpu:0"] {
+            assert!(wrong.parse::<Gpu>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
+        }
+        let memory = |text: &str| text.parse::<Place>().unwrap();
+        assert_eq!((memory("memfd:4K").gpu, memory("cuda:1").gpu), (None, Some(Gpu(1))));
         assert_eq!((parse_mode("0660"), parse_mode("600")), (Ok(0o660), Ok(0o600)));
         assert!(parse_mode("888").is_err() && parse_mode("1777").is_err() && parse_mode("").is_err());
         assert_eq!((parse_group("root"), parse_group("12")), (Ok(0), Ok(12)));

@@ -4,7 +4,8 @@ mod holder;
 mod image;
 
 pub use holder::{
-    DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs, StopArgs,
+    DropArgs, Gpu, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs,
+    StopArgs, UploadArgs,
 };
 pub use image::{
     CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, StatArgs, TreeArgs, VerifyArgs,
@@ -159,7 +160,10 @@ impl Cli {
         let cli = Self::from_arg_matches(&command.try_get_matches_from_mut(args)?)
             .map_err(|error| error.format(&mut command))?;
         let source = &cli.source;
-        let takes_expect = matches!(cli.verb, Verb::Holder(HolderVerb::Load(_) | HolderVerb::Swap(_)));
+        let takes_expect = matches!(
+            cli.verb,
+            Verb::Holder(HolderVerb::Load(_) | HolderVerb::Swap(_) | HolderVerb::Upload(_))
+        );
         let given = [
             ("--expect", source.expect.is_some() && !takes_expect),
             ("--backing", source.backing.is_some()),
@@ -184,7 +188,7 @@ pub fn command() -> clap::Command {
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     for verb in verbs.iter().filter(|verb| !ImageVerb::has_subcommand(verb)) {
         // What a verb has of its own is not handed down to it. So the flags that it refuses are not shown.
-        let takes_expect = ["load", "swap"].contains(&verb.as_str());
+        let takes_expect = ["load", "swap", "upload"].contains(&verb.as_str());
         let refused = global.iter().filter(|arg| !(takes_expect && arg.get_id() == "expect"));
         let hidden: Vec<_> = refused.map(|arg| arg.clone().hide(true)).collect();
         command = command.mut_subcommand(verb, |verb| verb.args(hidden));

@@ -3,6 +3,7 @@
 mod load;
 mod ps;
 mod serve;
+mod upload;
 
 use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
 use crate::json;
@@ -33,6 +34,7 @@ pub fn run(verb: &HolderVerb, expect: Option<[u8; 32]>, out: &mut Output) -> any
         HolderVerb::Ps(args) => ps::run(args, out),
         HolderVerb::Load(args) => load::run(args, false, expect, out),
         HolderVerb::Swap(args) => load::run(args, true, expect, out),
+        HolderVerb::Upload(args) => upload::run(args, expect, out),
         HolderVerb::Drop(args) => drop_image(args, out),
         HolderVerb::Stop(args) => stop(args, out),
         HolderVerb::Health(args) => health(args, out),

@@ -136,6 +136,15 @@ pub enum DeviceError {
         advice: &'static str,
     },
 
+    /// A holder cannot be given this copy.
+    #[error("{device}: the copy cannot be kept by a holder: {why}")]
+    NotKept {
+        /// Name of the device.
+        device: String,
+        /// Why.
+        why: &'static str,
+    },
+
     /// Memory of this device cannot be exported, or was not.
     #[error("{device}: the memory cannot be exported: {why}")]
     NotExportable {

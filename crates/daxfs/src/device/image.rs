@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 use dmabuf::FdKind;
+#[cfg(feature = "cuda")]
+use std::os::fd::AsFd;
 
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
@@ -172,8 +174,10 @@ impl Image {
 
 #[cfg(feature = "cuda")]
 impl Image {
-    /// Copies the image into the device's own memory, and its backing file if it has one. The result resolves files and
-    /// tensors as [`Image::map`]'s does, each to one place.
+    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came from
+    /// a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes milliseconds
+    /// whatever the size; [`MappedRegion::route`] tells which. The result resolves files and tensors as [`Image::map`]'s
+    /// does, each to one place.
     ///
     /// # Errors
     /// As for [`Image::to_with`].
@@ -192,6 +196,11 @@ impl Image {
             let advice = "map it, which copies nothing";
             return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };
+        if options.takes_others()
+            && let Some(kept) = device.kept(self)
+        {
+            return Ok(kept);
+        }
         let memory = device.upload(self.region(), self.superblock().total_size, options)?;
         let backing = self.backing().filter(|region| !region.is_empty());
         let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
@@ -226,6 +235,28 @@ impl MappedImage {
     /// The buffers of the image's own memory.
     pub fn buffers(&self) -> &[Buffer] {
         self.memory.buffers()
+    }
+
+    /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of CUDA. From then on
+    /// [`Image::to`] maps it in every process that attaches to the image, also when this one has ended. It goes when the
+    /// holder drops or swaps the image, or ends; those who have mapped it keep it.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotKept`] for an image that came from no holder or is split; [`DeviceError::NotExportable`] when it
+    /// is not a copy in a device's memory; [`Error::Holder`] when the holder does not let this user load images, or the
+    /// name means another image by now.
+    #[cfg(feature = "cuda")]
+    pub fn keep(&self) -> Result<()> {
+        let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };
+        let attachment = self.image.region().attachment();
+        let attachment = attachment.ok_or_else(|| refuse("the image came from no holder"))?;
+        if self.backing.is_some() {
+            return Err(refuse("its files lie in two memories").into());
+        }
+        let buffer = self.buffers().first().and_then(Buffer::as_cuda);
+        let buffer = buffer.ok_or_else(|| refuse("only memory of CUDA devices is kept"))?;
+        let shared = buffer.share()?;
+        Ok(attachment.keep(shared.fd.as_fd(), shared.uuid, shared.size)?)
     }
 
     /// Where the contents of a file lie.

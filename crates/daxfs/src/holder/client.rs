@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Address;
-use super::message::{ImageInfo, MemoryKind, Refusal, Reply, Request};
+use super::message::{ImageInfo, MemoryKind, Refusal, Reply, Request, Version};
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
 
 /// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
@@ -267,6 +267,39 @@ impl Attachment {
     /// What the holder said of it at that time.
     pub fn info(&self) -> &ImageInfo {
         &self.info
+    }
+
+    /// The copy of this image that the holder has in the memory of the device with this UUID: its descriptor and its
+    /// bytes. `None` when it has none, or the name means another image now.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub fn copy_on(&self, device: [u8; 16]) -> Result<Option<(OwnedFd, u64)>, HolderError> {
+        let mut connection = Connection::open(&self.address.socket)?;
+        match connection.request(&Request::Copy { of: self.version(), device }, &[]) {
+            Ok((Reply::Copy { size }, mut descriptors)) => Ok(descriptors.pop().map(|fd| (fd, size))),
+            Ok(_) => Err(connection.field("reply", "not a copy of an image")),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the holder a copy of this image to keep, in the memory of the device with this UUID: the descriptor of that
+    /// memory and its bytes. It takes the place of one that the holder has on the same device, and goes with the image.
+    ///
+    /// # Errors
+    /// [`HolderError`]: whoever may not load images may not do this, and the name must still mean this image.
+    pub fn keep(&self, fd: BorrowedFd<'_>, device: [u8; 16], size: u64) -> Result<(), HolderError> {
+        let mut connection = Connection::open(&self.address.socket)?;
+        match connection.request(&Request::Keep { of: self.version(), device, size }, &[fd])?.0 {
+            Reply::Ok => Ok(()),
+            _ => Err(connection.field("reply", "not that it is done")),
+        }
+    }
+
+    fn version(&self) -> Version {
+        let Address { name, .. } = &self.address;
+        Version { name: name.clone(), generation: self.info.generation, inode: self.inode.unwrap_or(0) }
     }
 
     /// Asks the holder whether the name still means this generation, and this memory: the generations of a holder

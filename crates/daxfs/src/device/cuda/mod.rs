@@ -52,6 +52,13 @@ impl Device {
         Ok(self.resident(buffer, Route::Copy))
     }
 
+    /// The copy that the image's holder has on this device. One that cannot be had or mapped is none: the image can be
+    /// copied.
+    pub(super) fn kept(&self, image: &Image) -> Option<MappedImage> {
+        let (fd, size) = image.region().attachment()?.copy_on(self.uuid()).ok()??;
+        self.attach(image, &Shared { fd, size, uuid: self.uuid() }).ok()
+    }
+
     /// Copies bytes of this process into the device's memory, mapped for reading: a [`Lookup`](super::Lookup), for
     /// example.
     ///

@@ -65,14 +65,14 @@ impl UploadOptions {
     }
 
     /// Reads everything back from the device and compares it with the image: [`DeviceError::Mismatch`] when a byte is
-    /// another.
+    /// another. The copy is a new one then, also where a holder has one.
     #[must_use]
     pub fn verify(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
     }
 
-    /// Leaves the memory writable for this process's kernels. Otherwise it is mapped for reading, and a kernel that
+    /// Makes a copy of its own for this process, and leaves it writable for its kernels. Otherwise it is mapped for reading, and a kernel that
     /// writes to it is a fault, which ends the context: a guard rail, since whoever has the memory's descriptor may map
     /// it otherwise.
     #[must_use]
@@ -88,6 +88,11 @@ impl UploadOptions {
     pub fn progress(mut self, progress: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self
+    }
+
+    /// Whether a copy that another process made will do: not for who wants to write, or to see that it is right.
+    pub(in crate::device) fn takes_others(&self) -> bool {
+        !self.writable && !self.verify
     }
 
     pub(super) fn is_writable(&self) -> bool {

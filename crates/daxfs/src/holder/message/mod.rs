@@ -8,7 +8,7 @@ mod request;
 
 pub use info::{ImageInfo, MemoryKind, NAME_MAX, Role, is_valid_name};
 pub use reply::{Refusal, Reply};
-pub use request::Request;
+pub use request::{Request, Version};
 
 #[cfg(test)]
 mod tests {
@@ -29,6 +29,10 @@ mod tests {
         }
     }
 
+    fn version() -> Version {
+        Version { name: "llama".into(), generation: 3, inode: 4 }
+    }
+
     #[test]
     fn requests_come_back_and_cut_ones_do_not() {
         let requests = [
@@ -41,6 +45,8 @@ mod tests {
             Request::Health,
             Request::Takeover,
             Request::TakeoverDone,
+            Request::Keep { of: version(), device: [3; 16], size: 2 << 20 },
+            Request::Copy { of: version(), device: [4; 16] },
         ];
         for request in requests {
             let message = request.encode();
@@ -65,6 +71,7 @@ mod tests {
             Reply::Health { pid: 1, images: 2, bytes: 3, uptime: 4 },
             Reply::Socket { next_generation: 5, supervised: true },
             Reply::Handover { info: info(), uids: vec![0, 1000], gids: vec![] },
+            Reply::Copy { size: 6 },
         ];
         for reply in replies {
             let message = reply.encode();

@@ -129,6 +129,11 @@ pub enum Reply {
         /// Groups that may attach.
         gids: Vec<u32>,
     },
+    /// The copy of an image in a device's memory; its descriptor comes with the message.
+    Copy {
+        /// Bytes of the device's memory.
+        size: u64,
+    },
     /// The last message of a takeover: the listening socket comes with it, and the next generation to hand out.
     Socket {
         /// First generation that was not used.
@@ -144,7 +149,7 @@ impl Reply {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Attached(info) | Self::Handover { info, .. } => info.roles.len(),
-            Self::Socket { .. } => 1,
+            Self::Socket { .. } | Self::Copy { .. } => 1,
             _ => 0,
         }
     }
@@ -203,6 +208,11 @@ impl Reply {
                 }
                 builder
             }
+            Self::Copy { size } => {
+                let mut builder = begin(0x8a);
+                builder.u64(*size);
+                builder
+            }
             Self::Socket { next_generation, supervised } => {
                 let mut builder = begin(0x88);
                 builder.u64(*next_generation).u8((*supervised).into());
@@ -255,6 +265,7 @@ impl Reply {
                 uids: read_ids(&mut fields)?,
                 gids: read_ids(&mut fields)?,
             },
+            0x8a => Self::Copy { size: fields.u64("size")? },
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

@@ -47,12 +47,50 @@ pub enum Request {
     Takeover,
     /// The process that asked for a takeover has everything.
     TakeoverDone,
+    /// Keep a copy of an image in a device's memory, whose descriptor comes with it.
+    Keep {
+        /// Of which image.
+        of: Version,
+        /// UUID of the device.
+        device: [u8; 16],
+        /// Bytes of the device's memory, which its descriptor does not say.
+        size: u64,
+    },
+    /// Send the descriptor of an image's copy in a device's memory.
+    Copy {
+        /// Of which image.
+        of: Version,
+        /// UUID of the device.
+        device: [u8; 16],
+    },
+}
+
+/// An image as a client has it: what its name meant at that time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Which image.
+    pub name: String,
+    /// Its generation.
+    pub generation: u64,
+    /// Inode number of its memory: generations begin anew with a holder that inherits nothing.
+    pub inode: u64,
+}
+
+impl Version {
+    fn write<'a>(&self, builder: &'a mut Builder) -> &'a mut Builder {
+        builder.bytes(self.name.as_bytes()).u64(self.generation).u64(self.inode)
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Result<Self, WireError> {
+        let name = read_name(fields)?;
+        Ok(Self { name, generation: fields.u64("generation")?, inode: fields.u64("inode")? })
+    }
 }
 
 impl Request {
     /// Descriptors that must come with it.
     pub fn descriptors(&self) -> usize {
-        usize::from(matches!(self, Self::Load { .. }))
+        usize::from(matches!(self, Self::Load { .. } | Self::Keep { .. }))
     }
 
     /// As a message.
@@ -92,6 +130,16 @@ impl Request {
             Self::Health => begin(7),
             Self::Takeover => begin(8),
             Self::TakeoverDone => begin(9),
+            Self::Keep { of, device, size } => {
+                let mut builder = begin(10);
+                of.write(&mut builder).raw(device).u64(*size);
+                builder
+            }
+            Self::Copy { of, device } => {
+                let mut builder = begin(11);
+                of.write(&mut builder).raw(device);
+                builder
+            }
         };
         builder.finish()
     }
@@ -119,6 +167,12 @@ impl Request {
             7 => Self::Health,
             8 => Self::Takeover,
             9 => Self::TakeoverDone,
+            10 => Self::Keep {
+                of: Version::read(&mut fields)?,
+                device: fields.array("device")?,
+                size: fields.u64("size")?,
+            },
+            11 => Self::Copy { of: Version::read(&mut fields)?, device: fields.array("device")? },
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

@@ -1,0 +1,160 @@
+//! A holder keeps copies in a GPU's memory, and every process that opens the image there gets the copy.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use daxfs::device::cuda::UploadOptions;
+use daxfs::device::{DeviceError, Route};
+use daxfs::{Error, Image};
+use mkimage::{HugePages, Memory};
+use serde_json::Value;
+
+use crate::support::{check, device, folder, image, on_a_gpu, pack, simulated};
+
+/// More than any step takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The command `daxfs`, which lies one folder above the test programs.
+fn daxfs() -> PathBuf {
+    let path = env::current_exe().unwrap().ancestors().nth(2).unwrap().join("daxfs");
+    assert!(path.exists(), "no {}: build the commands first (cargo build --bins)", path.display());
+    path
+}
+
+/// A running holder of one image, "m"; ended when it is dropped.
+struct Holder {
+    process: Child,
+    place: tempfile::TempDir,
+    _source: tempfile::TempDir,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Holder {
+    fn start(more: &[&str]) -> Self {
+        let (place, source) = (tempfile::tempdir().unwrap(), folder());
+        let mut image = std::ffi::OsString::from("m=");
+        image.push(source.path());
+        let mut command = Command::new(daxfs());
+        command.arg("serve").args(more).arg(image).env("DAXFS_SOCKET", place.path().join("s"));
+        let process = command.stderr(Stdio::null()).spawn().unwrap();
+        let holder = Self { process, place, _source: source };
+        let start = Instant::now();
+        while !holder.run(&["health"]).status.success() {
+            assert!(start.elapsed() < PATIENCE, "no answer of the holder");
+            thread::sleep(Duration::from_millis(20));
+        }
+        holder
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let socket = self.place.path().join("s");
+        Command::new(daxfs()).args(args).env("DAXFS_SOCKET", socket).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn image(&self) -> Image {
+        Image::open(format!("daxfs+unix://{}/s/m", self.place.path().display())).unwrap()
+    }
+}
+
+/// How the image gets to the device; what is there is the image's.
+fn route(image: &Image, options: &UploadOptions) -> Route {
+    let resident = image.to_with(&device(), options).unwrap();
+    check(image, &resident);
+    resident.memory().route()
+}
+
+#[test]
+fn a_copy_that_was_given_to_the_holder_serves_all() {
+    on_a_gpu("holder::a_copy_that_was_given_to_the_holder_serves_all", || {
+        let holder = Holder::start(&[]);
+        let (image, plain) = (holder.image(), UploadOptions::new());
+        assert_eq!(route(&image, &plain), Route::Copy, "nobody has made one");
+        image.to(&device()).unwrap().keep().unwrap();
+        assert_eq!(route(&image, &plain), Route::Descriptor);
+        assert_eq!(route(&holder.image(), &plain), Route::Descriptor);
+        assert_eq!(route(&image, &UploadOptions::new().verify(true)), Route::Copy);
+        assert_eq!(route(&image, &UploadOptions::new().writable(true)), Route::Copy);
+
+        // The copy goes with the image; who has it mapped keeps it.
+        let kept = image.to(&device()).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        fs::create_dir(other.path().join("tree")).unwrap();
+        fs::write(other.path().join("tree/file"), "other").unwrap();
+        let tree = other.path().join("tree");
+        assert!(holder.run(&["swap", "m", tree.to_str().unwrap()]).status.success());
+        check(&image, &kept);
+        assert_eq!(holder.image().to(&device()).unwrap().memory().route(), Route::Copy);
+        let error = kept.keep().unwrap_err();
+        assert!(matches!(&error, Error::Holder(error) if error.is_not_found()), "{error}");
+        assert!(error.to_string().contains("another one by now"), "{error}");
+    });
+}
+
+#[test]
+fn the_command_makes_a_copy_and_ends() {
+    on_a_gpu("holder::the_command_makes_a_copy_and_ends", || {
+        let holder = Holder::start(&[]);
+        let first = holder.json(&["upload", "m", "cuda:0", "--json"]);
+        assert_eq!((&first["copied"], &first["device"]), (&Value::Bool(true), &Value::from("cuda:0")));
+        assert_eq!(holder.json(&["upload", "m", "--json"])["copied"], false);
+        assert_eq!(holder.json(&["upload", "m", "--verify", "--json"])["copied"], true);
+        assert_eq!(route(&holder.image(), &UploadOptions::new()), Route::Descriptor);
+        let output = holder.run(&["upload", "none", "cuda:0"]);
+        assert_eq!(output.status.code(), Some(2));
+        let output = holder.run(&["upload", "m", "cuda:99"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("there is no device 99"));
+    });
+}
+
+#[test]
+fn a_holder_has_its_first_images_copied() {
+    on_a_gpu("holder::a_holder_has_its_first_images_copied", || {
+        let holder = Holder::start(&["--into", "cuda:0"]);
+        let start = Instant::now();
+        while route(&holder.image(), &UploadOptions::new()) != Route::Descriptor {
+            assert!(start.elapsed() < PATIENCE, "no copy");
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn what_no_holder_keeps() {
+    simulated("holder::what_no_holder_keeps", &[], || {
+        let error = image().to(&device()).unwrap().keep().unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::NotKept { .. })), "{error}");
+        let shared = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
+        let error = shared.map(&device()).unwrap().keep().unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::NotKept { .. })), "{error}");
+    });
+}
+
+/// A descriptor that is no memory of the device is kept, since the holder has no driver; those who ask get a copy.
+#[test]
+fn a_copy_that_is_none_is_passed_over() {
+    simulated("holder::a_copy_that_is_none_is_passed_over", &[], || {
+        let holder = Holder::start(&[]);
+        let image = holder.image();
+        let uuid = device().as_cuda().unwrap().uuid();
+        let none = fs::File::open("/dev/null").unwrap();
+        image.region().attachment().unwrap().keep(std::os::fd::AsFd::as_fd(&none), uuid, 8 << 20).unwrap();
+        assert_eq!(route(&image, &UploadOptions::new()), Route::Copy);
+    });
+}
