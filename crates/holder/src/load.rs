@@ -205,6 +205,7 @@ pub fn describe(image: &Image) -> Result<ImageInfo> {
         loaded,
         attaches: 0,
         roles: vec![Role::Image],
+        copies: Vec::new(),
     })
 }
 

@@ -4,17 +4,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request, Version};
+use daxfs::holder::message::{DeviceCopy, ImageInfo, Refusal, Reply, Request, Version};
 
 use crate::access::{may_control, peer_groups};
 use crate::connection::Connection;
 use crate::load::{LoadOptions, Watch};
 use crate::loads::Job;
 use crate::server::Server;
-use crate::table::{Copy, Held};
+use crate::table::Held;
 
-/// Images in one page of a listing: with the longest names they stay far below the size of a message.
-const PAGE: usize = 100;
+/// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.
+const PAGE: usize = 64;
 /// Loads that may wait for their turn.
 const QUEUE_MAX: usize = 16;
 
@@ -23,7 +23,7 @@ const QUEUE_MAX: usize = 16;
 const ATTACHES_MAX: u32 = 32;
 
 /// Devices that may have a copy of one image.
-const COPIES_MAX: usize = 64;
+const COPIES_MAX: usize = 16;
 
 /// A refusal with its text.
 type Refused = (Refusal, String);
@@ -121,13 +121,13 @@ impl Server {
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
         let held = self.same(connection, of)?;
-        if held.copies.len() >= COPIES_MAX && held.copies.iter().all(|copy| copy.device != device) {
+        if held.copies.len() >= COPIES_MAX && held.copy_on(device).is_none() {
             return Err((
                 Refusal::Limit,
                 format!("{COPIES_MAX} devices have copies of {:?} already", of.name),
             ));
         }
-        self.table.keep(&of.name, Copy { device, size, fd: fds.into() });
+        self.table.keep(&of.name, DeviceCopy { device, size }, fds.into());
         let (peer, name, generation) = (connection.peer, &of.name, of.generation);
         tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, size, "copy on a device kept");
         Ok(Some(Reply::Ok))
@@ -141,10 +141,9 @@ impl Server {
     ) -> Result<Option<Reply>, Refused> {
         check_attaches(connection)?;
         let held = self.same(connection, of)?;
-        let copy = held.copies.iter().find(|copy| copy.device == device).ok_or_else(|| {
-            (Refusal::NoSuchName, format!("there is no copy of {:?} on that device", of.name))
-        })?;
-        connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(&copy.fd));
+        let none = || (Refusal::NoSuchName, format!("there is no copy of {:?} on that device", of.name));
+        let (copy, fd) = held.copy_on(device).ok_or_else(none)?;
+        connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(fd));
         connection.attaches += 1;
         connection.flush();
         let (peer, name, generation) = (connection.peer, &of.name, of.generation);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use daxfs::holder::message::{ImageInfo, Refusal};
+use daxfs::holder::message::{DeviceCopy, ImageInfo, Refusal};
 
 use crate::access::Access;
 use crate::limits::Reservation;
@@ -22,17 +22,6 @@ pub struct Ready {
     pub reservation: Reservation,
 }
 
-/// A copy of an image in a device's memory.
-#[derive(Debug)]
-pub struct Copy {
-    /// UUID of the device.
-    pub device: [u8; 16],
-    /// Bytes of the device's memory.
-    pub size: u64,
-    /// The memory, as the device's driver has it. Holding it needs no driver.
-    pub fd: Arc<[OwnedFd]>,
-}
-
 /// A held image. When the last reference goes, so do its descriptors.
 #[derive(Debug)]
 pub struct Held {
@@ -42,13 +31,19 @@ pub struct Held {
     pub fds: Arc<[OwnedFd]>,
     /// Who may attach.
     pub access: Access,
-    /// Its copies, one for each device.
-    pub copies: Vec<Copy>,
+    /// Descriptors of its copies on devices, in the order of `info.copies`. Holding one needs no driver.
+    pub copies: Vec<Arc<[OwnedFd]>>,
     /// Gives its share of the budget back when the image goes.
     _reservation: Reservation,
 }
 
 impl Held {
+    /// Its copy on a device: what is told of it, and its descriptor.
+    pub fn copy_on(&self, device: [u8; 16]) -> Option<(DeviceCopy, &Arc<[OwnedFd]>)> {
+        let mut copies = self.info.copies.iter().zip(&self.copies);
+        copies.find(|(copy, _)| copy.device == device).map(|(copy, fd)| (*copy, fd))
+    }
+
     /// Inode number of its memory; 0 when the system does not say.
     pub fn inode(&self) -> u64 {
         self.fds.first().and_then(|fd| nix::sys::stat::fstat(fd).ok()).map_or(0, |stat| stat.st_ino)
@@ -84,10 +79,14 @@ impl Table {
     }
 
     /// Puts a copy beside an image, in the place of one on the same device.
-    pub fn keep(&mut self, name: &str, copy: Copy) {
-        if let Some(held) = self.images.get_mut(name) {
-            held.copies.retain(|other| other.device != copy.device);
-            held.copies.push(copy);
+    pub fn keep(&mut self, name: &str, copy: DeviceCopy, fd: Arc<[OwnedFd]>) {
+        let Some(held) = self.images.get_mut(name) else { return };
+        match held.info.copies.iter().position(|other| other.device == copy.device) {
+            Some(at) => (held.info.copies[at], held.copies[at]) = (copy, fd),
+            None => {
+                held.info.copies.push(copy);
+                held.copies.push(fd);
+            }
         }
     }
 
@@ -141,12 +140,14 @@ impl Table {
     /// Puts an image back under the name and generation that it had with another holder.
     pub fn adopt(&mut self, ready: Ready) -> Option<Held> {
         self.continue_at(ready.info.generation.saturating_add(1));
+        // Another holder keeps its copies to itself.
+        let info = ImageInfo { copies: Vec::new(), ..ready.info };
         let held = Held {
             fds: ready.fds.into(),
             access: ready.access,
             copies: Vec::new(),
             _reservation: ready.reservation,
-            info: ready.info,
+            info,
         };
         self.images.insert(held.info.name.clone(), held)
     }
@@ -175,6 +176,7 @@ mod tests {
             loaded: 0,
             attaches: 0,
             roles: vec![Role::Image],
+            copies: Vec::new(),
         };
         Ready { info, fds: Vec::new(), access: Access::default(), reservation: budget.adopt(10) }
     }

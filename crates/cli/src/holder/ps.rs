@@ -26,6 +26,8 @@ pub struct ImageJson {
     content_hash: Option<String>,
     /// UUID of the device that has the memory; `null` for host memory.
     device: Option<String>,
+    /// Copies in the memory of devices.
+    copies: Vec<CopyJson>,
     /// Seconds since 1970.
     loaded: u64,
     attaches: u64,
@@ -34,6 +36,12 @@ pub struct ImageJson {
     /// Processes that this user may not look into.
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden: Option<usize>,
+}
+
+#[derive(Debug, Serialize)]
+struct CopyJson {
+    device: String,
+    size: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,6 +72,11 @@ impl ImageJson {
             page_size: Some(info.page_size).filter(|&size| size > 0),
             content_hash: info.content_hash.map(|hash| format!("blake3:{}", hex(&hash))),
             device: Some(info.device).filter(|uuid| *uuid != [0; 16]).map(|uuid| hex(&uuid)),
+            copies: info
+                .copies
+                .iter()
+                .map(|copy| CopyJson { device: hex(&copy.device), size: copy.size })
+                .collect(),
             loaded: info.loaded,
             attaches: info.attaches,
             holders: users.map(|(users, _)| users.iter().map(user).collect()),
@@ -112,11 +125,11 @@ pub fn run(args: &PsArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-fn table(all: &[(ImageInfo, Option<Users>)]) -> Table<8> {
+fn table(all: &[(ImageInfo, Option<Users>)]) -> Table<9> {
     use Side::{Left, Right};
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut table = Table::new([Left, Right, Right, Left, Right, Left, Right, Right]);
-    let head = ["NAME", "GEN", "SIZE", "MEMORY", "PAGES", "CONTENT", "AGE", "ATTACHES"];
+    let mut table = Table::new([Left, Right, Right, Left, Right, Left, Right, Right, Right]);
+    let head = ["NAME", "GEN", "SIZE", "MEMORY", "PAGES", "CONTENT", "AGE", "ATTACHES", "COPIES"];
     table.row(head.map(str::to_owned));
     for (info, _) in all {
         table.row([
@@ -128,6 +141,7 @@ fn table(all: &[(ImageInfo, Option<Users>)]) -> Table<8> {
             content(info),
             duration(now.saturating_sub(info.loaded)),
             info.attaches.to_string(),
+            info.copies.len().to_string(),
         ]);
     }
     table

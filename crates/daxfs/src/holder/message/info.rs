@@ -95,6 +95,17 @@ pub struct ImageInfo {
     pub attaches: u64,
     /// The descriptors that an attach brings, in order.
     pub roles: Vec<Role>,
+    /// Copies in the memory of devices.
+    pub copies: Vec<DeviceCopy>,
+}
+
+/// A copy of an image in the memory of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceCopy {
+    /// UUID of the device.
+    pub device: [u8; 16],
+    /// Bytes of the device's memory.
+    pub size: u64,
 }
 
 impl ImageInfo {
@@ -105,6 +116,10 @@ impl ImageInfo {
         builder.u8(u8::try_from(self.roles.len()).unwrap_or(u8::MAX));
         for role in &self.roles {
             builder.u8(role.code());
+        }
+        builder.u8(u8::try_from(self.copies.len()).unwrap_or(u8::MAX));
+        for copy in &self.copies {
+            builder.raw(&copy.device).u64(copy.size);
         }
     }
 
@@ -129,7 +144,23 @@ impl ImageInfo {
                 _ => return Err(WireError::Field { field: "role", what: "an unknown role" }),
             });
         }
-        Ok(Self { name, generation, size, kind, page_size, content_hash, device, loaded, attaches, roles })
+        let copy = |fields: &mut Fields<'_>| {
+            Ok(DeviceCopy { device: fields.array("copy")?, size: fields.u64("copy")? })
+        };
+        let copies = (0..fields.u8("copies")?).map(|_| copy(fields)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            name,
+            generation,
+            size,
+            kind,
+            page_size,
+            content_hash,
+            device,
+            loaded,
+            attaches,
+            roles,
+            copies,
+        })
     }
 }
 

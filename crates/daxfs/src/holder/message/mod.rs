@@ -6,7 +6,7 @@ mod info;
 mod reply;
 mod request;
 
-pub use info::{ImageInfo, MemoryKind, NAME_MAX, Role, is_valid_name};
+pub use info::{DeviceCopy, ImageInfo, MemoryKind, NAME_MAX, Role, is_valid_name};
 pub use reply::{Refusal, Reply};
 pub use request::{Request, Version};
 
@@ -26,6 +26,7 @@ mod tests {
             loaded: 1_800_000_000,
             attaches: 12,
             roles: vec![Role::Image, Role::Metadata],
+            copies: vec![DeviceCopy { device: [5; 16], size: 6 }, DeviceCopy { device: [7; 16], size: 8 }],
         }
     }
 
