@@ -263,7 +263,7 @@ def taken_by_torch(path: Path) -> None:
 def taken_by_cupy(path: Path) -> None:
     import cupy
 
-    with daxfs.open(path) as image, image.to("cuda:0", writable=True) as gpu:
+    with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         tensor = gpu.tensors()[TENSOR]
         for array in (cupy.from_dlpack(tensor), cupy.asarray(tensor)):
             assert array.data.ptr == tensor.device_ptr

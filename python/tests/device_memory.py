@@ -289,6 +289,26 @@ def what_cannot_be_mapped(path: Path) -> None:
         image.map("cuda:0")
 
 
+def a_split_image(path: Path) -> None:
+    backing = path.with_suffix(".backing")
+    steps = []
+    with daxfs.open(path, backing=backing) as image:
+        gpu = image.to("cuda:0", progress=lambda *step: steps.append(step))
+        assert (image.size, image.size) in steps
+        assert steps[-1] == (backing.stat().st_size,) * 2
+        check_contents(gpu, image)
+        for use in (gpu.share, gpu.export_dma_buf):
+            with pytest.raises(daxfs.DeviceError, match="split image lies in two memories"):
+                use()
+        assert gpu.tensors()[TENSOR].read() == ALL_DTYPES[TENSOR].data
+        # Without its backing file only the image's own memory is copied, which is none of the files' data.
+        without = daxfs.open(path).to("cuda:0")
+        with pytest.raises(daxfs.DaxfsError, match="backing file"):
+            without["config.json"].device_ptr  # noqa: B018
+        with pytest.raises(daxfs.DeviceError, match="packed as one image"):
+            image.attach("cuda:0", without.share())
+
+
 def give_away(path: Path) -> None:
     """Send the memory through a socket, whose descriptor is in the environment, and wait to be killed."""
     with daxfs.open(path) as image, socket.socket(fileno=int(os.environ["PEER"])) as peer:
@@ -308,7 +328,7 @@ def take_over(path: Path) -> None:
 
 
 # Run by tests of their own, which give them what they need.
-SPECIAL = (mapping_in_pieces, give_away, take_over)
+SPECIAL = (mapping_in_pieces, a_split_image, give_away, take_over)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,10 @@ LIBRARIES = [case for case in CASES if case.__name__.startswith("taken_by_")]
 
 def environment(library: Optional[Path], settings: dict[str, str]) -> dict[str, str]:
     """That of a process with the simulated driver, or the machine's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DAXFS_FAKE_CUDA_")}
-    return {**kept, **settings, **({} if library is None else {"LD_LIBRARY_PATH": str(library)})}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DAXFS_FAKE_CUDA_")}
+    if library is not None:
+        env["LD_LIBRARY_PATH"] = os.pathsep.join([str(library), *filter(None, [env.get("LD_LIBRARY_PATH")])])
+    return {**env, **settings}
 
 
 def command(case: Any, path: Path) -> list[str]:
@@ -89,6 +92,18 @@ def test_checkpoint(checkpoint: Path, tmp_path: Path, library: Optional[Path]) -
     run(device_cases.a_checkpoint, tmp_path / "x.daxfs", library)
 
 
+def test_split_image(path: Path, tmp_path: Path, library: Optional[Path]) -> None:
+    whole = path.read_bytes()
+    # With a page cache an image's data is in its backing file, at the offsets that it had in the base image.
+    cache = struct.pack("<IIQQ", 0x70636163, 2, 4096, 8192).ljust(8192 + 8 * 4096, b"\0")
+    split = bytearray(whole + b"\0" * (-len(whole) % 4096))
+    struct.pack_into("<QQI", split, 88, len(split), len(cache), 8)
+    struct.pack_into("<Q", split, 16, len(split) + len(cache))
+    (tmp_path / "x.daxfs").write_bytes(split + cache)
+    (tmp_path / "x.backing").write_bytes(whole[struct.unpack_from("<Q", whole, 24)[0] :])
+    run(device_memory.a_split_image, tmp_path / "x.daxfs", library)
+
+
 def test_memory_outlives_the_process_that_filled_it(path: Path, library: Optional[Path]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -108,6 +123,22 @@ def test_memory_outlives_the_process_that_filled_it(path: Path, library: Optiona
         run(device_memory.take_over, path, library, pass_fds=fds, env={"HANDLE": f"{fds[0]} {message.decode()}"})
     finally:
         os.close(fds[0])
+
+
+END = """
+import daxfs, sys
+image = daxfs.open(sys.argv[1])
+gpu = image.to("cuda:0")
+tensor = gpu.tensors()["all.F32"]
+capsules = [tensor.__dlpack__(), tensor.__dlpack__(max_version=(1, 1)), gpu]
+capsules.append(capsules)
+"""
+
+
+def test_what_is_left_when_the_interpreter_ends(path: Path, library: Optional[Path]) -> None:
+    env = environment(library, {})
+    done = subprocess.run([sys.executable, "-c", END, path], env=env, stderr=subprocess.PIPE, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 TRY = """
