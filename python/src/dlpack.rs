@@ -1,7 +1,8 @@
 //! DLPack capsules: how `numpy.from_dlpack`, `torch.from_dlpack` and `jax.dlpack.from_dlpack` take a tensor.
 //!
 //! A consumer that knows version 1 gets a `dltensor_versioned` capsule with an honest read-only flag, others the
-//! older `dltensor`. Either owns a clone of the tensor, or of its place in a device's memory, and so keeps the memory.
+//! older `dltensor`. Either owns a clone of the tensor, or of its place in a device's memory, and so keeps the
+//! memory.
 
 #![allow(unsafe_code, reason = "a capsule is a raw pointer with a destructor")]
 

@@ -199,8 +199,8 @@ impl Image {
     /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
     /// verify: read everything back and compare it.
     /// writable: leave the memory writable for kernels of this process.
-    /// progress: called in this thread with (done, total) in bytes while the copy goes on, for a split image once more
-    ///     for the backing file. When it returns False, DeviceError is raised; its exceptions end the copy, too.
+    /// progress: called in this thread with (done, total) in bytes while the copy goes on, for a split image also for
+    ///     the backing file. When it returns False, DeviceError is raised; its exceptions end the copy, too.
     ///
     /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind.
     #[pyo3(signature = (
@@ -224,14 +224,16 @@ impl Image {
     /// Lets a GPU read the image's memory where it is, over the link: nothing is copied, the pages are pinned.
     ///
     /// That takes a memfd that is sealed against shrinking and not against writing; DeviceError says why else.
-    /// piece: most bytes in one piece, at least 2 MiB (default 64 GiB). What crosses from one to the next has no address.
+    /// piece: most bytes in one piece, at least 2 MiB (default 64 GiB). What crosses from one to the next has no
+    /// address.
     #[pyo3(signature = (device, *, piece=None))]
     fn map(&self, py: Python<'_>, device: &str, piece: Option<u64>) -> PyResult<DeviceImage> {
         device::map(py, &self.opened()?, device, piece)
     }
 
-    /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor of
-    /// one (duplicated: the caller keeps his) with its size and uuid. This image must be the same, from any source.
+    /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
+    /// of one (duplicated: the caller keeps his) with its size and uuid. This image must be the same, from any
+    /// source.
     #[pyo3(signature = (device, memory, *, size=None, uuid=None))]
     fn attach(
         &self,

@@ -11,8 +11,8 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Runs `work` on a thread of its own, while this one looks out for signals, and calls `heard` with the lock when the
 /// work has sent something to the channel that it gets; what was sent meanwhile counts once. When a signal's handler
-/// raises, as Python's own does for Ctrl-C, or `heard` does, `stop` is set, and once the work has ended, however it did,
-/// the exception goes on.
+/// raises, as Python's own does for Ctrl-C, or `heard` does, `stop` is set, and once the work has ended, however it
+/// did, the exception goes on.
 ///
 /// The work drops all copies of the sender before it ends, at the latest by ending.
 pub fn stoppable<T: Send>(

@@ -62,7 +62,8 @@ impl DeviceFile {
         self.held.device_text()
     }
 
-    /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is alive.
+    /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is
+    /// alive.
     ///
     /// DeviceError when the bytes lie in several places.
     #[getter]
@@ -71,8 +72,8 @@ impl DeviceFile {
         place.address().ok_or_else(|| error::device("the device has no addresses"))
     }
 
-    /// A copy of size bytes from offset on, or of all from there, fetched back from the GPU; fewer where the file ends.
-    /// To read the file take it from the image on the host: this is for those who want to see what the GPU has.
+    /// A copy of size bytes from offset on, or of all from there, fetched back from the GPU; fewer where the file
+    /// ends. To read the file take it from the image on the host: this is for those who want to see what the GPU has.
     #[pyo3(signature = (offset=0, size=None))]
     fn read<'py>(&self, py: Python<'py>, offset: u64, size: Option<u64>) -> PyResult<Bound<'py, PyBytes>> {
         let offset = offset.min(self.file.len());

@@ -11,11 +11,12 @@ use super::{DeviceImage, Held, open, parse_uuid, uuid_text};
 use crate::error::OrRaise;
 use crate::{source, text};
 
-/// Memory of a GPU for other processes, from DeviceImage.share(): send the descriptor with size and uuid, which it does
-/// not carry, and pass all three to Image.attach() there.
+/// Memory of a GPU for other processes, from DeviceImage.share(): send the descriptor with size and uuid, which it
+/// does not carry, and pass all three to Image.attach() there.
 ///
 /// The descriptor is the driver's own: it is no dma-buf, and the CPU cannot map it. As long as it is open, here or
-/// anywhere, the memory stays, even when the process that filled it is gone. Close it, or use it in a `with` statement.
+/// anywhere, the memory stays, even when the process that filled it is gone. Close it, or use it in a `with`
+/// statement.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceHandle {
@@ -89,7 +90,8 @@ impl DeviceHandle {
         self.size
     }
 
-    /// The GPU that has the memory, whatever number a process sees it under: "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
+    /// The GPU that has the memory, whatever number a process sees it under:
+    /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
     #[getter]
     fn uuid(&self) -> String {
         uuid_text(&self.uuid)

@@ -16,9 +16,9 @@ use crate::{image, mapping};
 /// An image in the memory of a GPU, or in the host's where the GPU reads it: a read-only mapping from paths to
 /// DeviceFile. Image.to(), Image.map() and Image.attach() make one.
 ///
-/// Paths and names are those of the image, which is held too. Close it, or use it in a `with` statement; files, tensors
-/// and arrays taken from it stay valid after that. The memory is given back with the last of them, after waiting for
-/// the work that the GPU was given.
+/// Paths and names are those of the image, which is held too. Close it, or use it in a `with` statement; files,
+/// tensors and arrays taken from it stay valid after that. The memory is given back with the last of them, after
+/// waiting for the work that the GPU was given.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceImage(Mutex<Option<Held>>);
@@ -141,19 +141,20 @@ impl DeviceImage {
         Ok(DeviceTensors::new(tensors.or_raise()?, held.clone()))
     }
 
-    /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's uuid.
+    /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's
+    /// uuid.
     ///
-    /// Whoever has the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image, whose
-    /// own descriptor can be passed, and for a split one.
+    /// Whoever has the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image,
+    /// whose own descriptor can be passed, and for a split one.
     fn share(&self, py: Python<'_>) -> PyResult<DeviceHandle> {
         let held = self.exportable()?;
         let shared = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::share).transpose());
         shared.or_raise()?.map(DeviceHandle::new).ok_or_else(|| error::device("there is no memory to share"))
     }
 
-    /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns and
-    /// closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there is
-    /// share(). DeviceError where the driver or the kind of memory has none.
+    /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns
+    /// and closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there
+    /// is share(). DeviceError where the driver or the kind of memory has none.
     fn export_dma_buf(&self, py: Python<'_>) -> PyResult<RawFd> {
         let held = self.exportable()?;
         let fd = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::export_dma_buf).transpose());
@@ -167,7 +168,8 @@ impl DeviceImage {
         Ok(self.opened()?.device_text())
     }
 
-    /// What tells the GPU from all others, as the driver's tools write it: "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
+    /// What tells the GPU from all others, as the driver's tools write it:
+    /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
     #[getter]
     fn uuid(&self) -> PyResult<String> {
         Ok(uuid_text(&self.opened()?.device.uuid()))

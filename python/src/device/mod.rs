@@ -1,8 +1,8 @@
 //! Images in the memory of an NVIDIA GPU: `daxfs.DeviceImage` and what it leads to, one file per class.
 //!
-//! The paths, names, types and shapes are those of the image on the host, which all of them hold; only bytes are asked
-//! of the device. Each object holds the device's memory, and whoever drops the last one waits for the device, without
-//! the interpreter lock.
+//! The paths, names, types and shapes are those of the image on the host, which all of them hold; only bytes are
+//! asked of the device. Each object holds the device's memory, and whoever drops the last one waits for the device,
+//! without the interpreter lock.
 
 mod file;
 mod handle;

@@ -13,9 +13,10 @@ use crate::text;
 
 /// A tensor in a GPU's memory. It holds that memory, and so do arrays made of it.
 ///
-/// torch.from_dlpack(tensor), cupy.from_dlpack(tensor) and jax.dlpack.from_dlpack(tensor) are views of the memory, and so
-/// is what takes __cuda_array_interface__; device_ptr is for kernels of your own. The memory is read-only unless
-/// Image.to() was called with writable=True: torch has no read-only tensors, and a kernel that writes to one is a fault.
+/// torch.from_dlpack(tensor), cupy.from_dlpack(tensor) and jax.dlpack.from_dlpack(tensor) are views of the memory,
+/// and so is what takes __cuda_array_interface__; device_ptr is for kernels of your own. The memory is read-only
+/// unless Image.to() was called with writable=True: torch has no read-only tensors, and a kernel that writes to one
+/// is a fault.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceTensor {
@@ -98,7 +99,8 @@ impl DeviceTensor {
         self.held.device_text()
     }
 
-    /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is alive.
+    /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is
+    /// alive.
     ///
     /// DeviceError when the bytes lie in several places.
     #[getter]

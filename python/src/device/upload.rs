@@ -54,8 +54,8 @@ impl Upload<'_, '_> {
 
 /// Copies an image to a device.
 ///
-/// The copying threads never wait for the interpreter: they leave the newest step where the calling thread, which waits
-/// for them, takes it and tells it to `progress`.
+/// The copying threads never wait for the interpreter: they leave the newest step where the calling thread, which
+/// waits for them, takes it and tells it to `progress`.
 pub fn to(
     py: Python<'_>,
     image: &daxfs::Image,
