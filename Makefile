@@ -1,7 +1,7 @@
 # The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels fuzz lint bench build wheel clean
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench build wheel clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,6 +23,9 @@ test-kernel:     ## tests on real dma-bufs, in a virtual machine where this mach
 
 test-two-kernels: ## two virtual machines over one memory: devdax, a physical range, PCI memory, a CXL pool
 	@scripts/test.sh setup two-kernels
+
+test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
+	@DAXFS_TEST_GPU=1 scripts/test.sh setup wheel gpu
 
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)

@@ -85,7 +85,13 @@ doctests() {
 }
 
 docs() {
-    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
+    local -x RUSTDOCFLAGS="-D warnings"
+    cargo doc --quiet --workspace --no-deps || return
+    # The workspace has both; one alone must do, too.
+    local feature
+    for feature in cuda vulkan; do
+        cargo doc --quiet --no-deps -p daxfs --features "$feature" || return
+    done
 }
 
 wheel() {
@@ -123,6 +129,13 @@ demo() {
 fuzz() {
     command -v c++ >/dev/null || cannot "no C++ compiler for libFuzzer" || return
     scripts/fuzz.sh "$FUZZ_SECONDS"
+}
+
+# The same tests run with a simulated driver in the steps rust and python.
+gpu() {
+    [ "${DAXFS_TEST_GPU:-}" = 1 ] || cannot "make test-gpu runs it, on a machine with an NVIDIA GPU" || return
+    need_wheel || return
+    cargo test -p daxfs-tests --test cuda -- --test-threads=1 && .venv/bin/python -m pytest -v python/tests/test_device.py
 }
 
 deny() {
@@ -164,6 +177,7 @@ step demo demo
 step kernel kernel
 step two-kernels two_kernels
 step fuzz fuzz
+step gpu optional gpu
 step deny optional deny
 
 printf '\n'

@@ -229,24 +229,37 @@ pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
 ///
 /// # Errors
 /// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, and for
-/// one of a device that DLPack's consumers do not share.
+/// one of a device that DLPack's consumers do not share; [`TensorError::NotWritable`] for a writable loan of memory
+/// that this process's kernels may only read ([`cuda::Buffer::is_writable`]).
 #[cfg(feature = "cuda")]
 pub fn export_place_versioned(
     tensor: &Tensor,
     place: &Place,
     read_only: bool,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
+    let array = Array::at(tensor, place)?;
+    if !read_only && !place.buffer().as_cuda().is_some_and(cuda::Buffer::is_writable) {
+        return Err(TensorError::NotWritable { tensor: tensor.name().into() }.into());
+    }
     let flags = if read_only { FLAG_READ_ONLY } else { 0 };
-    Ok(lend_versioned(Array::at(tensor, place)?, Box::new(place.clone()), flags))
+    Ok(lend_versioned(array, Box::new(place.clone()), flags))
 }
 
-/// Like [`export_place_versioned`], in the form before DLPack 1, which cannot say that the memory is read-only.
+/// Like [`export_place_versioned`], in the form before DLPack 1, for a copy in the device's own memory. This form
+/// cannot say that the memory is read-only: the consumer must be known not to write, which would be a fault of its
+/// kernel.
 ///
 /// # Errors
-/// As for [`export_place_versioned`].
+/// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
 #[cfg(feature = "cuda")]
 pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManagedTensor>> {
-    Ok(lend_legacy(Array::at(tensor, place)?, Box::new(place.clone())))
+    let array = Array::at(tensor, place)?;
+    if array.device.is_host() {
+        return Err(
+            fault(tensor, "host memory that others share is lent to consumers of DLPack 1 only").into()
+        );
+    }
+    Ok(lend_legacy(array, Box::new(place.clone())))
 }
 
 /// Copies a tensor into memory of the consumer's own, aligned to [`COPY_ALIGNMENT`], which it may write.
@@ -323,8 +336,10 @@ impl Array {
         if place.len() != tensor.nbytes() {
             return Err(fault(tensor, "the place is not that of the whole tensor").into());
         }
-        let address = usize::try_from(buffer.address() + place.offset())
-            .map_err(|_| fault(tensor, "its address does not fit"))?;
+        // Host memory goes by the CPU's address, which need not be the device's.
+        let start = buffer.host_address().map_or(buffer.address(), |address| address as u64);
+        let address =
+            usize::try_from(start + place.offset()).map_err(|_| fault(tensor, "its address does not fit"))?;
         let device = DLDevice::of(buffer);
         let data = std::ptr::without_provenance_mut(address);
         Ok(Self { data, ..Self::describe(tensor, device)? })

@@ -48,7 +48,8 @@ pub(crate) fn bind(map: &Mapping, node: u32) -> Result<()> {
     let (start, len) = (map.view().as_ptr(), map.view().len());
     let mode = libc::c_long::from(MPOL_BIND);
     // SAFETY: mbind(2) changes where pages come from that are not allocated yet, never contents or mappings; the
-    // range is one mapping that `map` keeps, and the mask is a live array of the bits that are read, one less than told.
+    // range is one mapping that `map` keeps, and the mask is a live array of the bits that are read, one less than
+    // told.
     let done = unsafe {
         libc::syscall(libc::SYS_mbind, start, len, mode, mask.as_ptr(), MASK_LEN, 0 as libc::c_long)
     };
@@ -76,8 +77,8 @@ struct Policy {
 impl Policy {
     fn of_this_thread() -> io::Result<Self> {
         let (mut mode, mut nodes) = (0, [0; NODES / BITS]);
-        // SAFETY: without flags get_mempolicy(2) writes the mode, and of the mask one bit less than it is told, which is
-        // all of the array: both are alive. The address is not used.
+        // SAFETY: without flags get_mempolicy(2) writes the mode, and of the mask one bit less than it is told, which
+        // is all of the array: both are alive. The address is not used.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_get_mempolicy,

@@ -228,7 +228,7 @@ impl Packer {
     /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
     pub fn plan(self) -> Result<Plan> {
         self.check()?;
-        let tree = scan(&self.inputs, self.rules)?;
+        let tree = scan(&self.inputs, self.rules, self.settings.threads)?;
         let numbers = Numbers::assign(&tree);
         let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
         tensors::check_counts(&tensors)?;

@@ -3,6 +3,7 @@
 //! Linear in the number of names: every directory is read once, by descriptor, so that a tree may be deeper
 //! than a path can be long.
 
+use crate::parallel;
 use crate::source::{Opener, Sort, check_directory, kind_of};
 use crate::tree::{Identity, Input, Kind, Node, ROOT, Tree};
 use crate::{Error, Result};
@@ -13,6 +14,9 @@ use nix::sys::stat::{FileStat, fstatat, stat};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// Directories that are listed by several threads at once, before what they hold is put into the tree.
+const BATCH: usize = 64;
 
 /// What the scan does with names that an image cannot or must not hold.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,7 +33,7 @@ pub(crate) struct Rules {
 ///
 /// [`Error::NoInput`], [`Error::DuplicateName`], [`Error::Special`], [`Error::Name`], [`Error::Changed`] for a
 /// directory that is replaced meanwhile, [`Error::TooMany`], [`Error::Io`].
-pub(crate) fn scan(inputs: &[PathBuf], rules: Rules) -> Result<Tree> {
+pub(crate) fn scan(inputs: &[PathBuf], rules: Rules, threads: usize) -> Result<Tree> {
     let mut tree = Tree::default();
     match inputs {
         [] => return Err(Error::NoInput),
@@ -50,10 +54,18 @@ pub(crate) fn scan(inputs: &[PathBuf], rules: Rules) -> Result<Tree> {
     }
     let mut next = if tree.nodes.len() == 1 { ROOT } else { 1 };
     while (next as usize) < tree.nodes.len() {
-        if matches!(tree.node(next).kind, Kind::Directory { .. }) {
-            list(&mut tree, next, rules)?;
+        // Directories that are known already; what they hold comes behind all of them.
+        let mut batch = Vec::new();
+        while (next as usize) < tree.nodes.len() && batch.len() < BATCH {
+            if matches!(tree.node(next).kind, Kind::Directory { .. }) {
+                batch.push(next);
+            }
+            next += 1;
         }
-        next += 1;
+        let lists = parallel::map(batch.len(), threads, || (), |(), at| list(&tree, batch[at], rules))?;
+        for (&directory, found) in batch.iter().zip(lists) {
+            append(&mut tree, directory, found)?;
+        }
     }
     Ok(tree)
 }
@@ -108,8 +120,27 @@ fn push_inputs(tree: &mut Tree, mut named: Vec<(OsString, &PathBuf, FileStat)>, 
     Ok(())
 }
 
-/// Reads one directory and appends its children.
-fn list(tree: &mut Tree, directory: u32, rules: Rules) -> Result<()> {
+/// What a name in a directory stands for.
+enum Found {
+    File,
+    Directory,
+    /// With its target.
+    Symlink(OsString),
+    /// Left out, as the rules say.
+    Special,
+    /// The packer's own index of an image that was extracted.
+    Index,
+}
+
+/// A name in a directory.
+struct Child {
+    name: Box<[u8]>,
+    stat: FileStat,
+    found: Found,
+}
+
+/// Reads one directory: its names in order, and what they stand for.
+fn list(tree: &Tree, directory: u32, rules: Rules) -> Result<Vec<Child>> {
     let fd = Opener::new(tree).directory(directory)?;
     // The path is made for messages only, so that a tree of any depth stays linear.
     check_directory(tree, directory, &fd, &tree.source_path(directory))?;
@@ -125,44 +156,63 @@ fn list(tree: &mut Tree, directory: u32, rules: Rules) -> Result<()> {
     }
     names.sort_unstable();
 
-    let first = u32::try_from(tree.nodes.len()).unwrap_or(u32::MAX);
-    let mut count = 0;
+    let mut list = Vec::with_capacity(names.len());
     for name in names {
-        let path = |tree: &Tree| tree.source_path(directory).join(OsStr::from_bytes(&name));
+        let path = || tree.source_path(directory).join(OsStr::from_bytes(&name));
         let os_name = OsStr::from_bytes(&name);
         let stat = match fstatat(&stream, os_name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            Err(nix::errno::Errno::ENOENT) => return Err(Error::changed(&path(tree), "it was removed")),
-            Err(errno) => return Err(Error::io("stat", &path(tree), errno)),
+            Err(nix::errno::Errno::ENOENT) => return Err(Error::changed(&path(), "it was removed")),
+            Err(errno) => return Err(Error::io("stat", &path(), errno)),
         };
-        if directory == ROOT && *name == *index::DIR.as_bytes() {
-            if rules.plain || kind_of(stat.st_mode) != Ok(Sort::Directory) {
-                return Err(name_error(&path(tree), "this name is kept for the packer's own index"));
-            }
-            tree.dropped = Some(path(tree));
-            continue;
-        }
-        let kind = match kind_of(stat.st_mode) {
-            Ok(Sort::File) => Kind::File,
-            Ok(Sort::Directory) => Kind::Directory { first: 0, count: 0 },
-            Ok(Sort::Symlink) => {
-                let target = readlinkat(&stream, os_name)
-                    .map_err(|errno| Error::io("readlink", &path(tree), errno))?;
-                if target.is_empty() {
-                    return Err(name_error(&path(tree), "a symbolic link without a target cannot be packed"));
+        let found = match kind_of(stat.st_mode) {
+            sort if directory == ROOT && *name == *index::DIR.as_bytes() => {
+                if rules.plain || sort != Ok(Sort::Directory) {
+                    return Err(name_error(&path(), "this name is kept for the packer's own index"));
                 }
-                Kind::Symlink { target: tree.intern(target.as_bytes())? }
+                Found::Index
             }
-            Err(_) if rules.skip_special => {
+            Ok(Sort::File) => Found::File,
+            Ok(Sort::Directory) => Found::Directory,
+            Ok(Sort::Symlink) => {
+                let target =
+                    readlinkat(&stream, os_name).map_err(|errno| Error::io("readlink", &path(), errno))?;
+                if target.is_empty() {
+                    return Err(name_error(&path(), "a symbolic link without a target cannot be packed"));
+                }
+                Found::Symlink(target)
+            }
+            Err(_) if rules.skip_special => Found::Special,
+            Err(kind) => return Err(Error::Special { path: path(), kind }),
+        };
+        if name.len() > NAME_MAX {
+            check_name(&path(), &name)?;
+        }
+        list.push(Child { name, stat, found });
+    }
+    Ok(list)
+}
+
+/// Appends the children of a directory.
+fn append(tree: &mut Tree, directory: u32, list: Vec<Child>) -> Result<()> {
+    let first = u32::try_from(tree.nodes.len()).unwrap_or(u32::MAX);
+    let mut count = 0;
+    for Child { name, stat, found } in list {
+        let path = |tree: &Tree| tree.source_path(directory).join(OsStr::from_bytes(&name));
+        let kind = match found {
+            Found::File => Kind::File,
+            Found::Directory => Kind::Directory { first: 0, count: 0 },
+            Found::Symlink(target) => Kind::Symlink { target: tree.intern(target.as_bytes())? },
+            Found::Special => {
                 let path = path(tree);
                 tree.skipped.push(path);
                 continue;
             }
-            Err(kind) => return Err(Error::Special { path: path(tree), kind }),
+            Found::Index => {
+                tree.dropped = Some(path(tree));
+                continue;
+            }
         };
-        if name.len() > NAME_MAX {
-            check_name(&path(tree), &name)?;
-        }
         push(tree, directory, &name, kind, &stat)?;
         count += 1;
     }

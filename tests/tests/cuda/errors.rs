@@ -1,9 +1,12 @@
 //! What is missing or fails is an error value that says so, and leaves nothing behind.
 
-use daxfs::Error;
-use daxfs::device::{Device, DeviceError};
+use daxfs::device::{Device, DeviceError, MapOptions, Route};
+use daxfs::{Error, Image};
+use mkimage::{HugePages, Memory};
 
-use crate::support::{device, image, live, no_library, old_library, simulated, with_library};
+use crate::support::{
+    device, has_context, image, live, no_library, old_library, pack, simulated, with_library,
+};
 
 fn unavailable() -> String {
     let error = Device::cuda(0).unwrap_err();
@@ -69,7 +72,8 @@ fn too_little_memory() {
     });
 }
 
-/// Each call of the driver fails in turn, at its first and at its second time.
+/// Each call of the driver fails in turn, at its first and at its second time, unless that is one whose answer changes
+/// nothing: a stream that is dropped is waited for once more, and rights that cannot be taken away are given anew.
 #[test]
 fn every_call_that_fails_is_an_error_and_leaves_nothing() {
     const TEST: &str = "errors::every_call_that_fails_is_an_error_and_leaves_nothing";
@@ -93,22 +97,33 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
         "cuEventRecord",
         "cuEventSynchronize",
         "cuStreamSynchronize",
-        "cuMemcpyDtoH_v2",
+        "cuMemcpyDtoHAsync_v2",
         "cuMemExportToShareableHandle",
         "cuMemImportFromShareableHandle",
         "cuMemGetHandleForAddressRange",
+        "cuMemHostRegister_v2",
+        "cuMemHostGetDevicePointer_v2",
     ] {
-        for time in ["1", "2"] {
+        let times = if ["cuStreamSynchronize", "cuMemSetAccess"].contains(&call) { 1 } else { 2 };
+        for time in 1..=times {
             let fail = format!("{call}:{time}:999");
-            simulated(TEST, &[("DAXFS_FAKE_CUDA_FAIL", &fail), ("DAXFS_FAKE_CUDA_DELAY_US", "1")], || {
+            let settings = [("DAXFS_FAKE_CUDA_FAIL", fail.as_str()), ("DAXFS_FAKE_CUDA_DELAY_US", "1")];
+            let is_done = simulated(TEST, &settings, || {
                 let error = everything().unwrap_err();
                 match &error {
                     Error::Device(DeviceError::Driver { code: 999, .. }) => {}
                     Error::Device(DeviceError::NotExportable { why, .. }) if why.contains("(999)") => {}
+                    Error::Device(DeviceError::NotImportable { .. }) => {
+                        assert!(error.to_string().contains("(999)"), "{error}");
+                    }
                     other => panic!("{other:?}"),
                 }
                 assert_eq!(live(), 0, "{error}");
+                assert!(!has_context(), "{error}");
             });
+            if is_done {
+                return;
+            }
         }
     }
 }
@@ -117,6 +132,7 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
 fn everything() -> daxfs::Result<()> {
     use daxfs::device::cuda::UploadOptions;
     let image = image();
+    let shared = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
     let options = UploadOptions::new().threads(2).piece(1 << 20).verify(true);
     for _ in 0..2 {
         let device = Device::cuda(0)?;
@@ -124,6 +140,45 @@ fn everything() -> daxfs::Result<()> {
         let buffer = resident.buffers()[0].as_cuda().unwrap();
         buffer.export_dma_buf()?;
         device.as_cuda().unwrap().attach(&image, &buffer.share()?)?;
+        shared.map(&device)?;
     }
     Ok(())
+}
+
+/// What cannot be given back stays: memory must not go while something may use it.
+#[test]
+fn what_cannot_be_waited_for_is_kept() {
+    const TEST: &str = "errors::what_cannot_be_waited_for_is_kept";
+    // 900: some stream of the context is being recorded into a graph.
+    for fail in ["cuCtxSynchronize:0:900", "cuCtxSynchronize:0:700"] {
+        let is_done = simulated(TEST, &[("DAXFS_FAKE_CUDA_FAIL", fail)], || {
+            // That of this process, whichever round it is for.
+            let is_kept = std::env::var("DAXFS_FAKE_CUDA_FAIL").unwrap().ends_with("900");
+            let device = device();
+            let shared = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
+            for in_memory in [image().to(&device).unwrap(), shared.map(&device).unwrap()] {
+                let address = in_memory.buffers()[0].address().unwrap();
+                let is_mapped = || {
+                    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+                    maps.lines().any(|line| line.starts_with(&format!("{address:x}-")) && line.contains(" r"))
+                };
+                assert!(is_mapped());
+                drop(in_memory);
+                assert_eq!(is_mapped(), is_kept);
+            }
+        });
+        if is_done {
+            return;
+        }
+    }
+}
+
+#[test]
+fn mapping_does_not_copy() {
+    simulated("errors::mapping_does_not_copy", &[], || {
+        for route in [Route::Copy, Route::Descriptor] {
+            let error = image().map_with(&device(), &MapOptions::new().route(route)).unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::NotImportable { .. })), "{error}");
+        }
+    });
 }

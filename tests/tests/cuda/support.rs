@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -34,9 +34,11 @@ pub fn on_a_gpu(test: &str, body: impl FnOnce()) {
     run(test, (!is_real()).then(library), &[]);
 }
 
-/// Runs `body` with the simulated driver and `settings` for it (see `tests/cuda/libcuda.c`).
-pub fn simulated(test: &str, settings: &[(&str, &str)], body: impl FnOnce()) {
+/// Runs `body` with the simulated driver and `settings` for it (see `tests/cuda/libcuda.c`). True in the process that
+/// ran it, which is not to run anything else.
+pub fn simulated(test: &str, settings: &[(&str, &str)], body: impl FnOnce()) -> bool {
     with_library(test, library, settings, body);
+    env::var_os(CHILD).is_some()
 }
 
 /// Runs `body` where only the libraries in a folder are found, besides the machine's.
@@ -117,6 +119,19 @@ pub fn live() -> i32 {
     unsafe { count() }
 }
 
+/// Whether a context is current for this thread, which it was not before.
+pub fn has_context() -> bool {
+    // SAFETY: as above.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") }.unwrap();
+    // SAFETY: the function has this signature in cuda.h.
+    let current =
+        unsafe { library.get::<unsafe extern "C" fn(*mut usize) -> i32>(b"cuCtxGetCurrent\0") }.unwrap();
+    let mut context = 0;
+    // SAFETY: the word is alive, and as large as a pointer.
+    let code = unsafe { current(&raw mut context) };
+    code == 0 && context != 0
+}
+
 /// Bytes with a pattern that is nowhere the same.
 pub fn bytes(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| ((i + seed).wrapping_mul(0x9E37_79B9) >> 13).to_le_bytes()[0]).collect()
@@ -144,7 +159,7 @@ pub fn image() -> Image {
 /// The folder's image in memory of a kind.
 pub fn pack(memory: &Memory) -> OwnedFd {
     let folder = folder();
-    let plan = Packer::new().input(folder.path()).align_tensors(Some(256)).plan().unwrap();
+    let plan = Packer::new().input(folder.path()).align_tensors(true).plan().unwrap();
     plan.write_memory(memory).unwrap().0
 }
 
@@ -182,10 +197,4 @@ pub fn read(place: &daxfs::device::Place) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(place.len()).unwrap()];
     place.buffer().as_cuda().unwrap().copy_to_host(place.offset(), &mut bytes).unwrap();
     bytes
-}
-
-/// Sends the start of a descriptor's path to messages that name it.
-pub fn number(fd: &impl AsFd) -> String {
-    use std::os::fd::AsRawFd;
-    fd.as_fd().as_raw_fd().to_string()
 }

@@ -162,12 +162,12 @@ fn devices(names: &[String]) -> String {
     }
 }
 
-/// As the driver's tools write it.
+/// As it is written, without the prefix that says whether it is a whole GPU or a part of one.
 fn uuid(bytes: &[u8; 16]) -> String {
     let hex = |range: std::ops::Range<usize>| -> String {
         bytes[range].iter().map(|byte| format!("{byte:02x}")).collect()
     };
-    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
+    format!("{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
 }
 
 fn list(refusals: &[Refusal]) -> String {

@@ -185,8 +185,8 @@ impl Image {
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], with nothing left behind; [`Error::BeingReplaced`] when another image took this
-    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for
-    /// it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
+    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked
+    /// for it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
     pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
         let Some(device) = device.as_cuda() else {
             let advice = "map it, which copies nothing";

@@ -20,11 +20,11 @@
 //! # From a file to a place
 //!
 //! [`Image::map`](crate::Image::map) gives a [`MappedImage`]: the image's [`Region`](crate::Region) as one or more
-//! buffers of the device, read in place. [`Image::to`](crate::Image::to) gives the same of a copy in the device's own
-//! memory. A driver bounds the size of a buffer, so a long region is cut into pieces, each at most
-//! 4 GiB long and a multiple of 2 MiB, and a file that crosses from one piece into the next has several places. That is
-//! said, not hidden: [`MappedImage::file`] returns [`Places`], and [`Places::one`] is an error that names their number
-//! when there are several.
+//! buffers of the device, read in place. `Image::to` gives the same of a copy in the device's own
+//! memory. A driver bounds the size of a buffer, so a long region that is read in place is cut into pieces, each a
+//! multiple of 2 MiB and at most 4 GiB (Vulkan) or 64 GiB (CUDA) long, and a file that crosses from one piece into the
+//! next has several places. That is said, not hidden: [`MappedImage::file`] returns [`Places`], and [`Places::one`] is
+//! an error that names their number when there are several.
 //!
 //! # Lifetime
 //!
@@ -41,6 +41,7 @@
 pub mod cuda;
 mod error;
 mod image;
+mod lookup;
 mod place;
 mod spans;
 #[cfg(feature = "vulkan")]
@@ -48,11 +49,13 @@ pub mod vulkan;
 
 pub use error::{DeviceError, Refusal};
 pub use image::{MapOptions, MappedImage, MappedRegion};
+pub use lookup::Lookup;
 pub use place::{Place, Places};
 
 use crate::Result;
 
-/// A device that reads images in place. Cloning shares it; it is given back when nothing uses it any more.
+/// A device that reads images in place, or keeps copies of them. Cloning shares it; it is given back when nothing uses
+/// it any more.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
@@ -192,11 +195,12 @@ impl Buffer {
 /// How the memory of a region gets to the device. Only [`Route::Copy`] copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// The device imports the descriptor: a dma-buf, or a memfd where the driver takes those.
+    /// The device imports the descriptor: a dma-buf, or a memfd where the driver takes those; with CUDA, memory of the
+    /// device that another process filled.
     Descriptor,
     /// The device imports the pages that this process has mapped, by their address.
     Mapping,
-    /// The bytes were copied into the device's own memory ([`Image::to`](crate::Image::to)).
+    /// The bytes were copied into the device's own memory (`Image::to`).
     Copy,
 }
 
@@ -214,3 +218,8 @@ impl std::fmt::Display for Route {
 #[cfg(all(doctest, feature = "vulkan"))]
 #[doc = include_str!("../../../../docs/vulkan.md")]
 struct GuideDoctests;
+
+/// Compiles the examples of the guide.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../../../docs/cuda.md")]
+struct CudaGuideDoctests;

@@ -26,7 +26,7 @@ impl Place {
     }
 
     /// First byte, from the start of the buffer, at whatever alignment the image gives it: for a storage buffer's
-    /// offset see [`vulkan::Binding`](super::vulkan::Binding).
+    /// offset see `vulkan::Binding`.
     pub fn offset(&self) -> u64 {
         self.offset
     }

@@ -186,13 +186,17 @@ impl Region {
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         match self.file_that_shrinks() {
             Some((fd, start)) if !self.is_writable() => {
-                Ok(read_all(fd, start + offset, &mut SharedBytesMut::from_slice(bytes))?)
+                match read_all(fd, start + offset, &mut SharedBytesMut::from_slice(bytes)) {
+                    // Opened with O_DIRECT, and the buffer is not aligned.
+                    Err(dmabuf::Error::Os { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
+                    }
+                    read => return Ok(read?),
+                }
             }
-            _ => {
-                let _access = self.cpu_access()?;
-                Ok(self.view().read_at(offset, bytes)?)
-            }
+            _ => {}
         }
+        let _access = self.cpu_access()?;
+        Ok(self.view().read_at(offset, bytes)?)
     }
 
     /// Declares the region immutable, so that it hands out slices.

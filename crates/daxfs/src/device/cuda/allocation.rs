@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls the CUDA driver and takes descriptors over")]
 
 use std::ffi::c_int;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::super::DeviceError;
@@ -22,18 +23,34 @@ const DMA_BUF: c_int = 1;
 
 /// What this process may do with an allocation: `CUmemAccess_flags`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rights {
+enum Rights {
     Read = 1,
     ReadWrite = 3,
 }
 
 /// An allocation of device memory, mapped. Dropping it waits for the device first, since work that was submitted may
-/// use it.
+/// use it; where that cannot be waited for, the memory is never given back.
 #[derive(Debug)]
 pub(super) struct Allocation {
-    // Dropped in this order: the mapping keeps neither alive by itself.
-    mapped: Mapped,
-    memory: Memory,
+    range: ManuallyDrop<Range>,
+    memory: ManuallyDrop<Memory>,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if !self.device().wait() {
+            return;
+        }
+        let Range { device, address, size } = &*self.range;
+        // SAFETY: all of the range was mapped by one call, and no submitted work uses it any more.
+        let code = unsafe { (device.functions().mem_unmap)(*address, *size) };
+        if code == 0 {
+            // SAFETY: nothing uses the field again. What is not unmapped must not be freed.
+            unsafe { ManuallyDrop::drop(&mut self.range) };
+        }
+        // SAFETY: nothing uses the field again.
+        unsafe { ManuallyDrop::drop(&mut self.memory) };
+    }
 }
 
 /// A handle of memory.
@@ -61,25 +78,8 @@ struct Range {
 
 impl Drop for Range {
     fn drop(&mut self) {
-        // SAFETY: the range was reserved for this value; what was mapped there is unmapped (see `Mapped`).
+        // SAFETY: the range was reserved for this value; what was mapped there is unmapped (see `Allocation`).
         let _ = unsafe { (self.device.functions().mem_address_free)(self.address, self.size) };
-    }
-}
-
-/// Memory at a range of addresses.
-#[derive(Debug)]
-struct Mapped(Range);
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        let Range { device, address, size } = &self.0;
-        let current = device.enter();
-        if current.is_ok() {
-            // SAFETY: the context is current. An error of earlier work is that work's owner's to see.
-            let _ = unsafe { (device.functions().context_synchronize)() };
-        }
-        // SAFETY: all of the range was mapped by one call, and no submitted work uses it any more.
-        let _ = unsafe { (device.functions().mem_unmap)(*address, *size) };
     }
 }
 
@@ -129,26 +129,43 @@ impl Allocation {
         let device = &memory.device;
         let functions = device.functions();
         let mut address = 0;
-        // SAFETY: the number is alive; the size is a multiple of the granularity, alignment and place are the driver's.
+        // SAFETY: the number is alive; the size is a multiple of the granularity; the driver chooses alignment and
+        // place.
         let code = unsafe { (functions.mem_address_reserve)(&raw mut address, size, 0, 0, 0) };
         device.check("cuMemAddressReserve", code)?;
         let range = Range { device: device.clone(), address, size };
         // SAFETY: the range is reserved and nothing is mapped there; offset 0 is the only one that there is.
         let code = unsafe { (functions.mem_map)(address, size, 0, memory.handle, 0) };
         device.check("cuMemMap", code)?;
-        let allocation = Self { mapped: Mapped(range), memory };
+        let allocation = Self { range: ManuallyDrop::new(range), memory: ManuallyDrop::new(memory) };
         allocation.set_rights(rights)?;
         Ok(allocation)
     }
 
-    /// Changes what this process may do. Nothing that was submitted may still need more.
-    pub fn set_rights(&self, rights: Rights) -> Result<(), DeviceError> {
+    /// Leaves this process the right to read. Nothing that was submitted may still write.
+    pub fn make_read_only(&self) -> Result<(), DeviceError> {
+        if self.set_rights(Rights::Read).is_ok() {
+            return Ok(());
+        }
+        // A driver that does not take rights away from a mapping gives them to a new one.
+        let (device, address, size) = (self.device(), self.address(), self.range.size);
+        let _current = device.enter()?;
+        // SAFETY: all of the range was mapped by one call; nothing that was submitted uses it.
+        let code = unsafe { (device.functions().mem_unmap)(address, size) };
+        device.check("cuMemUnmap", code)?;
+        // SAFETY: the range is reserved and nothing is mapped there; offset 0 is the only one that there is.
+        let code = unsafe { (device.functions().mem_map)(address, size, 0, self.memory.handle, 0) };
+        device.check("cuMemMap", code)?;
+        self.set_rights(Rights::Read)
+    }
+
+    fn set_rights(&self, rights: Rights) -> Result<(), DeviceError> {
         let device = self.device();
         let access = Access { location: location(device), flags: rights as c_int };
         let _current = device.enter()?;
         // SAFETY: all of the range is mapped, and the struct is alive.
         let code = unsafe {
-            (device.functions().mem_set_access)(self.address(), self.mapped.0.size, &raw const access, 1)
+            (device.functions().mem_set_access)(self.address(), self.range.size, &raw const access, 1)
         };
         device.check("cuMemSetAccess", code)
     }
@@ -164,8 +181,8 @@ impl Allocation {
         own(device, fd)
     }
 
-    /// A dma-buf of the first `len` bytes, rounded up to whole pages, for network cards, drives and other devices. CUDA
-    /// itself does not import it on discrete GPUs.
+    /// A dma-buf of the first `len` bytes, rounded up to whole pages, for network cards, drives and other devices.
+    /// CUDA itself does not import it on discrete GPUs.
     pub fn export_dma_buf(&self, len: u64) -> Result<OwnedFd, DeviceError> {
         let device = self.device();
         let refused = |why: String| DeviceError::NotExportable { device: device.name().into(), why };
@@ -175,9 +192,9 @@ impl Allocation {
         let len = usize::try_from(len.next_multiple_of(dmabuf::page_size())).unwrap_or(usize::MAX);
         let mut fd = -1;
         let _current = device.enter()?;
-        let len = len.min(self.mapped.0.size);
-        // SAFETY: the range is mapped with equal properties on one device, and begins and ends at whole pages. Flags are
-        // 0: the other mapping type is for systems whose GPU and CPU are coherent.
+        let len = len.min(self.range.size);
+        // SAFETY: the range is mapped with equal properties on one device, and begins and ends at whole pages. Flags
+        // are 0: the other mapping type is for systems whose GPU and CPU are coherent.
         let code = unsafe {
             (device.functions().mem_get_range_handle)(&raw mut fd, self.address(), len, DMA_BUF, 0)
         };
@@ -192,12 +209,12 @@ impl Allocation {
     }
 
     pub fn address(&self) -> Address {
-        self.mapped.0.address
+        self.range.address
     }
 
     /// Bytes, rounded up to what the driver allocates.
     pub fn size(&self) -> u64 {
-        self.mapped.0.size as u64
+        self.range.size as u64
     }
 }
 

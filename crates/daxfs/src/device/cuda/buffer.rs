@@ -9,6 +9,7 @@ use super::super::DeviceError;
 use super::allocation::Allocation;
 use super::device::Device;
 use super::host::Registered;
+use super::staging::Stream;
 use crate::Result;
 
 /// Memory at an address of the device. Cloning shares it. When the last clone and the last place in it are gone, the
@@ -17,6 +18,7 @@ use crate::Result;
 pub struct Buffer {
     memory: Arc<Memory>,
     len: u64,
+    is_writable: bool,
 }
 
 #[derive(Debug)]
@@ -26,8 +28,8 @@ enum Memory {
 }
 
 /// Memory of a device for another process: send the descriptor with the two numbers, which it does not carry.
-/// [`Device::attach`] takes it there. Whoever has the descriptor keeps the memory, without a context, and also when the
-/// process that filled it is gone.
+/// [`Device::attach`] takes it there. Whoever has the descriptor keeps the memory, without a context, and also when
+/// the process that filled it is gone.
 #[derive(Debug)]
 pub struct Shared {
     /// The memory. It is no dma-buf, and the CPU cannot map it.
@@ -39,13 +41,14 @@ pub struct Shared {
 }
 
 impl Buffer {
-    pub(super) fn allocated(allocation: Allocation, len: u64) -> Self {
-        Self { memory: Arc::new(Memory::Device(allocation)), len }
+    pub(super) fn allocated(allocation: Allocation, len: u64, is_writable: bool) -> Self {
+        Self { memory: Arc::new(Memory::Device(allocation)), len, is_writable }
     }
 
     pub(super) fn registered(registered: Registered) -> Self {
         let len = registered.len();
-        Self { memory: Arc::new(Memory::Host(registered)), len }
+        // The pages are everybody's.
+        Self { memory: Arc::new(Memory::Host(registered)), len, is_writable: false }
     }
 
     /// The device.
@@ -74,6 +77,20 @@ impl Buffer {
         }
     }
 
+    /// The CPU's address of the first byte, for host memory that the device reads in place.
+    pub fn host_address(&self) -> Option<usize> {
+        match &*self.memory {
+            Memory::Device(_) => None,
+            Memory::Host(registered) => Some(registered.host_address()),
+        }
+    }
+
+    /// Whether kernels of this process may write: only to a copy that was asked for
+    /// ([`UploadOptions::writable`](super::UploadOptions::writable)).
+    pub fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
     /// Whether the bytes are in the device's own memory; else the device reads the host's, over the link.
     pub fn is_resident(&self) -> bool {
         matches!(&*self.memory, Memory::Device(_))
@@ -91,17 +108,15 @@ impl Buffer {
         }
         let device = self.device();
         let _current = device.enter()?;
-        let (target, from) = (bytes.as_mut_ptr().cast(), self.address() + offset);
-        // SAFETY: the slice has as many bytes as are copied, and so has the buffer from `offset` on (checked above), which
-        // is mapped as long as it lives; the call returns when all are there.
-        let code = unsafe { (device.functions().copy_to_host)(target, from, bytes.len()) };
-        Ok(device.check("cuMemcpyDtoH", code)?)
+        let stream = Stream::new(device)?;
+        // SAFETY: the buffer has as many bytes from `offset` on (checked above), mapped as long as it lives.
+        Ok(unsafe { stream.fetch(bytes, self.address() + offset) }?)
     }
 
     /// The memory for other processes.
     ///
     /// # Errors
-    /// [`DeviceError::NotExportable`] for host memory, whose own descriptor can be passed, and [`DeviceError::Driver`].
+    /// [`DeviceError::NotExportable`] for host memory, whose own descriptor can be passed; [`DeviceError::Driver`].
     pub fn share(&self) -> Result<Shared> {
         let allocation = self.allocation()?;
         let fd = allocation.share()?;
@@ -109,8 +124,8 @@ impl Buffer {
     }
 
     /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers, which must be able to reach the
-    /// device over the bus. Its length is that of the image, rounded up to whole pages. On discrete GPUs the CPU cannot
-    /// map it, and CUDA cannot import it: for another CUDA process see [`Buffer::share`].
+    /// device over the bus. Its length is that of the image, rounded up to whole pages. On discrete GPUs the CPU
+    /// cannot map it, and CUDA cannot import it: for another CUDA process see [`Buffer::share`].
     ///
     /// # Errors
     /// [`DeviceError::NotExportable`].

@@ -18,10 +18,13 @@ pub(super) const POSIX_DESCRIPTORS_SUPPORTED: c_int = 103;
 pub(super) const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: c_int = 110;
 pub(super) const DMA_BUF_SUPPORTED: c_int = 124;
 
+/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
+const CAPTURING: std::ops::RangeInclusive<Code> = 900..=908;
+
 /// A GPU, as the driver numbers those that this process may see (`CUDA_VISIBLE_DEVICES`). Cloning shares it.
 ///
-/// It retains the device's primary context until the last clone, buffer and place is gone. Each call makes that context
-/// current for its own duration and puts back what was current before, so any thread may make it.
+/// It retains the device's primary context until the last clone, buffer and place is gone. Each call makes that
+/// context current for its own duration and puts back what was current before, so any thread may make it.
 #[derive(Clone)]
 pub struct Device(Arc<Shared>);
 
@@ -145,6 +148,16 @@ impl Device {
         let code = unsafe { (self.functions().context_push)(self.0.context) };
         self.check("cuCtxPushCurrent", code)?;
         Ok(Current { functions: self.functions(), of: PhantomData })
+    }
+
+    /// Waits for everything that was submitted in this context, by anybody. False where that cannot be: then memory
+    /// that such work may use must not be taken away.
+    pub(super) fn wait(&self) -> bool {
+        let Ok(_current) = self.enter() else { return false };
+        // SAFETY: the context is current.
+        let code = unsafe { (self.functions().context_synchronize)() };
+        // While work is recorded into a graph nothing is waited for. After any other error no work goes on.
+        !CAPTURING.contains(&code)
     }
 
     pub(super) fn check(&self, call: &'static str, code: Code) -> Result<(), DeviceError> {

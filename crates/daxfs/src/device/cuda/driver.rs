@@ -1,7 +1,7 @@
 //! The functions of the CUDA driver that are used here: all are looked up in `libcuda.so.1` before one is called.
 //!
-//! This is a table of our own, where bindings would be had from a crate, for two reasons: those return result codes as
-//! Rust enums, which a code of a newer driver would make undefined behaviour, and they panic where a symbol is missing.
+//! This is a table of our own instead of a crate's bindings, for two reasons: those return result codes as Rust enums,
+//! which a code of a newer driver would make undefined behaviour, and they panic where a symbol is missing.
 
 #![allow(unsafe_code, reason = "loads a library and takes functions out of it")]
 
@@ -27,7 +27,11 @@ pub(super) type Opaque = *mut c_void;
 pub(super) const OUT_OF_MEMORY: Code = 2;
 
 const LIBRARY: &str = "libcuda.so.1";
-const NEEDS: &str = "an NVIDIA driver of version 535 or later, and its libcuda.so.1 in this container";
+/// All functions are there since CUDA 11.7.
+const DRIVER_NEEDED: &str =
+    "an NVIDIA driver of version 515 or later, and its libcuda.so.1 in this container";
+const GPU_NEEDED: &str = "an NVIDIA GPU that works and that this process may see (CUDA_VISIBLE_DEVICES, the devices of \
+                          the container)";
 
 /// `CUmemLocation`.
 #[repr(C)]
@@ -81,9 +85,9 @@ macro_rules! functions {
                 Ok(Self {
                     $($name: {
                         type Function = unsafe extern "C" fn($($argument),*) -> Code;
-                        // SAFETY: the symbol is the function of the CUDA driver API that cuda.h (12.0 to 13.1) declares
-                        // with this prototype, its enums being `int`. The pointer is used as long as the library is
-                        // loaded, which is as long as this value lives.
+                        // SAFETY: the symbol is the function of the CUDA driver API that cuda.h (12.0 to 13.1)
+                        // declares with this prototype, its enums being `int`. The pointer is used as long as the
+                        // library is loaded, which is as long as this value lives.
                         let symbol = unsafe { library.get::<Function>(concat!($symbol, "\0").as_bytes()) };
                         *symbol.map_err(|_| $symbol)?
                     },)*
@@ -125,7 +129,7 @@ functions! {
     host_unregister = "cuMemHostUnregister" (*mut c_void);
     host_get_address = "cuMemHostGetDevicePointer_v2" (*mut Address, *mut c_void, c_uint);
     copy_to_device = "cuMemcpyHtoDAsync_v2" (Address, *const c_void, usize, Opaque);
-    copy_to_host = "cuMemcpyDtoH_v2" (*mut c_void, Address, usize);
+    copy_to_host = "cuMemcpyDtoHAsync_v2" (*mut c_void, Address, usize, Opaque);
     stream_create = "cuStreamCreate" (*mut Opaque, c_uint);
     stream_destroy = "cuStreamDestroy_v2" (Opaque);
     stream_synchronize = "cuStreamSynchronize" (Opaque);
@@ -141,26 +145,29 @@ impl std::fmt::Debug for Functions {
     }
 }
 
-/// Why there is no driver: what is missing.
-type Missing = String;
-
-/// The driver, initialised. Looked for once in the life of a process.
+/// The driver, initialised. What was found is kept; what was not is looked for again.
 pub(super) fn functions() -> Result<&'static Functions, DeviceError> {
-    static DRIVER: OnceLock<Result<Functions, Missing>> = OnceLock::new();
-    let found = DRIVER.get_or_init(load).as_ref();
-    found.map_err(|what| DeviceError::Unavailable { what: what.clone(), needs: NEEDS.into() })
+    static DRIVER: OnceLock<Functions> = OnceLock::new();
+    if let Some(found) = DRIVER.get() {
+        return Ok(found);
+    }
+    let found = load().map_err(|(what, needs)| DeviceError::Unavailable { what, needs: needs.into() })?;
+    Ok(DRIVER.get_or_init(|| found))
 }
 
-fn load() -> Result<Functions, Missing> {
-    // SAFETY: `libcuda.so.1` is the name of NVIDIA's user-mode driver; its initialisers set up that library alone. Whoever
-    // can replace it can replace any library of this process.
-    let library = unsafe { Library::new(LIBRARY) }.map_err(|error| format!("CUDA ({error})"))?;
-    let functions = Functions::find(library)
-        .map_err(|symbol| format!("CUDA with {symbol}, which this machine's {LIBRARY} lacks,"))?;
+/// Or what is missing, and what it needs.
+fn load() -> Result<Functions, (String, &'static str)> {
+    // SAFETY: `libcuda.so.1` is the name of NVIDIA's user-mode driver; its initialisers set up that library alone.
+    // Whoever can replace it can replace any library of this process.
+    let library =
+        unsafe { Library::new(LIBRARY) }.map_err(|error| (format!("CUDA ({error})"), DRIVER_NEEDED))?;
+    let functions = Functions::find(library).map_err(|symbol| {
+        (format!("CUDA with {symbol}, which this machine's {LIBRARY} lacks,"), DRIVER_NEEDED)
+    })?;
     // SAFETY: the one argument is a set of flags, of which there are none.
     match unsafe { (functions.init)(0) } {
         0 => Ok(functions),
-        code => Err(format!("CUDA (cuInit: {} ({code}))", functions.meaning(code))),
+        code => Err((format!("CUDA (cuInit: {} ({code}))", functions.meaning(code)), GPU_NEEDED)),
     }
 }
 

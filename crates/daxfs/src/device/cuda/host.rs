@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "registers a mapping with the CUDA driver")]
 
 use std::ffi::{c_uint, c_void};
+use std::mem::ManuallyDrop;
 
 use dmabuf::{FdKind, Mapping, Seals};
 
@@ -11,29 +12,33 @@ use super::device::{self, Device};
 use super::driver::Address;
 use crate::Region;
 
-/// `CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP`.
-const FLAGS: c_uint = 1 | 2;
-/// Bytes of one registration at most: the driver keeps a table for each, and gives up at 512 GiB.
+/// `CU_MEMHOSTREGISTER_DEVICEMAP`: for this context, which is waited for in the end.
+const FLAGS: c_uint = 2;
+/// Bytes of one registration at most: the driver keeps a table for each, and gives up at 512 GiB. Some kernels (6.11 to
+/// 6.13) pin 2 GiB at most, for which there is `MapOptions::max_piece`.
 pub(super) const MAX_REGISTRATION: u64 = 64 << 30;
 
-/// A mapping that the driver has pinned. Dropping it waits for the device first.
+/// A mapping that the driver has pinned. Dropping it waits for the device first; where that cannot be waited for, or
+/// the driver does not let go of the pages, they stay mapped.
 #[derive(Debug)]
 pub(super) struct Registered {
     device: Device,
-    mapping: Mapping,
+    mapping: ManuallyDrop<Mapping>,
     address: Address,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let functions = self.device.functions();
-        let current = self.device.enter();
-        if current.is_ok() {
-            // SAFETY: the context is current. An error of earlier work is that work's owner's to see.
-            let _ = unsafe { (functions.context_synchronize)() };
+        if !self.device.wait() {
+            return;
         }
+        let Ok(_current) = self.device.enter() else { return };
         // SAFETY: the range was registered from this address, and is still mapped; no submitted work uses it.
-        let _ = unsafe { (functions.host_unregister)(start(&self.mapping)) };
+        let code = unsafe { (self.device.functions().host_unregister)(start(&self.mapping)) };
+        if code == 0 {
+            // SAFETY: nothing uses the field again.
+            unsafe { ManuallyDrop::drop(&mut self.mapping) };
+        }
     }
 }
 
@@ -47,6 +52,11 @@ impl Registered {
         self.address
     }
 
+    /// The CPU's address of the same bytes.
+    pub fn host_address(&self) -> usize {
+        self.mapping.view().as_ptr().addr()
+    }
+
     /// Bytes.
     pub fn len(&self) -> u64 {
         self.mapping.len() as u64
@@ -58,7 +68,7 @@ fn start(mapping: &Mapping) -> *mut c_void {
     mapping.view().as_ptr().cast_mut().cast()
 }
 
-/// Registers `start..start + len` of the region, which it has; the reason where that cannot be.
+/// Registers `from..from + len` of the region, which it has; the reason where that cannot be.
 pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) -> Result<Buffer, String> {
     if !device.has(device::HOST_REGISTER_SUPPORTED).map_err(|error| error.to_string())? {
         return Err("this device does not read host memory in place".into());
@@ -93,6 +103,7 @@ pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) ->
     // both are done by `Registered`, in this order.
     let code = unsafe { (functions.host_register)(start(&mapping), bytes, FLAGS) };
     device.check("cuMemHostRegister", code).map_err(|error| error.to_string())?;
+    let mapping = ManuallyDrop::new(mapping);
     let mut registered = Registered { device: device.clone(), mapping, address: 0 };
     // SAFETY: the memory is registered with a place on the device, and the number is alive.
     let code =

@@ -1,7 +1,7 @@
 //! Images in the memory of an NVIDIA GPU, by the CUDA driver.
 //!
-//! The driver is looked for at run time. Without it, or where it is too old, [`Device::open`] returns an error that says
-//! what is missing. Nothing is needed to build.
+//! The driver is looked for at run time. Without it, or where it is too old, [`Device::open`] returns an error that
+//! says what is missing. Nothing is needed to build.
 //!
 //! | call | where the bytes are | what it costs |
 //! |---|---|---|
@@ -47,17 +47,30 @@ impl Device {
         if len == 0 || len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
         }
-        let buffer = Buffer::allocated(Allocation::new(self, len)?, len);
+        let buffer = Buffer::allocated(Allocation::new(self, len)?, len, options.is_writable());
         options.upload(region, &buffer)?;
         Ok(self.resident(buffer, Route::Copy))
     }
 
-    /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave there,
-    /// and `image` the same image, opened from the host, where its metadata is. Mapped for reading.
+    /// Copies bytes of this process into the device's memory, mapped for reading: a [`Lookup`](super::Lookup), for
+    /// example.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`]; [`Error::Memory`] for no bytes.
+    pub fn copy(&self, bytes: &[u8]) -> Result<Buffer> {
+        let region = Region::from_bytes(bytes.to_vec());
+        let memory = self.upload(&region, region.len(), &UploadOptions::new().threads(1))?;
+        let buffer = memory.buffers().first().and_then(super::Buffer::as_cuda).cloned();
+        buffer.ok_or_else(|| dmabuf::Error::OutOfBounds { offset: 0, len: 0, bound: 0 }.into())
+    }
+
+    /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave
+    /// there, and `image` the same image, opened from the host, where its metadata is. Mapped for reading.
     ///
     /// # Errors
     /// [`DeviceError::OtherDevice`] for memory of another GPU, [`Error::Memory`] when it is shorter than the image,
-    /// [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory.
+    /// [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory, and
+    /// [`DeviceError::Unavailable`] for a split image.
     pub fn attach(&self, image: &Image, shared: &Shared) -> Result<MappedImage> {
         if !self.is(&shared.uuid) {
             let [wanted, found] = [shared.uuid, self.uuid()];
@@ -67,7 +80,7 @@ impl Device {
         if len > shared.size {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: shared.size }.into());
         }
-        if image.backing().is_some() {
+        if image.backing().is_some_and(|region| !region.is_empty()) {
             let what = "a split image, whose files lie in a second memory,".into();
             return Err(Error::from(DeviceError::Unavailable {
                 what,
@@ -75,7 +88,7 @@ impl Device {
             }));
         }
         let allocation = Allocation::import(self, &shared.fd, shared.size)?;
-        let memory = self.resident(Buffer::allocated(allocation, len), Route::Descriptor);
+        let memory = self.resident(Buffer::allocated(allocation, len, false), Route::Descriptor);
         Ok(MappedImage::new(image.clone(), memory, None))
     }
 
@@ -109,7 +122,8 @@ impl Device {
             }
         }
         let memory = describe(region);
-        let advice = "pack into a memfd that is not sealed against writing, or copy the image to the device";
+        let advice = "pack into a memfd that is not sealed against writing, map in smaller pieces (max_piece) if the \
+                      kernel did not pin it, or copy the image to the device";
         Err(DeviceError::NotImportable { device: self.name().into(), memory, refusals, advice }.into())
     }
 }

@@ -12,8 +12,8 @@ use super::driver::{Address, Opaque};
 const PORTABLE: c_uint = 1;
 /// `CU_STREAM_NON_BLOCKING`: does not wait for the default stream, nor that for it.
 const NON_BLOCKING: c_uint = 1;
-/// `CU_EVENT_DISABLE_TIMING`.
-const NO_TIMING: c_uint = 2;
+/// `CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC`: who waits sleeps.
+const EVENT: c_uint = 2 | 1;
 
 /// A stream of this library's own. Dropping it waits until it is through.
 pub(super) struct Stream<'a> {
@@ -22,13 +22,27 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// The context is current here, and for all other functions of this module.
+    /// The context is current here, and for all other functions of this module but `drop`.
     pub fn new(device: &'a Device) -> Result<Self, DeviceError> {
         let mut stream = std::ptr::null_mut();
         // SAFETY: the pointer is alive, and a context is current.
         let code = unsafe { (device.functions().stream_create)(&raw mut stream, NON_BLOCKING) };
         device.check("cuStreamCreate", code)?;
         Ok(Self { device, stream })
+    }
+
+    /// Copies device memory to the host, and waits for it.
+    ///
+    /// # Safety
+    /// The device memory from `address` on has as many bytes as the slice, mapped until the call returns.
+    pub unsafe fn fetch(&self, bytes: &mut [u8], address: Address) -> Result<(), DeviceError> {
+        let (target, len) = (bytes.as_mut_ptr().cast(), bytes.len());
+        // SAFETY: the slice has `len` bytes and stays borrowed until the copy is through: into ordinary memory the call
+        // returns when it is (cuda.h, API synchronisation behaviour), into pinned memory the stream is waited for,
+        // which fails only when its context is dead. The caller answers for the address.
+        let code = unsafe { (self.device.functions().copy_to_host)(target, address, len, self.stream) };
+        self.device.check("cuMemcpyDtoHAsync", code)?;
+        self.synchronize()
     }
 
     /// Waits until everything is done.
@@ -41,6 +55,7 @@ impl<'a> Stream<'a> {
 
 impl Drop for Stream<'_> {
     fn drop(&mut self) {
+        let Ok(_current) = self.device.enter() else { return };
         let _ = self.synchronize();
         // SAFETY: the stream was made by `new` and is destroyed once.
         let _ = unsafe { (self.device.functions().stream_destroy)(self.stream) };
@@ -67,7 +82,7 @@ impl<'a> Slot<'a> {
         // SAFETY: the memory is `len` bytes of this value's own; zeros make all of them initialised.
         unsafe { std::ptr::write_bytes(slot.bytes, 0, len) };
         // SAFETY: the pointer is alive, and a context is current.
-        let code = unsafe { (device.functions().event_create)(&raw mut slot.event, NO_TIMING) };
+        let code = unsafe { (device.functions().event_create)(&raw mut slot.event, EVENT) };
         device.check("cuEventCreate", code)?;
         Ok(slot)
     }
@@ -75,8 +90,8 @@ impl<'a> Slot<'a> {
     /// The memory, when the device is through with it.
     pub fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
         self.wait()?;
-        // SAFETY: `len` initialised bytes of this value's own (see `new`), which the device does not read now; they are
-        // borrowed with `self`, so nothing is submitted meanwhile.
+        // SAFETY: `len` initialised bytes of this value's own (see `new`), which the device does not read now; they
+        // are borrowed with `self`, so nothing is submitted meanwhile.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes, self.len) })
     }
 
@@ -102,7 +117,8 @@ impl<'a> Slot<'a> {
         self.device.check("cuEventRecord", code)
     }
 
-    fn wait(&mut self) -> Result<(), DeviceError> {
+    /// Waits until the device has read what was sent.
+    pub fn wait(&mut self) -> Result<(), DeviceError> {
         if self.is_busy {
             // SAFETY: the event was made by `new` and is alive.
             let code = unsafe { (self.device.functions().event_synchronize)(self.event) };
@@ -116,11 +132,12 @@ impl<'a> Slot<'a> {
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let functions = self.device.functions();
-        if self.is_busy {
-            // The event may not have been recorded, so it says nothing: wait for everything.
-            // SAFETY: a context is current.
-            let _ = unsafe { (functions.context_synchronize)() };
+        // After an error the event may not have been recorded, so it says nothing: wait for everything, and keep memory
+        // that may still be read.
+        if self.is_busy && !self.device.wait() {
+            return;
         }
+        let Ok(_current) = self.device.enter() else { return };
         if !self.event.is_null() {
             // SAFETY: the event was made by `new` and is destroyed once.
             let _ = unsafe { (functions.event_destroy)(self.event) };

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::DeviceError;
-use super::allocation::Rights;
 use super::buffer::Buffer;
 use super::staging::{Slot, Stream};
 use crate::{Region, Result};
@@ -82,20 +81,27 @@ impl UploadOptions {
         self
     }
 
-    /// Calls `progress` with the bytes that are done and all bytes, from several threads; `false` ends the upload with
-    /// [`DeviceError::Cancelled`].
+    /// Calls `progress` with the bytes that are done and all bytes, from several threads, which may overtake each
+    /// other; `false` ends the upload with [`DeviceError::Cancelled`]. Verification counts each byte once more. A split
+    /// image is two uploads.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self
     }
 
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// Fills `to` with the first bytes of `region`, which has as many, and waits until they are there.
     pub(super) fn upload(&self, region: &Region, to: &Buffer) -> Result<()> {
+        let piece = to.len().min(self.piece as u64);
         let work = Work {
             options: self,
             region,
             to,
+            piece: usize::try_from(piece).unwrap_or(self.piece),
             next: AtomicU64::new(0),
             done: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -106,7 +112,7 @@ impl UploadOptions {
             work.run(Work::compare)?;
         }
         if !self.writable {
-            to.allocation()?.set_rights(Rights::Read)?;
+            to.allocation()?.make_read_only()?;
         }
         Ok(())
     }
@@ -117,6 +123,8 @@ struct Work<'a> {
     options: &'a UploadOptions,
     region: &'a Region,
     to: &'a Buffer,
+    /// Bytes of a piece, at most those of the image.
+    piece: usize,
     /// First byte that no thread has taken.
     next: AtomicU64,
     done: AtomicU64,
@@ -127,18 +135,18 @@ struct Work<'a> {
 impl Work<'_> {
     /// Runs one function on all threads; the first error is the result.
     fn run(&self, work: fn(&Self) -> Result<()>) -> Result<()> {
-        let pieces = self.to.len().div_ceil(self.options.piece as u64);
-        let threads =
-            usize::try_from(pieces).map_or(self.options.threads, |most| most.min(self.options.threads));
+        let pieces = self.to.len().div_ceil(self.piece as u64);
+        let most = usize::try_from(pieces).unwrap_or(usize::MAX);
         std::thread::scope(|scope| {
             let guarded = || {
+                let mut guard = StopsOthers { stop: &self.stop, is_done: false };
                 let result = work(self);
-                if result.is_err() {
-                    self.stop.store(true, Ordering::Relaxed);
-                }
+                guard.is_done = result.is_ok();
                 result
             };
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(guarded)).collect();
+            // A thread that cannot be had is not missed: this one does all the work that is left.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, guarded).ok();
+            let others: Vec<_> = (1..most.min(self.options.threads)).filter_map(spawn).collect();
             let first = guarded();
             others.into_iter().fold(first, |so_far, other| {
                 let result = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -153,35 +161,57 @@ impl Work<'_> {
         if self.stop.load(Ordering::Relaxed) {
             return None;
         }
-        let piece = self.options.piece as u64;
+        let piece = self.piece as u64;
         let at = self.next.fetch_add(piece, Ordering::Relaxed);
         let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(piece);
         Some((at, usize::try_from(len).ok()?))
     }
 
+    /// Counts bytes as done, and tells who wants to know.
+    fn advance(&self, len: usize) -> Result<()> {
+        let Some(progress) = &self.options.progress else { return Ok(()) };
+        let done = self.done.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        let all = if self.options.verify { 2 * self.to.len() } else { self.to.len() };
+        match progress(done, all) {
+            true => Ok(()),
+            false => Err(DeviceError::Cancelled { device: self.to.device().name().into() }.into()),
+        }
+    }
+
     fn send(&self) -> Result<()> {
         let device = self.to.device();
-        let _current = device.enter()?;
-        let mut slots = [Slot::new(device, self.options.piece)?, Slot::new(device, self.options.piece)?];
+        // Dropped last.
+        let mut current = Some(device.enter()?);
+        let mut slots = Vec::new();
         // Dropped before the slots that it reads.
         let stream = Stream::new(device)?;
         for turn in 0.. {
             let Some((at, len)) = self.take() else { break };
+            if turn < 2 {
+                slots.push(Slot::new(device, self.piece)?);
+            }
             let slot = &mut slots[turn % 2];
             self.region.read_at(at, &mut slot.bytes()?[..len])?;
-            // SAFETY: `take` stays within the buffer's bytes, which are mapped for writing while it is being filled, and
-            // outlive the stream.
+            // SAFETY: `take` stays within the buffer's bytes, which are mapped for writing while it is being filled,
+            // and outlive the stream.
             unsafe { slot.send(len, self.to.address() + at, &stream) }?;
-            let done = self.done.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
-            if self.options.progress.as_ref().is_some_and(|progress| !progress(done, self.to.len())) {
-                return Err(DeviceError::Cancelled { device: device.name().into() }.into());
+            if self.options.progress.is_some() {
+                // The caller's code may make another context current.
+                drop(current.take());
+                self.advance(len)?;
+                current = Some(device.enter()?);
             }
         }
-        Ok(stream.synchronize()?)
+        stream.synchronize()?;
+        slots.iter_mut().try_for_each(Slot::wait)?;
+        drop(stream);
+        drop(slots);
+        drop(current);
+        Ok(())
     }
 
     fn compare(&self) -> Result<()> {
-        let (mut wanted, mut found) = (vec![0; self.options.piece], vec![0; self.options.piece]);
+        let (mut wanted, mut found) = (vec![0; self.piece], vec![0; self.piece]);
         while let Some((at, len)) = self.take() {
             self.region.read_at(at, &mut wanted[..len])?;
             self.to.copy_to_host(at, &mut found[..len])?;
@@ -189,7 +219,22 @@ impl Work<'_> {
                 let device = self.to.device().name().into();
                 return Err(DeviceError::Mismatch { device, offset: at + first as u64 }.into());
             }
+            self.advance(len)?;
         }
         Ok(())
+    }
+}
+
+/// Stops the other threads when one fails, by an error or a panic.
+struct StopsOthers<'a> {
+    stop: &'a AtomicBool,
+    is_done: bool,
+}
+
+impl Drop for StopsOthers<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
