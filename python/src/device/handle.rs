@@ -132,5 +132,5 @@ pub fn attach(
     let shared = shared(memory, size, uuid)?;
     let device = open(py, device)?;
     let mapped = py.detach(|| device.attach(image, &shared)).or_raise()?;
-    Ok(DeviceImage::new(Held::new(mapped, device, false)))
+    Ok(DeviceImage::new(Held::new(mapped, device)))
 }

@@ -66,7 +66,7 @@ pub fn map(py: Python<'_>, image: &daxfs::Image, device: &str, piece: Option<u64
         options = options.max_piece(bytes);
     }
     let mapped = py.detach(|| image.map_with(&Device::Cuda(device.clone()), &options)).or_raise()?;
-    Ok(DeviceImage::new(Held::new(mapped, device, false)))
+    Ok(DeviceImage::new(Held::new(mapped, device)))
 }
 
 /// An image where a device reads it.
@@ -74,8 +74,6 @@ pub fn map(py: Python<'_>, image: &daxfs::Image, device: &str, piece: Option<u64
 pub struct Placed {
     mapped: MappedImage,
     device: cuda::Device,
-    /// Whether consumers may write, as far as we say.
-    is_writable: bool,
 }
 
 impl Placed {
@@ -87,6 +85,11 @@ impl Placed {
     /// Whether the bytes are in the device's own memory.
     fn is_resident(&self) -> bool {
         self.buffer().is_some_and(cuda::Buffer::is_resident)
+    }
+
+    /// Whether kernels of this process may write.
+    fn is_writable(&self) -> bool {
+        self.buffer().is_some_and(cuda::Buffer::is_writable)
     }
 
     /// The first buffer, which is the only one of an image in the device's own memory.
@@ -127,8 +130,8 @@ impl Placed {
 pub struct Held(Option<Arc<Placed>>);
 
 impl Held {
-    pub fn new(mapped: MappedImage, device: cuda::Device, is_writable: bool) -> Self {
-        Self(Some(Arc::new(Placed { mapped, device, is_writable })))
+    pub fn new(mapped: MappedImage, device: cuda::Device) -> Self {
+        Self(Some(Arc::new(Placed { mapped, device })))
     }
 }
 
@@ -149,18 +152,19 @@ impl Drop for Held {
     }
 }
 
-/// As the driver's tools write it.
+/// As the driver's tools write that of a whole GPU. Nothing tells here whether it is one, or a part (MIG).
 fn uuid_text(uuid: &[u8; 16]) -> String {
     let hex = crate::text::hex(uuid);
     format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// The other way; capitals do as well.
+/// The other way. Capitals do as well, and so does the prefix of a part of a GPU, or none.
 fn parse_uuid(text: &str) -> PyResult<[u8; 16]> {
-    let digits: String = text.strip_prefix("GPU-").unwrap_or_default().split('-').collect();
+    let bare = text.strip_prefix("GPU-").or_else(|| text.strip_prefix("MIG-")).unwrap_or(text);
+    let digits: String = bare.split('-').collect();
     let number = u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).ok();
     // Writing it again shows a wrong number of digits, a dash too many and a sign.
-    number.filter(|uuid| uuid_text(uuid).eq_ignore_ascii_case(text)).ok_or_else(|| {
+    number.filter(|uuid| uuid_text(uuid)[4..].eq_ignore_ascii_case(bare)).ok_or_else(|| {
         PyValueError::new_err(format!("a uuid is GPU- and 32 hexadecimal digits with dashes, not {text:?}"))
     })
 }

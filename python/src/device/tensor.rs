@@ -121,7 +121,8 @@ impl DeviceTensor {
         usize::try_from(*first).map_err(|_| PyTypeError::new_err("the length does not fit"))
     }
 
-    /// A DLPack capsule, for the from_dlpack functions of array libraries.
+    /// A DLPack capsule, for the from_dlpack functions of array libraries. Those that do not know version 1, which says
+    /// what is read-only, get none of a mapped image, whose memory is others' too.
     ///
     /// The bytes were complete before this object was made, so any stream is taken and none is waited for. Nothing is
     /// copied or moved to another device: BufferError.
@@ -139,7 +140,7 @@ impl DeviceTensor {
             tensor: &self.tensor,
             place: &self.lendable()?,
             device: self.held.dl_device(),
-            read_only: !self.held.is_writable,
+            read_only: !self.held.is_writable(),
         };
         dlpack::capsule(py, lent, &request)
     }
@@ -172,7 +173,7 @@ impl DeviceTensor {
         let interface = PyDict::new(py);
         interface.set_item("shape", self.shape(py)?)?;
         interface.set_item("typestr", typestr)?;
-        interface.set_item("data", (pointer, !self.held.is_writable))?;
+        interface.set_item("data", (pointer, !self.held.is_writable()))?;
         interface.set_item("strides", py.None())?;
         interface.set_item("stream", py.None())?;
         interface.set_item("version", 3)?;

@@ -97,7 +97,7 @@ pub fn to(
         Ok(())
     };
     let mapped = unlocked::stoppable(py, &stop, copy, tell)?.or_raise()?;
-    Ok(DeviceImage::new(Held::new(mapped, device, upload.writable)))
+    Ok(DeviceImage::new(Held::new(mapped, device)))
 }
 
 /// Keeps the newest step. Several threads report, so a smaller number may come after a larger one of the same memory.
