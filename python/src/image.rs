@@ -199,9 +199,9 @@ impl Image {
     /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
     /// verify: read everything back and compare it.
     /// writable: leave the memory writable for kernels of this process.
-    /// progress: called in this thread with (done, total) in bytes while the copy goes on. verify counts each byte once
-    ///     more, and a split image's backing file is counted for itself. When it returns False, DeviceError is raised;
-    ///     its exceptions end the copy, too.
+    /// progress: called in this thread with (done, total) in bytes while the copy goes on. verify counts each byte
+    ///     once more, and a split image's backing file is counted for itself. When it returns False, DeviceError is
+    ///     raised; its exceptions end the copy, too.
     ///
     /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind.
     #[pyo3(signature = (
@@ -233,8 +233,8 @@ impl Image {
     }
 
     /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
-    /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is there:
-    /// send the content_hash along, and open with expect.
+    /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is
+    /// there: send the content_hash along, and open with expect.
     #[pyo3(signature = (device, memory, *, size=None, uuid=None))]
     fn attach(
         &self,

@@ -121,8 +121,8 @@ impl DeviceTensor {
         usize::try_from(*first).map_err(|_| PyTypeError::new_err("the length does not fit"))
     }
 
-    /// A DLPack capsule, for the from_dlpack functions of array libraries. Those that do not know version 1, which says
-    /// what is read-only, get none of a mapped image, whose memory is others' too.
+    /// A DLPack capsule, for the from_dlpack functions of array libraries. Those that do not know version 1, which
+    /// says what is read-only, get none of a mapped image, whose memory is others' too.
     ///
     /// The bytes were complete before this object was made, so any stream is taken and none is waited for. Nothing is
     /// copied or moved to another device: BufferError.
