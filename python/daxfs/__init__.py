@@ -7,10 +7,20 @@
 
 Arrays, memoryviews and DLPack capsules are views of the image's memory: they copy nothing, stay valid after the image
 is closed, and are read-only unless it was opened with ``private=True``.
+
+    gpu = image.to("cuda:0")  # a copy in the memory of an NVIDIA GPU; the driver is all that is needed
+    t = torch.from_dlpack(gpu["model.safetensors"]["lm_head.weight"])
 """
 
 from daxfs._daxfs import (
     DaxfsError,
+    DeviceError,
+    DeviceFile,
+    DeviceHandle,
+    DeviceImage,
+    DeviceMemoryError,
+    DeviceTensor,
+    DeviceTensors,
     Directory,
     File,
     FormatError,
@@ -20,12 +30,20 @@ from daxfs._daxfs import (
     Tensor,
     Tensors,
     __version__,
+    devices,
     open,
     pack,
 )
 
 __all__ = [
     "DaxfsError",
+    "DeviceError",
+    "DeviceFile",
+    "DeviceHandle",
+    "DeviceImage",
+    "DeviceMemoryError",
+    "DeviceTensor",
+    "DeviceTensors",
     "Directory",
     "File",
     "FormatError",
@@ -35,6 +53,7 @@ __all__ = [
     "Tensor",
     "Tensors",
     "__version__",
+    "devices",
     "open",
     "pack",
 ]

@@ -1,7 +1,8 @@
 //! DLPack capsules: how `numpy.from_dlpack`, `torch.from_dlpack` and `jax.dlpack.from_dlpack` take a tensor.
 //!
 //! A consumer that knows version 1 gets a `dltensor_versioned` capsule with an honest read-only flag, others the
-//! older `dltensor`. Either owns a clone of the tensor, and so keeps the memory mapped.
+//! older `dltensor`. Either owns a clone of the tensor, or of its place in a device's memory, and so keeps the
+//! memory.
 
 #![allow(unsafe_code, reason = "a capsule is a raw pointer with a destructor")]
 
@@ -9,6 +10,8 @@ use std::ffi::{CStr, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
+use daxfs::Tensor;
+use daxfs::device::Place;
 use daxfs::dlpack::{self, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -16,8 +19,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
 use crate::error::OrRaise;
+use crate::unlocked;
 
-/// Device type and number of the CPU, where all tensors are.
+/// Device type and number of the CPU, where the tensors of images are.
 pub const CPU: (i32, i32) = (DLDevice::CPU.device_type, DLDevice::CPU.device_id);
 
 /// What a consumer asks of `__dlpack__`.
@@ -28,22 +32,43 @@ pub struct Request<'a, 'py> {
     pub copy: bool,
 }
 
+/// What a capsule lends.
+#[derive(Debug, Clone, Copy)]
+pub enum Lent<'a> {
+    /// A tensor where the image has it.
+    Host(&'a Tensor),
+    /// A tensor in the one place where a device reads it.
+    Device { tensor: &'a Tensor, place: &'a Place, device: DLDevice, read_only: bool },
+}
+
+impl Lent<'_> {
+    /// Device type and number, as DLPack counts them.
+    fn device(&self) -> (i32, i32) {
+        match self {
+            Self::Host(_) => CPU,
+            Self::Device { device, .. } => (device.device_type, device.device_id),
+        }
+    }
+}
+
 /// Answers `__dlpack__`.
 pub fn capsule<'py>(
     py: Python<'py>,
-    tensor: &daxfs::Tensor,
+    lent: Lent<'_>,
     request: &Request<'_, '_>,
 ) -> PyResult<Bound<'py, PyCapsule>> {
-    if request.stream.is_some() {
+    // What is in a device's memory was complete before anybody could ask for it, so any stream may use it at once.
+    if matches!(lent, Lent::Host(_)) && request.stream.is_some() {
         return Err(PyBufferError::new_err("memory of the CPU has no streams: stream must be None"));
     }
-    if let Some(device) = request.device.filter(|&device| device != CPU) {
-        return Err(PyBufferError::new_err(format!("the tensor is on device {CPU:?}, not on {device:?}")));
+    let own = lent.device();
+    if let Some(device) = request.device.filter(|&device| device != own) {
+        return Err(PyBufferError::new_err(format!("the tensor is on device {own:?}, not on {device:?}")));
     }
     if request.max_version.is_some_and(|(major, _)| major >= 1) {
-        lend::<DLManagedTensorVersioned>(py, tensor, request.copy)
+        lend::<DLManagedTensorVersioned>(py, lent, request.copy)
     } else {
-        lend::<DLManagedTensor>(py, tensor, request.copy)
+        lend::<DLManagedTensor>(py, lent, request.copy)
     }
 }
 
@@ -55,8 +80,8 @@ unsafe trait Managed: Sized {
     /// Name of a capsule whose tensor nobody took yet.
     const NAME: &'static CStr;
 
-    fn lend(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>>;
-    fn copy(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>>;
+    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>>;
+    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>>;
     fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)>;
 }
 
@@ -64,12 +89,19 @@ unsafe trait Managed: Sized {
 unsafe impl Managed for DLManagedTensorVersioned {
     const NAME: &'static CStr = c"dltensor_versioned";
 
-    fn lend(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>> {
-        let read_only = !tensor.file().region().is_writable();
-        dlpack::export_versioned(tensor, read_only, DLDevice::CPU)
+    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>> {
+        match lent {
+            Lent::Host(tensor) => {
+                let read_only = !tensor.file().region().is_writable();
+                dlpack::export_versioned(tensor, read_only, DLDevice::CPU)
+            }
+            Lent::Device { tensor, place, read_only, .. } => {
+                dlpack::export_place_versioned(tensor, place, read_only)
+            }
+        }
     }
 
-    fn copy(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>> {
+    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>> {
         dlpack::copy_versioned(tensor)
     }
 
@@ -82,11 +114,14 @@ unsafe impl Managed for DLManagedTensorVersioned {
 unsafe impl Managed for DLManagedTensor {
     const NAME: &'static CStr = c"dltensor";
 
-    fn lend(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>> {
-        dlpack::export_legacy(tensor)
+    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>> {
+        match lent {
+            Lent::Host(tensor) => dlpack::export_legacy(tensor),
+            Lent::Device { tensor, place, .. } => dlpack::export_place_legacy(tensor, place),
+        }
     }
 
-    fn copy(tensor: &daxfs::Tensor) -> daxfs::Result<NonNull<Self>> {
+    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>> {
         dlpack::copy_legacy(tensor)
     }
 
@@ -113,27 +148,26 @@ unsafe fn delete<M: Managed>(this: NonNull<M>) {
 struct Loan<M: Managed>(NonNull<M>);
 
 // SAFETY: a managed tensor of ours may move between threads: its deleter runs on any thread (`daxfs::dlpack`), and
-// what it owns, a clone of a `daxfs::Tensor` or a copy of its bytes, is `Send`.
+// what it owns, a clone of a `daxfs::Tensor` or `Place` or a copy of its bytes, is `Send`.
 unsafe impl<M: Managed> Send for Loan<M> {}
 
 impl<M: Managed> Drop for Loan<M> {
     fn drop(&mut self) {
         // SAFETY: the pointer is from `Managed::lend` or `copy`, and this is its only owner: `lend` forgets the
-        // loan when the capsule takes over.
+        // loan when the capsule takes over, and `destroy` takes it back only from a capsule that still has it.
         unsafe { delete(self.0) };
     }
 }
 
-fn lend<'py, M: Managed>(
-    py: Python<'py>,
-    tensor: &daxfs::Tensor,
-    copy: bool,
-) -> PyResult<Bound<'py, PyCapsule>> {
-    let loan = if copy {
+fn lend<'py, M: Managed>(py: Python<'py>, lent: Lent<'_>, copy: bool) -> PyResult<Bound<'py, PyCapsule>> {
+    let loan = match lent {
         // Copying may take long, so it runs without the lock.
-        py.detach(|| M::copy(tensor).map(Loan)).or_raise()?
-    } else {
-        M::lend(tensor).map(Loan).or_raise()?
+        Lent::Host(tensor) if copy => py.detach(|| M::copy(tensor).map(Loan)).or_raise()?,
+        Lent::Device { .. } if copy => {
+            let why = "nothing is copied within a device's memory: copy must be None or False";
+            return Err(PyBufferError::new_err(why));
+        }
+        lent => M::lend(lent).map(Loan).or_raise()?,
     };
     let (pointer, destroy) = (loan.0.cast::<c_void>(), Some(destroy::<M> as _));
     // SAFETY: the pointer leads to a live managed tensor, which stays so until its deleter is called: by the consumer
@@ -157,8 +191,8 @@ unsafe extern "C" fn destroy<M: Managed>(capsule: *mut ffi::PyObject) {
     // SAFETY: the capsule is valid under this name, as was just seen.
     let pointer = unsafe { ffi::PyCapsule_GetPointer(capsule, M::NAME.as_ptr()) };
     if let Some(pointer) = NonNull::new(pointer.cast::<M>()) {
-        // SAFETY: `lend` put the pointer there. The name shows that no consumer took the tensor, and the capsule
-        // that owned it is going, so nobody else ends this loan.
-        unsafe { delete(pointer) };
+        // The name shows that no consumer took the tensor, and the capsule that owned it is going, so the loan that
+        // `lend` put there is ours again. The end of a device's memory waits for the device, which needs no lock.
+        unlocked::drop_unlocked(Loan(pointer));
     }
 }

@@ -1,12 +1,17 @@
 //! Exceptions: a small hierarchy of our own, and Python's built-in ones where those say it better.
 //!
 //! `DaxfsError` is the root. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
-//! `ValueError`. What the operating system refuses is an `OSError` with its number, and so becomes
-//! `FileNotFoundError`, `PermissionError` and the like by itself.
+//! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`. What the
+//! operating system refuses is an `OSError` with its number, and so becomes `FileNotFoundError`, `PermissionError`
+//! and the like by itself.
 
 use daxfs::TensorError;
+use daxfs::device::DeviceError;
 use daxfs::holder::HolderError;
-use pyo3::exceptions::{PyBufferError, PyConnectionError, PyException, PyKeyError, PyOSError, PyValueError};
+use pyo3::exceptions::{
+    PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyRuntimeError,
+    PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyTuple, PyType};
@@ -16,6 +21,8 @@ struct Hierarchy {
     format: Py<PyType>,
     not_found: Py<PyType>,
     source: Py<PyType>,
+    device: Py<PyType>,
+    device_memory: Py<PyType>,
 }
 
 static HIERARCHY: PyOnceLock<Hierarchy> = PyOnceLock::new();
@@ -49,11 +56,25 @@ impl Hierarchy {
             "This cannot hold an image or be mapped: a pipe, a raw block device, a device that is not there.",
             &[&base, &value],
         )?;
+        let device = class(
+            py,
+            "DeviceError",
+            "A GPU or its driver is missing, refuses the memory or failed, or a copy to it was cancelled.",
+            &[&base, &py.get_type::<PyRuntimeError>()],
+        )?;
+        let device_memory = class(
+            py,
+            "DeviceMemoryError",
+            "A GPU has too little free memory for the image; the message has both numbers.",
+            &[&device, &py.get_type::<PyMemoryError>()],
+        )?;
         Ok(Self {
             base: base.unbind(),
             format: format.unbind(),
             not_found: not_found.unbind(),
             source: source.unbind(),
+            device: device.unbind(),
+            device_memory: device_memory.unbind(),
         })
     }
 }
@@ -74,7 +95,9 @@ fn class<'py>(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let types = Hierarchy::get(py)?;
-    for class in [&types.base, &types.format, &types.not_found, &types.source] {
+    let own =
+        [&types.base, &types.format, &types.not_found, &types.source, &types.device, &types.device_memory];
+    for class in own {
         let class = class.bind(py);
         module.add(class.name()?, class)?;
     }
@@ -97,6 +120,11 @@ pub fn not_found(message: impl Into<String>) -> PyErr {
 /// A `SourceError`.
 pub fn source(message: impl Into<String>) -> PyErr {
     raise(message, |types| &types.source)
+}
+
+/// A `DeviceError`.
+pub fn device(message: impl Into<String>) -> PyErr {
+    raise(message, |types| &types.device)
 }
 
 /// Turns errors of the Rust crates into exceptions.
@@ -173,6 +201,10 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         | Error::NotALink { .. }
         | Error::TooManyLinks { .. } => not_found(error.to_string()),
         Error::Tensor(fault) => from_tensor(fault),
+        Error::Device(DeviceError::OutOfMemory { .. }) => {
+            raise(error.to_string(), |types| &types.device_memory)
+        }
+        Error::Device(_) => device(error.to_string()),
         _ => raise(error.to_string(), |types| &types.format),
     }
 }

@@ -70,7 +70,7 @@ impl FileBase {
         target: &Bound<'_, PyAny>,
         patience: Option<Duration>,
     ) -> PyResult<u64> {
-        let to = source::descriptor(target)?;
+        let to = source::descriptor("a target", target)?;
         let _access = self.file.region().cpu_access().or_raise()?;
         let step = |transfer: &mut Transfer<'_>| -> PyResult<()> {
             while !transfer.is_done() {

@@ -1,73 +1,21 @@
-//! `daxfs.open` and `daxfs.Image`.
+//! `daxfs.Image`.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::{Entry, FileType, OpenOptions, ViewKind};
+use daxfs::{Entry, FileType, ViewKind};
 use dmabuf::FdKind;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
 
+use crate::device::{self, DeviceImage};
 use crate::directory::Directory;
 use crate::error::{OrRaise, not_found};
-use crate::source::{self, Place};
 use crate::tensors::Tensors;
 use crate::text::{self, ImagePath};
 use crate::walk::Walk;
 use crate::{file, mapping, stat};
-
-/// Opens an image.
-///
-/// source: a path (str, bytes, os.PathLike), a file descriptor (duplicated: the caller keeps his), an object with
-///     fileno(), or a text: "/dev/daxX.Y@OFFSET", a PCI device's "/sys/bus/pci/devices/D/resourceN",
-///     "phys:ADDRESS+LENGTH", the root of a mounted DAXFS, "fd:N", "daxfs://NAME" (an image that a holder keeps); see
-///     docs/sources.md. None takes the source from the environment variable DAXFS_IMAGE.
-/// strict: refuse what the kernel's own validation refuses.
-/// private: map the memory copy-on-write. Arrays are then writable, and what is written stays in this process.
-/// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
-/// backing: the file with the data of a split image; same forms as source.
-/// expect: refuse an image with another content_hash; 64 hexadecimal digits, with or without "blake3:" before them.
-/// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
-#[pyfunction]
-#[pyo3(signature = (
-    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, max_metadata=None,
-))]
-#[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
-pub fn open(
-    py: Python<'_>,
-    source: Option<&Bound<'_, PyAny>>,
-    strict: bool,
-    private: bool,
-    sealed_copy: bool,
-    backing: Option<&Bound<'_, PyAny>>,
-    expect: Option<&str>,
-    max_metadata: Option<u64>,
-) -> PyResult<Image> {
-    if private && sealed_copy {
-        return Err(PyValueError::new_err("private memory is writable, a sealed copy is not: choose one"));
-    }
-    let place = match source {
-        Some(source) => Place::of(source)?,
-        None => Place::of(&source::from_environment(py)?)?,
-    };
-    let backing = backing.map(Place::of).transpose()?;
-    let mut options = OpenOptions::new().strict(strict).sealed_copy(sealed_copy);
-    if let Some(hash) = expect {
-        options = options.expect(text::parse_hash(hash)?);
-    }
-    if let Some(limit) = max_metadata {
-        options = options.max_metadata(limit);
-    }
-    let open = || {
-        let options = match backing {
-            Some(backing) => options.backing(backing.map()?),
-            None => options,
-        };
-        place.open(options, private)
-    };
-    py.detach(open).or_raise().map(Image::new)
-}
 
 /// An opened image: a read-only mapping from paths to files.
 ///
@@ -94,7 +42,7 @@ impl Image {
 }
 
 /// Regular files, and symbolic links that lead to one, in the order of a walk.
-fn files(image: &daxfs::Image) -> impl Iterator<Item = Entry> {
+pub fn files(image: &daxfs::Image) -> impl Iterator<Item = Entry> {
     image.walk().filter(|entry| match entry.file_type() {
         FileType::File => !is_index(&entry.path()),
         FileType::Symlink => {
@@ -102,6 +50,16 @@ fn files(image: &daxfs::Image) -> impl Iterator<Item = Entry> {
         }
         _ => false,
     })
+}
+
+/// The file at a path; `NotFoundError` for a directory.
+pub fn file_at(py: Python<'_>, image: &daxfs::Image, path: &ImagePath) -> PyResult<daxfs::File> {
+    let entry = image.entry(&path.0).or_raise()?;
+    if entry.file_type() == FileType::Directory {
+        let name = text::quoted(py, &path.0)?;
+        return Err(not_found(format!("{name} is a directory; image.directory({name}) opens it")));
+    }
+    entry.file().or_raise()
 }
 
 /// True for the packer's own directory, which is not part of what was packed.
@@ -140,12 +98,7 @@ impl Image {
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyAny>> {
-        let entry = self.opened()?.entry(&path.0).or_raise()?;
-        if entry.file_type() == FileType::Directory {
-            let name = text::quoted(py, &path.0)?;
-            return Err(not_found(format!("{name} is a directory; image.directory({name}) opens it")));
-        }
-        file::create(py, entry.file().or_raise()?)
+        file::create(py, file_at(py, &self.opened()?, &path)?)
     }
 
     /// The file at path, or default when there is none.
@@ -238,6 +191,60 @@ impl Image {
     fn readlink<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyString>> {
         let entry = self.opened()?.entry_no_follow(&path.0).or_raise()?;
         text::decode(py, entry.read_link().or_raise()?)
+    }
+
+    /// Copies the image into a GPU's memory; device is "cuda" or "cuda:N". It is complete when this returns.
+    ///
+    /// threads: how many threads read and copy; None for as many as there are processors, at most 8.
+    /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
+    /// verify: read everything back and compare it.
+    /// writable: leave the memory writable for kernels of this process.
+    /// progress: called in this thread with (done, total) in bytes while the copy goes on. verify counts each byte
+    ///     once more, and a split image's backing file is counted for itself. When it returns False, DeviceError is
+    ///     raised; its exceptions end the copy, too.
+    ///
+    /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind.
+    #[pyo3(signature = (
+        device, *, threads=None, piece=None, verify=false, writable=false, progress=None,
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    fn to(
+        &self,
+        py: Python<'_>,
+        device: &str,
+        threads: Option<usize>,
+        piece: Option<usize>,
+        verify: bool,
+        writable: bool,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<DeviceImage> {
+        let upload = device::Upload { threads, piece, verify, writable, progress };
+        device::to(py, &self.opened()?, device, &upload)
+    }
+
+    /// Lets a GPU read the image's memory where it is, over the link: nothing is copied, the pages are pinned.
+    ///
+    /// That takes a memfd that is sealed against shrinking and not against writing; DeviceError says why else.
+    /// piece: most bytes in one piece, at least 2 MiB (default 64 GiB). What crosses from one to the next has no
+    /// address.
+    #[pyo3(signature = (device, *, piece=None))]
+    fn map(&self, py: Python<'_>, device: &str, piece: Option<u64>) -> PyResult<DeviceImage> {
+        device::map(py, &self.opened()?, device, piece)
+    }
+
+    /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
+    /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is
+    /// there: send the content_hash along, and open with expect.
+    #[pyo3(signature = (device, memory, *, size=None, uuid=None))]
+    fn attach(
+        &self,
+        py: Python<'_>,
+        device: &str,
+        memory: &Bound<'_, PyAny>,
+        size: Option<u64>,
+        uuid: Option<&str>,
+    ) -> PyResult<DeviceImage> {
+        device::attach(py, &self.opened()?, device, memory, size, uuid)
     }
 
     /// The descriptor of the memory, to pass it on: subprocess.Popen(..., pass_fds=[image.fileno()]).

@@ -7,6 +7,7 @@
 mod array;
 mod buffer;
 mod command;
+mod device;
 mod directory;
 mod dlpack;
 mod dtype;
@@ -14,12 +15,14 @@ mod error;
 mod file;
 mod image;
 mod mapping;
+mod open;
 mod pack;
 mod source;
 mod stat;
 mod tensor;
 mod tensors;
 mod text;
+mod unlocked;
 mod walk;
 
 use pyo3::prelude::*;
@@ -32,9 +35,13 @@ mod _daxfs {
     #[pymodule_export]
     use super::command::{daxfs_main, pack_main};
     #[pymodule_export]
+    use super::device::{DeviceFile, DeviceHandle, DeviceImage, DeviceTensor, DeviceTensors, devices};
+    #[pymodule_export]
     use super::directory::Directory;
     #[pymodule_export]
-    use super::image::{Image, open};
+    use super::image::Image;
+    #[pymodule_export]
+    use super::open::open;
     #[pymodule_export]
     use super::pack::pack;
     #[pymodule_export]
@@ -49,6 +56,8 @@ mod _daxfs {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         mapping::register::<Image>(py)?;
         mapping::register::<Directory>(py)?;
-        mapping::register::<Tensors>(py)
+        mapping::register::<Tensors>(py)?;
+        mapping::register::<DeviceImage>(py)?;
+        mapping::register::<DeviceTensors>(py)
     }
 }

@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 
 use dmabuf::HugePages;
 use mkimage::{Format, Memory, Packer, Plan, Progress, Summary};
@@ -14,10 +12,7 @@ use pyo3::prelude::*;
 
 use crate::error::OrRaise;
 use crate::image::Image;
-use crate::source;
-
-/// How often a pack looks whether Ctrl-C was pressed.
-const POLL: Duration = Duration::from_millis(50);
+use crate::{source, unlocked};
 
 /// Packs files and directories into an image.
 ///
@@ -108,7 +103,8 @@ pub fn pack<'py>(
         Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
         None => packer,
     };
-    match stoppable(py, &cancel, move || target.write(&packer.plan()?))?.or_raise()? {
+    let write = move |_wake| target.write(&packer.plan()?);
+    match unlocked::stoppable(py, &cancel.0, write, |_| Ok(()))?.or_raise()? {
         Written::File(summary) => dict(py, &summary).map(Bound::into_any),
         Written::Memory(image) => Image::new(image).into_bound_py_any(py),
     }
@@ -193,31 +189,4 @@ impl Progress for Cancel {
     fn cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Runs `work` on a thread of its own, while this one looks out for signals. When a handler raises, as Python's own
-/// does for Ctrl-C, the work is cancelled and the exception goes on.
-fn stoppable<T: Send>(py: Python<'_>, cancel: &Cancel, work: impl FnOnce() -> T + Send) -> PyResult<T> {
-    py.detach(|| {
-        std::thread::scope(|scope| {
-            let (done, finished) = mpsc::channel::<()>();
-            let worker = scope.spawn(move || {
-                // Dropped at the end, whatever it is: that ends the loop below.
-                let _done = done;
-                work()
-            });
-            let mut interrupt = None;
-            while let Err(RecvTimeoutError::Timeout) = finished.recv_timeout(POLL) {
-                if interrupt.is_none() {
-                    interrupt = Python::attach(|py| py.check_signals()).err();
-                    cancel.0.store(interrupt.is_some(), Ordering::Relaxed);
-                }
-            }
-            match (interrupt, worker.join()) {
-                (Some(interrupt), _) => Err(interrupt),
-                (None, Ok(result)) => Ok(result),
-                (None, Err(panic)) => std::panic::resume_unwind(panic),
-            }
-        })
-    })
 }

@@ -99,20 +99,20 @@ fn plain(path: PathBuf) -> OsString {
     }
 }
 
-/// A descriptor, or that of an object with fileno(), duplicated.
-pub fn descriptor(object: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
+/// A descriptor, or that of an object with fileno(), duplicated; `what` is the word for it in messages.
+pub fn descriptor(what: &str, object: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
     let number = match object.is_instance_of::<PyInt>() && !object.is_instance_of::<PyBool>() {
         true => object.clone(),
         false if object.hasattr("fileno")? => object.call_method0("fileno")?,
         false => {
             let kind = object.get_type().name()?;
-            let message = format!("a target is a file descriptor or an object with fileno(), not {kind}");
+            let message = format!("{what} is a file descriptor or an object with fileno(), not {kind}");
             return Err(PyTypeError::new_err(message));
         }
     };
     match duplicate(&number)? {
         Place::Descriptor(fd) => Ok(fd),
-        Place::Named(_) => Err(PyTypeError::new_err("a target is a file descriptor")),
+        Place::Named(_) => Err(PyTypeError::new_err(format!("{what} is a file descriptor"))),
     }
 }
 

@@ -192,7 +192,7 @@ impl TensorBase {
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
         let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
-        dlpack::capsule(py, &self.tensor, &request)
+        dlpack::capsule(py, dlpack::Lent::Host(&self.tensor), &request)
     }
 
     /// (1, 0): the CPU.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = {"metadata": {"total_size": 100}, "weight_map": weight_map}
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
     return root
+
+
+FAKE_CUDA = Path(__file__).parents[2] / "tests" / "cuda" / "libcuda.c"
+
+
+def build_fake_cuda(folder: Path, *flags: str) -> Path:
+    """Compile the simulated CUDA driver into a folder, which is for LD_LIBRARY_PATH."""
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the simulated CUDA driver")
+    options = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", *flags]
+    subprocess.run([compiler, *options, "-o", folder / "libcuda.so.1", FAKE_CUDA], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the simulated CUDA driver."""
+    return build_fake_cuda(tmp_path_factory.mktemp("cuda"))

@@ -64,6 +64,9 @@ ML_DTYPES = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }
 
+# What no consumer of DLPack takes.
+NO_DLPACK = ("F6_E2M3", "F6_E3M2")
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -113,3 +116,12 @@ def is_writing_into(pid: int, directory: Path) -> bool:
         with contextlib.suppress(OSError):  # closed meanwhile
             links.append(os.readlink(entry))
     return any(link.startswith(f"{directory}/") for link in links)
+
+
+def copy_to_memfd(path: Path) -> int:
+    """Return a memfd with the bytes of a file, which may be sealed."""
+    fd = os.memfd_create("daxfs-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with path.open("rb") as file:
+        while os.sendfile(fd, file.fileno(), None, 1 << 30):
+            pass
+    return fd

@@ -9,6 +9,19 @@ import pytest
 
 import daxfs
 
+CLASSES = (
+    daxfs.Image,
+    daxfs.Directory,
+    daxfs.File,
+    daxfs.Tensors,
+    daxfs.Tensor,
+    daxfs.DeviceImage,
+    daxfs.DeviceFile,
+    daxfs.DeviceTensors,
+    daxfs.DeviceTensor,
+    daxfs.DeviceHandle,
+)
+
 
 def test_names() -> None:
     for name in daxfs.__all__:
@@ -20,12 +33,13 @@ def test_names() -> None:
 
 
 def test_everything_is_documented() -> None:
-    for cls in (daxfs.Image, daxfs.Directory, daxfs.File, daxfs.Tensors, daxfs.Tensor):
+    for cls in CLASSES:
         for name in dir(cls):
             if not name.startswith("_"):
                 assert getattr(cls, name).__doc__, f"{cls.__name__}.{name}"
     assert daxfs.open.__doc__
     assert daxfs.pack.__doc__
+    assert daxfs.devices.__doc__
 
 
 def test_version() -> None:
@@ -39,6 +53,8 @@ def test_version() -> None:
         (daxfs.FormatError, (daxfs.DaxfsError, ValueError)),
         (daxfs.NotFoundError, (daxfs.DaxfsError, KeyError)),
         (daxfs.SourceError, (daxfs.DaxfsError, ValueError)),
+        (daxfs.DeviceError, (daxfs.DaxfsError, RuntimeError)),
+        (daxfs.DeviceMemoryError, (daxfs.DeviceError, MemoryError)),
     ],
 )
 def test_exceptions(exception: type[Exception], bases: tuple[type, ...]) -> None:

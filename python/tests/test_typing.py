@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import numpy as np
 
@@ -13,6 +13,21 @@ import daxfs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+def on_a_gpu(image: daxfs.Image, tell: Callable[[int, int], None]) -> tuple[daxfs.DeviceHandle, int]:
+    """Not run: the tests of what it does are in test_device.py."""
+    with image.to("cuda:0", threads=2, verify=True, progress=tell) as gpu, gpu.share() as handle:
+        file: daxfs.DeviceFile = gpu["model.safetensors"]
+        maybe: Optional[daxfs.DeviceTensor] = file.get("nothing")
+        tensors: Mapping[str, daxfs.DeviceTensor] = gpu.tensors()
+        pointers: list[int] = [tensor.device_ptr for tensor in tensors.values()]
+        attached: daxfs.DeviceImage = image.attach("cuda:0", handle)
+        again: daxfs.DeviceImage = image.attach("cuda:0", 3, size=handle.size, uuid=handle.uuid)
+        mapped: Mapping[str, daxfs.DeviceFile] = image.map("cuda:0", piece=2 << 20)
+        pointer, read_only = tensors["all.F32"].__cuda_array_interface__["data"]
+        print(maybe, attached, again, mapped, pointer, read_only)
+        return handle, sum(pointers)
 
 
 def total(tensors: Mapping[str, daxfs.Tensor]) -> int:

@@ -1,0 +1,199 @@
+//! `daxfs.DeviceImage`.
+
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use daxfs::{Entry, FileType};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyString};
+
+use super::{DeviceFile, DeviceHandle, DeviceTensors, Held, uuid_text};
+use crate::error::{self, OrRaise};
+use crate::text::{self, ImagePath};
+use crate::{image, mapping};
+
+/// An image in the memory of a GPU, or in the host's where the GPU reads it: a read-only mapping from paths to
+/// DeviceFile. Image.to(), Image.map() and Image.attach() make one.
+///
+/// Paths and names are those of the image, which is held too. Close it, or use it in a `with` statement; files,
+/// tensors and arrays taken from it stay valid after that. The memory is given back with the last of them, after
+/// waiting for the work that the GPU was given.
+#[pyclass(frozen, weakref, module = "daxfs")]
+#[derive(Debug)]
+pub struct DeviceImage(Mutex<Option<Held>>);
+
+impl DeviceImage {
+    pub fn new(held: Held) -> Self {
+        Self(Mutex::new(Some(held)))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Held>> {
+        // The slot holds a whole value at any time, so a panic elsewhere cannot have left it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory, or a `ValueError` when the image was closed.
+    fn opened(&self) -> PyResult<Held> {
+        self.slot().clone().ok_or_else(|| PyValueError::new_err("the image is closed"))
+    }
+
+    /// The one buffer of an image in the device's own memory, for others to have.
+    fn exportable(&self) -> PyResult<Held> {
+        let held = self.opened()?;
+        if held.mapped.backing().is_some() {
+            let why = "a split image lies in two memories of the device: pack it as one image to pass it on";
+            return Err(error::device(why));
+        }
+        Ok(held)
+    }
+}
+
+#[pymethods]
+impl DeviceImage {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().opened()?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (_exception_type, _exception, _traceback, /))]
+    fn __exit__(
+        &self,
+        _exception_type: Option<&Bound<'_, PyAny>>,
+        _exception: Option<&Bound<'_, PyAny>>,
+        _traceback: Option<&Bound<'_, PyAny>>,
+    ) {
+        self.close();
+    }
+
+    /// Lets go of the memory. It stays as long as files, tensors or arrays of it are alive.
+    fn close(&self) {
+        let held = self.slot().take();
+        // Not under the slot's lock: this may wait for the device.
+        drop(held);
+    }
+
+    /// True after close().
+    #[getter]
+    fn closed(&self) -> bool {
+        self.slot().is_none()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyAny>> {
+        let held = self.opened()?;
+        let file = image::file_at(py, held.mapped.image(), &path)?;
+        Ok(Bound::new(py, DeviceFile::new(file, held))?.into_any())
+    }
+
+    /// The file at path, or default when there is none.
+    #[pyo3(signature = (path, default=None, /))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        path: ImagePath,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        mapping::or_default(py, self.__getitem__(py, path), default)
+    }
+
+    fn __contains__(&self, path: ImagePath) -> PyResult<bool> {
+        let held = self.opened()?;
+        let entry = held.mapped.image().entry(&path.0);
+        Ok(entry.is_ok_and(|entry| entry.file_type() == FileType::File))
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        let held = self.opened()?;
+        let name = |entry: Entry| -> PyResult<Bound<'py, PyString>> { text::relative(py, &entry.path()) };
+        mapping::iter(py, image::files(held.mapped.image()).map(name).collect::<PyResult<_>>()?)
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        Ok(image::files(self.opened()?.mapped.image()).count())
+    }
+
+    /// The paths of all files; symbolic links that lead to a file are among them.
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::keys(slf)
+    }
+
+    /// All files.
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::values(slf)
+    }
+
+    /// All pairs of path and file.
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::items(slf)
+    }
+
+    /// The tensors of a safetensors file, of a checkpoint (its index.json) or of a directory that holds one of them.
+    ///
+    /// Without a path: of the one checkpoint or safetensors file that the image holds.
+    #[pyo3(signature = (path=None))]
+    fn tensors(&self, py: Python<'_>, path: Option<ImagePath>) -> PyResult<DeviceTensors> {
+        let held = self.opened()?;
+        let image = held.mapped.image();
+        let tensors = py.detach(|| match path {
+            Some(path) => image.tensors_at(path.0),
+            None => image.tensors(),
+        });
+        Ok(DeviceTensors::new(tensors.or_raise()?, held.clone()))
+    }
+
+    /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's
+    /// uuid.
+    ///
+    /// Whoever has the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image,
+    /// whose own descriptor can be passed, and for a split one.
+    fn share(&self, py: Python<'_>) -> PyResult<DeviceHandle> {
+        let held = self.exportable()?;
+        let shared = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::share).transpose());
+        shared.or_raise()?.map(DeviceHandle::new).ok_or_else(|| error::device("there is no memory to share"))
+    }
+
+    /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns
+    /// and closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there
+    /// is share(). DeviceError where the driver or the kind of memory has none.
+    fn export_dma_buf(&self, py: Python<'_>) -> PyResult<RawFd> {
+        let held = self.exportable()?;
+        let fd = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::export_dma_buf).transpose());
+        let fd = fd.or_raise()?.ok_or_else(|| error::device("there is no memory to export"))?;
+        Ok(fd.into_raw_fd())
+    }
+
+    /// The device, as Image.to() takes it: "cuda:0".
+    #[getter]
+    fn device(&self) -> PyResult<String> {
+        Ok(self.opened()?.device_text())
+    }
+
+    /// What tells the GPU from all others, as the driver's tools write it:
+    /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
+    #[getter]
+    fn uuid(&self) -> PyResult<String> {
+        Ok(uuid_text(&self.opened()?.device.uuid()))
+    }
+
+    /// True when the bytes are in the GPU's own memory; False when it reads the host's, over the link.
+    #[getter]
+    fn resident(&self) -> PyResult<bool> {
+        Ok(self.opened()?.is_resident())
+    }
+
+    /// Bytes of the image; a split image's backing file is not counted.
+    #[getter]
+    fn size(&self) -> PyResult<u64> {
+        Ok(self.opened()?.mapped.memory().len())
+    }
+
+    fn __repr__(&self) -> String {
+        let Ok(held) = self.opened() else {
+            return "<daxfs.DeviceImage, closed>".into();
+        };
+        let (device, name) = (held.device_text(), held.device.name());
+        let place = if held.is_resident() { "on" } else { "in host memory for" };
+        let (size, entries) = (text::size(held.mapped.memory().len()), held.mapped.image().len());
+        format!("<daxfs.DeviceImage {place} {device} ({name}): {entries} entries, {size}>")
+    }
+}

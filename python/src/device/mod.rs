@@ -1,0 +1,170 @@
+//! Images in the memory of an NVIDIA GPU: `daxfs.DeviceImage` and what it leads to, one file per class.
+//!
+//! The paths, names, types and shapes are those of the image on the host, which all of them hold; only bytes are
+//! asked of the device. Each object holds the device's memory, and whoever drops the last one waits for the device,
+//! without the interpreter lock.
+
+mod file;
+mod handle;
+mod image;
+mod tensor;
+mod tensors;
+mod upload;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use daxfs::device::{self, Device, MappedImage, Places, cuda};
+use daxfs::dlpack::DLDevice;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error::OrRaise;
+use crate::unlocked;
+
+pub use file::DeviceFile;
+pub use handle::{DeviceHandle, attach};
+pub use image::DeviceImage;
+pub use tensor::DeviceTensor;
+pub use tensors::DeviceTensors;
+pub use upload::{Upload, to};
+
+/// Names of the CUDA devices that this process may see: devices()[0] is the name of "cuda:0".
+///
+/// DeviceError when there is no driver, which says what is missing.
+#[pyfunction]
+pub fn devices(py: Python<'_>) -> PyResult<Vec<String>> {
+    py.detach(cuda::devices).or_raise()
+}
+
+/// The device that Python code named: "cuda" is "cuda:0".
+pub fn open(py: Python<'_>, text: &str) -> PyResult<cuda::Device> {
+    let number = number(text).ok_or_else(|| {
+        PyValueError::new_err(format!("a device is \"cuda\" or \"cuda:N\", N counted from 0, not {text:?}"))
+    })?;
+    py.detach(|| cuda::Device::open(number)).or_raise()
+}
+
+fn number(text: &str) -> Option<usize> {
+    match text.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => {
+            let digits = rest.strip_prefix(':')?;
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            // A number that fits nothing is one of no device, which opening it says.
+            is_number.then(|| digits.parse().unwrap_or(usize::MAX))
+        }
+    }
+}
+
+/// Gives an image's memory to a device, without a copy.
+pub fn map(py: Python<'_>, image: &daxfs::Image, device: &str, piece: Option<u64>) -> PyResult<DeviceImage> {
+    let device = open(py, device)?;
+    let mut options = device::MapOptions::new();
+    if let Some(bytes) = piece {
+        options = options.max_piece(bytes);
+    }
+    let mapped = py.detach(|| image.map_with(&Device::Cuda(device.clone()), &options)).or_raise()?;
+    Ok(DeviceImage::new(Held::new(mapped, device)))
+}
+
+/// An image where a device reads it.
+#[derive(Debug)]
+pub struct Placed {
+    mapped: MappedImage,
+    device: cuda::Device,
+}
+
+impl Placed {
+    /// As `open` takes it.
+    fn device_text(&self) -> String {
+        format!("cuda:{}", self.device.ordinal())
+    }
+
+    /// Whether the bytes are in the device's own memory.
+    fn is_resident(&self) -> bool {
+        self.buffer().is_some_and(cuda::Buffer::is_resident)
+    }
+
+    /// Whether kernels of this process may write.
+    fn is_writable(&self) -> bool {
+        self.buffer().is_some_and(cuda::Buffer::is_writable)
+    }
+
+    /// The first buffer, which is the only one of an image in the device's own memory.
+    fn buffer(&self) -> Option<&cuda::Buffer> {
+        self.mapped.buffers().first().and_then(device::Buffer::as_cuda)
+    }
+
+    /// The device in the terms of DLPack.
+    fn dl_device(&self) -> DLDevice {
+        self.buffer().map_or(DLDevice::CUDA_HOST, DLDevice::of)
+    }
+
+    /// Copies `len` bytes, which lie at these places, back to the host.
+    fn read<'py>(&self, py: Python<'py>, places: &Places, len: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let size = usize::try_from(len)
+            .map_err(|_| PyValueError::new_err("the size does not fit the address space"))?;
+        PyBytes::new_with(py, size, |target| {
+            py.detach(|| {
+                let mut left = target;
+                for place in places {
+                    // The places are in order and as long as all of the target together.
+                    let len = usize::try_from(place.len()).unwrap_or(usize::MAX).min(left.len());
+                    let (part, rest) = left.split_at_mut(len);
+                    if let Some(buffer) = place.buffer().as_cuda().filter(|_| !part.is_empty()) {
+                        buffer.copy_to_host(place.offset(), part)?;
+                    }
+                    left = rest;
+                }
+                Ok::<_, daxfs::Error>(())
+            })
+            .or_raise()
+        })
+    }
+}
+
+/// A share in a placed image. The last one gives the memory back.
+#[derive(Debug, Clone)]
+pub struct Held(Option<Arc<Placed>>);
+
+impl Held {
+    pub fn new(mapped: MappedImage, device: cuda::Device) -> Self {
+        Self(Some(Arc::new(Placed { mapped, device })))
+    }
+}
+
+impl Deref for Held {
+    type Target = Placed;
+
+    fn deref(&self) -> &Placed {
+        // Only `drop` takes it out.
+        self.0.as_deref().expect("a share that was not dropped")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(last) = self.0.take().and_then(Arc::into_inner) {
+            unlocked::drop_unlocked(last);
+        }
+    }
+}
+
+/// As the driver's tools write that of a whole GPU. Nothing tells here whether it is one, or a part (MIG).
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex = crate::text::hex(uuid);
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// The other way. Capitals do as well, and so does the prefix of a part of a GPU, or none.
+fn parse_uuid(text: &str) -> PyResult<[u8; 16]> {
+    let bare = text.strip_prefix("GPU-").or_else(|| text.strip_prefix("MIG-")).unwrap_or(text);
+    let digits: String = bare.split('-').collect();
+    let number = u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).ok();
+    // Writing it again shows a wrong number of digits, a dash too many and a sign.
+    number.filter(|uuid| uuid_text(uuid)[4..].eq_ignore_ascii_case(bare)).ok_or_else(|| {
+        PyValueError::new_err(format!("a uuid is GPU- and 32 hexadecimal digits with dashes, not {text:?}"))
+    })
+}

@@ -1,0 +1,190 @@
+//! `daxfs.DeviceTensor`: a tensor in a GPU's memory, lent out by its address, as DLPack or by CUDA's array interface.
+
+use daxfs::device::Place;
+use pyo3::exceptions::{PyAttributeError, PyBufferError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
+
+use super::{DeviceFile, Held};
+use crate::dlpack::{self, Lent};
+use crate::dtype::{Element, element};
+use crate::error::{self, OrRaise};
+use crate::text;
+
+/// A tensor in a GPU's memory. It holds that memory, and so do arrays made of it.
+///
+/// torch.from_dlpack(tensor), cupy.from_dlpack(tensor) and jax.dlpack.from_dlpack(tensor) are views of the memory,
+/// and so is what takes __cuda_array_interface__; device_ptr is for kernels of your own. The memory is read-only
+/// unless Image.to() was called with writable=True: torch has no read-only tensors, and a kernel that writes to one
+/// is a fault.
+#[pyclass(frozen, weakref, module = "daxfs")]
+#[derive(Debug)]
+pub struct DeviceTensor {
+    tensor: daxfs::Tensor,
+    held: Held,
+}
+
+impl DeviceTensor {
+    pub fn new(tensor: daxfs::Tensor, held: Held) -> Self {
+        Self { tensor, held }
+    }
+
+    fn place(&self) -> daxfs::Result<Place> {
+        self.held.mapped.tensor(&self.tensor)?.one()
+    }
+
+    /// The place for a protocol, which knows one exception.
+    fn lendable(&self) -> PyResult<Place> {
+        self.place().map_err(|error| PyBufferError::new_err(error.to_string()))
+    }
+}
+
+fn address(place: &Place) -> PyResult<u64> {
+    place.address().ok_or_else(|| error::device("the device has no addresses"))
+}
+
+#[pymethods]
+impl DeviceTensor {
+    /// Name.
+    #[getter]
+    fn name(&self) -> &str {
+        self.tensor.name()
+    }
+
+    /// Type of the elements as safetensors names it, for example "BF16".
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.tensor.dtype().name()
+    }
+
+    /// Dimensions, in elements.
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.tensor.shape())
+    }
+
+    /// Number of dimensions.
+    #[getter]
+    fn ndim(&self) -> usize {
+        self.tensor.shape().len()
+    }
+
+    /// Number of elements.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.tensor.elements()
+    }
+
+    /// Bytes of memory.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.tensor.nbytes()
+    }
+
+    /// Position of the first byte in its file.
+    #[getter]
+    fn offset(&self) -> u64 {
+        self.tensor.offset()
+    }
+
+    /// The file that holds the tensor.
+    #[getter]
+    fn file(&self) -> DeviceFile {
+        DeviceFile::new(self.tensor.file().clone(), self.held.clone())
+    }
+
+    /// The device: "cuda:0".
+    #[getter]
+    fn device(&self) -> String {
+        self.held.device_text()
+    }
+
+    /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is
+    /// alive.
+    ///
+    /// DeviceError when the bytes lie in several places.
+    #[getter]
+    fn device_ptr(&self) -> PyResult<u64> {
+        address(&self.place().or_raise()?)
+    }
+
+    /// A copy of the bytes, fetched back from the GPU. To read the tensor take it from the image on the host: this is
+    /// for those who want to see what the GPU has.
+    fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let places = self.held.mapped.tensor(&self.tensor).or_raise()?;
+        self.held.read(py, &places, self.tensor.nbytes())
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        let first =
+            self.tensor.shape().first().ok_or_else(|| PyTypeError::new_err("a scalar has no len()"))?;
+        usize::try_from(*first).map_err(|_| PyTypeError::new_err("the length does not fit"))
+    }
+
+    /// A DLPack capsule, for the from_dlpack functions of array libraries. Those that do not know version 1, which
+    /// says what is read-only, get none of a mapped image, whose memory is others' too.
+    ///
+    /// The bytes were complete before this object was made, so any stream is taken and none is waited for. Nothing is
+    /// copied or moved to another device: BufferError.
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyCapsule>> {
+        let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
+        let lent = Lent::Device {
+            tensor: &self.tensor,
+            place: &self.lendable()?,
+            device: self.held.dl_device(),
+            read_only: !self.held.is_writable(),
+        };
+        dlpack::capsule(py, lent, &request)
+    }
+
+    /// (2, N) for memory of the GPU N; (3, 0) for memory of the host that the GPU reads.
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        let device = self.held.dl_device();
+        (device.device_type, device.device_id)
+    }
+
+    /// Version 3 of the interface: address, whether it is read-only, shape and type. No stream has to be waited for.
+    ///
+    /// AttributeError for types that numpy has no name for: BF16 and the floats of 8 bits and fewer.
+    #[getter(__cuda_array_interface__)]
+    fn cuda_array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let Element::Native { numpy, .. } = element(self.tensor.dtype()) else {
+            let dtype = self.tensor.dtype().name();
+            let message = format!("__cuda_array_interface__ has no name for {dtype}; use DLPack");
+            return Err(PyAttributeError::new_err(message));
+        };
+        // Here every type has its byte order, which single bytes do not have.
+        let typestr = match numpy {
+            "?" => "|b1".to_owned(),
+            name if name.starts_with('<') => name.to_owned(),
+            name => format!("|{name}"),
+        };
+        let place = self.lendable()?;
+        // The interface wants 0 where there is nothing.
+        let pointer = if place.is_empty() { 0 } else { address(&place)? };
+        let interface = PyDict::new(py);
+        interface.set_item("shape", self.shape(py)?)?;
+        interface.set_item("typestr", typestr)?;
+        interface.set_item("data", (pointer, !self.held.is_writable()))?;
+        interface.set_item("strides", py.None())?;
+        interface.set_item("stream", py.None())?;
+        interface.set_item("version", 3)?;
+        Ok(interface)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let name = self.tensor.name().into_pyobject(py)?.repr()?;
+        let shape = self.shape(py)?.repr()?;
+        let (dtype, size) = (self.tensor.dtype().name(), text::size(self.tensor.nbytes()));
+        let device = self.held.device_text();
+        Ok(format!("<daxfs.DeviceTensor {name}: {dtype} {shape}, {size} on {device}>"))
+    }
+}

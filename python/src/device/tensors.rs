@@ -1,0 +1,88 @@
+//! `daxfs.DeviceTensors`.
+
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyString};
+
+use super::{DeviceFile, DeviceTensor, Held};
+use crate::error::OrRaise;
+use crate::mapping;
+
+/// Tensors in a GPU's memory by name, sorted: a read-only mapping over one safetensors file or all shards of a
+/// checkpoint.
+#[pyclass(frozen, weakref, module = "daxfs")]
+#[derive(Debug)]
+pub struct DeviceTensors {
+    tensors: daxfs::Tensors,
+    held: Held,
+}
+
+impl DeviceTensors {
+    pub fn new(tensors: daxfs::Tensors, held: Held) -> Self {
+        Self { tensors, held }
+    }
+}
+
+#[pymethods]
+impl DeviceTensors {
+    pub fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let tensor = self.tensors.get(name).or_raise()?;
+        DeviceTensor::new(tensor, self.held.clone()).into_bound_py_any(py)
+    }
+
+    /// The tensor of that name, or default when there is none.
+    #[pyo3(signature = (name, default=None, /))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        mapping::or_default(py, self.__getitem__(py, name), default)
+    }
+
+    pub fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        Ok(self.get(py, name, None)?.is_some())
+    }
+
+    pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        mapping::iter(py, self.tensors.names().map(|name| PyString::new(py, &name)).collect())
+    }
+
+    fn __len__(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// The names of the tensors.
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::keys(slf)
+    }
+
+    /// The tensors.
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::values(slf)
+    }
+
+    /// All pairs of name and tensor.
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::items(slf)
+    }
+
+    /// The __metadata__ of the file, or of the checkpoint's index.
+    #[getter]
+    pub fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.tensors.metadata().or_raise()?.into_pyobject(py)?.into_any())
+    }
+
+    /// The files that hold the tensors.
+    #[getter]
+    fn shards(&self) -> PyResult<Vec<DeviceFile>> {
+        let shards = self.tensors.shards().or_raise()?;
+        Ok(shards.into_iter().map(|shard| DeviceFile::new(shard, self.held.clone())).collect())
+    }
+
+    fn __repr__(&self) -> String {
+        let device = self.held.device_text();
+        format!("<daxfs.DeviceTensors: {} tensors on {device}>", self.tensors.len())
+    }
+}

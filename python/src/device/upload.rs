@@ -1,0 +1,109 @@
+//! `Image.to`: the copy into a GPU's memory, with progress told to a Python function, stoppable by Ctrl-C.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use daxfs::device::cuda::UploadOptions;
+use daxfs::device::{Device, DeviceError};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBool;
+
+use super::{DeviceImage, Held, open};
+use crate::error::OrRaise;
+use crate::unlocked;
+
+/// Bounds of what the caller may ask for: more threads or longer pieces only cost memory.
+const MAX_THREADS: usize = 256;
+const MIN_PIECE: usize = 4096;
+const MAX_PIECE: usize = 1 << 30;
+
+/// How an image is copied, as Python code gave it.
+pub struct Upload<'a, 'py> {
+    pub threads: Option<usize>,
+    pub piece: Option<usize>,
+    pub verify: bool,
+    pub writable: bool,
+    pub progress: Option<&'a Bound<'py, PyAny>>,
+}
+
+/// Bytes that are done, and all bytes.
+type Step = (u64, u64);
+
+impl Upload<'_, '_> {
+    fn options(&self) -> PyResult<UploadOptions> {
+        let mut options = UploadOptions::new().verify(self.verify).writable(self.writable);
+        if let Some(count) = self.threads {
+            if !(1..=MAX_THREADS).contains(&count) {
+                return Err(PyValueError::new_err(format!(
+                    "threads is from 1 to {MAX_THREADS}, not {count}"
+                )));
+            }
+            options = options.threads(count);
+        }
+        if let Some(bytes) = self.piece {
+            if !(MIN_PIECE..=MAX_PIECE).contains(&bytes) {
+                let message = format!("piece is from {MIN_PIECE} to {MAX_PIECE} bytes, not {bytes}");
+                return Err(PyValueError::new_err(message));
+            }
+            options = options.piece(bytes);
+        }
+        Ok(options)
+    }
+}
+
+/// Copies an image to a device.
+///
+/// The copying threads never wait for the interpreter: they leave the newest step where the calling thread, which
+/// waits for them, takes it and tells it to `progress`.
+pub fn to(
+    py: Python<'_>,
+    image: &daxfs::Image,
+    device: &str,
+    upload: &Upload<'_, '_>,
+) -> PyResult<DeviceImage> {
+    let options = upload.options()?;
+    let device = open(py, device)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let newest = Arc::new(Mutex::new((0, 0)));
+
+    let (stopped, step, is_told) = (stop.clone(), newest.clone(), upload.progress.is_some());
+    let target = Device::Cuda(device.clone());
+    let copy = move |wake: std::sync::mpsc::Sender<()>| {
+        let options = options.progress(move |done, total| {
+            record(&step, (done, total));
+            if is_told {
+                // Nobody listens any more only when the copy is over.
+                let _ = wake.send(());
+            }
+            !stopped.load(Ordering::Relaxed)
+        });
+        image.to_with(&target, &options)
+    };
+
+    let callback = upload.progress.map(|callback| callback.clone().unbind());
+    let mut told = (0, 0);
+    let tell = |py: Python<'_>| {
+        let step = *newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(callback) = callback.as_ref().filter(|_| step != told) else {
+            return Ok(());
+        };
+        told = step;
+        let answer = callback.bind(py).call1(step)?;
+        if answer.is(PyBool::new(py, false)) {
+            let cancelled = DeviceError::Cancelled { device: device.name().into() };
+            return Err(daxfs::Error::from(cancelled)).or_raise();
+        }
+        Ok(())
+    };
+    let mapped = unlocked::stoppable(py, &stop, copy, tell)?.or_raise()?;
+    Ok(DeviceImage::new(Held::new(mapped, device)))
+}
+
+/// Keeps the newest step. Several threads report, so a smaller number may come after a larger one of the same memory.
+fn record(newest: &Mutex<Step>, (done, total): Step) {
+    let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
+    if newest.1 != total || newest.0 < done {
+        *newest = (done, total);
+    }
+}
