@@ -333,8 +333,30 @@ def take_over(path: Path) -> None:
         check_contents(gpu, image)
 
 
+def keep(path: Path) -> None:
+    """Make a copy of a holder's image, and leave it to the holder."""
+    with daxfs.open(os.environ["HELD"]) as image, image.to("cuda:0") as gpu:
+        assert gpu.copied
+        gpu.keep()
+    with daxfs.open(path) as image, image.to("cuda:0") as gpu:
+        assert gpu.copied
+        with pytest.raises(daxfs.DeviceError, match="came from no holder"):
+            gpu.keep()
+
+
+def get_what_was_kept(path: Path) -> None:  # noqa: ARG001 - all cases have one
+    """Map the copy that the holder has."""
+    with daxfs.open(os.environ["HELD"]) as image:
+        with image.to("cuda:0") as gpu:
+            assert not gpu.copied
+            assert gpu.resident
+            check_contents(gpu, image)
+        with image.to("cuda:0", writable=True) as gpu:
+            assert gpu.copied
+
+
 # Run by tests of their own, which give them what they need.
-SPECIAL = (mapping_in_pieces, a_split_image, give_away, take_over)
+SPECIAL = (mapping_in_pieces, a_split_image, give_away, take_over, keep, get_what_was_kept)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import device_memory
 import pytest
 from conftest import build_fake_cuda
 from device_support import REAL
+from test_holder import DAXFS, Holder
 
 import daxfs
 
@@ -123,6 +124,18 @@ def test_memory_outlives_the_process_that_filled_it(path: Path, library: Optiona
         run(device_memory.take_over, path, library, pass_fds=fds, env={"HANDLE": f"{fds[0]} {message.decode()}"})
     finally:
         os.close(fds[0])
+
+
+@pytest.mark.skipif(not DAXFS.exists(), reason="the package's scripts are not installed")
+def test_a_holder_keeps_a_copy(path: Path, tmp_path: Path, library: Optional[Path]) -> None:
+    holder = Holder(tmp_path / "s")
+    try:
+        holder.daxfs("load", "model", path)
+        env = {"HELD": f"daxfs+unix://{holder.socket}/model"}
+        run(device_memory.keep, path, library, env=env)
+        run(device_memory.get_what_was_kept, path, library, env=env)
+    finally:
+        holder.end()
 
 
 END = """

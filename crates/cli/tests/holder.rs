@@ -24,7 +24,7 @@ fn load_list_swap_drop_stop() {
 
     let text = place.run(&["ps"]).ok();
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "GEN", "SIZE", "MEMORY", "PAGES", "CONTENT", "AGE", "ATTACHES"]);
+    assert_eq!(rows[0], ["NAME", "GEN", "SIZE", "MEMORY", "PAGES", "CONTENT", "AGE", "ATTACHES", "COPIES"]);
     assert_eq!((rows[1][0], rows[1][1], rows.len()), ("m", "1", 2));
     assert!(text.contains("sealed memfd") && text.contains("blake3:"), "{text}");
 

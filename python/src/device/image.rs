@@ -3,6 +3,7 @@
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use daxfs::device::Route;
 use daxfs::{Entry, FileType};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -152,6 +153,16 @@ impl DeviceImage {
         shared.or_raise()?.map(DeviceHandle::new).ok_or_else(|| error::device("there is no memory to share"))
     }
 
+    /// Gives this copy to the holder that the image came from: from then on image.to() maps it in every process that
+    /// opens the image from the holder, in milliseconds and also when this one has ended, until the holder drops or
+    /// swaps the image, or ends.
+    ///
+    /// DeviceError for an image from elsewhere and for one that is only mapped. Whoever may not load images is refused.
+    fn keep(&self, py: Python<'_>) -> PyResult<()> {
+        let held = self.opened()?;
+        py.detach(|| held.mapped.keep()).or_raise()
+    }
+
     /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns
     /// and closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there
     /// is share(). DeviceError where the driver or the kind of memory has none.
@@ -179,6 +190,12 @@ impl DeviceImage {
     #[getter]
     fn resident(&self) -> PyResult<bool> {
         Ok(self.opened()?.is_resident())
+    }
+
+    /// True when image.to() made a copy; False when the memory is one that another process filled, or the host's.
+    #[getter]
+    fn copied(&self) -> PyResult<bool> {
+        Ok(self.opened()?.mapped.memory().route() == Route::Copy)
     }
 
     /// Bytes of the image; a split image's backing file is not counted.

@@ -38,8 +38,8 @@ pub enum HolderVerb {
     /// Put a copy of an image into a GPU's memory, for its holder to keep
     ///
     /// The copy is made by this process, which then ends; the holder keeps a descriptor of it, and needs no GPU driver.
-    /// Processes that open the image and ask for it on that GPU get the copy, in milliseconds, until the holder drops or
-    /// swaps the image, or ends.
+    /// Processes that open the image and ask for it on that GPU get the copy, in milliseconds, until the holder drops
+    /// or swaps the image, or ends.
     Upload(UploadArgs),
     /// Let a holder forget an image
     ///

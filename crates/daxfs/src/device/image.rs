@@ -174,10 +174,10 @@ impl Image {
 
 #[cfg(feature = "cuda")]
 impl Image {
-    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came from
-    /// a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes milliseconds
-    /// whatever the size; [`MappedRegion::route`] tells which. The result resolves files and tensors as [`Image::map`]'s
-    /// does, each to one place.
+    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
+    /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
+    /// milliseconds whatever the size; [`MappedRegion::route`] tells which. The result resolves files and tensors as
+    /// [`Image::map`]'s does, each to one place.
     ///
     /// # Errors
     /// As for [`Image::to_with`].
@@ -238,13 +238,13 @@ impl MappedImage {
     }
 
     /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of CUDA. From then on
-    /// [`Image::to`] maps it in every process that attaches to the image, also when this one has ended. It goes when the
-    /// holder drops or swaps the image, or ends; those who have mapped it keep it.
+    /// [`Image::to`] maps it in every process that attaches to the image, also when this one has ended. It goes when
+    /// the holder drops or swaps the image, or ends; those who have mapped it keep it.
     ///
     /// # Errors
-    /// [`DeviceError::NotKept`] for an image that came from no holder or is split; [`DeviceError::NotExportable`] when it
-    /// is not a copy in a device's memory; [`Error::Holder`] when the holder does not let this user load images, or the
-    /// name means another image by now.
+    /// [`DeviceError::NotKept`] for an image that came from no holder or is split; [`DeviceError::NotExportable`] when
+    /// it is not a copy in a device's memory; [`Error::Holder`] when the holder does not let this user load images, or
+    /// the name means another image by now.
     #[cfg(feature = "cuda")]
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };

@@ -284,8 +284,9 @@ impl Attachment {
         }
     }
 
-    /// Gives the holder a copy of this image to keep, in the memory of the device with this UUID: the descriptor of that
-    /// memory and its bytes. It takes the place of one that the holder has on the same device, and goes with the image.
+    /// Gives the holder a copy of this image to keep, in the memory of the device with this UUID: the descriptor of
+    /// that memory and its bytes. It takes the place of one that the holder has on the same device, and goes with the
+    /// image.
     ///
     /// # Errors
     /// [`HolderError`]: whoever may not load images may not do this, and the name must still mean this image.

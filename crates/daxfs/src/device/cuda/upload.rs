@@ -72,9 +72,9 @@ impl UploadOptions {
         self
     }
 
-    /// Makes a copy of its own for this process, and leaves it writable for its kernels. Otherwise it is mapped for reading, and a kernel that
-    /// writes to it is a fault, which ends the context: a guard rail, since whoever has the memory's descriptor may map
-    /// it otherwise.
+    /// Makes a copy of its own for this process, and leaves it writable for its kernels. Otherwise it is mapped for
+    /// reading, and a kernel that writes to it is a fault, which ends the context: a guard rail, since whoever has the
+    /// memory's descriptor may map it otherwise.
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
