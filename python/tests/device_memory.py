@@ -344,7 +344,7 @@ def keep(path: Path) -> None:
             gpu.keep()
 
 
-def get_what_was_kept(path: Path) -> None:  # noqa: ARG001 - all cases have one
+def get_what_was_kept(path: Path) -> None:
     """Map the copy that the holder has."""
     with daxfs.open(os.environ["HELD"]) as image:
         with image.to("cuda:0") as gpu:
