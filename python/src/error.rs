@@ -8,9 +8,10 @@
 use daxfs::TensorError;
 use daxfs::device::DeviceError;
 use daxfs::holder::HolderError;
+use daxfs::holder::message::Refusal;
 use pyo3::exceptions::{
-    PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyRuntimeError,
-    PyValueError,
+    PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
+    PyRuntimeError, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -212,6 +213,9 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
 fn from_holder(error: &HolderError) -> PyErr {
     match error {
         error if error.is_not_found() => not_found(error.to_string()),
+        HolderError::Refused { refusal: Refusal::NotAllowed, .. } => {
+            PyPermissionError::new_err(error.to_string())
+        }
         HolderError::Unreachable { .. } | HolderError::Closed { .. } | HolderError::Protocol { .. } => {
             PyConnectionError::new_err(error.to_string())
         }

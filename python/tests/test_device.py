@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import inspect
+import json
 import os
 import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -134,6 +136,20 @@ def test_a_holder_keeps_a_copy(path: Path, tmp_path: Path, library: Optional[Pat
         env = {"HELD": f"daxfs+unix://{holder.socket}/model"}
         run(device_memory.keep, path, library, env=env)
         run(device_memory.get_what_was_kept, path, library, env=env)
+    finally:
+        holder.end()
+
+
+@pytest.mark.skipif(not DAXFS.exists(), reason="the package's scripts are not installed")
+def test_the_command_of_the_package_makes_copies(path: Path, tmp_path: Path, library: Optional[Path]) -> None:
+    holder = Holder(tmp_path / "s", "--into", "cuda:0", f"model={path}", env=environment(library, {}))
+    try:
+        for _ in range(600):
+            (image,) = json.loads(holder.daxfs("ps", "--json"))["images"]
+            if image["copies"]:
+                break
+            time.sleep(0.1)
+        assert [copy["size"] > image["size"] for copy in image["copies"]] == [True]
     finally:
         holder.end()
 

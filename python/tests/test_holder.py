@@ -23,10 +23,10 @@ pytestmark = pytest.mark.skipif(not DAXFS.exists(), reason="the package's script
 class Holder:
     """A running `daxfs serve`."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.socket = socket
-        log = subprocess.PIPE
-        self.process = subprocess.Popen([DAXFS, "serve", "--socket", socket, "--log", "json"], stderr=log, text=True)
+        command = [DAXFS, "serve", "--socket", socket, "--log", "json", *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if '"serving"' in line:

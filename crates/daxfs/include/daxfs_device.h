@@ -2,8 +2,10 @@
  * Finds files of a DAXFS image from within a kernel, without the host: a path or an inode number becomes pointer and
  * length. For CUDA C++, HIP, C and C++.
  *
- * A kernel gets two pointers: the image in the device's memory, and the block that `daxfs::device::Lookup` made of it.
- * Both are trusted: the block was made from a validated image, and nothing here checks it again.
+ * A kernel gets two pointers: the image in the device's memory, and the block that `daxfs::device::Lookup` made of
+ * it. Both are trusted: the block was made from a validated image, and nothing here checks it again. Paths are compared
+ * by their hashes alone: one that is not in the image finds another's node with a probability of the number of names in
+ * 2^64, and who wants to can make such a path, so do not look up paths of strangers.
  *
  *     __global__ void gather(const void *image, const void *lookup, ...)
  *     {
@@ -12,13 +14,16 @@
  *         if (table) ...
  *     }
  *
- * Paths have no leading slash, and the root directory is the empty path. Symbolic links in the middle of a path are not
- * followed; one at its end stands for the file or directory that it leads to.
+ * Paths have no leading slash, and the root directory is the empty path. Symbolic links in the middle of a path are
+ * not followed; one at its end stands for the file or directory that it leads to. So a walk that follows all directories
+ * may never end where a link leads upward: bound its depth.
  */
 #ifndef DAXFS_DEVICE_H
 #define DAXFS_DEVICE_H
 
-#ifdef __cplusplus
+#if defined(__CUDACC_RTC__) || defined(__HIPCC_RTC__)
+/* Run-time compilers have the types and no headers. */
+#elif defined(__cplusplus)
 #include <cstddef>
 #include <cstdint>
 #else
@@ -52,7 +57,7 @@ struct daxfs_node {
     uint64_t ino;         /* inode number */
     uint32_t kind;        /* DAXFS_FILE, DAXFS_DIRECTORY, DAXFS_OTHER */
     uint32_t children;    /* directories: how many entries */
-    uint32_t first_child; /* directories: index of the first; the others follow, in the order of names */
+    uint32_t first_child; /* directories: index of the first; the others follow, as they are stored */
     uint32_t reserved;
 };
 

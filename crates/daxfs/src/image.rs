@@ -260,10 +260,18 @@ impl Image {
     /// # Errors
     /// [`Error::Holder`] when a holder cannot be asked; [`Error::Memory`] when the memory cannot be asked.
     pub fn is_current(&self) -> Result<bool> {
-        if !self.region().is_current()? {
-            return Ok(false);
-        }
+        Ok(self.region().is_current()? && self.is_there()?)
+    }
+
+    /// True while no other image was written into the same memory, whatever its source means now.
+    pub(crate) fn is_there(&self) -> Result<bool> {
         Ok(self.region().provenance() == Provenance::Sealed || self.region().stamp()? == self.0.stamp)
+    }
+
+    /// True when it was opened for one content only.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_expected(&self) -> bool {
+        self.0.options.expect.is_some()
     }
 
     /// Opens what the source means now, as this image was opened; `None` while it is current. Files and tensors of

@@ -141,8 +141,8 @@ impl Server {
     ) -> Result<Option<Reply>, Refused> {
         check_attaches(connection)?;
         let held = self.same(connection, of)?;
-        let none = || (Refusal::NoSuchName, format!("there is no copy of {:?} on that device", of.name));
-        let (copy, fd) = held.copy_on(device).ok_or_else(none)?;
+        // There is none, which is no failure.
+        let Some((copy, fd)) = held.copy_on(device) else { return Ok(Some(Reply::Ok)) };
         connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(fd));
         connection.attaches += 1;
         connection.flush();

@@ -157,7 +157,8 @@ impl DeviceImage {
     /// opens the image from the holder, in milliseconds and also when this one has ended, until the holder drops or
     /// swaps the image, or ends.
     ///
-    /// DeviceError for an image from elsewhere and for one that is only mapped. Whoever may not load images is refused.
+    /// DeviceError for an image from elsewhere or in memory that could change, and for one that is only mapped or
+    /// writable; PermissionError for who may not load images; NotFoundError when the name means another image by now.
     fn keep(&self, py: Python<'_>) -> PyResult<()> {
         let held = self.opened()?;
         py.detach(|| held.mapped.keep()).or_raise()

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -9,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{DeviceError, Route};
-use daxfs::{Error, Image};
+use daxfs::{Error, Image, OpenOptions};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
 
-use crate::support::{check, device, folder, image, on_a_gpu, pack, simulated};
+use crate::support::{check, device, folder, image, old_library, on_a_gpu, pack, simulated, with_library};
 
 /// More than any step takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +47,7 @@ impl Holder {
         image.push(source.path());
         let mut command = Command::new(daxfs());
         command.arg("serve").args(more).arg(image).env("DAXFS_SOCKET", place.path().join("s"));
-        let process = command.stderr(Stdio::null()).spawn().unwrap();
+        let process = command.stderr(Stdio::piped()).spawn().unwrap();
         let holder = Self { process, place, _source: source };
         let start = Instant::now();
         while !holder.run(&["health"]).status.success() {
@@ -103,6 +104,73 @@ fn a_copy_that_was_given_to_the_holder_serves_all() {
         let error = kept.keep().unwrap_err();
         assert!(matches!(&error, Error::Holder(error) if error.is_not_found()), "{error}");
         assert!(error.to_string().contains("another one by now"), "{error}");
+        // Who has an image can have it on the device, whatever its name means now, and whether a holder is there.
+        assert_eq!(route(&image, &plain), Route::Copy);
+        drop(holder);
+        assert_eq!(route(&image, &plain), Route::Copy);
+    });
+}
+
+#[test]
+fn what_nobody_may_rely_on_is_no_copy_for_all() {
+    on_a_gpu("holder::what_nobody_may_rely_on_is_no_copy_for_all", || {
+        let holder = Holder::start(&[]);
+        let image = holder.image();
+        let refused = |error: Error| {
+            assert!(matches!(error, Error::Device(DeviceError::NotKept { .. })), "{error}");
+        };
+        let writable = image.to_with(&device(), &UploadOptions::new().writable(true)).unwrap();
+        refused(writable.keep().unwrap_err());
+        image.to(&device()).unwrap().keep().unwrap();
+        // One that was opened for its content is compared with nothing but that.
+        let expected = OpenOptions::new().expect(image.content_hash().unwrap());
+        let expected = expected.open(format!("daxfs+unix://{}/s/m", holder.place.path().display())).unwrap();
+        assert_eq!(route(&expected, &UploadOptions::new()), Route::Copy);
+        // Memory that others may write is what it is now.
+        let shared = pack(&Memory::SharedMemfd(HugePages::No));
+        let number = shared.as_raw_fd();
+        nix::fcntl::fcntl(&shared, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        assert!(holder.run(&["load", "shared", &format!("fd:{number}")]).status.success());
+        let image = Image::open(format!("daxfs+unix://{}/s/shared", holder.place.path().display())).unwrap();
+        refused(image.to(&device()).unwrap().keep().unwrap_err());
+    });
+}
+
+/// Processes that a process has started and that have not ended.
+fn children(process: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn a_holder_that_ends_ends_the_copying() {
+    let settings = [("DAXFS_FAKE_CUDA_DELAY_US", "600000000")];
+    simulated("holder::a_holder_that_ends_ends_the_copying", &settings, || {
+        let mut holder = Holder::start(&["--into", "cuda:0"]);
+        let start = Instant::now();
+        let process = holder.process.id();
+        while children(process).is_empty() {
+            assert!(start.elapsed() < PATIENCE, "no process that copies");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let copying = children(process);
+        assert!(holder.run(&["stop"]).status.success());
+        assert!(holder.process.wait().unwrap().success());
+        assert!(copying.iter().all(|child| !fs::exists(format!("/proc/{child}")).unwrap()));
+    });
+}
+
+#[test]
+fn a_copy_that_cannot_be_made_is_logged() {
+    with_library("holder::a_copy_that_cannot_be_made_is_logged", old_library, &[], || {
+        let mut holder = Holder::start(&["--into", "cuda:0", "--log", "json"]);
+        let log = std::io::BufReader::new(holder.process.stderr.take().unwrap());
+        let lines =
+            std::io::BufRead::lines(log).map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+        let line = lines.into_iter().find(|line| line["message"] == "no copy on the GPU").unwrap();
+        assert_eq!((&line["name"], &line["gpu"]), (&Value::from("m"), &Value::from("cuda:0")));
+        assert!(line["why"].as_str().unwrap().contains("CUDA with cuMemCreate"), "{line}");
     });
 }
 

@@ -152,7 +152,7 @@ pub struct LoadArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Memory for the image, see `daxfs serve --into`; by default what the holder was started with
+    /// Host memory for the image, see `daxfs serve --into`; by default what the holder was started with
     #[arg(long, value_name = "MEMORY")]
     pub into: Option<Target>,
     /// Leave the memfd open to writing, so that devices can pin it. Every client can then change what all others read

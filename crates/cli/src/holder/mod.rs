@@ -4,6 +4,7 @@ mod load;
 mod ps;
 mod serve;
 mod upload;
+mod uploads;
 
 use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
 use crate::json;

@@ -1,13 +1,13 @@
 //! `daxfs serve`: the holder itself.
 
 use super::open_source;
-use crate::args::{Gpu, Log, NamedSource, ServeArgs};
+use super::uploads::Uploads;
+use crate::args::{Log, NamedSource, ServeArgs};
 use crate::output::{Outcome, report, stderr_is_terminal};
 use crate::progress::Progress;
 use anyhow::{Context, anyhow};
 use daxfs_holder::{Config, Server};
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 use tracing_subscriber::EnvFilter;
 
 /// Loads what is given, then serves until told to end.
@@ -43,42 +43,11 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
             }
         }
     }
-    if let Some(gpu) = args.into.gpu {
-        upload(args, gpu);
-    }
-    server.run()?;
+    let uploads = args.into.gpu.map(|gpu| Uploads::begin(args, gpu));
+    let served = server.run();
+    uploads.iter().for_each(Uploads::end);
+    served?;
     Ok(Outcome::Clean)
-}
-
-/// Has copies of the images made on a GPU, one after the other, by processes that end when they are there: the holder
-/// itself has no GPU driver. One that fails is reported, and clients make copies of their own.
-fn upload(args: &ServeArgs, gpu: Gpu) {
-    let names: Vec<String> = args.images.iter().map(|image| image.name.clone()).collect();
-    let socket = args.socket.path();
-    std::thread::spawn(move || {
-        for name in names {
-            let status = own_command().and_then(|mut command| {
-                command.args(["upload", &name, &gpu.to_string(), "--quiet", "--socket"]).arg(&socket);
-                // What a supervisor passed is the holder's.
-                for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-                    command.env_remove(variable);
-                }
-                command.stdin(Stdio::null()).stdout(Stdio::null()).status()
-            });
-            match status {
-                Ok(status) if status.success() => {}
-                Ok(status) => tracing::error!(name, %gpu, %status, "no copy on the GPU"),
-                Err(error) => tracing::error!(name, %gpu, %error, "no copy on the GPU"),
-            }
-        }
-    });
-}
-
-/// This command once more, without verb: the program, and what comes before the verb when an interpreter runs it.
-fn own_command() -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(std::env::args_os().skip(1).take_while(|argument| argument != "serve"));
-    Ok(command)
 }
 
 fn load(server: &mut Server, image: &NamedSource, source: OwnedFd) -> anyhow::Result<()> {

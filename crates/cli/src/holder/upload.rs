@@ -8,6 +8,7 @@ use crate::text::{hex, human};
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{Device, Route};
 use daxfs::{Image, OpenOptions};
+use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::Write;
@@ -30,6 +31,8 @@ struct UploadedJson<'a> {
 /// When the holder has no such image, the device cannot be had or has too little memory, or this user may not load
 /// images.
 pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> anyhow::Result<Outcome> {
+    // A holder that starts this has them blocked.
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
     let mut source = OsString::from("daxfs+unix://");
     source.push(args.socket.path());
     source.push("/");

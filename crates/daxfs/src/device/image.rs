@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
+#[cfg(feature = "cuda")]
+use crate::Provenance;
 use crate::error::{Error, Result};
 use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image, Region, Tensor};
@@ -174,10 +176,11 @@ impl Image {
 
 #[cfg(feature = "cuda")]
 impl Image {
-    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
-    /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
-    /// milliseconds whatever the size; [`MappedRegion::route`] tells which. The result resolves files and tensors as
-    /// [`Image::map`]'s does, each to one place.
+    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came from
+    /// a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes milliseconds
+    /// whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
+    /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets a copy of its own. The result resolves files and
+    /// tensors as [`Image::map`]'s does, each to one place.
     ///
     /// # Errors
     /// As for [`Image::to_with`].
@@ -196,7 +199,9 @@ impl Image {
             let advice = "map it, which copies nothing";
             return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };
+        // Nobody has checked what others made, and what was asked for is one content.
         if options.takes_others()
+            && !self.is_expected()
             && let Some(kept) = device.kept(self)
         {
             return Ok(kept);
@@ -204,7 +209,7 @@ impl Image {
         let memory = device.upload(self.region(), self.superblock().total_size, options)?;
         let backing = self.backing().filter(|region| !region.is_empty());
         let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
-        if !self.is_current()? {
+        if !self.is_there()? {
             return Err(Error::BeingReplaced { generation: self.generation() });
         }
         Ok(MappedImage { image: self.clone(), memory, backing })
@@ -242,9 +247,9 @@ impl MappedImage {
     /// the holder drops or swaps the image, or ends; those who have mapped it keep it.
     ///
     /// # Errors
-    /// [`DeviceError::NotKept`] for an image that came from no holder or is split; [`DeviceError::NotExportable`] when
-    /// it is not a copy in a device's memory; [`Error::Holder`] when the holder does not let this user load images, or
-    /// the name means another image by now.
+    /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
+    /// and for a copy that kernels may write to; [`DeviceError::NotExportable`] when it is no copy in a device's memory;
+    /// [`Error::Holder`] when the holder does not let this user load images, or the name means another image by now.
     #[cfg(feature = "cuda")]
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };
@@ -255,6 +260,12 @@ impl MappedImage {
         }
         let buffer = self.buffers().first().and_then(Buffer::as_cuda);
         let buffer = buffer.ok_or_else(|| refuse("only memory of CUDA devices is kept"))?;
+        if self.image.region().provenance() != Provenance::Sealed {
+            return Err(refuse("the image's own memory could change, and the copy would not").into());
+        }
+        if buffer.is_writable() {
+            return Err(refuse("kernels may have written to it").into());
+        }
         let shared = buffer.share()?;
         Ok(attachment.keep(shared.fd.as_fd(), shared.uuid, shared.size)?)
     }

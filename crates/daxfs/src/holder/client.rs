@@ -278,6 +278,7 @@ impl Attachment {
         let mut connection = Connection::open(&self.address.socket)?;
         match connection.request(&Request::Copy { of: self.version(), device }, &[]) {
             Ok((Reply::Copy { size }, mut descriptors)) => Ok(descriptors.pop().map(|fd| (fd, size))),
+            Ok((Reply::Ok, _)) => Ok(None),
             Ok(_) => Err(connection.field("reply", "not a copy of an image")),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),

@@ -39,7 +39,7 @@ use allocation::Allocation;
 use super::image::{MapOptions, MappedImage, MappedRegion, describe};
 use super::spans::Cut;
 use super::{DeviceError, Refusal, Route};
-use crate::{Error, Image, Region, Result};
+use crate::{Error, Image, Provenance, Region, Result};
 
 impl Device {
     /// Copies the first `len` bytes of a region into the device's memory.
@@ -55,6 +55,10 @@ impl Device {
     /// The copy that the image's holder has on this device. One that cannot be had or mapped is none: the image can be
     /// copied.
     pub(super) fn kept(&self, image: &Image) -> Option<MappedImage> {
+        // The holder knows generations of names, not of what is written into memory that it has.
+        if image.region().provenance() != Provenance::Sealed {
+            return None;
+        }
         let (fd, size) = image.region().attachment()?.copy_on(self.uuid()).ok()??;
         self.attach(image, &Shared { fd, size, uuid: self.uuid() }).ok()
     }

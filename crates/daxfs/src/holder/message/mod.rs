@@ -84,6 +84,15 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_the_longest_fits_a_message() {
+        let mut longest = info();
+        longest.name = "n".repeat(NAME_MAX);
+        longest.copies = vec![DeviceCopy { device: [5; 16], size: 6 }; 16];
+        let page = Reply::Page { images: vec![longest; 64], more: true };
+        assert!(page.encode().len() <= crate::holder::wire::MESSAGE_MAX);
+    }
+
+    #[test]
     fn names() {
         for good in ["a", "llama-3.1_8b", "_x", "0"] {
             assert!(is_valid_name(good), "{good}");

@@ -56,7 +56,7 @@ pub enum Request {
         /// Bytes of the device's memory, which its descriptor does not say.
         size: u64,
     },
-    /// Send the descriptor of an image's copy in a device's memory.
+    /// Send the descriptor of an image's copy in a device's memory; `Ok` is the answer where there is none.
     Copy {
         /// Of which image.
         of: Version,

@@ -1,0 +1,95 @@
+//! The processes that copy a holder's first images to a GPU: the holder itself has no GPU driver.
+
+use crate::args::{Gpu, ServeArgs};
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// `daxfs upload` for one image after the other, in the background.
+#[derive(Debug)]
+pub struct Uploads(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    child: Option<Child>,
+    is_ended: bool,
+}
+
+impl Uploads {
+    /// Begins. An upload that fails is logged, and clients make copies of their own.
+    pub fn begin(args: &ServeArgs, gpu: Gpu) -> Self {
+        let names: Vec<String> = args.images.iter().map(|image| image.name.clone()).collect();
+        let (socket, uploads) = (args.socket.path(), Self(Arc::default()));
+        let background = Self(Arc::clone(&uploads.0));
+        std::thread::spawn(move || {
+            for name in names {
+                match background.upload(&socket, &name, gpu) {
+                    Ok(None) => {}
+                    Ok(Some(why)) => tracing::error!(name, %gpu, why, "no copy on the GPU"),
+                    Err(error) => tracing::error!(name, %gpu, %error, "no copy on the GPU"),
+                }
+            }
+        });
+        uploads
+    }
+
+    /// Ends the upload that goes on, and begins no other.
+    pub fn end(&self) {
+        let mut state = self.state();
+        state.is_ended = true;
+        if let Some(child) = &mut state.child {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole at any time.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uploads one image. What the process complains of, if it fails.
+    fn upload(&self, socket: &Path, name: &str, gpu: Gpu) -> std::io::Result<Option<String>> {
+        let mut command = own_command()?;
+        command.args(["upload", name, &gpu.to_string(), "--quiet", "--socket"]).arg(socket);
+        // What a supervisor passed is the holder's.
+        for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let errors = {
+            let mut state = self.state();
+            if state.is_ended {
+                return Ok(None);
+            }
+            let mut child = command.spawn()?;
+            let errors = child.stderr.take();
+            state.child = Some(child);
+            errors
+        };
+        let mut text = String::new();
+        if let Some(mut errors) = errors {
+            errors.read_to_string(&mut text)?;
+        }
+        let mut state = self.state();
+        let Some(child) = &mut state.child else { return Ok(None) };
+        let status = child.wait()?;
+        state.child = None;
+        let failed = !status.success() && !state.is_ended;
+        Ok(failed.then(|| format!("{}: {status}", text.trim_end())))
+    }
+}
+
+/// This command once more, without verb: the program, or the interpreter that runs it and the script. Not by
+/// `current_exe`, which leads out of a virtual environment.
+fn own_command() -> std::io::Result<Command> {
+    let mut arguments = std::env::args_os();
+    let mut command = match arguments.next() {
+        Some(program) => Command::new(program),
+        None => Command::new(std::env::current_exe()?),
+    };
+    command.args(arguments.take_while(|argument| argument != "serve"));
+    Ok(command)
+}
