@@ -1,7 +1,7 @@
 # The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench build wheel clean
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench bench-gpu build wheel clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +38,9 @@ bench:           ## the benchmarks, each beside the peer that it is measured aga
 	@scripts/test.sh setup wheel
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt
 	@.venv/bin/python benches/run.py $(ARGS)
+
+bench-gpu:       ## the benchmark of images in GPU memory alone, on a machine with an NVIDIA driver
+	@$(MAKE) --no-print-directory bench ARGS="gpu $(ARGS)"
 
 build:           ## the commands daxfs and daxfs-pack, into target/release
 	cargo build --release --bins

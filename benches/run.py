@@ -33,6 +33,7 @@ from harness.result import MET, MISSED, table
 from suites import (
     Context,
     first_touch,
+    gpu,
     holder,
     lookup,
     open_tensors,
@@ -64,6 +65,7 @@ SUITES = {
     "readers": readers.suite,
     "holder": holder.suite,
     "restart": restart.suite,
+    "gpu": gpu.suite,
 }
 
 
