@@ -22,7 +22,7 @@ use std::time::Instant;
 
 /// Files below this size are copied even where they could be cloned: the system call and the extent that it adds
 /// to the file system's tables cost more than the bytes.
-const SMALLEST_CLONE: u64 = 256 << 10;
+pub(crate) const SMALLEST_CLONE: u64 = 256 << 10;
 
 /// Cloned ranges are multiples of this, which all file systems with clones have as a block size or a multiple.
 const CLONE_UNIT: u64 = 4096;
