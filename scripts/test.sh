@@ -135,7 +135,9 @@ fuzz() {
 gpu() {
     [ "${DAXFS_TEST_GPU:-}" = 1 ] || cannot "make test-gpu runs it, on a machine with an NVIDIA GPU" || return
     need_wheel || return
-    cargo test -p daxfs-tests --test cuda -- --test-threads=1 && .venv/bin/python -m pytest -v python/tests/test_device.py
+    # The tests start the commands.
+    cargo build --quiet --bins && cargo test -p daxfs-tests --test cuda -- --test-threads=1 &&
+        .venv/bin/python -m pytest -v python/tests/test_device.py
 }
 
 deny() {
