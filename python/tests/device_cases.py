@@ -17,7 +17,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from conftest import ALL_DTYPES, METADATA, SHARDS
-from device_support import TENSOR, at, check_contents, lent, live, main, rights, simulated
+from device_support import TENSOR, at, check_contents, lent, live, main, need, rights, simulated
 from test_dlpack import CODES, READ_ONLY, Legacy, Versioned, inside
 
 import daxfs
@@ -249,6 +249,7 @@ def a_checkpoint(path: Path) -> None:
 def taken_by_torch(path: Path) -> None:
     import torch
 
+    need(torch.cuda.is_available(), "torch was built without CUDA")
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for name in ("all.F32", "all.BF16", "all.F8_E4M3", "all.I64", "odd.unaligned", "odd.empty"):
             tensor = torch.from_dlpack(gpu.tensors()[name])
@@ -273,6 +274,7 @@ def taken_by_cupy(path: Path) -> None:
 def taken_by_jax(path: Path) -> None:
     import jax
 
+    need(any(device.platform == "gpu" for device in jax.devices()), "jax has no CUDA backend")
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for name in ("all.F32", "all.BF16"):
             array = jax.dlpack.from_dlpack(gpu.tensors()[name])

@@ -19,6 +19,8 @@ import daxfs
 
 REAL = os.environ.get("DAXFS_TEST_GPU") == "1"
 TENSOR = "all.F32"
+# Exit status of a case that cannot run.
+SKIPPED = 77
 Case = TypeVar("Case", bound=Callable[[Path], None])
 
 
@@ -35,6 +37,13 @@ def simulated(**settings: object) -> Callable[[Case], Case]:
 def live() -> int:
     """Count the driver's things that this process has; 0 with a real one."""
     return 0 if REAL else ctypes.CDLL("libcuda.so.1").daxfs_fake_cuda_live()
+
+
+def need(is_there: bool, what: str) -> None:
+    """End the process, whose test is skipped, unless a library can use a GPU."""
+    if not is_there:
+        print(what)
+        sys.exit(SKIPPED)
 
 
 def at(pointer: int, size: int) -> bytes:
