@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 #[cfg(feature = "cuda")]
-use crate::device::{Place, cuda};
+use crate::device::{Place, TensorSlice, cuda};
 use crate::tensor::safetensors::read_exact;
 use crate::{Dtype, Result, Tensor, TensorError};
 
@@ -237,12 +237,46 @@ pub fn export_place_versioned(
     place: &Place,
     read_only: bool,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
-    let array = Array::at(tensor, place)?;
+    lend_place(tensor, Array::at(tensor, place)?, place, read_only)
+}
+
+#[cfg(feature = "cuda")]
+fn lend_place(
+    tensor: &Tensor,
+    array: Array,
+    place: &Place,
+    read_only: bool,
+) -> Result<NonNull<DLManagedTensorVersioned>> {
     if !read_only && !place.buffer().as_cuda().is_some_and(cuda::Buffer::is_writable) {
         return Err(TensorError::NotWritable { tensor: tensor.name().into() }.into());
     }
     let flags = if read_only { FLAG_READ_ONLY } else { 0 };
     Ok(lend_versioned(array, Box::new(place.clone()), flags))
+}
+
+/// Lends a part of a tensor out where it lies in a GPU's memory, with its strides, in the form of DLPack 1.x: `slice`
+/// is what [`MappedImage::slice`](crate::device::MappedImage::slice) gave for it.
+///
+/// # Errors
+/// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for types of less than 8 bits.
+#[cfg(feature = "cuda")]
+pub fn export_slice_versioned(
+    tensor: &Tensor,
+    slice: &TensorSlice,
+    read_only: bool,
+) -> Result<NonNull<DLManagedTensorVersioned>> {
+    let whole = Array::describe(tensor, DLDevice::CPU)?;
+    if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() || slice.shape().len() != whole.shape.len() {
+        return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
+    }
+    let too_large = |_| fault(tensor, "its dimensions do not fit 63 bits");
+    let numbers =
+        |values: &[u64]| values.iter().map(|&value| i64::try_from(value)).collect::<Result<Vec<_>, _>>();
+    let shape = numbers(slice.shape()).map_err(too_large)?;
+    let strides = numbers(slice.strides()).map_err(too_large)?;
+    let (data, device) = Array::address(tensor, slice.place())?;
+    let array = Array { data, device, shape, strides, ..whole };
+    lend_place(tensor, array, slice.place(), read_only)
 }
 
 /// Like [`export_place_versioned`], in the form before DLPack 1, for a copy in the device's own memory. This form
@@ -331,18 +365,23 @@ impl Array {
     /// The array of the tensor's bytes in a device's memory.
     #[cfg(feature = "cuda")]
     fn at(tensor: &Tensor, place: &Place) -> Result<Self> {
-        let buffer =
-            place.buffer().as_cuda().ok_or_else(|| fault(tensor, "no consumer shares this device"))?;
+        let (data, device) = Self::address(tensor, place)?;
         if place.len() != tensor.nbytes() {
             return Err(fault(tensor, "the place is not that of the whole tensor").into());
         }
+        Ok(Self { data, ..Self::describe(tensor, device)? })
+    }
+
+    /// Pointer and device of a place.
+    #[cfg(feature = "cuda")]
+    fn address(tensor: &Tensor, place: &Place) -> Result<(*mut c_void, DLDevice)> {
+        let buffer =
+            place.buffer().as_cuda().ok_or_else(|| fault(tensor, "no consumer shares this device"))?;
         // Host memory goes by the CPU's address, which need not be the device's.
         let start = buffer.host_address().map_or(buffer.address(), |address| address as u64);
         let address =
             usize::try_from(start + place.offset()).map_err(|_| fault(tensor, "its address does not fit"))?;
-        let device = DLDevice::of(buffer);
-        let data = std::ptr::without_provenance_mut(address);
-        Ok(Self { data, ..Self::describe(tensor, device)? })
+        Ok((std::ptr::without_provenance_mut(address), DLDevice::of(buffer)))
     }
 
     /// Everything but the data.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{DeviceError, Route};
+use daxfs::device::{Device, DeviceError, Route};
 use daxfs::{Error, Image, OpenOptions};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
@@ -178,16 +178,39 @@ fn a_copy_that_cannot_be_made_is_logged() {
 fn the_command_makes_a_copy_and_ends() {
     on_a_gpu("holder::the_command_makes_a_copy_and_ends", || {
         let holder = Holder::start(&[]);
-        let first = holder.json(&["upload", "m", "cuda:0", "--json"]);
-        assert_eq!((&first["copied"], &first["device"]), (&Value::Bool(true), &Value::from("cuda:0")));
-        assert_eq!(holder.json(&["upload", "m", "--json"])["copied"], false);
-        assert_eq!(holder.json(&["upload", "m", "--verify", "--json"])["copied"], true);
+        let upload = |more: &[&str]| {
+            let answer = holder.json(&[&["upload", "m", "--json"], more].concat());
+            let copies = answer["copies"].as_array().unwrap().clone();
+            copies.iter().map(|copy| (copy["device"].clone(), copy["copied"].clone())).collect::<Vec<_>>()
+        };
+        let made = |copied: bool| vec![(Value::from("cuda:0"), Value::from(copied))];
+        assert_eq!(upload(&["cuda:0"]), made(true));
+        assert_eq!(upload(&[]), made(false));
+        assert_eq!(upload(&["--verify"]), made(true));
+        assert_eq!(upload(&["cuda:all"])[0], made(false)[0]);
         assert_eq!(route(&holder.image(), &UploadOptions::new()), Route::Descriptor);
         let output = holder.run(&["upload", "none", "cuda:0"]);
         assert_eq!(output.status.code(), Some(2));
         let output = holder.run(&["upload", "m", "cuda:99"]);
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("there is no device 99"));
+    });
+}
+
+#[test]
+fn all_devices_get_copies() {
+    let settings = [("DAXFS_FAKE_CUDA_DEVICES", "3")];
+    simulated("holder::all_devices_get_copies", &settings, || {
+        let holder = Holder::start(&[]);
+        assert_eq!(
+            holder.json(&["upload", "m", "cuda:all", "--json"])["copies"].as_array().unwrap().len(),
+            3
+        );
+        assert_eq!(holder.json(&["ps", "--json"])["images"][0]["copies"].as_array().unwrap().len(), 3);
+        for number in 0..3 {
+            let resident = holder.image().to(&Device::cuda(number).unwrap()).unwrap();
+            assert_eq!(resident.memory().route(), Route::Descriptor);
+        }
     });
 }
 

@@ -1,12 +1,13 @@
 //! What is in the device's memory is what is in the image; what was given away keeps it, and nothing else does.
 
 use std::fs;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use daxfs::device::cuda::{UploadOptions, devices};
-use daxfs::device::{Device, DeviceError, MapOptions, Route};
+use daxfs::device::{Device, DeviceError, MapOptions, Route, TensorSlice};
 use daxfs::{Error, Image, dlpack};
 use mkimage::{HugePages, Memory, Packer};
 
@@ -232,6 +233,64 @@ fn what_dlpack_lends_keeps_the_memory() {
         assert_eq!((managed.flags, managed.dl_tensor.ndim), (dlpack::FLAG_READ_ONLY, 2));
         end(loan);
         assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn parts_of_tensors_are_views() {
+    on_a_gpu("resident::parts_of_tensors_are_views", || {
+        let image = image();
+        let resident = image.to(&device()).unwrap();
+        let tensors = image.tensors().unwrap();
+        let tensor = tensors.get("w").unwrap();
+        let whole = tensor.bytes().unwrap().to_vec();
+        // Elements of a part, found by its shape and strides.
+        let elements = |part: &TensorSlice| -> Vec<u8> {
+            let (bytes, shape, strides) = (read(part.place()), part.shape(), part.strides());
+            let indices = (0..shape[0]).flat_map(|row| (0..shape[1]).map(move |column| (row, column)));
+            let at = |(row, column)| usize::try_from(4 * (row * strides[0] + column * strides[1])).unwrap();
+            indices.flat_map(|index| bytes[at(index)..at(index) + 4].to_vec()).collect()
+        };
+        let rows: Vec<u8> = (0..4)
+            .flat_map(|rank| {
+                let part = resident.slice(&tensor, 0, rank * 64..(rank + 1) * 64).unwrap();
+                assert!(part.is_contiguous() && part.place().len() == 1024);
+                elements(&part)
+            })
+            .collect();
+        assert!(rows == whole);
+        let part = resident.slice(&tensor, 1, 1..3).unwrap();
+        assert_eq!((part.shape(), part.strides(), part.is_contiguous()), (&[256, 2][..], &[4, 1][..], false));
+        let wanted: Vec<u8> = whole.chunks(16).flat_map(|row| row[4..12].to_vec()).collect();
+        assert!(elements(&part) == wanted);
+        let loan = dlpack::export_slice_versioned(&tensor, &part, true).unwrap();
+        // SAFETY: the loan is live until its deleter is called, below.
+        let lent = unsafe { &loan.as_ref().dl_tensor };
+        assert_eq!(lent.data.addr() as u64, part.place().address().unwrap());
+        // SAFETY: shape and strides have as many elements as there are dimensions.
+        let [shape, strides] = [lent.shape, lent.strides].map(|list| unsafe { *list.cast::<[i64; 2]>() });
+        assert_eq!((lent.ndim, shape, strides), (2, [256, 2], [4, 1]));
+        end(loan);
+        assert!(resident.slice(&tensor, 0, 7..7).unwrap().place().is_empty());
+
+        let packed = tensors.get("q").unwrap();
+        assert_eq!(resident.slice(&packed, 0, 1..3).unwrap().place().len(), 6);
+        assert_eq!(resident.slice(&packed, 1, 2..4).unwrap().place().len(), 10);
+        let errors = [
+            resident.slice(&packed, 1, 1..3),
+            resident.slice(&tensor, 2, 0..1),
+            resident.slice(&tensor, 1, 3..5),
+            resident.slice(&tensor, 1, Range { start: 3, end: 2 }),
+        ];
+        for (error, why) in
+            errors.into_iter().zip(["inside a byte", "no such dimension", "not within", "not within"])
+        {
+            let error = error.unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::NoSuchSlice { .. })), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let part = resident.slice(&packed, 0, 1..3).unwrap();
+        assert!(dlpack::export_slice_versioned(&packed, &part, true).is_err());
     });
 }
 

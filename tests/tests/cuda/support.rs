@@ -143,10 +143,10 @@ pub fn folder() -> tempfile::TempDir {
     for len in [0, 1, 4096, 70_001, (5 << 20) + 7] {
         fs::write(folder.path().join(format!("file-{len}")), bytes(len, len)).unwrap();
     }
-    let header = br#"{"w":{"dtype":"F32","shape":[256,4],"data_offsets":[0,4096]},"b":{"dtype":"BF16","shape":[6],"data_offsets":[4096,4108]}}"#;
+    let header = br#"{"w":{"dtype":"F32","shape":[256,4],"data_offsets":[0,4096]},"b":{"dtype":"BF16","shape":[6],"data_offsets":[4096,4108]},"q":{"dtype":"F4","shape":[4,6],"data_offsets":[4108,4120]}}"#;
     let mut model = (header.len() as u64).to_le_bytes().to_vec();
     model.extend_from_slice(header);
-    model.extend(bytes(4108, 9));
+    model.extend(bytes(4120, 9));
     fs::write(folder.path().join("model.safetensors"), model).unwrap();
     folder
 }
@@ -183,7 +183,7 @@ pub fn check(image: &Image, on_device: &MappedImage) {
         assert!(read(&place) == file.to_vec().unwrap(), "{}", String::from_utf8_lossy(&file.path()));
     }
     let tensors = image.tensors().unwrap();
-    assert_eq!(tensors.len(), 2);
+    assert_eq!(tensors.len(), 3);
     for tensor in tensors.iter() {
         let tensor = tensor.unwrap();
         let place = on_device.tensor(&tensor).unwrap().one().unwrap();

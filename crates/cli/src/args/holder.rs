@@ -80,8 +80,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub socket: SocketArgs,
     /// Memory for images, unless a load says otherwise: memfd (2 MiB pages where they can be had), memfd:4K,
-    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap), or cuda:N: a memfd, and copies of the images
-    /// given here in a GPU's memory, made as by `daxfs upload`
+    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap), or cuda:N or cuda:all: a memfd, and copies
+    /// of the images given here in a GPU's memory, made as by `daxfs upload`
     #[arg(long, value_name = "MEMORY", default_value = "memfd")]
     pub into: Place,
     /// Leave memfds open to writing, so that devices can pin them. Every client can then change what all others read
@@ -181,12 +181,13 @@ pub struct LoadArgs {
 
 /// Arguments of `daxfs upload`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify")]
+#[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify\n  \
+    daxfs upload llama cuda:all")]
 pub struct UploadArgs {
     /// Name of the image
     #[arg(value_parser = parse_name)]
     pub name: String,
-    /// The GPU: cuda:N, counted from 0 among those that this process may see
+    /// The GPU: cuda:N, counted from 0 among those that this process may see, or cuda:all for a copy on each
     #[arg(default_value = "cuda:0")]
     pub device: Gpu,
     /// The holder.
@@ -198,32 +199,41 @@ pub struct UploadArgs {
     /// No progress bar and no summary
     #[arg(short, long)]
     pub quiet: bool,
-    /// Print JSON: {"name": ..., "generation": ..., "device": ..., "device_name": ..., "uuid": ..., "size": ...,
-    /// "copied": ...}
+    /// Print JSON: {"name": ..., "generation": ..., "size": ..., "copies": [{"device": ..., "device_name": ...,
+    /// "uuid": ..., "copied": ...}]}
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
 }
 
-/// A GPU by its number.
+/// A GPU by its number, or all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gpu(pub usize);
+pub enum Gpu {
+    /// That one.
+    One(usize),
+    /// All that the process may see.
+    All,
+}
 
 impl FromStr for Gpu {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = match text.split_once(':') {
-            None if text == "cuda" => Some(0),
-            Some(("cuda", number)) => number.parse().ok(),
+        let gpu = match text.split_once(':') {
+            None if text == "cuda" => Some(Self::One(0)),
+            Some(("cuda", "all")) => Some(Self::All),
+            Some(("cuda", number)) => number.parse().ok().map(Self::One),
             _ => None,
         };
-        number.map(Self).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
+        gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, or cuda:all".to_owned())
     }
 }
 
 impl fmt::Display for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cuda:{}", self.0)
+        match self {
+            Self::One(number) => write!(f, "cuda:{number}"),
+            Self::All => f.write_str("cuda:all"),
+        }
     }
 }
 
@@ -359,12 +369,13 @@ mod tests {
         for wrong in ["", "a", "a=", "=x", "a/b=x", "-a=x"] {
             assert!(parse_named_source(OsStr::new(wrong)).is_err(), "{wrong}");
         }
-        assert_eq!(("cuda:3".parse(), "cuda".parse()), (Ok(Gpu(3)), Ok(Gpu(0))));
+        assert_eq!(("cuda:3".parse(), "cuda".parse()), (Ok(Gpu::One(3)), Ok(Gpu::One(0))));
+        assert_eq!("cuda:all".parse(), Ok(Gpu::All));
         for wrong in ["", "cuda:", "cuda:x", "cuda0", "gpu:0"] {
             assert!(wrong.parse::<Gpu>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
         }
         let memory = |text: &str| text.parse::<Place>().unwrap();
-        assert_eq!((memory("memfd:4K").gpu, memory("cuda:1").gpu), (None, Some(Gpu(1))));
+        assert_eq!((memory("memfd:4K").gpu, memory("cuda:1").gpu), (None, Some(Gpu::One(1))));
         assert_eq!((parse_mode("0660"), parse_mode("600")), (Ok(0o660), Ok(0o600)));
         assert!(parse_mode("888").is_err() && parse_mode("1777").is_err() && parse_mode("").is_err());
         assert_eq!((parse_group("root"), parse_group("12")), (Ok(0), Ok(12)));

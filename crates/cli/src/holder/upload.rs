@@ -1,11 +1,11 @@
 //! `daxfs upload`: a copy of an image in a GPU's memory, made here and kept by the holder.
 
-use crate::args::UploadArgs;
+use crate::args::{Gpu, UploadArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::progress::Progress;
 use crate::text::{hex, human};
-use daxfs::device::cuda::UploadOptions;
+use daxfs::device::cuda::{self, UploadOptions};
 use daxfs::device::{Device, Route};
 use daxfs::{Image, OpenOptions};
 use nix::sys::signal::{SigSet, Signal};
@@ -17,15 +17,20 @@ use std::io::Write;
 struct UploadedJson<'a> {
     name: &'a str,
     generation: Option<u64>,
-    device: &'a str,
-    device_name: &'a str,
-    uuid: String,
     size: u64,
+    copies: Vec<CopyJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct CopyJson {
+    device: String,
+    device_name: String,
+    uuid: String,
     /// False when the holder had a copy already.
     copied: bool,
 }
 
-/// Copies the image, gives the copy to the holder, and ends: the memory stays.
+/// Copies the image to each device, gives the copies to the holder, and ends: the memory stays.
 ///
 /// # Errors
 /// When the holder has no such image, the device cannot be had or has too little memory, or this user may not load
@@ -39,28 +44,41 @@ pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> any
     source.push(&args.name);
     let image: Image =
         expect.map_or_else(OpenOptions::new, |hash| OpenOptions::new().expect(hash)).open(source)?;
-    let device = Device::cuda(args.device.0)?;
+    let size = image.superblock().total_size;
+    let numbers = match args.device {
+        Gpu::One(number) => number..number + 1,
+        Gpu::All => 0..cuda::devices()?.len(),
+    };
+    let mut copies = Vec::new();
+    for number in numbers {
+        let device = Device::cuda(number)?;
+        let copied = copy(&image, &device, args)?;
+        let uuid = device.as_cuda().map(|device| hex(&device.uuid())).unwrap_or_default();
+        let (text, device_name) = (Gpu::One(number).to_string(), device.name().to_owned());
+        if !args.json && !args.quiet {
+            let what = if copied { "copied to" } else { "is already on" };
+            writeln!(out, "{}: {} {what} {text}, {device_name}", args.name, human(size))?;
+        }
+        copies.push(CopyJson { device: text, device_name, uuid, copied });
+    }
+    if args.json {
+        let generation = image.region().attachment().map(|attachment| attachment.info().generation);
+        json::write(out, &UploadedJson { name: &args.name, generation, size, copies })?;
+    }
+    Ok(Outcome::Clean)
+}
+
+/// Whether a copy had to be made.
+fn copy(image: &Image, device: &Device, args: &UploadArgs) -> anyhow::Result<bool> {
     let bar = Progress::new("uploading", image.superblock().total_size, args.quiet);
     let options = UploadOptions::new().verify(args.verify).progress(move |done, total| {
         bar.set(done, total);
         true
     });
-    let resident = image.to_with(&device, &options)?;
-    drop(options);
+    let resident = image.to_with(device, &options)?;
     let copied = resident.memory().route() == Route::Copy;
     if copied {
         resident.keep()?;
     }
-    let size = resident.memory().len();
-    if args.json {
-        let uuid = device.as_cuda().map(|device| hex(&device.uuid())).unwrap_or_default();
-        let generation = image.region().attachment().map(|attachment| attachment.info().generation);
-        let (name, device_name) = (&args.name, device.name());
-        let device = &args.device.to_string();
-        json::write(out, &UploadedJson { name, generation, device, device_name, uuid, size, copied })?;
-    } else if !args.quiet {
-        let what = if copied { "copied to" } else { "is already on" };
-        writeln!(out, "{}: {} {what} {}, {}", args.name, human(size), args.device, device.name())?;
-    }
-    Ok(Outcome::Clean)
+    Ok(copied)
 }

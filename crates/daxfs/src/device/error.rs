@@ -60,6 +60,21 @@ pub enum DeviceError {
         places: usize,
     },
 
+    /// A tensor has no such part, or none that begins and ends with a byte.
+    #[error("tensor {tensor:?} of shape {shape:?}: {}..{} of dimension {dim}: {why}", .range.start, .range.end)]
+    NoSuchSlice {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions.
+        shape: Vec<u64>,
+        /// The dimension, from 0.
+        dim: usize,
+        /// The range of it.
+        range: std::ops::Range<u64>,
+        /// What is wrong.
+        why: &'static str,
+    },
+
     /// Bytes of a file are not in the image at all.
     #[error("{}: bytes {start:#x}.. are a hole: zeros that lie nowhere in memory", Escaped(.path))]
     Hole {

@@ -176,9 +176,9 @@ impl Image {
 
 #[cfg(feature = "cuda")]
 impl Image {
-    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came from
-    /// a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes milliseconds
-    /// whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
+    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
+    /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
+    /// milliseconds whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
     /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets a copy of its own. The result resolves files and
     /// tensors as [`Image::map`]'s does, each to one place.
     ///
@@ -248,8 +248,9 @@ impl MappedImage {
     ///
     /// # Errors
     /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// and for a copy that kernels may write to; [`DeviceError::NotExportable`] when it is no copy in a device's memory;
-    /// [`Error::Holder`] when the holder does not let this user load images, or the name means another image by now.
+    /// and for a copy that kernels may write to; [`DeviceError::NotExportable`] when it is no copy in a device's
+    /// memory; [`Error::Holder`] when the holder does not let this user load images, or the name means another image
+    /// by now.
     #[cfg(feature = "cuda")]
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };

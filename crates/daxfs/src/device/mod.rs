@@ -43,6 +43,7 @@ mod error;
 mod image;
 mod lookup;
 mod place;
+mod slice;
 mod spans;
 #[cfg(feature = "vulkan")]
 pub mod vulkan;
@@ -51,6 +52,7 @@ pub use error::{DeviceError, Refusal};
 pub use image::{MapOptions, MappedImage, MappedRegion};
 pub use lookup::Lookup;
 pub use place::{Place, Places};
+pub use slice::TensorSlice;
 
 use crate::Result;
 
