@@ -193,7 +193,9 @@ impl Image {
         text::decode(py, entry.read_link().or_raise()?)
     }
 
-    /// Copies the image into a GPU's memory; device is "cuda" or "cuda:N". It is complete when this returns.
+    /// The image in a GPU's memory; device is "cuda" or "cuda:N". It is copied there, and complete when this returns. A
+    /// copy that the image's holder keeps (DeviceImage.keep) is mapped instead, without progress, unless verify,
+    /// writable or the expect of open() asks for an own one; DeviceImage.copied tells.
     ///
     /// threads: how many threads read and copy; None for as many as there are processors, at most 8.
     /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
@@ -203,7 +205,8 @@ impl Image {
     ///     once more, and a split image's backing file is counted for itself. When it returns False, DeviceError is
     ///     raised; its exceptions end the copy, too.
     ///
-    /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind.
+    /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind; DaxfsError when another image
+    /// took this one's place meanwhile.
     #[pyo3(signature = (
         device, *, threads=None, piece=None, verify=false, writable=false, progress=None,
     ))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,9 +92,7 @@ FAKE_CUDA = Path(__file__).parents[2] / "tests" / "cuda" / "libcuda.c"
 
 def build_fake_cuda(folder: Path, *flags: str) -> Path:
     """Compile the simulated CUDA driver into a folder, which is for LD_LIBRARY_PATH."""
-    compiler = os.environ.get("CC") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the simulated CUDA driver")
+    compiler = os.environ.get("CC", "cc")  # Rust links with it, so whoever builds the package has it
     options = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", *flags]
     subprocess.run([compiler, *options, "-o", folder / "libcuda.so.1", FAKE_CUDA], check=True)
     return folder

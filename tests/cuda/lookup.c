@@ -24,13 +24,13 @@ static void *contents(const char *path)
 
 static void show(const void *image, const struct daxfs_node *node)
 {
-    uint64_t len = 0, sum = 0;
+    daxfs_u64 len = 0, sum = 0;
     if (!node) {
         printf("none");
         return;
     }
     const unsigned char *bytes = (const unsigned char *)daxfs_data(image, node, &len);
-    for (uint64_t i = 0; bytes && i < len; i++)
+    for (daxfs_u64 i = 0; bytes && i < len; i++)
         sum = sum * 31 + bytes[i];
     printf("kind %u ino %" PRIu64 " len %" PRIu64 " at %d sum %" PRIu64, node->kind, node->ino, len, bytes != NULL, sum);
 }

@@ -64,9 +64,11 @@ fn check(program: &Path, image: &Image, folder: &Path) {
             questions += &format!("inode {}\n", entry.metadata().ino);
             answers += &format!("{answer}\n");
         }
-        if entry.file_type() == FileType::Directory {
+        // What a link leads to, too.
+        let target = image.entry(entry.path()).unwrap_or_else(|_| entry.clone());
+        if target.file_type() == FileType::Directory {
             questions += &format!("list {path}\n");
-            answers.extend(entry.children().map(|child| shown(image, &child) + "; "));
+            answers.extend(target.children().map(|child| shown(image, &child) + "; "));
             answers += "\n";
         }
     }
@@ -114,6 +116,33 @@ fn a_kernel_finds_what_the_host_finds() {
     for program in compilers.iter().flatten() {
         check(program, &image, work.path());
     }
+}
+
+/// As NVRTC compiles it: no headers, and nothing but the language and `size_t`.
+#[test]
+fn the_header_needs_no_other_where_there_is_none() {
+    let work = tempfile::tempdir().unwrap();
+    let source = work.path().join("kernel.cc");
+    let text = "typedef decltype(sizeof 0) size_t;\n#include \"daxfs_device.h\"\n\
+                const void *find(const void *image, const void *lookup, daxfs_u64 *len)\n\
+                { return daxfs_find(image, lookup, \"a\", 1, len); }\n";
+    fs::write(&source, text).unwrap();
+    let output = Command::new("c++")
+        .args([
+            "-fsyntax-only",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-nostdinc",
+            "-D__CUDACC__",
+            "-D__CUDACC_RTC__",
+        ])
+        .args(["-D__host__=", "-D__device__=", "-I"])
+        .arg(project_root().join("crates/daxfs/include"))
+        .arg(source)
+        .output();
+    let Ok(output) = output else { return eprintln!("not run: no c++") };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 #[cfg(feature = "cuda")]
 use crate::device::{Place, TensorSlice, cuda};
 use crate::tensor::safetensors::read_exact;
+use crate::tensor::strides;
 use crate::{Dtype, Result, Tensor, TensorError};
 
 /// Version of the structs, as [`DLManagedTensorVersioned::version`] says it.
@@ -269,11 +270,9 @@ pub fn export_slice_versioned(
     if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() || slice.shape().len() != whole.shape.len() {
         return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
     }
-    let too_large = |_| fault(tensor, "its dimensions do not fit 63 bits");
-    let numbers =
-        |values: &[u64]| values.iter().map(|&value| i64::try_from(value)).collect::<Result<Vec<_>, _>>();
-    let shape = numbers(slice.shape()).map_err(too_large)?;
-    let strides = numbers(slice.strides()).map_err(too_large)?;
+    let too_large = || fault(tensor, "its dimensions do not fit 63 bits");
+    let shape = signed(slice.shape()).ok_or_else(too_large)?;
+    let strides = signed(slice.strides()).ok_or_else(too_large)?;
     let (data, device) = Array::address(tensor, slice.place())?;
     let array = Array { data, device, shape, strides, ..whole };
     lend_place(tensor, array, slice.place(), read_only)
@@ -392,9 +391,8 @@ impl Array {
         let shape = dimensions(tensor.shape(), dtype.lanes)
             .ok_or_else(|| fault("the last dimension is not a whole number of pairs; use the bytes"))?;
         let too_large = || fault("its dimensions do not fit 63 bits");
-        let shape = shape.into_iter().map(i64::try_from).collect::<Result<Vec<_>, _>>();
-        let shape = shape.map_err(|_| too_large())?;
-        let strides = strides(&shape).ok_or_else(too_large)?;
+        let strides = strides(&shape).and_then(|strides| signed(&strides)).ok_or_else(too_large)?;
+        let shape = signed(&shape).ok_or_else(too_large)?;
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
         Ok(Self { data: std::ptr::null_mut(), device, ndim, dtype, shape, strides })
     }
@@ -422,15 +420,9 @@ fn dimensions(shape: &[u64], lanes: u16) -> Option<Vec<u64>> {
     Some(shape)
 }
 
-/// Strides of a packed array in C order, in elements. Empty dimensions count as 1, as in torch.
-fn strides(shape: &[i64]) -> Option<Vec<i64>> {
-    let mut strides = vec![1; shape.len()];
-    let mut step = 1i64;
-    for (stride, &dim) in strides.iter_mut().zip(shape).rev() {
-        *stride = step;
-        step = step.checked_mul(dim.max(1))?;
-    }
-    Some(strides)
+/// Dimensions or strides as DLPack has them; `None` where they do not fit 63 bits.
+fn signed(values: &[u64]) -> Option<Vec<i64>> {
+    values.iter().map(|&value| i64::try_from(value).ok()).collect()
 }
 
 /// The allocation behind an exported tensor. The consumer gets a pointer to `managed`, its first field.

@@ -13,14 +13,14 @@ impl Drop for Owner {
     }
 }
 
-fn array(data: &[u8], shape: &[i64]) -> Array {
+fn array(data: &[u8], shape: &[u64]) -> Array {
     Array {
         data: data.as_ptr().cast_mut().cast(),
         device: DLDevice::CPU,
         ndim: i32::try_from(shape.len()).unwrap(),
         dtype: DLDataType::of(Dtype::U8).unwrap(),
-        shape: shape.to_vec(),
-        strides: strides(shape).unwrap(),
+        shape: signed(shape).unwrap(),
+        strides: signed(&strides(shape).unwrap()).unwrap(),
     }
 }
 
@@ -92,9 +92,10 @@ fn a_panicking_owner_does_not_unwind_into_the_consumer() {
 
 #[test]
 fn scalars_and_empty_arrays() {
-    assert_eq!(strides(&[]).unwrap(), Vec::<i64>::new());
+    assert_eq!(strides(&[]).unwrap(), Vec::<u64>::new());
     assert_eq!(strides(&[3, 0, 2]).unwrap(), [2, 2, 1]);
-    assert_eq!(strides(&[0, i64::MAX, 2]), None);
+    assert_eq!(strides(&[0, u64::MAX, 2]), None);
+    assert_eq!(signed(&[1 << 63]), None);
     let drops = Arc::new(AtomicUsize::new(0));
     let loan = lend_versioned(array(&[7], &[]), Box::new(Owner(Arc::clone(&drops))), 0);
     // SAFETY: the loan was just made and not deleted.

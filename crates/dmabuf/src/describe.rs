@@ -268,8 +268,8 @@ pub fn duplicate(raw: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Opens the memory of `fd` once more, through `/proc/self/fd`, with the same access mode: a new open file, which
-/// nobody else has, over the same memory.
+/// Opens the memory of `fd` once more, through `/proc/self/fd`, for writing too if `fd` is for reading and writing: a
+/// new open file, which nobody else has, over the same memory.
 ///
 /// # Errors
 /// [`Error::Os`]: a dma-buf cannot be opened by any path (ENXIO); EACCES where the mode of a memfd or a device does not

@@ -131,15 +131,16 @@ impl Memfd {
         match (hugetlb, node) {
             // The kernel keeps no policy with hugetlb memory (mbind(2) would bind the mapping only), but allocates by
             // that of the thread.
-            (Some((_, size)), _) if len > 0 => {
-                numa::on_node(node, || reserve_hugetlb(&fd, &subject(), file_len, size, node))?;
-            }
+            (Some((_, size)), _) => numa::on_node(node, || match len {
+                0 => Ok(()),
+                _ => reserve_hugetlb(&fd, &subject(), file_len, size, node),
+            })?,
             (None, Some(node)) => {
                 let bytes = usize::try_from(len).map_err(|_| too_long())?;
                 // The policy belongs to the memory and stays when this mapping is gone.
                 numa::bind(&Mapping::read_write(fd.as_fd(), 0, bytes)?, node)?;
             }
-            _ => {}
+            (None, None) => {}
         }
         Ok(Memfd { fd, len, pages })
     }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxfs::holder::message::{DeviceCopy, ImageInfo, Refusal, Reply, Request, Version};
+use daxfs::holder::message::{COPIES_MAX, DeviceCopy, ImageInfo, PAGE_MAX, Refusal, Reply, Request, Version};
 
 use crate::access::{may_control, peer_groups};
 use crate::connection::Connection;
@@ -13,17 +13,12 @@ use crate::loads::Job;
 use crate::server::Server;
 use crate::table::Held;
 
-/// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.
-const PAGE: usize = 64;
 /// Loads that may wait for their turn.
 const QUEUE_MAX: usize = 16;
 
 /// Attaches on one connection. Descriptors in replies that nobody reads count against a limit of the holder's user
 /// (RLIMIT_NOFILE) beyond which it could pass none to anybody, so nobody may leave many of them unread.
 const ATTACHES_MAX: u32 = 32;
-
-/// Devices that may have a copy of one image.
-const COPIES_MAX: usize = 16;
 
 /// A refusal with its text.
 type Refused = (Refusal, String);
@@ -157,9 +152,9 @@ impl Server {
             let groups = || groups.get_or_init(|| peer_groups(connection.socket())).clone();
             held.access.allows(connection.peer, self.own_uid, groups)
         });
-        let mut images: Vec<ImageInfo> = visible.take(PAGE + 1).map(|held| held.info.clone()).collect();
-        let more = images.len() > PAGE;
-        images.truncate(PAGE);
+        let mut images: Vec<ImageInfo> = visible.take(PAGE_MAX + 1).map(|held| held.info.clone()).collect();
+        let more = images.len() > PAGE_MAX;
+        images.truncate(PAGE_MAX);
         Reply::Page { images, more }
     }
 

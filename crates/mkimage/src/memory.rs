@@ -44,6 +44,22 @@ impl fmt::Display for Memory {
 }
 
 impl Memory {
+    /// Whether it can be had on a NUMA node of choice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for memory that lies where it is.
+    pub(crate) fn check_node(&self) -> Result<()> {
+        let why = match self {
+            Memory::Device(_) => "is for new memory; a device lies where it is".to_owned(),
+            Memory::Heap(name) if name != "system" => {
+                format!("is for the heap system; {name} has a place of its own")
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Setting { option: "--numa", why })
+    }
+
     /// Reads the text form: `memfd`, `udmabuf`, `heap:NAME`, or a [`Source`] that holds a `/` or begins with `phys:` or
     /// `fd:`. New memory of pages is made of such as `pages` says.
     ///
@@ -83,15 +99,8 @@ pub(crate) enum Finish {
 
 /// Makes or opens memory for an image of `len` bytes.
 pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
-    let refused = match memory {
-        Memory::Device(_) => Some("is for new memory; a device lies where it is".to_owned()),
-        Memory::Heap(name) if name != "system" => {
-            Some(format!("is for the heap system; {name} has a place of its own"))
-        }
-        _ => None,
-    };
-    if let (Some(_), Some(why)) = (settings.node, refused) {
-        return Err(Error::Setting { option: "--numa", why });
+    if settings.node.is_some() {
+        memory.check_node()?;
     }
     let memfd = |pages, len| memfd(pages, len, settings.node);
     match memory {

@@ -71,7 +71,8 @@ pub(crate) fn open(source: &Source, len: u64, settings: &Settings) -> Result<(Ta
             return Err(Error::HoldsImage { path: path.to_path_buf() });
         }
         let number = record.map_or(0, |record| record.number.get());
-        region.generation = number.checked_add(1).ok_or_else(|| Error::Output {
+        // One more for an image that is taken back.
+        region.generation = number.checked_add(2).map(|after| after - 1).ok_or_else(|| Error::Output {
             path: path.to_path_buf(),
             why: "its generation record holds the highest number there is; clear the first 4096 bytes"
                 .to_owned(),
@@ -120,6 +121,7 @@ impl Region {
             Some(old) => {
                 // Under a number of its own: the one that is taken back was already seen by some.
                 let mut old = old.clone();
+                // `open` has left room for it.
                 let record = Generation::new(self.generation.saturating_add(1), false);
                 old[GENERATION_OFFSET..].copy_from_slice(record.as_bytes());
                 target.write_superblock(&old[..])

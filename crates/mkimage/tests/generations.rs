@@ -235,11 +235,7 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
             Packer::new().input(&sources[usize::from(round % 2 == 1)]).replace(true).threads(1).sync(false);
         packer.plan().unwrap().write_memory(&memory).unwrap()
     };
-    let [other, expected] = [1, 0].map(|which| {
-        write(which);
-        Image::open(&name).unwrap().content_hash().unwrap()
-    });
-    let before = Image::open(&name).unwrap().generation();
+    write(0);
     let (done, checked, noticed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let last = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
@@ -261,11 +257,6 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
                 Err(ReadError::BeingReplaced { .. }) => continue,
                 Err(error) => panic!("{error}"),
             };
-            match daxfs::OpenOptions::new().expect(expected).open(&name) {
-                Ok(_) | Err(ReadError::BeingReplaced { .. }) => {}
-                Err(ReadError::OtherContent { found, .. }) => assert_eq!(found, Some(other)),
-                Err(error) => panic!("{error}"),
-            }
             for _ in 0..3 {
                 let files = image.walk().filter(|entry| entry.metadata().size > 0);
                 let files =
@@ -289,7 +280,7 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
         writer.join().unwrap()
     });
     assert!(checked.into_inner() > 0 && noticed.into_inner() > 0);
-    assert_eq!(Image::open(&name).unwrap().generation(), before + last);
+    assert_eq!(Image::open(&name).unwrap().generation(), last);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString};
 
-use super::{DeviceTensor, DeviceTensors, Held};
-use crate::error::{self, OrRaise};
+use super::{DeviceTensor, DeviceTensors, Held, Placed};
+use crate::error::OrRaise;
 use crate::{mapping, text};
 
 /// A file of an image in a GPU's memory. It holds that memory.
@@ -68,8 +68,7 @@ impl DeviceFile {
     /// DeviceError when the bytes lie in several places.
     #[getter]
     fn device_ptr(&self) -> PyResult<u64> {
-        let place = self.held.mapped.file(&self.file).or_raise()?.one().or_raise()?;
-        place.address().ok_or_else(|| error::device("the device has no addresses"))
+        Placed::address(&self.held.mapped.file(&self.file).or_raise()?.one().or_raise()?)
     }
 
     /// A copy of size bytes from offset on, or of all from there, fetched back from the GPU; fewer where the file

@@ -14,13 +14,14 @@ mod upload;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use daxfs::device::{self, Device, MappedImage, Places, cuda};
+use daxfs::device::{self, Device, MappedImage, Place, Places, cuda};
 use daxfs::dlpack::DLDevice;
+use daxfs::holder::message;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::error::OrRaise;
+use crate::error::{self, OrRaise};
 use crate::unlocked;
 
 pub use file::DeviceFile;
@@ -40,22 +41,10 @@ pub fn devices(py: Python<'_>) -> PyResult<Vec<String>> {
 
 /// The device that Python code named: "cuda" is "cuda:0".
 pub fn open(py: Python<'_>, text: &str) -> PyResult<cuda::Device> {
-    let number = number(text).ok_or_else(|| {
+    let number = cuda::parse_ordinal(text).ok_or_else(|| {
         PyValueError::new_err(format!("a device is \"cuda\" or \"cuda:N\", N counted from 0, not {text:?}"))
     })?;
     py.detach(|| cuda::Device::open(number)).or_raise()
-}
-
-fn number(text: &str) -> Option<usize> {
-    match text.strip_prefix("cuda")? {
-        "" => Some(0),
-        rest => {
-            let digits = rest.strip_prefix(':')?;
-            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            // A number that fits nothing is one of no device, which opening it says.
-            is_number.then(|| digits.parse().unwrap_or(usize::MAX))
-        }
-    }
 }
 
 /// Gives an image's memory to a device, without a copy.
@@ -95,6 +84,11 @@ impl Placed {
     /// The first buffer, which is the only one of an image in the device's own memory.
     fn buffer(&self) -> Option<&cuda::Buffer> {
         self.mapped.buffers().first().and_then(device::Buffer::as_cuda)
+    }
+
+    /// The device's address of a place.
+    fn address(place: &Place) -> PyResult<u64> {
+        place.address().ok_or_else(|| error::device("the device has no addresses"))
     }
 
     /// The device in the terms of DLPack.
@@ -154,8 +148,7 @@ impl Drop for Held {
 
 /// As the driver's tools write that of a whole GPU. Nothing tells here whether it is one, or a part (MIG).
 fn uuid_text(uuid: &[u8; 16]) -> String {
-    let hex = crate::text::hex(uuid);
-    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!("GPU-{}", message::uuid_text(uuid))
 }
 
 /// The other way. Capitals do as well, and so does the prefix of a part of a GPU, or none.

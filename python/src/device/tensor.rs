@@ -5,10 +5,10 @@ use pyo3::exceptions::{PyAttributeError, PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
 
-use super::{DeviceFile, Held};
+use super::{DeviceFile, Held, Placed};
 use crate::dlpack::{self, Lent};
 use crate::dtype::{Element, element};
-use crate::error::{self, OrRaise};
+use crate::error::OrRaise;
 use crate::text;
 
 /// A tensor in a GPU's memory. It holds that memory, and so do arrays made of it.
@@ -37,10 +37,6 @@ impl DeviceTensor {
     fn lendable(&self) -> PyResult<Place> {
         self.place().map_err(|error| PyBufferError::new_err(error.to_string()))
     }
-}
-
-fn address(place: &Place) -> PyResult<u64> {
-    place.address().ok_or_else(|| error::device("the device has no addresses"))
 }
 
 #[pymethods]
@@ -105,7 +101,7 @@ impl DeviceTensor {
     /// DeviceError when the bytes lie in several places.
     #[getter]
     fn device_ptr(&self) -> PyResult<u64> {
-        address(&self.place().or_raise()?)
+        Placed::address(&self.place().or_raise()?)
     }
 
     /// A copy of the bytes, fetched back from the GPU. To read the tensor take it from the image on the host: this is
@@ -169,7 +165,7 @@ impl DeviceTensor {
         };
         let place = self.lendable()?;
         // The interface wants 0 where there is nothing.
-        let pointer = if place.is_empty() { 0 } else { address(&place)? };
+        let pointer = if place.is_empty() { 0 } else { Placed::address(&place)? };
         let interface = PyDict::new(py);
         interface.set_item("shape", self.shape(py)?)?;
         interface.set_item("typestr", typestr)?;

@@ -123,10 +123,11 @@ pub fn live() -> i32 {
 pub fn has_context() -> bool {
     // SAFETY: as above.
     let library = unsafe { libloading::Library::new("libcuda.so.1") }.unwrap();
+    type Current = unsafe extern "C" fn(*mut usize) -> i32;
     // SAFETY: the function has this signature in cuda.h.
-    let current =
-        unsafe { library.get::<unsafe extern "C" fn(*mut usize) -> i32>(b"cuCtxGetCurrent\0") }.unwrap();
+    let current = unsafe { library.get::<Current>(b"cuCtxGetCurrent\0") };
     let mut context = 0;
+    let current = current.unwrap();
     // SAFETY: the word is alive, and as large as a pointer.
     let code = unsafe { current(&raw mut context) };
     code == 0 && context != 0

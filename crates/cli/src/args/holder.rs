@@ -2,6 +2,7 @@
 
 use super::{parse_alignment, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
+use daxfs::device::cuda;
 use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
 use dmabuf::HugePages;
@@ -218,11 +219,9 @@ impl FromStr for Gpu {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let gpu = match text.split_once(':') {
-            None if text == "cuda" => Some(Self::One(0)),
-            Some(("cuda", "all")) => Some(Self::All),
-            Some(("cuda", number)) => number.parse().ok().map(Self::One),
-            _ => None,
+        let gpu = match text {
+            "cuda:all" => Some(Self::All),
+            _ => cuda::parse_ordinal(text).map(Self::One),
         };
         gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, or cuda:all".to_owned())
     }
@@ -253,7 +252,8 @@ impl FromStr for Place {
         if text.starts_with("cuda") {
             return Ok(Self { memory: Target::Memfd(HugePages::Auto), gpu: Some(text.parse()?) });
         }
-        Ok(Self { memory: text.parse()?, gpu: None })
+        let memory = text.parse().map_err(|why: String| why + "; or cuda:N, or cuda:all")?;
+        Ok(Self { memory, gpu: None })
     }
 }
 
@@ -371,7 +371,7 @@ mod tests {
         }
         assert_eq!(("cuda:3".parse(), "cuda".parse()), (Ok(Gpu::One(3)), Ok(Gpu::One(0))));
         assert_eq!("cuda:all".parse(), Ok(Gpu::All));
-        for wrong in ["", "cuda:", "cuda:x", "cuda0", "gpu:0"] {
+        for wrong in ["", "cuda:", "cuda:x", "cuda:+1", "cuda0", "gpu:0"] {
             assert!(wrong.parse::<Gpu>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
         }
         let memory = |text: &str| text.parse::<Place>().unwrap();

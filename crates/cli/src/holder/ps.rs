@@ -5,7 +5,7 @@ use crate::args::PsArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, count, escape_message, hex, human};
-use daxfs::holder::message::ImageInfo;
+use daxfs::holder::message::{ImageInfo, uuid_text};
 use daxfs::holder::{Address, Attachment, Connection};
 use daxfs_holder::users::{self, User};
 use serde::Serialize;
@@ -71,11 +71,11 @@ impl ImageJson {
             memory: info.kind.name(),
             page_size: Some(info.page_size).filter(|&size| size > 0),
             content_hash: info.content_hash.map(|hash| format!("blake3:{}", hex(&hash))),
-            device: Some(info.device).filter(|uuid| *uuid != [0; 16]).map(|uuid| hex(&uuid)),
+            device: Some(info.device).filter(|uuid| *uuid != [0; 16]).map(|uuid| uuid_text(&uuid)),
             copies: info
                 .copies
                 .iter()
-                .map(|copy| CopyJson { device: hex(&copy.device), size: copy.size })
+                .map(|copy| CopyJson { device: uuid_text(&copy.device), size: copy.size })
                 .collect(),
             loaded: info.loaded,
             attaches: info.attaches,

@@ -4,9 +4,10 @@ use crate::args::{Gpu, UploadArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::progress::Progress;
-use crate::text::{hex, human};
+use crate::text::human;
 use daxfs::device::cuda::{self, UploadOptions};
 use daxfs::device::{Device, Route};
+use daxfs::holder::message::uuid_text;
 use daxfs::{Image, OpenOptions};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
@@ -46,14 +47,14 @@ pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> any
         expect.map_or_else(OpenOptions::new, |hash| OpenOptions::new().expect(hash)).open(source)?;
     let size = image.superblock().total_size;
     let numbers = match args.device {
-        Gpu::One(number) => number..number + 1,
-        Gpu::All => 0..cuda::devices()?.len(),
+        Gpu::One(number) => vec![number],
+        Gpu::All => (0..cuda::devices()?.len()).collect(),
     };
     let mut copies = Vec::new();
     for number in numbers {
         let device = Device::cuda(number)?;
         let copied = copy(&image, &device, args)?;
-        let uuid = device.as_cuda().map(|device| hex(&device.uuid())).unwrap_or_default();
+        let uuid = device.as_cuda().map(|device| uuid_text(&device.uuid())).unwrap_or_default();
         let (text, device_name) = (Gpu::One(number).to_string(), device.name().to_owned());
         if !args.json && !args.quiet {
             let what = if copied { "copied to" } else { "is already on" };

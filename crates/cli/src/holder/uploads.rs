@@ -69,16 +69,17 @@ impl Uploads {
             state.child = Some(child);
             errors
         };
-        let mut text = String::new();
+        let mut text = Vec::new();
         if let Some(mut errors) = errors {
-            errors.read_to_string(&mut text)?;
+            // What cannot be read of it is missing in the log, and nothing else.
+            let _ = errors.read_to_end(&mut text);
         }
         let mut state = self.state();
         let Some(child) = &mut state.child else { return Ok(None) };
         let status = child.wait()?;
         state.child = None;
         let failed = !status.success() && !state.is_ended;
-        Ok(failed.then(|| format!("{}: {status}", text.trim_end())))
+        Ok(failed.then(|| format!("{}: {status}", String::from_utf8_lossy(&text).trim_end())))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Route;
 use crate::error::Escaped;
+use crate::holder::message::uuid_text;
 
 /// Why a device or an image in its memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +133,7 @@ pub enum DeviceError {
     },
 
     /// Memory that was shared lies on another device.
-    #[error("the memory lies on device {}, and {device} is {}", uuid(.wanted), uuid(.found))]
+    #[error("the memory lies on device {}, and {device} is {}", uuid_text(.wanted), uuid_text(.found))]
     OtherDevice {
         /// Name of the device that was asked.
         device: String,
@@ -184,14 +185,6 @@ fn devices(names: &[String]) -> String {
         [] => "there are none; a driver has to be installed".into(),
         names => format!("there are {}, counted from 0: {}", names.len(), names.join(", ")),
     }
-}
-
-/// As it is written, without the prefix that says whether it is a whole GPU or a part of one.
-fn uuid(bytes: &[u8; 16]) -> String {
-    let hex = |range: std::ops::Range<usize>| -> String {
-        bytes[range].iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    format!("{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
 }
 
 fn list(refusals: &[Refusal]) -> String {

@@ -248,9 +248,8 @@ impl MappedImage {
     ///
     /// # Errors
     /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// and for a copy that kernels may write to; [`DeviceError::NotExportable`] when it is no copy in a device's
-    /// memory; [`Error::Holder`] when the holder does not let this user load images, or the name means another image
-    /// by now.
+    /// for a copy that kernels may write to, and on a Vulkan device; [`Error::Holder`] when the holder does not let this
+    /// user load images, or the name means another image by now.
     #[cfg(feature = "cuda")]
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };

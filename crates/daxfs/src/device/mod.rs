@@ -163,7 +163,7 @@ impl Buffer {
         self.len() == 0
     }
 
-    /// The device's address of the first byte, where the device has addresses.
+    /// The device's address of the first byte, where the device has addresses; valid while the buffer lives.
     pub fn address(&self) -> Option<u64> {
         match self {
             #[cfg(feature = "vulkan")]

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::{DeviceError, MappedImage, Place};
 use crate::error::Result;
+use crate::tensor::strides;
 use crate::{Dtype, Tensor};
 
 /// A range of one dimension of a tensor in a device's memory, as a strided view: nothing is moved.
@@ -76,7 +77,7 @@ impl MappedImage {
             Some(_) => return Err(refuse("it is not within that dimension").into()),
             None => return Err(refuse("there is no such dimension").into()),
         }
-        let strides = strides(tensor.shape());
+        let strides = strides(tensor.shape()).ok_or_else(|| refuse("its dimensions do not fit 64 bits"))?;
         // In bits and 128 of them: a tensor has less than 2^64 bytes.
         let bits = |elements: u64| u128::from(elements) * tensor.dtype().bits() as u128;
         let start = bits(range.start * strides[dim]);
@@ -93,16 +94,4 @@ impl MappedImage {
         let places = self.file_range(tensor.file(), tensor.offset() + start, bytes(len))?;
         Ok(TensorSlice { place: places.one()?, dtype: tensor.dtype(), shape, strides })
     }
-}
-
-/// Strides of a packed tensor in C order, in elements.
-fn strides(shape: &[u64]) -> Vec<u64> {
-    let mut strides = vec![1; shape.len()];
-    let mut step = 1_u64;
-    for (stride, dim) in strides.iter_mut().zip(shape).rev() {
-        *stride = step;
-        // The elements of a tensor are counted in 64 bits; beside an empty dimension nothing is.
-        step = step.saturating_mul((*dim).max(1));
-    }
-    strides
 }

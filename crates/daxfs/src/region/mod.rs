@@ -169,12 +169,9 @@ impl Region {
             dmabuf::allocate_huge(&mapping, 0..self.len())?;
             let mut target = mapping.view_mut()?;
             let _access = self.cpu_access()?;
-            match self.file_that_shrinks() {
-                Some((fd, start)) if !self.is_writable() => read_all(fd, start, &mut target)?,
-                _ => {
-                    let mut buffer = vec![0; COPY_CHUNK];
-                    self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
-                }
+            if !self.pread(0, &mut target)? {
+                let mut buffer = vec![0; COPY_CHUNK];
+                self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
             }
         }
         memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
@@ -184,19 +181,25 @@ impl Region {
     /// Copies bytes out of the region. A file that was cut short is an error, where that can be.
     #[cfg(feature = "cuda")]
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        match self.file_that_shrinks() {
-            Some((fd, start)) if !self.is_writable() => {
-                match read_all(fd, start + offset, &mut SharedBytesMut::from_slice(bytes)) {
-                    // Opened with O_DIRECT, and the buffer is not aligned.
-                    Err(dmabuf::Error::Os { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
-                    }
-                    read => return Ok(read?),
-                }
-            }
-            _ => {}
+        if self.pread(offset, &mut SharedBytesMut::from_slice(bytes))? {
+            return Ok(());
         }
         let _access = self.cpu_access()?;
         Ok(self.view().read_at(offset, bytes)?)
+    }
+
+    /// Fills `target` from a file that others can cut short. False for other memory, and for a descriptor opened with
+    /// O_DIRECT that does not take this buffer: the mapping is read then.
+    fn pread(&self, offset: u64, target: &mut SharedBytesMut<'_>) -> Result<bool> {
+        let Some((fd, start)) = self.file_that_shrinks().filter(|_| !self.is_writable()) else {
+            return Ok(false);
+        };
+        match read_all(fd, start + offset, target) {
+            Err(dmabuf::Error::Os { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
+                Ok(false)
+            }
+            read => Ok(read.map(|()| true)?),
+        }
     }
 
     /// Declares the region immutable, so that it hands out slices.

@@ -29,6 +29,18 @@ pub use set::Tensors;
 
 use crate::{File, Result, SharedBytes};
 
+/// Strides of a packed array in C order, in elements. Empty dimensions count as 1, as in torch. `None` if a stride does
+/// not fit 64 bits.
+pub(crate) fn strides(shape: &[u64]) -> Option<Vec<u64>> {
+    let mut strides = vec![1; shape.len()];
+    let mut step = 1_u64;
+    for (stride, &dim) in strides.iter_mut().zip(shape).rev() {
+        *stride = step;
+        step = step.checked_mul(dim.max(1))?;
+    }
+    Some(strides)
+}
+
 /// What a header or the index says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {

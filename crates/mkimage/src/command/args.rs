@@ -184,6 +184,9 @@ impl Args {
         if self.hugepages.is_some() && !matches!(memory, Memory::Memfd(_) | Memory::Udmabuf) {
             return refuse("--hugepages", "is for memfd, udmabuf and files on a tmpfs");
         }
+        if self.numa.is_some() {
+            memory.check_node()?;
+        }
         Ok(Some(memory))
     }
 
@@ -285,6 +288,7 @@ mod tests {
             "dir --into memfd --replace -- cat",
             "dir --into heap:system --hugepages thp -- cat",
             "dir --into memfd --no-sync -- cat",
+            "dir --into /dev/dax0.0 --numa 0",
             "dir --into nonsense",
         ] {
             let error = parse(line).unwrap().memory().unwrap_err();

@@ -98,10 +98,9 @@ impl Allocation {
         let properties = properties(device)?;
         let size = rounded(device, &properties, len)?;
         let _current = device.enter()?;
-        let mut handle = 0;
+        let (functions, mut handle) = (device.functions(), 0);
         // SAFETY: the properties are a live and complete struct, and the size is a multiple of the granularity.
-        let code =
-            unsafe { (device.functions().mem_create)(&raw mut handle, size, &raw const properties, 0) };
+        let code = unsafe { (functions.mem_create)(&raw mut handle, size, &raw const properties, 0) };
         if code == OUT_OF_MEMORY {
             let free = device.memory().map_or(0, |(free, _)| free);
             return Err(DeviceError::OutOfMemory { device: device.name().into(), need: size as u64, free });

@@ -69,7 +69,9 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Address of the first byte for the device (`CUdeviceptr`).
+    /// Address of the first byte for the device (`CUdeviceptr`), valid while a clone of the buffer or a place in it
+    /// lives. The device's own memory begins at a multiple of what the driver allocates by (2 MiB as a rule), the
+    /// host's at a page.
     pub fn address(&self) -> u64 {
         match &*self.memory {
             Memory::Device(allocation) => allocation.address(),

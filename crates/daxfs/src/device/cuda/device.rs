@@ -57,6 +57,19 @@ impl fmt::Debug for Device {
     }
 }
 
+/// The number in `cuda:N`, which names a device in texts; `cuda` is `cuda:0`. A number that fits nothing is one of no
+/// device, which opening it says.
+pub fn parse_ordinal(text: &str) -> Option<usize> {
+    match text.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => {
+            let digits = rest.strip_prefix(':')?;
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| digits.parse().unwrap_or(usize::MAX))
+        }
+    }
+}
+
 /// Names of the CUDA devices that this process may see, in the driver's order.
 ///
 /// # Errors
@@ -134,10 +147,9 @@ impl Device {
 
     /// Whether the device has something: an attribute that is 0 or 1.
     pub(super) fn has(&self, attribute: c_int) -> Result<bool, DeviceError> {
-        let mut value = 0;
+        let (functions, mut value) = (self.functions(), 0);
         // SAFETY: the device is one of the driver's. An attribute that the driver does not know is an error.
-        let code =
-            unsafe { (self.functions().device_get_attribute)(&raw mut value, attribute, self.0.number) };
+        let code = unsafe { (functions.device_get_attribute)(&raw mut value, attribute, self.0.number) };
         self.check("cuDeviceGetAttribute", code)?;
         Ok(value != 0)
     }

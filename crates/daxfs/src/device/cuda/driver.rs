@@ -159,8 +159,8 @@ pub(super) fn functions() -> Result<&'static Functions, DeviceError> {
 fn load() -> Result<Functions, (String, &'static str)> {
     // SAFETY: `libcuda.so.1` is the name of NVIDIA's user-mode driver; its initialisers set up that library alone.
     // Whoever can replace it can replace any library of this process.
-    let library =
-        unsafe { Library::new(LIBRARY) }.map_err(|error| (format!("CUDA ({error})"), DRIVER_NEEDED))?;
+    let library = unsafe { Library::new(LIBRARY) };
+    let library = library.map_err(|error| (format!("CUDA ({error})"), DRIVER_NEEDED))?;
     let functions = Functions::find(library).map_err(|symbol| {
         (format!("CUDA with {symbol}, which this machine's {LIBRARY} lacks,"), DRIVER_NEEDED)
     })?;

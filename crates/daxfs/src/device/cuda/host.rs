@@ -105,9 +105,9 @@ pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) ->
     device.check("cuMemHostRegister", code).map_err(|error| error.to_string())?;
     let mapping = ManuallyDrop::new(mapping);
     let mut registered = Registered { device: device.clone(), mapping, address: 0 };
+    let (address, memory) = (&raw mut registered.address, start(&registered.mapping));
     // SAFETY: the memory is registered with a place on the device, and the number is alive.
-    let code =
-        unsafe { (functions.host_get_address)(&raw mut registered.address, start(&registered.mapping), 0) };
+    let code = unsafe { (functions.host_get_address)(address, memory, 0) };
     device.check("cuMemHostGetDevicePointer", code).map_err(|error| error.to_string())?;
     Ok(Buffer::registered(registered))
 }

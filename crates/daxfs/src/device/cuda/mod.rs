@@ -31,7 +31,7 @@ mod staging;
 mod upload;
 
 pub use buffer::{Buffer, Shared};
-pub use device::{Device, devices};
+pub use device::{Device, devices, parse_ordinal};
 pub use upload::UploadOptions;
 
 use allocation::Allocation;
@@ -44,12 +44,16 @@ use crate::{Error, Image, Provenance, Region, Result};
 impl Device {
     /// Copies the first `len` bytes of a region into the device's memory.
     pub(super) fn upload(&self, region: &Region, len: u64, options: &UploadOptions) -> Result<MappedRegion> {
+        Ok(self.resident(self.fill(region, len, options)?, Route::Copy))
+    }
+
+    fn fill(&self, region: &Region, len: u64, options: &UploadOptions) -> Result<Buffer> {
         if len == 0 || len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
         }
         let buffer = Buffer::allocated(Allocation::new(self, len)?, len, options.is_writable());
         options.upload(region, &buffer)?;
-        Ok(self.resident(buffer, Route::Copy))
+        Ok(buffer)
     }
 
     /// The copy that the image's holder has on this device. One that cannot be had or mapped is none: the image can be
@@ -63,16 +67,14 @@ impl Device {
         self.attach(image, &Shared { fd, size, uuid: self.uuid() }).ok()
     }
 
-    /// Copies bytes of this process into the device's memory, mapped for reading: a [`Lookup`](super::Lookup), for
-    /// example.
+    /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever the
+    /// driver allocates by: a [`Lookup`](super::Lookup), for example. Each takes at least that much.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`]; [`Error::Memory`] for no bytes.
     pub fn copy(&self, bytes: &[u8]) -> Result<Buffer> {
         let region = Region::from_bytes(bytes.to_vec());
-        let memory = self.upload(&region, region.len(), &UploadOptions::new().threads(1))?;
-        let buffer = memory.buffers().first().and_then(super::Buffer::as_cuda).cloned();
-        buffer.ok_or_else(|| dmabuf::Error::OutOfBounds { offset: 0, len: 0, bound: 0 }.into())
+        self.fill(&region, region.len(), &UploadOptions::new().threads(1))
     }
 
     /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave

@@ -5,6 +5,21 @@ use crate::holder::wire::{Builder, Fields, WireError};
 /// Longest name of an image.
 pub const NAME_MAX: usize = 128;
 
+/// Devices that may have a copy of one image.
+pub const COPIES_MAX: usize = 16;
+
+/// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.
+pub const PAGE_MAX: usize = 64;
+
+/// How a device's UUID is written, without the prefix that says whether it is a whole GPU or a part of one.
+pub fn uuid_text(uuid: &[u8; 16]) -> String {
+    let mut text: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    for at in [20, 16, 12, 8] {
+        text.insert(at, '-');
+    }
+    text
+}
+
 /// A name: 1 to 128 bytes of letters, digits, `.`, `_`, `-`; it does not begin with a dot or a dash.
 pub fn is_valid_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len())

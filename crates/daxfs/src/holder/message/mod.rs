@@ -6,7 +6,9 @@ mod info;
 mod reply;
 mod request;
 
-pub use info::{DeviceCopy, ImageInfo, MemoryKind, NAME_MAX, Role, is_valid_name};
+pub use info::{
+    COPIES_MAX, DeviceCopy, ImageInfo, MemoryKind, NAME_MAX, PAGE_MAX, Role, is_valid_name, uuid_text,
+};
 pub use reply::{Refusal, Reply};
 pub use request::{Request, Version};
 
@@ -84,11 +86,17 @@ mod tests {
     }
 
     #[test]
+    fn uuids_are_written_with_dashes() {
+        let uuid = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        assert_eq!(uuid_text(&uuid), "00010203-0405-0607-0809-0a0b0c0d0e0f");
+    }
+
+    #[test]
     fn a_page_of_the_longest_fits_a_message() {
         let mut longest = info();
         longest.name = "n".repeat(NAME_MAX);
-        longest.copies = vec![DeviceCopy { device: [5; 16], size: 6 }; 16];
-        let page = Reply::Page { images: vec![longest; 64], more: true };
+        longest.copies = vec![DeviceCopy { device: [5; 16], size: 6 }; COPIES_MAX];
+        let page = Reply::Page { images: vec![longest; PAGE_MAX], more: true };
         assert!(page.encode().len() <= crate::holder::wire::MESSAGE_MAX);
     }
 
