@@ -107,6 +107,29 @@ fn signals_do_not_end_the_waiting() {
         writer.join().unwrap().unwrap();
         assert!(all == bytes);
     });
+
+    // Nor do they prolong it.
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let (_memfd, map, _) = memory();
+    std::thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = scope.spawn(move || {
+            // SAFETY: it has no requirements.
+            tell.send(unsafe { libc::pthread_self() }).unwrap();
+            Transfer::new(map.view(), None).finish(ours.as_fd(), Some(Duration::from_millis(100)))
+        });
+        let thread = told.recv().unwrap();
+        // Far more often than the patience is long: if each signal began it anew, it would never end.
+        let ended = (0..20_000).any(|_| {
+            // SAFETY: the thread is not joined, so its number is valid; the signal has a handler.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_millis(1));
+            writer.is_finished()
+        });
+        assert!(ended);
+        assert_eq!(writer.join().unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+    });
 }
 
 /// An address that write(2) cannot read stands for what O_DIRECT says of a dma-buf: EFAULT before any byte.
