@@ -116,22 +116,59 @@ def warm_memory(count: int) -> None:
         block.close()
 
 
+def warm_file(path: Path) -> None:
+    """Read a file, so that it is in the page cache."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(4 << 20):
+            pass
+
+
+def map_file(path: Path) -> None:
+    """Bring a file into the page cache as touching a mapping of it does."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        for offset in range(0, len(pages), mmap.PAGESIZE):
+            _ = pages[offset]
+
+
+def cool_file(path: Path) -> None:
+    """Take a file out of the page cache, but for what is not written back yet."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
 def warm_files(directory: Path) -> None:
     """Read all files, so that they are in the page cache."""
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.read(4 << 20):
-                    pass
+            warm_file(path)
 
 
 def cool_files(directory: Path) -> None:
     """Take all files out of the page cache, for the benchmarks that come next."""
     for path in directory.rglob("*"):
         if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            cool_file(path)
+
+
+@contextmanager
+def readahead(path: Path, kib: int | None = None) -> Iterator[str]:
+    """Have the disk of `path` read ahead by `kib` KiB, which needs root; gives what it does, and sets it back."""
+    device = path.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        before = setting.read_text().strip()
+    except OSError:
+        yield "unknown"
+        return
+    if kib is None or os.geteuid() != 0:
+        yield before
+        return
+    setting.write_text(str(kib))
+    try:
+        yield str(kib)
+    finally:
+        setting.write_text(before)
 
 
 @contextmanager

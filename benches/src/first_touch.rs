@@ -1,42 +1,43 @@
 //! Opening an image and touching every page of it once, for images in several kinds of pages, against a mapping of the
-//! file that they were packed from.
+//! file that they were packed from, as the page cache has it after several ways of filling it.
 
 use crate::peer;
 use crate::rounds::{self, Case, Limits, touch};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use daxfs::{FileType, Image};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The file that was packed, for the peer.
-    #[arg(long)]
-    model: PathBuf,
+    /// A file that the images were packed from: a name for the results, and its path.
+    #[arg(long = "file", value_name = "NAME=PATH", value_parser = named, required = true)]
+    files: Vec<(String, String)>,
 
     /// An image: a name for the results, and its source.
-    #[arg(long = "image", value_name = "NAME=SOURCE", required = true)]
-    images: Vec<String>,
+    #[arg(long = "image", value_name = "NAME=SOURCE", value_parser = named, required = true)]
+    images: Vec<(String, String)>,
 
     #[command(flatten)]
     limits: Limits,
 }
 
+fn named(text: &str) -> Result<(String, String), &'static str> {
+    let (name, rest) = text.split_once('=').ok_or("there is no = in it")?;
+    Ok((name.to_owned(), rest.to_owned()))
+}
+
 pub(crate) fn run(args: &Args) -> Result<Value> {
-    let model = args.model.as_path();
-    let populated: Vec<String> =
-        args.images.iter().map(|image| name(image).to_owned() + ", populated").collect();
-    let mut cases: Vec<Case<'_>> = vec![("mmap", Box::new(move || rounds::time(|| mapped(model))))];
-    for (image, populated) in args.images.iter().zip(&populated) {
-        let (_, source) = image.split_once('=').context("--image takes NAME=SOURCE")?;
-        cases.push((name(image), Box::new(move || rounds::time(|| opened(source, false)))));
+    let populated: Vec<String> = args.images.iter().map(|(name, _)| format!("{name}, populated")).collect();
+    let mut cases: Vec<Case<'_>> = Vec::new();
+    for (name, path) in &args.files {
+        cases.push((name, Box::new(move || rounds::time(|| mapped(Path::new(path))))));
+    }
+    for ((name, source), populated) in args.images.iter().zip(&populated) {
+        cases.push((name, Box::new(move || rounds::time(|| opened(source, false)))));
         cases.push((populated, Box::new(move || rounds::time(|| opened(source, true)))));
     }
     rounds::interleave(&mut cases, args.limits)
-}
-
-fn name(image: &str) -> &str {
-    image.split('=').next().unwrap_or(image)
 }
 
 fn opened(source: &str, populate: bool) -> Result<(Image, u64)> {
@@ -51,8 +52,8 @@ fn opened(source: &str, populate: bool) -> Result<(Image, u64)> {
     Ok((image, sum))
 }
 
-fn mapped(model: &Path) -> Result<(memmap2::Mmap, u64)> {
-    let map = peer::map(model)?;
+fn mapped(file: &Path) -> Result<(memmap2::Mmap, u64)> {
+    let map = peer::map(file)?;
     let sum = touch(&map);
     Ok((map, sum))
 }
