@@ -41,7 +41,7 @@ def suite(context: Context) -> Iterator[Row]:
         fds = []
         for name, kind in KINDS.items():
             try:
-                image = stack.enter_context(held(context.programs, source, "--no-hash", "--hugepages", kind))
+                image = stack.enter_context(held(context.programs, source, "--hugepages", kind))
             except CommandError as error:
                 # Pages of this kind have to be reserved by the administrator.
                 context.say(f"{name}: not measured: {str(error).strip().splitlines()[-1]}")

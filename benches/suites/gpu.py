@@ -31,7 +31,7 @@ def suite(context: Context) -> Iterator[Row]:
         raise NotRunError(f"left out: {probe.stdout.strip()}")
     count = context.pick(8 << 30, 64 << 20)
     source = context.store.weights(count)
-    with held(context.programs, source, "--no-hash") as image:
+    with held(context.programs, source) as image:
         command = [sys.executable, "-m", "workers.gpu", source / "model.safetensors", context.runs]
         done = json.loads(run(command, env=image.env, fds=[image.fd], cwd=BENCHES).stdout)
     times = {name: Timing(seconds) for name, seconds in done["seconds"].items()}

@@ -107,7 +107,7 @@ def suite(context: Context) -> Iterator[Row]:
     times: dict[str, Timing] = {}
     with ExitStack() as stack:
         images = {
-            page: stack.enter_context(held(context.programs, source, "--no-hash", "--hugepages", kind))
+            page: stack.enter_context(held(context.programs, source, "--hugepages", kind))
             for page, kind in (("2 MiB", "auto"), ("4 KiB", "no"))
         }
         bytes_of_image = images["2 MiB"].summary["image_bytes"]

@@ -55,6 +55,7 @@ def suite(context: Context) -> Iterator[Row]:
             "-o FILE --hugepages no": [pack, source, "-o", target, "-q", "--hugepages", "no"],
             "-o FILE --no-hash": [pack, source, "-o", target, "-q", "--no-hash"],
             "--into memfd": [pack, source, "--into", "memfd", "-q", "--", "true"],
+            "--into memfd --hash": [pack, source, "--into", "memfd", "--hash", "-q", "--", "true"],
         }
         commands = {**ours, **_peers(source, target)}
         cases = {name: _timed(words, target) for name, words in commands.items()}

@@ -28,7 +28,7 @@ def suite(context: Context) -> Iterator[Row]:
     source = context.store.weights(count)
     peer = "safetensors.numpy.load_file"
     for kind in ("auto", "no"):
-        with held(context.programs, source, "--no-hash", "--hugepages", kind) as image:
+        with held(context.programs, source, "--hugepages", kind) as image:
             got = pages(image.summary)
             context.say(f"{size(count)} of bf16, 300 tensors: {got}")
             command = [

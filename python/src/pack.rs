@@ -26,7 +26,8 @@ use crate::{source, unlocked};
 /// dedupe: store files with the same contents once.
 /// skip_special: leave out FIFOs, sockets and devices, which are refused otherwise.
 /// plain: leave out the index of tensors and hashes.
-/// hash: put hashes of all files into the index.
+/// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
+///     memory, since hashing takes as long as packing into it.
 /// format: version of the format, 8 or 5.
 /// block_size: page size of the machine that will mount the image.
 /// huge_pages: pages of a memfd: "auto", "no", "thp", "2M" or "1G".
@@ -38,7 +39,7 @@ use crate::{source, unlocked};
 #[pyfunction]
 #[pyo3(signature = (
     sources, output=None, *, into=None, align=None, align_tensors=None, dedupe=false, skip_special=false,
-    plain=false, hash=true, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false, sync=true, verify=false,
+    plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false, sync=true, verify=false,
     threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -52,7 +53,7 @@ pub fn pack<'py>(
     dedupe: bool,
     skip_special: bool,
     plain: bool,
-    hash: bool,
+    hash: Option<bool>,
     format: u32,
     block_size: u32,
     huge_pages: &str,
@@ -80,7 +81,7 @@ pub fn pack<'py>(
         .dedupe(dedupe)
         .skip_special(skip_special)
         .plain(plain)
-        .hash(hash)
+        .hash(hash.unwrap_or_else(|| target.stays()))
         .format(parse_format(format)?)
         .block_size(block_size)
         .huge_pages(huge_pages)
@@ -130,6 +131,14 @@ enum Written {
 }
 
 impl Target {
+    /// Whether what is written is there when all descriptors of it are gone.
+    fn stays(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Memory(memory) => !memory.is_new(),
+        }
+    }
+
     fn write(self, plan: &Plan) -> mkimage::Result<Written> {
         match self {
             Self::File(path) => Ok(Written::File(Box::new(plan.write_file(path)?))),

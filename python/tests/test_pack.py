@@ -21,7 +21,7 @@ def contents(image: daxfs.Image) -> dict[str, bytes]:
 
 
 def test_into_memory(tree: Path, path: Path) -> None:
-    with daxfs.pack(tree) as image, daxfs.open(path) as file:
+    with daxfs.pack(tree, hash=True) as image, daxfs.open(path) as file:
         assert (image.kind, image.provenance) == ("memfd", "sealed")
         assert contents(image) == contents(file)
         assert image.content_hash == file.content_hash
@@ -73,7 +73,11 @@ def test_options(tree: Path, tmp_path: Path) -> None:
         assert image.content_hash is None
         assert ".daxfs/index" not in image
         assert not image.tensors().indexed
-    with daxfs.pack(tree, hash=False) as image:
+    with daxfs.pack(tree) as image:
+        assert image.content_hash is None, "new memory is not hashed unless asked for"
+        assert image.tensors().indexed
+    daxfs.pack(tree, tmp_path / "bare.daxfs", hash=False)
+    with daxfs.open(tmp_path / "bare.daxfs") as image:
         assert image.content_hash is None
         assert image.tensors().indexed
     with daxfs.pack(tree, format=5) as image:

@@ -71,6 +71,32 @@ impl<'a> Block<'a> {
         self.read_aside(offset, len, source, position)
     }
 
+    /// As [`Block::read`], for the last bytes of a source, which must end there. `false`: whether it does was not seen.
+    pub(crate) fn read_last(
+        &mut self,
+        offset: u64,
+        len: u64,
+        source: &SourceFile<'_>,
+        position: u64,
+    ) -> Result<bool> {
+        // One byte more is asked for: that it does not come says what a second call would. Whatever lies behind is
+        // filled later, or is zero and stays so.
+        if len == 0 || !self.reaches(offset + len + 1) {
+            return self.read(offset, len, source, position).map(|()| false);
+        }
+        self.include(offset, len)?;
+        let count = self
+            .part(offset, len + 1)?
+            .pread_from(source.file.as_fd(), position)
+            .map_err(|error| source.fail("read", error))? as u64;
+        match count {
+            0 => Err(source.ended(position)),
+            _ if count > len => Err(source.grew()),
+            _ if count == len => Ok(true),
+            _ => self.read_aside(offset + count, len - count, source, position + count).map(|()| false),
+        }
+    }
+
     /// As [`Block::read`], for bytes that are needed for hashing only: the target has them already.
     pub(crate) fn read_aside(
         &mut self,
@@ -114,6 +140,15 @@ impl<'a> Block<'a> {
             Place::Buffer { bytes, .. } => hasher.update(&bytes[index(from)..index(from + len)], leaves),
         }
         Ok(())
+    }
+
+    /// Whether the block has the bytes up to `end`.
+    fn reaches(&self, end: u64) -> bool {
+        let len = match &self.place {
+            Place::Target(view) => view.len() as u64,
+            Place::Buffer { bytes, .. } => bytes.len() as u64,
+        };
+        end - self.start <= len
     }
 
     /// The bytes from `offset` on.

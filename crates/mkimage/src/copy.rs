@@ -51,6 +51,8 @@ struct Current<'p> {
     ino: u32,
     /// Open as soon as a byte of it is needed.
     source: Option<SourceFile<'p>>,
+    /// Whether the last read saw its end.
+    ended: bool,
     hasher: Option<RangeHasher>,
 }
 
@@ -140,7 +142,7 @@ impl<'p> Copier<'p> {
             let part = extent.offset.max(window.start)..extent.end().min(window.end);
             RangeHasher::new(ino, extent.len, part.start - extent.offset..part.end - extent.offset)
         });
-        self.current = Some(Current { ino, source: None, hasher });
+        self.current = Some(Current { ino, source: None, ended: false, hasher });
     }
 
     fn copy_unit(&mut self, block: &mut Block<'_>, unit: Range<u64>, start: u64, cloned: bool) -> Result<()> {
@@ -158,7 +160,10 @@ impl<'p> Copier<'p> {
         let plan = self.task.plan;
         let source = match &current.source {
             Some(source) => source,
-            None => current.source.insert(self.opener.file(plan.layout.numbers.node_of(current.ino))?),
+            None => {
+                let node = plan.layout.numbers.node_of(current.ino);
+                current.source.insert(self.opener.unchecked_file(node)?)
+            }
         };
         let rewrite = plan.rewrite(current.ino);
         // Not for files that are too small to be cloned: where files can be, the kernel would clone instead of copying,
@@ -177,6 +182,9 @@ impl<'p> Copier<'p> {
         }
         match rewrite {
             None if cloned => block.read_aside(unit.start, len, source, unit.start - start)?,
+            None if unit.end - start == source.size() => {
+                current.ended = block.read_last(unit.start, len, source, unit.start - start)?;
+            }
             None => block.read(unit.start, len, source, unit.start - start)?,
             Some(rewrite) => copy_segments(block, rewrite, unit.clone(), start, source)?,
         }
@@ -188,8 +196,10 @@ impl<'p> Copier<'p> {
 
     /// Closes the file being copied; it must not have changed.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        if let Some(Current { source: Some(source), .. }) = self.current.take() {
-            source.check_end()?;
+        if let Some(Current { source: Some(source), ended, .. }) = self.current.take() {
+            if !ended {
+                source.check_end()?;
+            }
             source.check()?;
         }
         Ok(())

@@ -44,6 +44,12 @@ impl fmt::Display for Memory {
 }
 
 impl Memory {
+    /// Whether it is made for the image and goes with its last descriptor. What stays where it is, a device's memory,
+    /// is not.
+    pub fn is_new(&self) -> bool {
+        !matches!(self, Memory::Device(_))
+    }
+
     /// Whether it can be had on a NUMA node of choice.
     ///
     /// # Errors

@@ -66,6 +66,14 @@ impl<'t> Opener<'t> {
 
     /// Opens a regular file and checks that it is the one that was scanned.
     pub(crate) fn file(&mut self, number: u32) -> Result<SourceFile<'t>> {
+        let file = self.unchecked_file(number)?;
+        file.check()?;
+        Ok(file)
+    }
+
+    /// Opens what should be a regular file, for who reads it and checks then: reading something else is in vain, and
+    /// does no more than opening it did.
+    pub(crate) fn unchecked_file(&mut self, number: u32) -> Result<SourceFile<'t>> {
         // O_NONBLOCK: a FIFO that took the file's place must not hang us; regular files ignore it.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let parent = self.tree.node(number).parent;
@@ -81,9 +89,7 @@ impl<'t> Opener<'t> {
             openat(directory, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
                 .map_err(|errno| Error::io("open", &self.tree.source_path(number), errno))?
         };
-        let file = SourceFile { tree: self.tree, number, file: File::from(fd) };
-        file.check()?;
-        Ok(file)
+        Ok(SourceFile { tree: self.tree, number, file: File::from(fd) })
     }
 
     /// Opens a node by the path from its input. A path that is too long for one call is walked in pieces.
@@ -145,8 +151,13 @@ impl SourceFile<'_> {
         let size = self.size();
         match self.file.read_at(&mut [0], size).map_err(|error| self.fail("read", error))? {
             0 => Ok(()),
-            _ => Err(self.changed(format!("it holds more than its {size} bytes"))),
+            _ => Err(self.grew()),
         }
+    }
+
+    /// There is something behind the size that the scan saw.
+    pub(crate) fn grew(&self) -> Error {
+        self.changed(format!("it holds more than its {} bytes", self.size()))
     }
 
     /// Reads exactly `buf.len()` bytes.
@@ -159,6 +170,9 @@ impl SourceFile<'_> {
 
     /// The file ended at or behind `offset`, before the size that the scan saw.
     pub(crate) fn ended(&self, offset: u64) -> Error {
+        if let Err(error) = self.check() {
+            return error;
+        }
         let size = self.size();
         self.changed(format!("a read at {offset} found its end, {size} bytes when it was listed"))
     }

@@ -46,6 +46,28 @@ fn json() {
 }
 
 #[test]
+fn what_stays_is_hashed() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    std::fs::File::create(dir.path().join("device")).unwrap().set_len(16 << 20).unwrap();
+    let device = dir.path().join("device");
+    let device = device.to_str().unwrap();
+    for (line, is_hashed) in [
+        (&["-o", "image"][..], true),
+        (&["-o", "image", "--no-hash"], false),
+        (&["--into", device], true),
+        (&["--into", device, "--replace", "--no-hash"], false),
+        (&["--into", "memfd", "--", "true"], false),
+        (&["--into", "memfd", "--hash", "--", "true"], true),
+    ] {
+        let output = run(dir.path(), &[&["in", "--json"], line].concat());
+        let stream = if line.contains(&"true") { &output.stderr } else { &output.stdout };
+        let summary: serde_json::Value = serde_json::from_slice(stream).unwrap();
+        assert_eq!(summary["content_hash"].is_string(), is_hashed, "{line:?}");
+    }
+}
+
+#[test]
 fn errors_are_one_line_and_status_2() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "in/a", b"a");

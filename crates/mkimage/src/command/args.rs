@@ -50,8 +50,13 @@ pub(super) struct Args {
     #[arg(long)]
     pub plain: bool,
 
-    /// Do not hash the contents for the index.
-    #[arg(long)]
+    /// Put BLAKE3 hashes of all files and of the whole into the index. By default for what stays, files and devices;
+    /// not for new memory, since hashing takes as long as packing into it.
+    #[arg(long, conflicts_with = "plain")]
+    pub hash: bool,
+
+    /// Leave the hashes out.
+    #[arg(long, conflicts_with = "hash")]
     pub no_hash: bool,
 
     /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is. `2M` and `1G` come from the
@@ -134,7 +139,7 @@ impl From<Pages> for HugePages {
 
 impl Args {
     /// The settings as a packer, without progress.
-    pub(super) fn packer(&self) -> Result<Packer> {
+    pub(super) fn packer(&self, memory: Option<&Memory>) -> Result<Packer> {
         let block_size = u32::try_from(self.block_size).map_err(|_| Error::Setting {
             option: "--block-size",
             why: format!("{} is too large", self.block_size),
@@ -145,7 +150,7 @@ impl Args {
             .dedupe(self.dedupe)
             .skip_special(self.skip_special)
             .plain(self.plain)
-            .hash(!self.no_hash)
+            .hash(self.hash || !self.no_hash && !memory.is_some_and(Memory::is_new))
             .format(if self.format == "5" { Format::V5 } else { Format::V8 })
             .block_size(block_size)
             .replace(self.replace)
@@ -168,7 +173,7 @@ impl Args {
         let refuse = |option, why: &str| Err(Error::Setting { option, why: why.to_owned() });
         let Some(target) = &self.into else { return Ok(None) };
         let memory = Memory::parse(target, self.huge_pages())?;
-        let is_device = matches!(memory, Memory::Device(_));
+        let is_device = !memory.is_new();
         if self.command.is_empty() && !is_device {
             return refuse(
                 "--into",

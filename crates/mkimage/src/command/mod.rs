@@ -44,7 +44,7 @@ pub fn definition() -> clap::Command {
 
 fn run(args: &Args) -> Result<()> {
     let memory = args.memory()?;
-    let mut packer = args.packer()?;
+    let mut packer = args.packer(memory.as_ref())?;
     if !args.quiet && io::stderr().is_terminal() {
         packer = packer.progress(bar::Bar::new());
     }
