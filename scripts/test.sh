@@ -121,6 +121,16 @@ ruff() {
     .venv/bin/ruff check . && .venv/bin/ruff format --check .
 }
 
+# The kernels that are checked in are those of their source.
+ptx() {
+    [ -x .venv/bin/python ] || cannot "no .venv with NVRTC: see the step setup" || return
+    reason=$(.venv/bin/python scripts/ptx.py --check)
+    local status=$?
+    # Differences are many lines.
+    if [ $status -eq 1 ]; then echo "$reason"; reason="run scripts/ptx.py"; fi
+    return $status
+}
+
 demo() {
     need_wheel || return
     scripts/demo.sh --installed
@@ -137,7 +147,14 @@ gpu() {
     need_wheel || return
     # The tests start the commands.
     cargo build --quiet --bins && cargo test -p daxfs-tests --test cuda -- --test-threads=1 &&
-        .venv/bin/python -m pytest -v python/tests/test_device.py
+        .venv/bin/python -m pytest -v python/tests/test_device.py || return
+    # Once more with every access of the kernels checked; the processes of single tests are its children.
+    if ! command -v compute-sanitizer >/dev/null; then
+        reason="without compute-sanitizer, which is not on the PATH"
+        return 0
+    fi
+    compute-sanitizer --target-processes all --error-exitcode 1 \
+        cargo test -p daxfs-tests --test cuda -- --test-threads=1
 }
 
 deny() {
@@ -175,6 +192,7 @@ step wheel wheel
 step python python
 step stubs stubs
 step ruff ruff
+step ptx ptx
 step demo demo
 step kernel kernel
 step two-kernels two_kernels

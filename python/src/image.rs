@@ -194,21 +194,25 @@ impl Image {
     }
 
     /// The image in a GPU's memory; device is "cuda" or "cuda:N". It is copied there, and complete when this returns. A
-    /// copy that the image's holder keeps (DeviceImage.keep) is mapped instead, without progress, unless verify,
-    /// writable or the expect of open() asks for an own one; DeviceImage.copied tells.
+    /// copy that the image's holder keeps (DeviceImage.keep) is mapped instead, without progress, unless writable asks
+    /// for an own one; with verify, and with the expect of open(), only if it is right. DeviceImage.copied tells.
     ///
     /// threads: how many threads read and copy; None for as many as there are processors, at most 8.
     /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
-    /// verify: read everything back and compare it.
+    /// verify: compare the copy with the image, as DeviceImage.verify() does.
     /// writable: leave the memory writable for kernels of this process.
-    /// progress: called in this thread with (done, total) in bytes while the copy goes on. verify counts each byte
-    ///     once more, and a split image's backing file is counted for itself. When it returns False, DeviceError is
-    ///     raised; its exceptions end the copy, too.
+    /// register: pin the image's own pages for the copy instead of reading them into pinned buffers, where they can be
+    ///     (see map()); worth trying where processors are few or busy, or pages are huge.
+    /// direct: read what is not in the page cache around it, where the file system does that. False for a file that
+    ///     several processes copy at the same time, so that the disk is read once.
+    /// progress: called in this thread with (done, total) in bytes while the copy goes on. The bytes that verify
+    ///     compares are counted for themselves after that, and so is a split image's backing file. When it returns
+    ///     False, DeviceError is raised; its exceptions end the copy, too.
     ///
     /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind; DaxfsError when another image
     /// took this one's place meanwhile.
     #[pyo3(signature = (
-        device, *, threads=None, piece=None, verify=false, writable=false, progress=None,
+        device, *, threads=None, piece=None, verify=false, writable=false, register=false, direct=true, progress=None,
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn to(
@@ -219,9 +223,11 @@ impl Image {
         piece: Option<usize>,
         verify: bool,
         writable: bool,
+        register: bool,
+        direct: bool,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<DeviceImage> {
-        let upload = device::Upload { threads, piece, verify, writable, progress };
+        let upload = device::Upload { threads, piece, verify, writable, register, direct, progress };
         device::to(py, &self.opened()?, device, &upload)
     }
 
@@ -237,7 +243,7 @@ impl Image {
 
     /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
     /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is
-    /// there: send the content_hash along, and open with expect.
+    /// there: send the content_hash along, and open with expect; DeviceImage.verify() compares.
     #[pyo3(signature = (device, memory, *, size=None, uuid=None))]
     fn attach(
         &self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import os
@@ -40,7 +41,35 @@ def progress_is_told(path: Path) -> None:
         assert threads == {threading.get_ident()}
         steps.clear()
         image.to("cuda:0", piece=1 << 20, verify=True, progress=progress)
-        assert steps[-1] == (2 * image.size, 2 * image.size)
+        # Hard links count once, and the index is a file as others are.
+        files = {image.stat(path).st_ino: file.size for path, file in image.items()}
+        total = sum(files.values()) + image.stat(".daxfs/index").st_size
+        assert {all_bytes for _, all_bytes in steps} <= {image.size, total}
+        assert steps[-1] == (total, total)
+
+
+def a_copy_is_compared(path: Path) -> None:
+    with daxfs.open(path) as image, image.to("cuda:0", register=True, direct=False) as gpu:
+        gpu.verify()
+        with image.attach("cuda:0", gpu.share()) as other:
+            other.verify()
+    memfd = copy_to_memfd(path)
+    fcntl.fcntl(memfd, ADD_SEALS, SEAL_SHRINK | SEAL_GROW)
+    with daxfs.open(memfd) as image:
+        os.close(memfd)
+        with image.to("cuda:0", register=True, verify=True) as gpu:
+            check_contents(gpu, image)
+        with image.map("cuda:0") as mapped, pytest.raises(daxfs.DeviceError, match="verify the image there"):
+            mapped.verify()
+
+
+@simulated()
+def what_differs_is_named(path: Path) -> None:
+    with daxfs.open(path) as image, image.to("cuda:0", writable=True) as gpu:
+        gpu.verify()
+        ctypes.memset(gpu["sub/large.bin"].device_ptr + 5000, 7, 1)
+        with pytest.raises(daxfs.DeviceError, match=r"/sub/large\.bin: the copy's hash is blake3:[0-9a-f]{64}, not"):
+            gpu.verify()
 
 
 def progress_cancels(path: Path) -> None:

@@ -10,6 +10,8 @@
 //   DAXFS_FAKE_CUDA_DELAY_US     delay before each queued copy (default 200)
 //   DAXFS_FAKE_CUDA_FAIL         "cuMemMap:2:999,...": the second call of cuMemMap returns 999 (0: every call)
 //   DAXFS_FAKE_CUDA_INIT         what cuInit returns, if not 0
+// Kernels are those of hash.cu: a module is taken as PTX, whose text says which kernels it has and what they take, and
+// the same source, compiled here as C, is run on the host, one thread after the other.
 // -DWITHOUT_VMM leaves out two functions, as a driver does that is too old for them.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,9 +43,12 @@ _Static_assert(sizeof(CUmemAllocationProp) == 32 && sizeof(CUmemAccessDesc) == 1
     E(1, INVALID_VALUE, "invalid argument") E(2, OUT_OF_MEMORY, "out of memory") \
     E(3, NOT_INITIALIZED, "initialization error") E(100, NO_DEVICE, "no CUDA-capable device is detected") \
     E(101, INVALID_DEVICE, "invalid device ordinal") E(201, INVALID_CONTEXT, "invalid device context") \
+    E(218, INVALID_PTX, "a PTX JIT compilation failed") \
     E(304, OPERATING_SYSTEM, "OS call failed or operation not supported on this OS") \
-    E(400, INVALID_HANDLE, "invalid resource handle") E(600, NOT_READY, "device not ready") \
+    E(400, INVALID_HANDLE, "invalid resource handle") E(500, NOT_FOUND, "named symbol not found") \
+    E(600, NOT_READY, "device not ready") \
     E(700, ILLEGAL_ADDRESS, "an illegal memory access was encountered") \
+    E(701, LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch") \
     E(709, CONTEXT_IS_DESTROYED, "context is destroyed") E(719, LAUNCH_FAILED, "unspecified launch failure") \
     E(712, HOST_MEMORY_ALREADY_REGISTERED, "part or all of the requested memory range is already mapped") \
     E(713, HOST_MEMORY_NOT_REGISTERED, "pointer does not correspond to a registered memory region") \
@@ -77,10 +82,16 @@ struct queue {
     unsigned references, flags, closing;
 };
 struct copy { uint64_t device, host; size_t size; bool to_device, pinned; };
-struct work { struct work *next; struct copy copy; struct queue *after; uint64_t number; };
+enum { MAX_PARAMETERS = 5 };
+struct launch {
+    uint64_t module, parameters[MAX_PARAMETERS];
+    const struct kernel *kernel;
+    unsigned blocks, threads;
+};
+struct work { struct work *next; struct copy copy; struct launch launch; struct queue *after; uint64_t number; };
 
 // Whatever a test can leak. id is the handle, or the address of what has one.
-enum kind { HANDLE, RESERVATION, MAPPING, STREAM, EVENT, HOST, REGISTRATION };
+enum kind { HANDLE, RESERVATION, MAPPING, STREAM, EVENT, HOST, REGISTRATION, MODULE };
 struct object {
     struct object *next;
     enum kind kind;
@@ -90,6 +101,7 @@ struct object {
     struct queue *queue;
     int access, handle_types;
     unsigned generation;
+    char *text; // of a module
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -307,6 +319,61 @@ static int run_copy(struct copy copy) {
     return OK;
 }
 
+// ---- Kernels ----
+
+// The numbers of a thread; only the first dimension is used.
+static _Thread_local struct { unsigned x; } blockIdx, blockDim, threadIdx;
+#include "../../crates/daxfs/src/device/cuda/hash.cu"
+
+#define POINTER(n, type) ((type *)parameters[n])
+#define NUMBER(n) ((unsigned)parameters[n])
+static void run_chunks(const uint64_t *parameters) {
+    daxfs_hash_chunks(POINTER(0, const struct extent), NUMBER(1), POINTER(2, struct node), NUMBER(3));
+}
+static void run_parents(const uint64_t *parameters) {
+    daxfs_hash_parents(POINTER(0, const struct extent), NUMBER(1), POINTER(2, struct node), NUMBER(3), NUMBER(4));
+}
+static void run_collect(const uint64_t *parameters) {
+    const struct node *nodes = POINTER(2, const struct node);
+    daxfs_hash_collect(POINTER(0, const struct extent), NUMBER(1), nodes, POINTER(3, struct node));
+}
+// One letter for each parameter: a pointer or a number of 32 bits.
+static const struct kernel { const char *name, *parameters; void (*run)(const uint64_t *); } kernels[] = {
+    {"daxfs_hash_chunks", "pnpn", run_chunks},
+    {"daxfs_hash_parents", "pnpnn", run_parents},
+    {"daxfs_hash_collect", "pnpp", run_collect},
+};
+enum { KERNELS = sizeof kernels / sizeof *kernels };
+
+// True if the PTX has this kernel, with these parameters.
+static bool has_entry(const char *ptx, const struct kernel *kernel) {
+    char entry[96];
+    snprintf(entry, sizeof entry, ".entry %s(", kernel->name);
+    const char *at = strstr(ptx, entry), *end = at ? strchr(at, ')') : NULL;
+    if (!end) return false;
+    for (const char *letter = kernel->parameters; *letter; letter++) {
+        at = strstr(at + 1, ".param ");
+        if (!at || at > end || strncmp(at + 7, *letter == 'p' ? ".u64" : ".u32", 4)) return false;
+    }
+    at = strstr(at + 1, ".param ");
+    return !at || at > end;
+}
+
+// Runs a kernel, with the lock released meanwhile. What it reads and writes is memory of this process: where nothing is
+// mapped, and where it must not write, the process ends.
+static int run_launch(struct launch launch) {
+    if (!find(MODULE, launch.module)) return LAUNCH_FAILED; // unloaded too early
+    for (const char *letter = launch.kernel->parameters; *letter; letter++)
+        if (*letter == 'p' && !accessible(launch.parameters[letter - launch.kernel->parameters], 1, READ))
+            return ILLEGAL_ADDRESS;
+    pthread_mutex_unlock(&lock);
+    blockDim.x = launch.threads;
+    for (blockIdx.x = 0; blockIdx.x < launch.blocks; blockIdx.x++)
+        for (threadIdx.x = 0; threadIdx.x < launch.threads; threadIdx.x++) launch.kernel->run(launch.parameters);
+    pthread_mutex_lock(&lock);
+    return OK;
+}
+
 static void *run_stream(void *argument) {
     struct queue *queue = argument;
     pthread_mutex_lock(&lock);
@@ -323,7 +390,8 @@ static void *run_stream(void *argument) {
             pthread_mutex_unlock(&lock);
             usleep(delay);
             pthread_mutex_lock(&lock);
-            if (!queue->context->fault) queue->context->fault = run_copy(work->copy);
+            if (!queue->context->fault)
+                queue->context->fault = work->launch.kernel ? run_launch(work->launch) : run_copy(work->copy);
         }
         free(work);
         queue->done++;
@@ -827,6 +895,59 @@ CUresult cuEventQuery(void *event) {
     ENTER_OBJECT(CONTEXT, EVENT, event, INVALID_HANDLE);
     if (stale(object) || !object->queue) return stale(object);
     return object->queue->done >= object->number ? object->context->fault : NOT_READY;
+}
+
+// ---- Modules ----
+
+// PTX only, of a version that the oldest supported driver takes: 7.7, of CUDA 11.7.
+CUresult cuModuleLoadData(void **module, const void *image) {
+    ENTER(CONTEXT, module && image);
+    const char *version = strstr(image, "\n.version ");
+    int major, minor;
+    if (!version || sscanf(version, "\n.version %d.%d", &major, &minor) != 2) return INVALID_PTX;
+    if (major * 100 + minor > 707) return INVALID_PTX;
+    struct object *object = add(MODULE, 0, 0);
+    object->text = strdup(image);
+    GIVE(module, (void *)object->id);
+}
+
+CUresult cuModuleUnload(void *module) {
+    ENTER_OBJECT(CONTEXT, MODULE, module, INVALID_HANDLE);
+    int result = stale(object);
+    free(object->text);
+    delete(object);
+    return result;
+}
+
+// A function is known by its module and its number, from 1: handles are multiples of 16.
+CUresult cuModuleGetFunction(void **function, void *module, const char *name) {
+    ENTER_OBJECT(CONTEXT, MODULE, module, INVALID_HANDLE);
+    if (!function || !name) return INVALID_VALUE;
+    for (int i = 0; i < KERNELS; i++)
+        if (!strcmp(kernels[i].name, name) && has_entry(object->text, &kernels[i]))
+            GIVE(function, (void *)(object->id + i + 1));
+    return NOT_FOUND;
+}
+
+// One dimension, no shared memory; parameters one by one, which are copied.
+CUresult cuLaunchKernel(void *function, unsigned blocks, unsigned y, unsigned z, unsigned threads, unsigned v,
+                        unsigned w, unsigned shared, void *stream, void **parameters, void **extra) {
+    ENTER(CONTEXT, blocks && y == 1 && z == 1 && threads && v == 1 && w == 1 && !shared && parameters && !extra);
+    uint64_t module = (uintptr_t)function & ~15ull, number = ((uintptr_t)function & 15) - 1;
+    struct object *object = find(MODULE, module);
+    struct queue *queue;
+    int result = find_queue(stream, &queue);
+    if (result || !object || number >= KERNELS) return result ? result : INVALID_HANDLE;
+    if (object->context != current() || stale(object)) return INVALID_HANDLE;
+    if (threads > 128) return LAUNCH_OUT_OF_RESOURCES; // __launch_bounds__
+    struct launch launch = {module, {0}, &kernels[number], blocks, threads};
+    for (const char *letter = launch.kernel->parameters; *letter; letter++) {
+        int i = letter - launch.kernel->parameters;
+        memcpy(&launch.parameters[i], parameters[i], *letter == 'p' ? 8 : 4);
+    }
+    if (queue) return enqueue(queue, (struct work){.launch = launch}), OK;
+    result = drain(current(), false);
+    return result ? result : run_launch(launch);
 }
 
 // Of a reservation without memory only the range and "mapped" (13) are known; device memory has no host pointer (4).

@@ -85,6 +85,23 @@ pub fn content_hash<E: From<Error>>(
     image: &Image,
     mut each: impl FnMut(&File, [u8; 32]) -> Result<(), E>,
 ) -> Result<[u8; 32], E> {
+    let mut known: HashMap<u64, [u8; 32]> = HashMap::new();
+    content_hash_by(image, |file| match known.get(&file.ino()) {
+        Some(hash) => Ok(*hash),
+        None => {
+            let hash = file.hash()?;
+            each(file, hash)?;
+            known.insert(file.ino(), hash);
+            Ok(hash)
+        }
+    })
+}
+
+/// The content hash of an image from the hashes of its files, which `hash` gives for every name.
+pub(crate) fn content_hash_by<E: From<Error>>(
+    image: &Image,
+    mut hash: impl FnMut(&File) -> Result<[u8; 32], E>,
+) -> Result<[u8; 32], E> {
     let mut names: Vec<_> = image
         .walk()
         .filter(|entry| matches!(entry.file_type(), FileType::File | FileType::Symlink))
@@ -92,7 +109,6 @@ pub fn content_hash<E: From<Error>>(
         .filter(|(path, _)| ContentHasher::covers(path))
         .collect();
     names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    let mut known: HashMap<u64, [u8; 32]> = HashMap::new();
     let mut hasher = ContentHasher::new();
     for (path, entry) in &names {
         if entry.file_type() == FileType::Symlink {
@@ -100,16 +116,7 @@ pub fn content_hash<E: From<Error>>(
             continue;
         }
         let file = entry.file()?;
-        let hash = match known.get(&file.ino()) {
-            Some(hash) => *hash,
-            None => {
-                let hash = file.hash()?;
-                each(&file, hash)?;
-                known.insert(file.ino(), hash);
-                hash
-            }
-        };
-        hasher.file(path, file.len(), &hash);
+        hasher.file(path, file.len(), &hash(&file)?);
     }
     Ok(hasher.finish())
 }

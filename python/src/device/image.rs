@@ -153,6 +153,16 @@ impl DeviceImage {
         shared.or_raise()?.map(DeviceHandle::new).ok_or_else(|| error::device("there is no memory to share"))
     }
 
+    /// Compares this copy with the image: each file's BLAKE3, which the GPU computes, with that of the image's index,
+    /// or of the image's own bytes where the index has none. DeviceError names a file that differs; DaxfsError when
+    /// the hashes of the index do not add up to the image's content_hash.
+    ///
+    /// Where the driver cannot load the kernels for that, all bytes are copied back instead. Ctrl-C ends it.
+    /// DeviceError for a mapped image, whose bytes are the host's.
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        super::upload::verify(py, &self.opened()?.mapped)
+    }
+
     /// Gives this copy to the holder that the image came from: from then on image.to() maps it in every process that
     /// opens the image from the holder, in milliseconds and also when this one has ended, until the holder drops or
     /// swaps the image, or ends.

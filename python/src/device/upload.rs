@@ -1,10 +1,11 @@
-//! `Image.to`: the copy into a GPU's memory, with progress told to a Python function, stoppable by Ctrl-C.
+//! `Image.to`: the copy into a GPU's memory, with progress told to a Python function, stoppable by Ctrl-C, as
+//! `DeviceImage.verify` is.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{Device, DeviceError};
+use daxfs::device::{Device, DeviceError, MappedImage};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
@@ -24,6 +25,8 @@ pub struct Upload<'a, 'py> {
     pub piece: Option<usize>,
     pub verify: bool,
     pub writable: bool,
+    pub register: bool,
+    pub direct: bool,
     pub progress: Option<&'a Bound<'py, PyAny>>,
 }
 
@@ -32,7 +35,11 @@ type Step = (u64, u64);
 
 impl Upload<'_, '_> {
     fn options(&self) -> PyResult<UploadOptions> {
-        let mut options = UploadOptions::new().verify(self.verify).writable(self.writable);
+        let mut options = UploadOptions::new()
+            .verify(self.verify)
+            .writable(self.writable)
+            .register(self.register)
+            .direct(self.direct);
         if let Some(count) = self.threads {
             if !(1..=MAX_THREADS).contains(&count) {
                 return Err(PyValueError::new_err(format!(
@@ -98,6 +105,14 @@ pub fn to(
     };
     let mapped = unlocked::stoppable(py, &stop, copy, tell)?.or_raise()?;
     Ok(DeviceImage::new(Held::new(mapped, device)))
+}
+
+/// Compares a copy with its image.
+pub fn verify(py: Python<'_>, mapped: &MappedImage) -> PyResult<()> {
+    let stop = AtomicBool::new(false);
+    let compare = |_wake| mapped.verify_with(|_, _| !stop.load(Ordering::Relaxed));
+    unlocked::stoppable(py, &stop, compare, |_| Ok(()))?.or_raise()?;
+    Ok(())
 }
 
 /// Keeps the newest step. Several threads report, so a smaller number may come after a larger one of the same memory.

@@ -98,6 +98,7 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
         "cuEventSynchronize",
         "cuStreamSynchronize",
         "cuMemcpyDtoHAsync_v2",
+        "cuLaunchKernel",
         "cuMemExportToShareableHandle",
         "cuMemImportFromShareableHandle",
         "cuMemGetHandleForAddressRange",

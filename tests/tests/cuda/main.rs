@@ -11,4 +11,6 @@ mod errors;
 mod holder;
 mod resident;
 mod sharing;
+mod sources;
 mod support;
+mod verify;

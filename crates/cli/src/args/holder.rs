@@ -194,7 +194,7 @@ pub struct UploadArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Make a new copy, and compare it with the image
+    /// Compare the copy with the image, also one that is there already
     #[arg(long)]
     pub verify: bool,
     /// No progress bar and no summary

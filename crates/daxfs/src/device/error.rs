@@ -1,7 +1,7 @@
 //! What goes wrong between an image and a device: what is missing, what the driver answered, what was tried.
 
 use super::Route;
-use crate::error::Escaped;
+use crate::error::{Escaped, hex};
 use crate::holder::message::uuid_text;
 
 /// Why a device or an image in its memory cannot be had.
@@ -123,13 +123,17 @@ pub enum DeviceError {
         device: String,
     },
 
-    /// What is in the device's memory is not what was copied there.
-    #[error("{device}: byte {offset:#x} of the copy differs from the image")]
+    /// What is in the device's memory is not the image's.
+    #[error("{device}: {}: the copy's hash is {}, not {}", Escaped(.path), hex(.found), hex(.wanted))]
     Mismatch {
         /// Name of the device.
         device: String,
-        /// The first byte of which this was noticed.
-        offset: u64,
+        /// The file.
+        path: Vec<u8>,
+        /// Hash that it should have: the index's, or that of the image's own bytes.
+        wanted: Box<[u8; 32]>,
+        /// Hash of what is there; for a file that was changed after packing, both are of a part of it.
+        found: Box<[u8; 32]>,
     },
 
     /// Memory that was shared lies on another device.

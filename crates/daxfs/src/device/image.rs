@@ -179,8 +179,8 @@ impl Image {
     /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
     /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
     /// milliseconds whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
-    /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets a copy of its own. The result resolves files and
-    /// tensors as [`Image::map`]'s does, each to one place.
+    /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets it after it was compared with that
+    /// ([`MappedImage::verify`]). The result resolves files and tensors as [`Image::map`]'s does, each to one place.
     ///
     /// # Errors
     /// As for [`Image::to_with`].
@@ -199,20 +199,33 @@ impl Image {
             let advice = "map it, which copies nothing";
             return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };
-        // Nobody has checked what others made, and what was asked for is one content.
         if options.takes_others()
-            && !self.is_expected()
             && let Some(kept) = device.kept(self)
         {
-            return Ok(kept);
+            // Nobody has checked what others made.
+            if !options.verifies() && !self.is_expected() {
+                return Ok(kept);
+            }
+            match kept.verify_with(|done, all| options.advance(done, all)) {
+                Ok(_) => return Ok(kept),
+                Err(error @ Error::Device(DeviceError::Cancelled { .. })) => return Err(error),
+                Err(_) => {}
+            }
         }
         let memory = device.upload(self.region(), self.superblock().total_size, options)?;
         let backing = self.backing().filter(|region| !region.is_empty());
         let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
+        let resident = MappedImage { image: self.clone(), memory, backing };
+        let verified = match options.verifies() {
+            true => resident.verify_with(|done, all| options.advance(done, all)).map(drop),
+            false => Ok(()),
+        };
+        // A copy that is a mixture is not found to be wrong, but to be none.
         if !self.is_there()? {
             return Err(Error::BeingReplaced { generation: self.generation() });
         }
-        Ok(MappedImage { image: self.clone(), memory, backing })
+        verified?;
+        Ok(resident)
     }
 }
 

@@ -15,6 +15,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+#[cfg(feature = "cuda")]
+use dmabuf::DirectFile;
 use dmabuf::{
     CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, PageStats, Seals, SharedBytes,
     SharedBytesMut,
@@ -186,6 +188,18 @@ impl Region {
         }
         let _access = self.cpu_access()?;
         Ok(self.view().read_at(offset, bytes)?)
+    }
+
+    /// A regular file to be read around the page cache; `None` for other memory, for what was written to a private
+    /// mapping of it, and where the file system refuses that.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn direct(&self) -> Option<DirectFile> {
+        match &*self.memory {
+            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::File) && !self.is_writable() => {
+                DirectFile::open(fd.as_fd())
+            }
+            _ => None,
+        }
     }
 
     /// Fills `target` from a file that others can cut short. False for other memory, and for a descriptor opened with

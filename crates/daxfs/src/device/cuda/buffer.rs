@@ -24,7 +24,7 @@ pub struct Buffer {
 #[derive(Debug)]
 enum Memory {
     Device(Allocation),
-    Host(Registered),
+    Host(Arc<Registered>),
 }
 
 /// Memory of a device for another process: send the descriptor with the two numbers, which it does not carry.
@@ -48,7 +48,7 @@ impl Buffer {
     pub(super) fn registered(registered: Registered) -> Self {
         let len = registered.len();
         // The pages are everybody's.
-        Self { memory: Arc::new(Memory::Host(registered)), len, is_writable: false }
+        Self { memory: Arc::new(Memory::Host(registered.shared())), len, is_writable: false }
     }
 
     /// The device.

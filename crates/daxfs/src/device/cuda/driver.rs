@@ -20,7 +20,7 @@ pub(super) type Number = c_int;
 pub(super) type Address = u64;
 /// `CUmemGenericAllocationHandle`.
 pub(super) type Handle = u64;
-/// `CUcontext`, `CUstream`, `CUevent`.
+/// `CUcontext`, `CUstream`, `CUevent`, `CUmodule`, `CUfunction`.
 pub(super) type Opaque = *mut c_void;
 
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
@@ -137,6 +137,11 @@ functions! {
     event_destroy = "cuEventDestroy_v2" (Opaque);
     event_record = "cuEventRecord" (Opaque, Opaque);
     event_synchronize = "cuEventSynchronize" (Opaque);
+    module_load = "cuModuleLoadData" (*mut Opaque, *const c_void);
+    module_unload = "cuModuleUnload" (Opaque);
+    module_get_function = "cuModuleGetFunction" (*mut Opaque, Opaque, *const c_char);
+    launch = "cuLaunchKernel" (Opaque, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Opaque,
+        *mut *mut c_void, *mut *mut c_void);
 }
 
 impl std::fmt::Debug for Functions {

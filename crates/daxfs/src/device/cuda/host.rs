@@ -1,22 +1,28 @@
-//! The route by mapping: host memory that the device reads in place, over the link. Its pages are pinned.
+//! Host memory whose pages are pinned: for the route by mapping, where the device reads them in place over the link,
+//! and for uploads that fetch them from there.
 
 #![allow(unsafe_code, reason = "registers a mapping with the CUDA driver")]
 
 use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use dmabuf::{FdKind, Mapping, Seals};
+use dmabuf::{FdInfo, FdKind, Mapping, Seals};
 
-use super::buffer::Buffer;
 use super::device::{self, Device};
 use super::driver::Address;
-use crate::Region;
+use crate::{Region, Result};
 
 /// `CU_MEMHOSTREGISTER_DEVICEMAP`: for this context, which is waited for in the end.
 const FLAGS: c_uint = 2;
 /// Bytes of one registration at most: the driver keeps a table for each, and gives up at 512 GiB. Some kernels (6.11 to
 /// 6.13) pin 2 GiB at most, for which there is `MapOptions::max_piece`.
 pub(super) const MAX_REGISTRATION: u64 = 64 << 30;
+
+/// What is pinned and shared with others of this process.
+static PINNED: Mutex<Vec<Weak<Registered>>> = Mutex::new(Vec::new());
 
 /// A mapping that the driver has pinned. Dropping it waits for the device first; where that cannot be waited for, or
 /// the driver does not let go of the pages, they stay mapped.
@@ -25,11 +31,17 @@ pub(super) struct Registered {
     device: Device,
     mapping: ManuallyDrop<Mapping>,
     address: Address,
+    /// What tells the memory's file from all others: `st_dev` and `st_ino`.
+    file: (u64, u64),
+    /// Where it begins in the file.
+    start: u64,
+    /// Whether nothing that was submitted uses it.
+    is_idle: bool,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if !self.device.wait() {
+        if !self.is_idle && !self.device.wait() {
             return;
         }
         let Ok(_current) = self.device.enter() else { return };
@@ -61,6 +73,54 @@ impl Registered {
     pub fn len(&self) -> u64 {
         self.mapping.len() as u64
     }
+
+    /// The part of the file that is pinned.
+    pub fn place(&self) -> Range<u64> {
+        self.start..self.start + self.len()
+    }
+
+    /// Where bytes of the file lie, and how many: all of those that are asked for.
+    pub fn part(&self, place: u64, len: u64) -> Result<(*const c_void, usize)> {
+        let offset = place.wrapping_sub(self.start);
+        let view = self.mapping.view().get(offset, len)?;
+        Ok((view.as_ptr().cast(), view.len()))
+    }
+
+    /// Makes it known to [`pinned`].
+    pub fn shared(self) -> Arc<Self> {
+        let shared = Arc::new(self);
+        let mut list = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|one| one.strong_count() > 0);
+        list.push(Arc::downgrade(&shared));
+        shared
+    }
+
+    /// Gives the pages back without waiting for the device.
+    ///
+    /// # Safety
+    /// Nothing that was submitted uses them any more.
+    pub unsafe fn release(mut self) {
+        self.is_idle = true;
+    }
+}
+
+/// What this process has pinned for the device of the first `len` bytes of a region, in order, when that is all of
+/// them.
+pub(super) fn pinned(device: &Device, region: &Region, len: u64) -> Option<Vec<Arc<Registered>>> {
+    let info = region.info().filter(|_| !region.is_writable())?;
+    let all = PINNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    // Not under the lock: the last share waits for the device.
+    let mut list: Vec<Arc<Registered>> = all.iter().filter_map(Weak::upgrade).collect();
+    list.retain(|one| one.device.is(&device.uuid()) && one.file == (info.dev, info.ino));
+    list.sort_by_key(|one| one.start);
+    let (mut at, end) = (region.offset(), region.offset() + len);
+    list.retain(|one| {
+        let part = one.place();
+        let is_next = part.start <= at && at < part.end && at < end;
+        at = if is_next { part.end } else { at };
+        is_next
+    });
+    (at >= end).then_some(list)
 }
 
 /// Where a mapping begins, as the driver wants it.
@@ -68,8 +128,8 @@ fn start(mapping: &Mapping) -> *mut c_void {
     mapping.view().as_ptr().cast_mut().cast()
 }
 
-/// Registers `from..from + len` of the region, which it has; the reason where that cannot be.
-pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) -> Result<Buffer, String> {
+/// Whether the device can pin the region's memory: its descriptor then; else why not.
+pub(super) fn check<'a>(device: &Device, region: &'a Region) -> Result<(BorrowedFd<'a>, &'a FdInfo), String> {
     if !device.has(device::HOST_REGISTER_SUPPORTED).map_err(|error| error.to_string())? {
         return Err("this device does not read host memory in place".into());
     }
@@ -91,23 +151,38 @@ pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) ->
         }
         _ => return Err("only a memfd is pinned without a copy".into()),
     }
+    if region.is_writable() {
+        return Err("the mapping is private, and what was written to it is not in the memfd".into());
+    }
     if !info.writable {
         return Err("the descriptor is read-only, and the driver pins only what could be written".into());
     }
+    Ok((fd, info))
+}
+
+/// Registers `from..from + len` of the region, which it has; the reason where that cannot be.
+pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) -> Result<Registered, String> {
+    let (fd, info) = check(device, region)?;
     let bytes = usize::try_from(len).map_err(|error| error.to_string())?;
-    let mapping =
-        Mapping::read_write(fd, region.offset() + from, bytes).map_err(|error| error.to_string())?;
+    let start_in_file = region.offset() + from;
+    let mapping = Mapping::read_write(fd, start_in_file, bytes).map_err(|error| error.to_string())?;
     let functions = device.functions();
     let _current = device.enter().map_err(|error| error.to_string())?;
     // SAFETY: the range is one shared mapping of memory that cannot shrink. It stays mapped until it is unregistered:
     // both are done by `Registered`, in this order.
     let code = unsafe { (functions.host_register)(start(&mapping), bytes, FLAGS) };
     device.check("cuMemHostRegister", code).map_err(|error| error.to_string())?;
-    let mapping = ManuallyDrop::new(mapping);
-    let mut registered = Registered { device: device.clone(), mapping, address: 0 };
+    let mut registered = Registered {
+        device: device.clone(),
+        mapping: ManuallyDrop::new(mapping),
+        address: 0,
+        file: (info.dev, info.ino),
+        start: start_in_file,
+        is_idle: false,
+    };
     let (address, memory) = (&raw mut registered.address, start(&registered.mapping));
     // SAFETY: the memory is registered with a place on the device, and the number is alive.
     let code = unsafe { (functions.host_get_address)(address, memory, 0) };
     device.check("cuMemHostGetDevicePointer", code).map_err(|error| error.to_string())?;
-    Ok(Buffer::registered(registered))
+    Ok(registered)
 }

@@ -16,6 +16,11 @@
 //! does not; and host memory has the memfd that it came from. Neither of the first two can be mapped by the CPU, so the
 //! image's metadata always stays in host memory.
 //!
+//! # What is there
+//!
+//! [`MappedImage::verify`](crate::device::MappedImage::verify) compares a copy with the image, whoever made it: kernels
+//! of this library hash each file in the device's memory.
+//!
 //! # Within a process
 //!
 //! The device's primary context is used, as by PyTorch, JAX and CuPy, and what was current on a thread is current again
@@ -24,15 +29,21 @@
 
 mod allocation;
 mod buffer;
+mod copy;
 mod device;
 mod driver;
+mod extents;
+mod hash;
 mod host;
 mod staging;
+mod threads;
 mod upload;
+mod verify;
 
 pub use buffer::{Buffer, Shared};
 pub use device::{Device, devices, parse_ordinal};
 pub use upload::UploadOptions;
+pub use verify::Verified;
 
 use allocation::Allocation;
 
@@ -78,7 +89,8 @@ impl Device {
     }
 
     /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave
-    /// there, and `image` the same image, opened from the host, where its metadata is. Mapped for reading.
+    /// there, and `image` the same image, opened from the host, where its metadata is. Mapped for reading. Nothing
+    /// is compared: [`MappedImage::verify`] does that.
     ///
     /// # Errors
     /// [`DeviceError::OtherDevice`] for memory of another GPU, [`Error::Memory`] when it is shorter than the image,
@@ -121,7 +133,8 @@ impl Device {
         for &route in options.routes() {
             let registered: Result<Vec<_>, _> = match route {
                 Route::Mapping => {
-                    cut.pieces().map(|(at, len)| host::register(self, region, at, len)).collect()
+                    let register = |(at, len)| host::register(self, region, at, len).map(Buffer::registered);
+                    cut.pieces().map(register).collect()
                 }
                 Route::Descriptor => Err("CUDA imports no descriptors of host memory".into()),
                 Route::Copy => Err("mapping does not copy".into()),

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls the CUDA driver")]
 
 use std::ffi::{c_uint, c_void};
+use std::ptr::null_mut;
 
 use super::super::DeviceError;
 use super::device::Device;
@@ -14,6 +15,9 @@ const PORTABLE: c_uint = 1;
 const NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC`: who waits sleeps.
 const EVENT: c_uint = 2 | 1;
+
+/// Threads of a block: `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 128;
 
 /// A stream of this library's own. Dropping it waits until it is through.
 pub(super) struct Stream<'a> {
@@ -31,6 +35,17 @@ impl<'a> Stream<'a> {
         Ok(Self { device, stream })
     }
 
+    /// Copies pinned memory of the host to an address of the device, as the next thing.
+    ///
+    /// # Safety
+    /// `len` bytes are pinned and readable at `from`, and are device memory that this process may write at `to`, until
+    /// the stream is through.
+    pub unsafe fn send(&self, from: *const c_void, len: usize, to: Address) -> Result<(), DeviceError> {
+        // SAFETY: the stream is alive; the caller answers for both memories.
+        let code = unsafe { (self.device.functions().copy_to_device)(to, from, len, self.stream) };
+        self.device.check("cuMemcpyHtoDAsync", code)
+    }
+
     /// Copies device memory to the host, and waits for it.
     ///
     /// # Safety
@@ -43,6 +58,26 @@ impl<'a> Stream<'a> {
         let code = unsafe { (self.device.functions().copy_to_host)(target, address, len, self.stream) };
         self.device.check("cuMemcpyDtoHAsync", code)?;
         self.synchronize()
+    }
+
+    /// Launches a kernel for `threads` threads, not 0, as the next thing. Its blocks have [`BLOCK`] threads, so the
+    /// last one may have some that are not wanted.
+    ///
+    /// # Safety
+    /// `function` is a kernel whose parameters have the types of what `parameters` points to, one by one. Its module
+    /// stays loaded, and the memory that it uses mapped, until the stream is through.
+    pub unsafe fn launch(
+        &self,
+        function: Opaque,
+        threads: u32,
+        parameters: &mut [*mut c_void],
+    ) -> Result<(), DeviceError> {
+        let (blocks, launch) = (threads.div_ceil(BLOCK), self.device.functions().launch);
+        let (stream, parameters) = (self.stream, parameters.as_mut_ptr());
+        // SAFETY: the stream is alive, and its context current; the caller answers for the kernel and its parameters,
+        // which are copied before the call returns. No shared memory is asked for.
+        let code = unsafe { launch(function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, parameters, null_mut()) };
+        self.device.check("cuLaunchKernel", code)
     }
 
     /// Waits until everything is done.
@@ -73,7 +108,9 @@ pub(super) struct Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
+    /// At least `len` bytes: whole pages, so that whole blocks of a disk have room.
     pub fn new(device: &'a Device, len: usize) -> Result<Self, DeviceError> {
+        let len = len.next_multiple_of(usize::try_from(dmabuf::page_size()).unwrap_or(4096));
         let mut bytes: *mut c_void = std::ptr::null_mut();
         // SAFETY: the pointer is alive, and a context is current.
         let code = unsafe { (device.functions().host_alloc)(&raw mut bytes, len, PORTABLE) };
@@ -105,15 +142,12 @@ impl<'a> Slot<'a> {
         address: Address,
         stream: &Stream<'_>,
     ) -> Result<(), DeviceError> {
-        let functions = self.device.functions();
-        let len = len.min(self.len);
         self.is_busy = true;
-        // SAFETY: `len` bytes of this value's own, which stay until the event has happened (`wait`, in `drop` at the
-        // latest); the caller answers for the address.
-        let code = unsafe { (functions.copy_to_device)(address, self.bytes.cast(), len, stream.stream) };
-        self.device.check("cuMemcpyHtoDAsync", code)?;
+        // SAFETY: at most `len` bytes of this value's own, which stay until the event has happened (`wait`, in `drop`
+        // at the latest); the caller answers for the address.
+        unsafe { stream.send(self.bytes.cast(), len.min(self.len), address) }?;
         // SAFETY: event and stream are alive and of one context.
-        let code = unsafe { (functions.event_record)(self.event, stream.stream) };
+        let code = unsafe { (self.device.functions().event_record)(self.event, stream.stream) };
         self.device.check("cuEventRecord", code)
     }
 

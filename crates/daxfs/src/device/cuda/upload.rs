@@ -1,28 +1,27 @@
-//! Copying an image into device memory: several threads read pieces into pinned buffers, two each, and the device
-//! fetches one while the next is being read.
+//! How an image is copied into device memory.
 
-#![allow(unsafe_code, reason = "submits copies to device memory")]
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::DeviceError;
 use super::buffer::Buffer;
-use super::staging::{Slot, Stream};
+use super::copy::Upload;
 use crate::{Region, Result};
 
 /// Told how many bytes of how many are done; `false` ends the upload.
-type Progress = dyn Fn(u64, u64) -> bool + Send + Sync;
+pub(super) type Progress = dyn Fn(u64, u64) -> bool + Send + Sync;
 
 /// How an image is copied into device memory.
 #[derive(Clone)]
 pub struct UploadOptions {
-    threads: usize,
-    piece: usize,
+    pub(super) threads: usize,
+    pub(super) piece: usize,
     verify: bool,
     writable: bool,
-    progress: Option<Arc<Progress>>,
+    pub(super) register: bool,
+    pub(super) direct: bool,
+    pub(super) progress: Option<Arc<Progress>>,
 }
 
 impl fmt::Debug for UploadOptions {
@@ -32,6 +31,8 @@ impl fmt::Debug for UploadOptions {
             .field("piece", &self.piece)
             .field("verify", &self.verify)
             .field("writable", &self.writable)
+            .field("register", &self.register)
+            .field("direct", &self.direct)
             .finish_non_exhaustive()
     }
 }
@@ -43,11 +44,19 @@ impl Default for UploadOptions {
 }
 
 impl UploadOptions {
-    /// As many threads as there are processors, but at most 8; pieces of 16 MiB; mapped for reading afterwards; no
-    /// verification.
+    /// As many threads as there are processors, but at most 8; pieces of 16 MiB; files that are not in memory are read
+    /// around the page cache; mapped for reading afterwards; no verification.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        Self { threads, piece: 16 << 20, verify: false, writable: false, progress: None }
+        Self {
+            threads,
+            piece: 16 << 20,
+            verify: false,
+            writable: false,
+            register: false,
+            direct: true,
+            progress: None,
+        }
     }
 
     /// Threads that read; each has two pinned buffers of one piece. At least 1.
@@ -64,8 +73,9 @@ impl UploadOptions {
         self
     }
 
-    /// Reads everything back from the device and compares it with the image: [`DeviceError::Mismatch`] when a byte is
-    /// another. The copy is a new one then, also where a holder has one.
+    /// Compares the copy with the image, as [`MappedImage::verify`](crate::device::MappedImage::verify) does: each
+    /// file's hash, computed by the device. [`DeviceError::Mismatch`](crate::device::DeviceError::Mismatch) names a
+    /// file that is another there. A holder's copy is compared, too, and one that is another is not taken.
     #[must_use]
     pub fn verify(mut self, verify: bool) -> Self {
         self.verify = verify;
@@ -81,18 +91,43 @@ impl UploadOptions {
         self
     }
 
+    /// Pins the image's own pages, a quarter of a GiB at a time, and lets the device fetch them from there, instead of
+    /// reading them into pinned buffers. It saves the processors a copy and costs the pinning, which is reported to
+    /// take longer than that for pages of 4 KiB: worth trying where processors are few or busy, or pages are huge. What
+    /// cannot be pinned (see [`Image::map`](crate::Image::map)) is read as without this. What this process has mapped
+    /// for the same device by `Image::map` is pinned already, and always fetched from there.
+    #[must_use]
+    pub fn register(mut self, register: bool) -> Self {
+        self.register = register;
+        self
+    }
+
+    /// Whether parts of a file that are not in the page cache are read around it (`O_DIRECT`), which saves a copy and
+    /// leaves the cache to others; where the file system refuses that, or does not tell what is in the cache, all is
+    /// read through it. `false` reads all through it: for a file that several processes copy at the same time, so that
+    /// it is read from the disk once.
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
     /// Calls `progress` with the bytes that are done and all bytes, from several threads, which may overtake each
-    /// other; `false` ends the upload with [`DeviceError::Cancelled`]. Verification counts each byte once more. A split
-    /// image is two uploads.
+    /// other; `false` ends the upload with [`DeviceError::Cancelled`](crate::device::DeviceError::Cancelled). A split
+    /// image is two uploads. Verification comes after that and counts the bytes of all files anew.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self
     }
 
-    /// Whether a copy that another process made will do: not for who wants to write, or to see that it is right.
+    /// Whether a copy that another process made will do: not for who wants to write.
     pub(in crate::device) fn takes_others(&self) -> bool {
-        !self.writable && !self.verify
+        !self.writable
+    }
+
+    pub(in crate::device) fn verifies(&self) -> bool {
+        self.verify
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -101,145 +136,15 @@ impl UploadOptions {
 
     /// Fills `to` with the first bytes of `region`, which has as many, and waits until they are there.
     pub(super) fn upload(&self, region: &Region, to: &Buffer) -> Result<()> {
-        let piece = to.len().min(self.piece as u64);
-        let work = Work {
-            options: self,
-            region,
-            to,
-            piece: usize::try_from(piece).unwrap_or(self.piece),
-            next: AtomicU64::new(0),
-            done: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        };
-        work.run(Work::send)?;
-        if self.verify {
-            work.next.store(0, Ordering::Relaxed);
-            work.run(Work::compare)?;
-        }
+        Upload::new(self, region, to).run()?;
         if !self.writable {
             to.allocation()?.make_read_only()?;
         }
         Ok(())
     }
-}
 
-/// One upload.
-struct Work<'a> {
-    options: &'a UploadOptions,
-    region: &'a Region,
-    to: &'a Buffer,
-    /// Bytes of a piece, at most those of the image.
-    piece: usize,
-    /// First byte that no thread has taken.
-    next: AtomicU64,
-    done: AtomicU64,
-    /// Set by the thread that failed.
-    stop: AtomicBool,
-}
-
-impl Work<'_> {
-    /// Runs one function on all threads; the first error is the result.
-    fn run(&self, work: fn(&Self) -> Result<()>) -> Result<()> {
-        let pieces = self.to.len().div_ceil(self.piece as u64);
-        let most = usize::try_from(pieces).unwrap_or(usize::MAX);
-        std::thread::scope(|scope| {
-            let guarded = || {
-                let mut guard = StopsOthers { stop: &self.stop, is_done: false };
-                let result = work(self);
-                guard.is_done = result.is_ok();
-                result
-            };
-            // A thread that cannot be had is not missed: this one does all the work that is left.
-            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, guarded).ok();
-            let others: Vec<_> = (1..most.min(self.options.threads)).filter_map(spawn).collect();
-            let first = guarded();
-            others.into_iter().fold(first, |so_far, other| {
-                let result = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                // That others were stopped is no cause.
-                if so_far.is_err() { so_far } else { result }
-            })
-        })
-    }
-
-    /// The next piece: where it begins, and its bytes.
-    fn take(&self) -> Option<(u64, usize)> {
-        if self.stop.load(Ordering::Relaxed) {
-            return None;
-        }
-        let piece = self.piece as u64;
-        let at = self.next.fetch_add(piece, Ordering::Relaxed);
-        let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(piece);
-        Some((at, usize::try_from(len).ok()?))
-    }
-
-    /// Counts bytes as done, and tells who wants to know.
-    fn advance(&self, len: usize) -> Result<()> {
-        let Some(progress) = &self.options.progress else { return Ok(()) };
-        let done = self.done.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
-        let all = if self.options.verify { 2 * self.to.len() } else { self.to.len() };
-        match progress(done, all) {
-            true => Ok(()),
-            false => Err(DeviceError::Cancelled { device: self.to.device().name().into() }.into()),
-        }
-    }
-
-    fn send(&self) -> Result<()> {
-        let device = self.to.device();
-        // Dropped last.
-        let mut current = Some(device.enter()?);
-        let mut slots = Vec::new();
-        // Dropped before the slots that it reads.
-        let stream = Stream::new(device)?;
-        for turn in 0.. {
-            let Some((at, len)) = self.take() else { break };
-            if turn < 2 {
-                slots.push(Slot::new(device, self.piece)?);
-            }
-            let slot = &mut slots[turn % 2];
-            self.region.read_at(at, &mut slot.bytes()?[..len])?;
-            // SAFETY: `take` stays within the buffer's bytes, which are mapped for writing while it is being filled,
-            // and outlive the stream.
-            unsafe { slot.send(len, self.to.address() + at, &stream) }?;
-            if self.options.progress.is_some() {
-                // The caller's code may make another context current.
-                drop(current.take());
-                self.advance(len)?;
-                current = Some(device.enter()?);
-            }
-        }
-        stream.synchronize()?;
-        slots.iter_mut().try_for_each(Slot::wait)?;
-        drop(stream);
-        drop(slots);
-        drop(current);
-        Ok(())
-    }
-
-    fn compare(&self) -> Result<()> {
-        let (mut wanted, mut found) = (vec![0; self.piece], vec![0; self.piece]);
-        while let Some((at, len)) = self.take() {
-            self.region.read_at(at, &mut wanted[..len])?;
-            self.to.copy_to_host(at, &mut found[..len])?;
-            if let Some(first) = (0..len).find(|&i| wanted[i] != found[i]) {
-                let device = self.to.device().name().into();
-                return Err(DeviceError::Mismatch { device, offset: at + first as u64 }.into());
-            }
-            self.advance(len)?;
-        }
-        Ok(())
-    }
-}
-
-/// Stops the other threads when one fails, by an error or a panic.
-struct StopsOthers<'a> {
-    stop: &'a AtomicBool,
-    is_done: bool,
-}
-
-impl Drop for StopsOthers<'_> {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.stop.store(true, Ordering::Relaxed);
-        }
+    /// Tells who wants to know; `false` when that ends the work.
+    pub(in crate::device) fn advance(&self, done: u64, all: u64) -> bool {
+        self.progress.as_ref().is_none_or(|progress| progress(done, all))
     }
 }

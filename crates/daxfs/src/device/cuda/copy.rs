@@ -1,0 +1,221 @@
+//! Copying a region into device memory, on several threads.
+//!
+//! Each thread reads pieces into two pinned buffers of its own, and the device fetches one while the next is being
+//! read. Pages that are pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins
+//! while the device fetches what another has pinned.
+
+#![allow(unsafe_code, reason = "submits copies to device memory")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dmabuf::DirectFile;
+
+use super::super::DeviceError;
+use super::buffer::Buffer;
+use super::host::{self, Registered};
+use super::staging::{Slot, Stream};
+use super::threads;
+use super::upload::UploadOptions;
+use crate::{Region, Result};
+
+/// Bytes that are pinned and fetched at a time.
+const WINDOW: u64 = 256 << 20;
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Origin {
+    /// Pinned mappings that cover the region's part of its file.
+    Pinned(Vec<Arc<Registered>>),
+    /// The region, whose pages are pinned for the copy.
+    Register,
+    /// The region, read into pinned buffers; a file also around the page cache.
+    Read(Option<DirectFile>),
+}
+
+/// One upload.
+#[derive(Debug)]
+pub(super) struct Upload<'a> {
+    options: &'a UploadOptions,
+    region: &'a Region,
+    to: &'a Buffer,
+    origin: Origin,
+    /// Bytes that a thread takes at a time, at most those of the image.
+    piece: u64,
+    /// First byte that no thread has taken.
+    next: AtomicU64,
+    done: AtomicU64,
+    /// Set by the thread that failed.
+    stop: AtomicBool,
+}
+
+impl<'a> Upload<'a> {
+    /// Of the first bytes of `region`, which has as many as `to`.
+    pub fn new(options: &'a UploadOptions, region: &'a Region, to: &'a Buffer) -> Self {
+        let origin = if let Some(pinned) = host::pinned(to.device(), region, to.len()) {
+            Origin::Pinned(pinned)
+        } else if options.register && host::check(to.device(), region).is_ok() {
+            Origin::Register
+        } else {
+            Origin::Read(if options.direct { region.direct() } else { None })
+        };
+        let piece = if let Origin::Read(_) = origin { options.piece as u64 } else { WINDOW };
+        let [next, done] = [0, 0].map(AtomicU64::new);
+        Self {
+            options,
+            region,
+            to,
+            origin,
+            piece: piece.min(to.len()),
+            next,
+            done,
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Copies everything and waits until it is there.
+    pub fn run(&self) -> Result<()> {
+        let pieces = usize::try_from(self.to.len().div_ceil(self.piece)).unwrap_or(usize::MAX);
+        threads::run(pieces.min(self.options.threads), &self.stop, || match &self.origin {
+            Origin::Pinned(pinned) => self.fetch(pinned),
+            Origin::Register => self.register(),
+            Origin::Read(_) => self.read(),
+        })
+    }
+
+    /// The next piece: where it begins, and its bytes.
+    fn take(&self) -> Option<(u64, u64)> {
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let at = self.next.fetch_add(self.piece, Ordering::Relaxed);
+        let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(self.piece);
+        Some((at, len))
+    }
+
+    /// Counts bytes as done, and tells who wants to know: code of the caller's, which may make any context current.
+    fn advance(&self, len: u64) -> Result<()> {
+        let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
+        match self.options.advance(done, self.to.len()) {
+            true => Ok(()),
+            false => Err(DeviceError::Cancelled { device: self.to.device().name().into() }.into()),
+        }
+    }
+
+    fn fetch(&self, pinned: &[Arc<Registered>]) -> Result<()> {
+        while let Some((at, len)) = self.take() {
+            let place = self.region.offset() + at;
+            {
+                let _current = self.to.device().enter()?;
+                let stream = Stream::new(self.to.device())?;
+                for memory in pinned {
+                    let part = memory.place();
+                    let (start, end) = (place.max(part.start), (place + len).min(part.end));
+                    if start < end {
+                        self.send(memory, start, end - start, &stream)?;
+                    }
+                }
+                stream.synchronize()?;
+            }
+            self.advance(len)?;
+        }
+        Ok(())
+    }
+
+    fn register(&self) -> Result<()> {
+        let device = self.to.device();
+        let mut stage = None;
+        while let Some((at, len)) = self.take() {
+            if let Ok(memory) = host::register(device, self.region, at, len) {
+                let _current = device.enter()?;
+                let stream = Stream::new(device)?;
+                self.send(&memory, memory.place().start, len, &stream)?;
+                stream.synchronize()?;
+                // SAFETY: nothing but the copy uses the memory, and that is through.
+                unsafe { memory.release() };
+            } else {
+                // More than the kernel or the driver pins.
+                let stage = match &mut stage {
+                    Some(stage) => stage,
+                    none => none.insert(Stage::new(self)?),
+                };
+                stage.send(at, len)?;
+            }
+            self.advance(len)?;
+        }
+        stage.map_or(Ok(()), Stage::finish)
+    }
+
+    fn read(&self) -> Result<()> {
+        let mut stage = Stage::new(self)?;
+        while let Some((at, len)) = self.take() {
+            stage.send(at, len)?;
+            self.advance(len)?;
+        }
+        stage.finish()
+    }
+
+    /// Submits the copy of pinned bytes, which are those of the region's file from `place` on. The stream has to be
+    /// waited for, or dropped, before the memory is.
+    fn send(&self, memory: &Registered, place: u64, len: u64, stream: &Stream<'_>) -> Result<()> {
+        let (from, bytes) = memory.part(place, len)?;
+        let to = self.to.address() + (place - self.region.offset());
+        // SAFETY: `part` is within the memory, which stays pinned until the stream is through, as the callers see to.
+        // What was taken is within the buffer's bytes, which are mapped for writing while it is being filled, and
+        // outlive the stream.
+        Ok(unsafe { stream.send(from, bytes, to) }?)
+    }
+}
+
+/// Two pinned buffers of a thread, which are filled in turn, and the stream that empties them.
+struct Stage<'a> {
+    upload: &'a Upload<'a>,
+    /// Dropped before the slots that it reads.
+    stream: Stream<'a>,
+    slots: Vec<Slot<'a>>,
+    turn: usize,
+}
+
+impl<'a> Stage<'a> {
+    fn new(upload: &'a Upload<'a>) -> Result<Self> {
+        let _current = upload.to.device().enter()?;
+        Ok(Self { upload, stream: Stream::new(upload.to.device())?, slots: Vec::new(), turn: 0 })
+    }
+
+    /// Copies a part of the region, piece by piece; the last two are still on their way then.
+    fn send(&mut self, at: u64, len: u64) -> Result<()> {
+        let Upload { options, region, to, origin, .. } = self.upload;
+        let _current = to.device().enter()?;
+        let piece = options.piece.min(usize::try_from(to.len()).unwrap_or(usize::MAX));
+        let end = at + len;
+        for at in (at..end).step_by(piece) {
+            if self.turn < 2 {
+                self.slots.push(Slot::new(to.device(), piece)?);
+            }
+            let slot = &mut self.slots[self.turn % 2];
+            self.turn += 1;
+            let len = usize::try_from(end - at).map_or(piece, |left| left.min(piece));
+            let bytes = slot.bytes()?;
+            let is_read = match origin {
+                Origin::Read(Some(file)) => {
+                    file.read(region.view().get(at, len as u64)?, region.offset() + at, bytes)
+                }
+                _ => false,
+            };
+            if !is_read {
+                region.read_at(at, &mut bytes[..len])?;
+            }
+            // SAFETY: the part is within the buffer's bytes, which are mapped for writing while it is being filled, and
+            // outlive the stream.
+            unsafe { slot.send(len, to.address() + at, &self.stream) }?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all is on the device.
+    fn finish(mut self) -> Result<()> {
+        let _current = self.upload.to.device().enter()?;
+        self.stream.synchronize()?;
+        Ok(self.slots.iter_mut().try_for_each(Slot::wait)?)
+    }
+}

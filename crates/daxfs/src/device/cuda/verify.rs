@@ -1,0 +1,227 @@
+//! Comparing a copy in the device's memory with the image: each file's BLAKE3 hash, computed on the device, with the
+//! one that the packer stored.
+
+#![allow(unsafe_code, reason = "has kernels read the memory of a copy")]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::super::{DeviceError, MappedImage, Place};
+use super::device::Device;
+use super::extents::{Hash, Range};
+use super::hash::Hasher;
+use super::{Buffer, threads};
+use crate::content::content_hash_by;
+use crate::snapshot::{Content, PieceSource};
+use crate::{Error, File, FileType, Result};
+
+/// Threads that hash on the host, and bytes that they take from the device at a time.
+const MAX_THREADS: usize = 8;
+const PIECE: usize = 4 << 20;
+
+/// What a comparison saw; a difference is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verified {
+    /// Files that were compared; hard links count once.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Whether the device computed the hashes. Else all bytes were copied back and hashed on the host.
+    pub on_device: bool,
+}
+
+/// Bytes of a file that lie in one place, and what they should be.
+struct Check {
+    file: File,
+    /// Where they begin in the file.
+    start: u64,
+    place: Place,
+    /// Of the index; `None` where the image on the host is asked.
+    wanted: Option<Hash>,
+}
+
+impl MappedImage {
+    /// Compares this copy with the image: every file's BLAKE3, computed from what is in the device's memory, has to be
+    /// that of the image's index ([`Index::file_hash`](crate::Index::file_hash)), and the hashes together that of the
+    /// whole content ([`Image::content_hash`](crate::Image::content_hash)). Files that the index has no hash of (an
+    /// image that was packed without hashes or was written to, the index itself) are hashed on the host, too. What no
+    /// file holds is not compared: metadata, which is read on the host only, and the space between files.
+    ///
+    /// The device computes the hashes, so that no byte of a file goes over the link. That takes 36 MiB of its memory
+    /// meanwhile, or 2 where there are no more. Where the driver cannot load the kernels (a GPU older than compute
+    /// capability 7.0, a container without the driver's compiler) everything is copied back and hashed on the host
+    /// instead; [`Verified::on_device`] tells.
+    ///
+    /// # Errors
+    /// [`DeviceError::Mismatch`] names a file that is another on the device; [`Error::OtherContent`] for hashes in the
+    /// index that do not add up to its content hash; [`DeviceError::NotResident`] for an image that is only mapped,
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`], and [`Error::Tensor`] for a broken index.
+    pub fn verify(&self) -> Result<Verified> {
+        self.verify_with(|_, _| true)
+    }
+
+    /// Like [`MappedImage::verify`], and calls `progress` with the bytes that are compared and all bytes, from several
+    /// threads, which may overtake each other; `false` ends the comparison.
+    ///
+    /// # Errors
+    /// As for [`MappedImage::verify`]; [`DeviceError::Cancelled`].
+    pub fn verify_with(&self, progress: impl Fn(u64, u64) -> bool + Sync) -> Result<Verified> {
+        let device = self.memory().device();
+        let buffer = self.buffers().first().and_then(crate::device::Buffer::as_cuda);
+        let is_resident = buffer.is_some_and(Buffer::is_resident);
+        let Some(device) = device.as_cuda().filter(|_| is_resident) else {
+            let advice = "it reads the host's, so verify the image there";
+            return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
+        };
+        let checks = self.checks()?;
+        let all = checks.iter().map(|check| check.place.len()).sum();
+        let done = AtomicU64::new(0);
+        let advance = |bytes: u64| match progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, all) {
+            true => Ok(()),
+            false => Err(DeviceError::Cancelled { device: device.name().into() }.into()),
+        };
+        let (found, on_device) = match Hasher::load(device) {
+            Ok(hasher) => {
+                let range = |check: &Check| Range { address: address(&check.place), len: check.place.len() };
+                let ranges: Vec<Range> = checks.iter().map(range).collect();
+                // SAFETY: each range is a place, which holds its memory as long as `checks` lives.
+                (unsafe { hasher.hash(&ranges, advance) }?, true)
+            }
+            // What is wrong with the driver itself shows again.
+            Err(_) => (in_parallel(&checks, |check| read_back(&check.place, &advance))?, false),
+        };
+        compare(device, &checks, &found)?;
+        self.compare_content(&checks, &found)?;
+        let files: HashSet<u64> = checks.iter().map(|check| check.file.ino()).collect();
+        Ok(Verified { files: files.len() as u64, bytes: all, on_device })
+    }
+
+    /// What is to be compared: the bytes of each file, once for all of its names.
+    fn checks(&self) -> Result<Vec<Check>> {
+        let index = self.image().index()?.filter(|index| index.has_hashes());
+        let (mut known, mut checks) = (HashSet::new(), Vec::new());
+        for entry in self.image().walk().filter(|entry| entry.file_type() == FileType::File) {
+            let file = entry.file()?;
+            if !known.insert(file.ino()) {
+                continue;
+            }
+            let mut add = |start: u64, len: u64, wanted: Option<Hash>| {
+                let place = self.file_range(&file, start, len)?.one()?;
+                checks.push(Check { file: file.clone(), start, place, wanted });
+                Ok::<_, Error>(())
+            };
+            match file.entry().content() {
+                // There is nothing of it on the device either.
+                Content::Elsewhere(_) => {}
+                Content::Pieces(pieces) => {
+                    for piece in pieces.iter() {
+                        // Zeros that lie nowhere are nowhere on the device.
+                        if !matches!(piece.source, PieceSource::Zeros) {
+                            add(piece.start, piece.len, None)?;
+                        }
+                    }
+                }
+                _ => {
+                    let record = index.map(|index| index.file(file.ino())).transpose()?.flatten();
+                    let record = record.filter(|record| record.size == file.len());
+                    add(0, file.len(), record.and_then(|record| record.hash))?;
+                }
+            }
+        }
+        Ok(checks)
+    }
+
+    /// The hashes of the index are those that its content hash was made of.
+    fn compare_content(&self, checks: &[Check], found: &[Hash]) -> Result<()> {
+        let Some(expected) = self.image().content_hash() else { return Ok(()) };
+        let hashes: HashMap<u64, Hash> =
+            checks.iter().zip(found).map(|(check, hash)| (check.file.ino(), *hash)).collect();
+        let mut is_whole = true;
+        let content: Hash = content_hash_by::<Error>(self.image(), |file| {
+            let hash = hashes.get(&file.ino()).copied();
+            is_whole &= hash.is_some();
+            Ok(hash.unwrap_or_default())
+        })?;
+        // Without all files nothing is known of the whole.
+        match content == expected || !is_whole {
+            true => Ok(()),
+            false => Err(Error::OtherContent { expected, found: Some(content) }),
+        }
+    }
+}
+
+/// Compares what was found with the index, or with the host's bytes.
+fn compare(device: &Device, checks: &[Check], found: &[Hash]) -> Result<()> {
+    let pairs: Vec<(&Check, &Hash)> = checks.iter().zip(found).collect();
+    in_parallel(&pairs, |(check, found)| {
+        let wanted = match check.wanted {
+            Some(hash) => hash,
+            None => on_host(check)?,
+        };
+        if wanted == **found {
+            return Ok([0; 32]);
+        }
+        let (device, path) = (device.name().into(), check.file.path());
+        let (wanted, found) = (Box::new(wanted), Box::new(**found));
+        Err(DeviceError::Mismatch { device, path, wanted, found }.into())
+    })
+    .map(drop)
+}
+
+/// Where the device has it.
+fn address(place: &Place) -> u64 {
+    // Places of a resident image have addresses; those without bytes need none.
+    place.address().unwrap_or(0)
+}
+
+/// The hash of the image's own bytes.
+fn on_host(check: &Check) -> Result<Hash> {
+    hash_pieces(check.place.len(), |offset, bytes| {
+        let len = bytes.len() as u64;
+        let read = check.file.read_at(check.start + offset, bytes)?;
+        let missing =
+            || dmabuf::Error::OutOfBounds { offset: check.start + offset, len, bound: check.file.len() };
+        if read == bytes.len() { Ok(()) } else { Err(missing().into()) }
+    })
+}
+
+/// The hash of the device's bytes, copied back.
+fn read_back(place: &Place, advance: &impl Fn(u64) -> Result<()>) -> Result<Hash> {
+    let buffer = place.buffer().as_cuda();
+    hash_pieces(place.len(), |offset, bytes| {
+        if let Some(buffer) = buffer {
+            buffer.copy_to_host(place.offset() + offset, bytes)?;
+        }
+        advance(bytes.len() as u64)
+    })
+}
+
+fn hash_pieces(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<Hash> {
+    let mut piece = vec![0; usize::try_from(len).unwrap_or(PIECE).min(PIECE)];
+    let mut hasher = blake3::Hasher::new();
+    for offset in (0..len).step_by(PIECE) {
+        let bytes = usize::try_from(len - offset).unwrap_or(PIECE).min(PIECE);
+        read(offset, &mut piece[..bytes])?;
+        hasher.update(&piece[..bytes]);
+    }
+    Ok(hasher.finalize().into())
+}
+
+/// Hashes of all items, in their order, on several threads.
+fn in_parallel<T: Sync>(items: &[T], hash: impl Fn(&T) -> Result<Hash> + Sync) -> Result<Vec<Hash>> {
+    let hashes = Mutex::new(vec![[0; 32]; items.len()]);
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let count = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    threads::run(count.min(items.len()), &stop, || {
+        while !stop.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(number) else { break };
+            let hash = hash(item)?;
+            hashes.lock().unwrap_or_else(PoisonError::into_inner)[number] = hash;
+        }
+        Ok(())
+    })?;
+    Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
+}

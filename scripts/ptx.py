@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Compiles the CUDA kernels to PTX: after a change of a *.cu file, or with --check to see that there was none.
+
+    scripts/ptx.py            writes hash.ptx beside hash.cu
+    scripts/ptx.py --check    compares it instead; exit status 1 when it is another
+
+The result is checked in, so that nobody else needs the compiler: NVRTC, of the Python package nvidia-cuda-nvrtc-cu11,
+which works without a GPU. Its version is pinned in scripts/requirements.txt: drivers take PTX of their own CUDA version
+and older ones, and 11.7 is that of the oldest driver that is supported (515).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "crates/daxfs/src/device/cuda/hash.cu"
+RESULT = SOURCE.with_suffix(".ptx")
+# The oldest GPUs that the kernels run on; drivers compile them for what they find.
+OPTIONS = ("--gpu-architecture=compute_70", "--std=c++14")
+NO_COMPILER = 77
+
+
+def libraries() -> Iterator[Path]:
+    """Paths of NVRTC in the installed package."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        yield from sorted(Path(folder).glob("cuda_nvrtc/lib/libnvrtc.so.11*"))
+
+
+def compile_ptx(nvrtc: ctypes.CDLL, source: str) -> str:
+    """Compile CUDA C++ and return PTX; end the program with the compiler's words when it is wrong."""
+    program = ctypes.c_void_p()
+
+    def call(name: str, *arguments: object) -> int:
+        return int(getattr(nvrtc, name)(*arguments))
+
+    def text(kind: str) -> str:
+        size = ctypes.c_size_t()
+        call(f"nvrtcGet{kind}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        call(f"nvrtcGet{kind}", program, buffer)
+        return buffer.value.decode()
+
+    if code := call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), SOURCE.name.encode(), 0, None, None):
+        sys.exit(f"ptx: nvrtcCreateProgram: {code}")
+    options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
+    code = call("nvrtcCompileProgram", program, len(OPTIONS), options)
+    if log := text("ProgramLog").strip():
+        print(log, file=sys.stderr)
+    if code:
+        sys.exit(f"ptx: nvrtcCompileProgram: {code}")
+    return text("PTX")
+
+
+def main() -> int:
+    """Write the result, or compare it."""
+    found = next(libraries(), None)
+    if found is None:
+        print("no nvidia-cuda-nvrtc-cu11 in this Python: scripts/setup.sh python installs it on x86-64")
+        return NO_COMPILER
+    ptx = compile_ptx(ctypes.CDLL(str(found)), SOURCE.read_text())
+    name = RESULT.relative_to(ROOT)
+    if sys.argv[1:] != ["--check"]:
+        RESULT.write_text(ptx)
+        print(f"ptx: {name}")
+        return 0
+    old, new = RESULT.read_text().splitlines(), ptx.splitlines()
+    differences = list(difflib.unified_diff(old, new, str(name), "compiled now", lineterm="", n=1))
+    if differences:
+        print(*differences[:40], sep="\n")
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+//! Where an upload takes the bytes from: pinned pages, the page cache, the disk. The copy is the same.
+
+use std::fs;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::path::Path;
+
+use daxfs::device::cuda::UploadOptions;
+use daxfs::device::{MapOptions, MappedImage};
+use daxfs::{Image, OpenOptions, Region};
+use mkimage::{HugePages, Memory, Packer};
+
+use crate::support::{MIB, bytes, check, device, image, live, on_a_gpu, pack, simulated};
+
+/// Memory that the driver pins.
+fn shared() -> Image {
+    Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap()
+}
+
+fn copy(image: &Image, options: &UploadOptions) -> daxfs::Result<MappedImage> {
+    let resident = image.to_with(&device(), options)?;
+    check(image, &resident);
+    Ok(resident)
+}
+
+#[test]
+fn pages_are_pinned_for_the_copy() {
+    on_a_gpu("sources::pages_are_pinned_for_the_copy", || {
+        let options = UploadOptions::new().register(true).verify(true);
+        copy(&shared(), &options).unwrap();
+        // Memory that cannot be pinned is read as ever.
+        copy(&image(), &options).unwrap();
+        assert_eq!(live(), 0);
+    });
+}
+
+/// No pinned buffers can be had here, so a copy that succeeds used none.
+#[test]
+fn pinned_pages_need_no_buffers() {
+    let settings = [("DAXFS_FAKE_CUDA_FAIL", "cuMemHostAlloc:0:2")];
+    simulated("sources::pinned_pages_need_no_buffers", &settings, || {
+        let (image, register) = (shared(), UploadOptions::new().register(true));
+        assert!(copy(&image, &UploadOptions::new()).is_err());
+        copy(&image, &register).unwrap();
+        for piece in [2 * MIB, 64 * MIB] {
+            // What is mapped for the device is pinned already, in pieces or in one, also for another value of the
+            // image.
+            let mapped = image.map_with(&device(), &MapOptions::new().max_piece(piece)).unwrap();
+            let again = Image::from_fd(image.region().fd().unwrap().try_clone_to_owned().unwrap()).unwrap();
+            copy(&image, &UploadOptions::new()).unwrap();
+            copy(&again, &UploadOptions::new()).unwrap();
+            drop(mapped);
+            assert!(copy(&image, &UploadOptions::new()).is_err(), "it is not pinned any more");
+        }
+        assert!(copy(&super::support::image(), &register).is_err(), "sealed memory is not pinned");
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn pages_that_the_driver_does_not_pin_are_read() {
+    const TEST: &str = "sources::pages_that_the_driver_does_not_pin_are_read";
+    for fail in ["cuMemHostRegister:0:999", "cuMemHostGetDevicePointer:0:999"] {
+        let is_done = simulated(TEST, &[("DAXFS_FAKE_CUDA_FAIL", fail)], || {
+            copy(&shared(), &UploadOptions::new().register(true)).unwrap();
+            assert_eq!(live(), 0);
+        });
+        if is_done {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_copy_from_pinned_pages_that_fails_leaves_nothing() {
+    const TEST: &str = "sources::a_copy_from_pinned_pages_that_fails_leaves_nothing";
+    for fail in ["cuMemcpyHtoDAsync:1:999", "cuStreamCreate:1:999", "cuStreamSynchronize:1:999"] {
+        let is_done = simulated(TEST, &[("DAXFS_FAKE_CUDA_FAIL", fail)], || {
+            assert!(copy(&shared(), &UploadOptions::new().register(true)).is_err());
+            assert_eq!(live(), 0);
+        });
+        if is_done {
+            return;
+        }
+    }
+}
+
+/// What was written to a private mapping is not in the memory that could be pinned.
+#[test]
+fn private_changes_are_copied() {
+    on_a_gpu("sources::private_changes_are_copied", || {
+        let image = OpenOptions::new().private(true).open(memory_path(&shared())).unwrap();
+        let file = image.file("file-70001").unwrap();
+        let first = file.bytes().unwrap().as_ptr().cast_mut();
+        // SAFETY: the mapping is private and writable, and nobody else uses its bytes now.
+        unsafe { *first ^= 1 };
+        let changed = file.to_vec().unwrap();
+        assert!(changed != bytes(70_001, 70_001));
+        copy(&image, &UploadOptions::new().register(true)).unwrap();
+        assert!(image.map(&device()).is_err());
+    });
+}
+
+fn memory_path(image: &Image) -> String {
+    let fd = image.region().fd().unwrap().try_clone_to_owned().unwrap();
+    // Left open for as long as the process lives.
+    format!("fd:{}", fd.into_raw_fd())
+}
+
+/// An image on a disk, with a file of 8 MiB in the middle that nobody has read since.
+fn cold(path: &Path) -> Image {
+    let folder = crate::support::folder();
+    fs::write(folder.path().join("middle"), bytes(8 << 20, 3)).unwrap();
+    Packer::new().input(folder.path()).plan().unwrap().write_file(path).unwrap();
+    cool(&fs::File::open(path).unwrap());
+    Image::open(path).unwrap()
+}
+
+#[test]
+fn files_are_read_around_the_page_cache() {
+    on_a_gpu("sources::files_are_read_around_the_page_cache", || {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("image");
+        // Unaligned pieces go through the cache, and so does what is in it.
+        for (direct, piece) in [(true, 1 << 20), (true, 5000), (false, 1 << 20)] {
+            let image = cold(&path);
+            let before = cached(&image, "middle");
+            let options = UploadOptions::new().direct(direct).piece(piece);
+            let resident = image.to_with(&device(), &options).unwrap();
+            let (all, pages) = (8 << 8, cached(&image, "middle"));
+            match (before, direct && piece == 1 << 20) {
+                (0, true) => assert!(pages < all / 2, "{pages}"),
+                (0, false) => assert_eq!(pages, all),
+                _ => eprintln!("not run: {} is nothing but cache", path.display()),
+            }
+            check(&image, &resident);
+            // Now all of it is in the cache.
+            check(&image, &image.to_with(&device(), &options).unwrap());
+            fs::remove_file(&path).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_part_of_a_file_is_read_from_where_it_is() {
+    on_a_gpu("sources::a_part_of_a_file_is_read_from_where_it_is", || {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("file");
+        fs::write(&path, [vec![7; 4096], image().region().view().to_vec()].concat()).unwrap();
+        let fd = dmabuf::open_read_only(&path).unwrap();
+        let region = Region::from_fd_part(fd, daxfs::Part { offset: 4096, len: None }).unwrap();
+        cool(&fs::File::open(&path).unwrap());
+        copy(&Image::from_region(region).unwrap(), &UploadOptions::new().verify(true)).unwrap();
+    });
+}
+
+/// How many pages of a file are in the page cache.
+fn cached(image: &Image, path: &str) -> usize {
+    let file = image.file(path).unwrap();
+    let bytes = file.bytes().unwrap();
+    let mut pages = vec![0_u8; bytes.len().div_ceil(4096)];
+    let address = bytes.as_ptr().cast_mut().cast();
+    // SAFETY: files of 2 MiB and more begin with a page; the range is mapped, and there is a byte for each page of it.
+    assert_eq!(unsafe { libc::mincore(address, bytes.len(), pages.as_mut_ptr()) }, 0);
+    pages.iter().filter(|&page| page & 1 == 1).count()
+}
+
+/// Takes a file out of the page cache, but for what is mapped.
+fn cool(file: &fs::File) {
+    file.sync_all().unwrap();
+    // SAFETY: the descriptor is open; the call takes numbers only.
+    let code = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(code, 0);
+}
