@@ -147,6 +147,7 @@ gpu() {
     need_wheel || return
     # The tests start the commands.
     cargo build --quiet --bins && cargo test -p daxfs-tests --test cuda -- --test-threads=1 &&
+        cargo test -p daxfs-examples --test run -- cuda &&
         .venv/bin/python -m pytest -v python/tests/test_device.py || return
     # Once more with every access of the kernels checked; the processes of single tests are its children.
     if ! command -v compute-sanitizer >/dev/null; then

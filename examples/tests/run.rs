@@ -1,7 +1,8 @@
 //! Runs each example as a user would.
 
-use std::path::Path;
-use std::process::Command;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 fn run(program: &str, arguments: &[&Path]) -> String {
     let output = Command::new(program).args(arguments).output().expect("the example starts");
@@ -79,4 +80,103 @@ fn the_vulkan_example_looks_rows_up() {
             "row 7: [7.0, 7.25, 7.5, 7.75]",
         ]
     );
+}
+
+/// An image with a table of ten rows of four, of which row n begins with n, and a directory of files of words.
+fn tables(folder: &Path) -> PathBuf {
+    let source = folder.join("in");
+    std::fs::create_dir_all(source.join("tables")).unwrap();
+    let table = (0..40u8).map(|n| f32::from(n / 4) + f32::from(n % 4) / 4.0);
+    let mut header = br#"{"embed":{"dtype":"F32","shape":[10,4],"data_offsets":[0,160]}}"#.to_vec();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.extend(table.flat_map(f32::to_le_bytes));
+    std::fs::write(source.join("model.safetensors"), file).unwrap();
+    for n in 1..=100u32 {
+        let words = (0..n).flat_map(|word| (word * n).to_le_bytes());
+        std::fs::write(source.join(format!("tables/{n:03}.bin")), words.collect::<Vec<u8>>()).unwrap();
+    }
+    let image = folder.join("tables.daxfs");
+    mkimage::Packer::new().input(&source).align_tensors(true).plan().unwrap().write_file(&image).unwrap();
+    image
+}
+
+/// With the simulated driver, or with `make test-gpu` the machine's.
+fn on_a_gpu(program: &str, arguments: &[&OsStr], input: Stdio) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(input);
+    if std::env::var_os("DAXFS_TEST_GPU").is_none() {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
+        daxfs_tests::cuda::build_driver(&folder, &[]);
+        command.env("LD_LIBRARY_PATH", folder);
+    }
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[test]
+fn cuda_gathers_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = tables(dir.path());
+    let arguments = [image.as_os_str(), "embed".as_ref(), "7".as_ref(), "10".as_ref(), "0".as_ref()];
+    let text = text(&on_a_gpu(env!("CARGO_BIN_EXE_05-cuda-gather"), &arguments, Stdio::null()));
+    let lines: Vec<_> = text.lines().skip(1).collect();
+    let rows =
+        ["row 7: [7.0, 7.25, 7.5, 7.75]", "row 10: [0.0, 0.0, 0.0, 0.0]", "row 0: [0.0, 0.25, 0.5, 0.75]"];
+    assert_eq!(lines[..3], rows);
+    assert!(lines[3].contains("a file"), "pinning a file is refused: {text}");
+
+    // In memory that can be pinned the kernel reads the rows over the link, too.
+    let memory = mkimage::Memory::SharedMemfd(mkimage::HugePages::No);
+    let source = dir.path().join("in");
+    let plan = mkimage::Packer::new().input(source).align_tensors(true).plan().unwrap();
+    let (fd, _) = plan.write_memory(&memory).unwrap();
+    let text = self::text(&on_a_gpu(
+        env!("CARGO_BIN_EXE_05-cuda-gather"),
+        &["fd:0".as_ref(), "embed".as_ref(), "3".as_ref()],
+        fd.into(),
+    ));
+    assert!(text.ends_with("row 3: [3.0, 3.25, 3.5, 3.75]\nin the host's memory: the same rows\n"), "{text}");
+}
+
+#[test]
+fn cuda_walks_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = tables(dir.path());
+    let text = text(&on_a_gpu(
+        env!("CARGO_BIN_EXE_06-cuda-walk"),
+        &[image.as_os_str(), "tables".as_ref()],
+        Stdio::null(),
+    ));
+    assert_eq!(text.lines().count(), 100);
+    for (line, n) in text.lines().zip(1..=100u64) {
+        let sum = n * (n - 1) / 2 * n;
+        assert!(line.starts_with(&format!("{n:03}.bin: inode ")), "{line}");
+        assert!(line.ends_with(&format!(", {} bytes, words sum up to {sum}", 4 * n)), "{line}");
+    }
+}
+
+#[test]
+fn without_a_driver_they_say_what_is_missing() {
+    if std::env::var_os("DAXFS_TEST_GPU").is_some() {
+        return eprintln!("not run: there is a driver");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = tables(dir.path());
+    for (program, arguments) in [
+        (env!("CARGO_BIN_EXE_05-cuda-gather"), ["embed", "1"].as_slice()),
+        (env!("CARGO_BIN_EXE_06-cuda-walk"), &["tables"]),
+    ] {
+        let output =
+            Command::new(program).arg(&image).args(arguments).env_remove("LD_LIBRARY_PATH").output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains("libcuda.so.1"), "{errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
+    }
 }

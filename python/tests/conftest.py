@@ -87,13 +87,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-FAKE_CUDA = Path(__file__).parents[2] / "tests" / "cuda" / "libcuda.c"
+ROOT = Path(__file__).parents[2]
+FAKE_CUDA, HEADERS = ROOT / "tests" / "cuda" / "libcuda.c", ROOT / "crates" / "daxfs" / "include"
 
 
 def build_fake_cuda(folder: Path, *flags: str) -> Path:
     """Compile the simulated CUDA driver into a folder, which is for LD_LIBRARY_PATH."""
     compiler = os.environ.get("CC", "cc")  # Rust links with it, so whoever builds the package has it
-    options = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", *flags]
+    options = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", "-I", HEADERS, *flags]
     subprocess.run([compiler, *options, "-o", folder / "libcuda.so.1", FAKE_CUDA], check=True)
     return folder
 

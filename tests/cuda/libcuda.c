@@ -10,7 +10,7 @@
 //   DAXFS_FAKE_CUDA_DELAY_US     delay before each queued copy (default 200)
 //   DAXFS_FAKE_CUDA_FAIL         "cuMemMap:2:999,...": the second call of cuMemMap returns 999 (0: every call)
 //   DAXFS_FAKE_CUDA_INIT         what cuInit returns, if not 0
-// Kernels are those of hash.cu: a module is taken as PTX, whose text says which kernels it has and what they take, and
+// Kernels are those of hash.cu and of the examples: a module is taken as PTX, whose text says which kernels it has and what they take, and
 // the same source, compiled here as C, is run on the host, one thread after the other.
 // -DWITHOUT_VMM leaves out two functions, as a driver does that is too old for them.
 #define _GNU_SOURCE
@@ -82,7 +82,7 @@ struct queue {
     unsigned references, flags, closing;
 };
 struct copy { uint64_t device, host; size_t size; bool to_device, pinned; };
-enum { MAX_PARAMETERS = 5 };
+enum { MAX_PARAMETERS = 6 };
 struct launch {
     uint64_t module, parameters[MAX_PARAMETERS];
     const struct kernel *kernel;
@@ -322,8 +322,10 @@ static int run_copy(struct copy copy) {
 // ---- Kernels ----
 
 // The numbers of a thread; only the first dimension is used.
-static _Thread_local struct { unsigned x; } blockIdx, blockDim, threadIdx;
+static _Thread_local struct { unsigned x; } gridDim, blockIdx, blockDim, threadIdx;
 #include "../../crates/daxfs/src/device/cuda/hash.cu"
+#include "../../examples/rust/05-cuda-gather/gather.cu"
+#include "../../examples/rust/06-cuda-walk/walk.cu"
 
 #define POINTER(n, type) ((type *)parameters[n])
 #define NUMBER(n) ((unsigned)parameters[n])
@@ -337,11 +339,21 @@ static void run_collect(const uint64_t *parameters) {
     const struct node *nodes = POINTER(2, const struct node);
     daxfs_hash_collect(POINTER(0, const struct extent), NUMBER(1), nodes, POINTER(3, struct node));
 }
-// One letter for each parameter: a pointer or a number of 32 bits.
+static void run_gather(const uint64_t *parameters) {
+    const unsigned *rows = POINTER(3, const unsigned);
+    example_gather(POINTER(0, const struct quad), NUMBER(1), NUMBER(2), rows, NUMBER(4), POINTER(5, struct quad));
+}
+static void run_walk(const uint64_t *parameters) {
+    const void *image = POINTER(0, const void), *lookup = POINTER(1, const void);
+    example_walk(image, lookup, parameters[2], POINTER(3, struct table), NUMBER(4));
+}
+// One letter for each parameter: a pointer, or a number of 64 (l) or 32 bits (n).
 static const struct kernel { const char *name, *parameters; void (*run)(const uint64_t *); } kernels[] = {
     {"daxfs_hash_chunks", "pnpn", run_chunks},
     {"daxfs_hash_parents", "pnpnn", run_parents},
     {"daxfs_hash_collect", "pnpp", run_collect},
+    {"example_gather", "pnnpnp", run_gather},
+    {"example_walk", "pplpn", run_walk},
 };
 enum { KERNELS = sizeof kernels / sizeof *kernels };
 
@@ -353,7 +365,7 @@ static bool has_entry(const char *ptx, const struct kernel *kernel) {
     if (!end) return false;
     for (const char *letter = kernel->parameters; *letter; letter++) {
         at = strstr(at + 1, ".param ");
-        if (!at || at > end || strncmp(at + 7, *letter == 'p' ? ".u64" : ".u32", 4)) return false;
+        if (!at || at > end || strncmp(at + 7, *letter == 'n' ? ".u32" : ".u64", 4)) return false;
     }
     at = strstr(at + 1, ".param ");
     return !at || at > end;
@@ -367,7 +379,7 @@ static int run_launch(struct launch launch) {
         if (*letter == 'p' && !accessible(launch.parameters[letter - launch.kernel->parameters], 1, READ))
             return ILLEGAL_ADDRESS;
     pthread_mutex_unlock(&lock);
-    blockDim.x = launch.threads;
+    gridDim.x = launch.blocks, blockDim.x = launch.threads;
     for (blockIdx.x = 0; blockIdx.x < launch.blocks; blockIdx.x++)
         for (threadIdx.x = 0; threadIdx.x < launch.threads; threadIdx.x++) launch.kernel->run(launch.parameters);
     pthread_mutex_lock(&lock);
@@ -557,6 +569,11 @@ CUresult cuCtxPopCurrent_v2(void **context) {
     return OK;
 }
 
+CUresult cuCtxSetCurrent(void *handle) {
+    if (depth) depth--;
+    return handle ? cuCtxPushCurrent_v2(handle) : OK;
+}
+
 CUresult cuCtxGetCurrent(void **context) { ENTER(DRIVER, context); GIVE(context, depth ? current() : NULL); }
 CUresult cuCtxSynchronize(void) { ENTER(CONTEXT, true); return drain(current(), true); }
 
@@ -731,6 +748,44 @@ CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr pointer, size_t
 }
 
 // ---- Host memory ----
+
+// Memory of the older kind, which has no handle: a mapping of its own, whose number is 1.
+CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
+    ENTER(CONTEXT, address && size);
+    size = (size + GRANULARITY - 1) & ~(size_t)(GRANULARITY - 1);
+    if (used(current()->device) + size > memory_size) return OUT_OF_MEMORY;
+    int fd = memfd_create(MEMORY_NAME, MFD_CLOEXEC);
+    void *place = fd < 0 || ftruncate(fd, size) ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (place == MAP_FAILED) return close(fd), OUT_OF_MEMORY;
+    struct memory *memory = allocate(sizeof *memory);
+    *memory = (struct memory){memories, 1, fd, current()->device, size, 0, 0};
+    memories = memory;
+    struct object *object = add(MAPPING, (uintptr_t)place, size);
+    object->memory = memory, object->access = RW, object->number = 1;
+    GIVE(address, object->id);
+}
+
+CUresult cuMemFree_v2(CUdeviceptr address) {
+    ENTER_OBJECT(CONTEXT, MAPPING, address, INVALID_VALUE);
+    if (object->number != 1) return INVALID_VALUE;
+    int result = drain(current(), true);
+    munmap((void *)object->id, object->size);
+    release_memory(object->memory);
+    delete(object);
+    return result;
+}
+
+// Waits for the stream instead of being queued there.
+CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char byte, size_t size, void *stream) {
+    ENTER(CONTEXT, true);
+    struct queue *queue;
+    int result = find_queue(stream, &queue);
+    if (!result) result = queue ? wait_for(queue, queue->queued) : drain(current(), false);
+    if (result || !size) return result;
+    if (!is_range(address, size) || !accessible(address, size, RW)) return INVALID_VALUE;
+    memset((void *)address, byte, size);
+    return OK;
+}
 
 CUresult cuMemHostAlloc(void **pointer, size_t size, unsigned flags) {
     ENTER(CONTEXT, pointer && size && flags <= 7);
@@ -943,7 +998,7 @@ CUresult cuLaunchKernel(void *function, unsigned blocks, unsigned y, unsigned z,
     struct launch launch = {module, {0}, &kernels[number], blocks, threads};
     for (const char *letter = launch.kernel->parameters; *letter; letter++) {
         int i = letter - launch.kernel->parameters;
-        memcpy(&launch.parameters[i], parameters[i], *letter == 'p' ? 8 : 4);
+        memcpy(&launch.parameters[i], parameters[i], *letter == 'n' ? 4 : 8);
     }
     if (queue) return enqueue(queue, (struct work){.launch = launch}), OK;
     result = drain(current(), false);

@@ -19,6 +19,7 @@
 
 #![allow(clippy::unwrap_used, reason = "support code of tests: a test ends at the first thing that fails")]
 
+pub mod cuda;
 pub mod delta;
 pub mod devices;
 pub mod dump;

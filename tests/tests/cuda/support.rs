@@ -10,7 +10,6 @@ use std::sync::OnceLock;
 
 use daxfs::device::{Device, MappedImage};
 use daxfs::{File, FileType, Image};
-use daxfs_tests::golden::project_root;
 use mkimage::{HugePages, Memory, Packer};
 
 pub const MIB: u64 = 1 << 20;
@@ -87,22 +86,9 @@ pub fn no_library() -> &'static Path {
     Path::new("/nonexistent")
 }
 
-/// Compiles the simulated driver with the C compiler that Rust links with.
 fn build(name: &str, flags: &[&str]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda").join(name);
-    fs::create_dir_all(&folder).unwrap();
-    let new = folder.join(format!("new-{}", std::process::id()));
-    let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let status = Command::new(compiler)
-        .args(["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread"])
-        .args(flags)
-        .arg("-o")
-        .arg(&new)
-        .arg(project_root().join("tests/cuda/libcuda.c"))
-        .status()
-        .unwrap();
-    assert!(status.success());
-    fs::rename(new, folder.join("libcuda.so.1")).unwrap();
+    daxfs_tests::cuda::build_driver(&folder, flags);
     folder
 }
 

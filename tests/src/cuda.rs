@@ -1,0 +1,29 @@
+//! The simulated driver of NVIDIA's GPUs, `tests/cuda/libcuda.c`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::golden::project_root;
+
+/// Compiles it into a folder, which is for `LD_LIBRARY_PATH`, with the C compiler that Rust links with.
+///
+/// # Panics
+/// When that fails.
+pub fn build_driver(folder: &Path, flags: &[&str]) {
+    fs::create_dir_all(folder).unwrap();
+    // Tests that run at the same time may build it at the same time.
+    let new = tempfile::NamedTempFile::new_in(folder).unwrap().into_temp_path();
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let status = Command::new(compiler)
+        .args(["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", "-I"])
+        .arg(project_root().join("crates/daxfs/include"))
+        .args(flags)
+        .arg("-o")
+        .arg(&new)
+        .arg(project_root().join("tests/cuda/libcuda.c"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "the simulated driver does not compile: {status}");
+    new.persist(folder.join("libcuda.so.1")).unwrap();
+}
