@@ -267,14 +267,15 @@ pub fn export_slice_versioned(
     read_only: bool,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
     let whole = Array::describe(tensor, DLDevice::CPU)?;
-    if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() || slice.shape().len() != whole.shape.len() {
+    if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() {
         return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
     }
     let too_large = || fault(tensor, "its dimensions do not fit 63 bits");
     let shape = signed(slice.shape()).ok_or_else(too_large)?;
     let strides = signed(slice.strides()).ok_or_else(too_large)?;
+    let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
     let (data, device) = Array::address(tensor, slice.place())?;
-    let array = Array { data, device, shape, strides, ..whole };
+    let array = Array { data, device, ndim, shape, strides, ..whole };
     lend_place(tensor, array, slice.place(), read_only)
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{Device, DeviceError, Route};
+use daxfs::holder::message::DeviceCopy;
 use daxfs::{Error, Image, OpenOptions};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
@@ -71,6 +72,11 @@ impl Holder {
     fn image(&self) -> Image {
         Image::open(format!("daxfs+unix://{}/s/m", self.place.path().display())).unwrap()
     }
+}
+
+/// A copy of all of an image.
+fn whole(device: [u8; 16], size: u64) -> DeviceCopy {
+    DeviceCopy { device, size, placement: DeviceCopy::WHOLE }
 }
 
 /// How the image gets to the device; what is there is the image's.
@@ -138,7 +144,7 @@ fn what_nobody_may_rely_on_is_no_copy_for_all() {
         refused(image.map(&device()).unwrap().keep().unwrap_err(), "memory could change");
         // Nor is a copy of it taken that somebody has left all the same.
         let copy = resident.buffers()[0].as_cuda().unwrap().share().unwrap();
-        image.region().attachment().unwrap().keep(copy.fd.as_fd(), copy.uuid, copy.size).unwrap();
+        image.region().attachment().unwrap().keep(copy.fd.as_fd(), whole(copy.uuid, copy.size)).unwrap();
         assert_eq!(route(&image, &UploadOptions::new()), Route::Copy);
     });
 }
@@ -250,7 +256,7 @@ fn a_copy_that_is_none_is_passed_over() {
         let image = holder.image();
         let uuid = device().as_cuda().unwrap().uuid();
         let none = fs::File::open("/dev/null").unwrap();
-        image.region().attachment().unwrap().keep(none.as_fd(), uuid, 8 << 20).unwrap();
+        image.region().attachment().unwrap().keep(none.as_fd(), whole(uuid, 8 << 20)).unwrap();
         assert_eq!(route(&image, &UploadOptions::new()), Route::Copy);
     });
 }

@@ -6,11 +6,17 @@ use dmabuf::FdKind;
 #[cfg(feature = "cuda")]
 use std::os::fd::AsFd;
 
+#[cfg(feature = "cuda")]
+use super::Placement;
+#[cfg(feature = "cuda")]
+use super::segments::Segments;
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
 #[cfg(feature = "cuda")]
 use crate::Provenance;
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::holder::message::DeviceCopy;
 use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image, Region, Tensor};
 
@@ -65,12 +71,28 @@ pub struct MappedRegion {
     buffers: Vec<Buffer>,
     cut: Cut,
     route: Route,
+    /// What is there of the region, if not all of it.
+    #[cfg(feature = "cuda")]
+    placement: Option<Placement>,
 }
 
 impl MappedRegion {
     /// `buffers` are the pieces of `cut`.
     pub(super) fn new(device: Device, buffers: Vec<Buffer>, cut: Cut, route: Route) -> Self {
-        Self { device, buffers, cut, route }
+        Self {
+            device,
+            buffers,
+            cut,
+            route,
+            #[cfg(feature = "cuda")]
+            placement: None,
+        }
+    }
+
+    /// The same, of a copy of what a placement has; there is one buffer.
+    #[cfg(feature = "cuda")]
+    pub(super) fn of(self, placement: Placement) -> Self {
+        Self { placement: Some(placement), ..self }
     }
 
     /// The device.
@@ -83,12 +105,18 @@ impl MappedRegion {
         &self.buffers
     }
 
+    /// What is there of the region, if it was copied by a plan.
+    #[cfg(feature = "cuda")]
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
     /// How the memory got to the device.
     pub fn route(&self) -> Route {
         self.route
     }
 
-    /// Bytes that can be reached.
+    /// Bytes that can be reached: those of a placement, where there is one, as they are packed.
     pub fn len(&self) -> u64 {
         self.cut.total
     }
@@ -101,12 +129,20 @@ impl MappedRegion {
     /// Places of a range of the region, in order; one without bytes for an empty range.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the range is outside of what was mapped.
+    /// [`Error::Memory`] when the range is outside of what was mapped, and [`DeviceError::NotPlaced`] when a placement
+    /// has none of it, or not all.
     pub fn range(&self, offset: u64, len: u64) -> Result<Vec<Place>> {
         self.places(offset, len, 0)
     }
 
     fn places(&self, offset: u64, len: u64, mut start: u64) -> Result<Vec<Place>> {
+        #[cfg(feature = "cuda")]
+        if let Some(placement) = &self.placement {
+            let at = if len == 0 { Some(0) } else { placement.find(offset, len) };
+            let what = format!("bytes {offset:#x}..{:#x} of the image", offset.saturating_add(len));
+            let at = at.ok_or_else(|| not_placed(what, placement, "a part of the image"))?;
+            return Ok(vec![self.packed(at, len)?]);
+        }
         let outside = || dmabuf::Error::OutOfBounds { offset, len, bound: self.len() };
         let spans = self.cut.spans(offset, len).ok_or_else(outside)?;
         let mut places = Vec::with_capacity(spans.len());
@@ -117,6 +153,23 @@ impl MappedRegion {
         }
         Ok(places)
     }
+}
+
+#[cfg(feature = "cuda")]
+impl MappedRegion {
+    /// The place of `len` bytes at `at` of the one buffer.
+    pub(super) fn packed(&self, at: u64, len: u64) -> Result<Place> {
+        let outside = || dmabuf::Error::OutOfBounds { offset: at, len, bound: self.len() };
+        let buffer =
+            self.buffers.first().filter(|_| at.checked_add(len).is_some_and(|end| end <= self.len()));
+        Ok(Place::new(buffer.ok_or_else(outside)?.clone(), at, len, 0))
+    }
+}
+
+/// Something is not among what a placement holds, which is `has` of it.
+#[cfg(feature = "cuda")]
+pub(super) fn not_placed(what: String, placement: &Placement, has: &'static str) -> DeviceError {
+    DeviceError::NotPlaced { what, rank: placement.rank(), has }
 }
 
 impl Device {
@@ -195,25 +248,31 @@ impl Image {
     /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked
     /// for it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
     pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
-        let Some(device) = device.as_cuda() else {
-            let advice = "map it, which copies nothing";
-            return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
-        };
+        let device = resident(device)?;
         // Nobody has checked what others made, and what was asked for is one content.
         if options.takes_others()
             && !self.is_expected()
-            && let Some(kept) = device.kept(self)
+            && let Some(kept) = device.kept(self, None)
         {
             return Ok(kept);
         }
-        let memory = device.upload(self.region(), self.superblock().total_size, options)?;
+        let upload = |region: &Region, len| device.upload(region, &Segments::whole(len), options);
+        let memory = upload(self.region(), self.superblock().total_size)?;
         let backing = self.backing().filter(|region| !region.is_empty());
-        let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
+        let backing = backing.map(|region| upload(region, region.len())).transpose()?;
         if !self.is_there()? {
             return Err(Error::BeingReplaced { generation: self.generation() });
         }
         Ok(MappedImage { image: self.clone(), memory, backing })
     }
+}
+
+/// The device, if it has memory of its own for images.
+#[cfg(feature = "cuda")]
+pub(super) fn resident(device: &Device) -> Result<&super::cuda::Device> {
+    let advice = "map it, which copies nothing";
+    let refuse = || DeviceError::NotResident { device: device.name().into(), advice };
+    Ok(device.as_cuda().ok_or_else(refuse)?)
 }
 
 impl MappedImage {
@@ -267,14 +326,16 @@ impl MappedImage {
             return Err(refuse("kernels may have written to it").into());
         }
         let shared = buffer.share()?;
-        Ok(attachment.keep(shared.fd.as_fd(), shared.uuid, shared.size)?)
+        let placement = self.placement().map_or(DeviceCopy::WHOLE, Placement::identity);
+        Ok(attachment
+            .keep(shared.fd.as_fd(), DeviceCopy { device: shared.uuid, size: shared.size, placement })?)
     }
 
     /// Where the contents of a file lie.
     ///
     /// # Errors
-    /// [`DeviceError::OtherImage`], [`DeviceError::Hole`] for a file that was changed after packing and has one, and
-    /// [`Error::NoContents`].
+    /// [`DeviceError::OtherImage`], [`DeviceError::Hole`] for a file that was changed after packing and has one,
+    /// [`Error::NoContents`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold all of it.
     pub fn file(&self, file: &File) -> Result<Places> {
         self.file_range(file, 0, file.len())
     }
@@ -295,7 +356,10 @@ impl MappedImage {
                 len: file.len(),
             })?;
         let places = match file.entry().content() {
-            Content::Image(range) => self.memory.range(range.start + offset, len)?,
+            Content::Image(range) => self
+                .memory
+                .range(range.start + offset, len)
+                .map_err(|error| named(error, || String::from_utf8_lossy(&path).into_owned()))?,
             Content::Backing(range) => self.backing_memory(&path)?.range(range.start + offset, len)?,
             Content::Elsewhere(why) => return Err(Error::NoContents { path, why }),
             Content::Pieces(pieces) => {
@@ -322,14 +386,29 @@ impl MappedImage {
     /// Where the data of a tensor lies.
     ///
     /// # Errors
-    /// As for [`MappedImage::file`].
+    /// As for [`MappedImage::file`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold the
+    /// tensor, or only a part of it ([`MappedImage::part`]).
     pub fn tensor(&self, tensor: &Tensor) -> Result<Places> {
+        #[cfg(feature = "cuda")]
+        if let Some(placement) = self.placement() {
+            self.check_whole(placement, tensor)?;
+        }
         self.file_range(tensor.file(), tensor.offset(), tensor.nbytes())
     }
 
     fn backing_memory(&self, path: &[u8]) -> Result<&MappedRegion> {
         let why = "in a backing file that was not given";
         self.backing.as_ref().ok_or_else(|| Error::NoContents { path: path.to_vec(), why })
+    }
+}
+
+/// The error with a name, where it speaks of a range of the image.
+pub(super) fn named(error: Error, what: impl FnOnce() -> String) -> Error {
+    match error {
+        Error::Device(DeviceError::NotPlaced { rank, has, .. }) => {
+            DeviceError::NotPlaced { what: what(), rank, has }.into()
+        }
+        error => error,
     }
 }
 

@@ -42,7 +42,14 @@ pub mod cuda;
 mod error;
 mod image;
 mod lookup;
+mod part;
 mod place;
+#[cfg(feature = "cuda")]
+mod placed;
+#[cfg(feature = "cuda")]
+pub mod placement;
+#[cfg(feature = "cuda")]
+mod segments;
 mod slice;
 mod spans;
 #[cfg(feature = "vulkan")]
@@ -52,6 +59,8 @@ pub use error::{DeviceError, Refusal};
 pub use image::{MapOptions, MappedImage, MappedRegion};
 pub use lookup::Lookup;
 pub use place::{Place, Places};
+#[cfg(feature = "cuda")]
+pub use placement::{Placement, Plan};
 pub use slice::TensorSlice;
 
 use crate::Result;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::DeviceError;
+use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::staging::{Slot, Stream};
 use crate::{Region, Result};
@@ -99,12 +100,13 @@ impl UploadOptions {
         self.writable
     }
 
-    /// Fills `to` with the first bytes of `region`, which has as many, and waits until they are there.
-    pub(super) fn upload(&self, region: &Region, to: &Buffer) -> Result<()> {
+    /// Fills `to`, which is as long as `segments`, with these of `region`, and waits until they are there.
+    pub(super) fn upload(&self, region: &Region, segments: &Segments, to: &Buffer) -> Result<()> {
         let piece = to.len().min(self.piece as u64);
         let work = Work {
             options: self,
             region,
+            segments,
             to,
             piece: usize::try_from(piece).unwrap_or(self.piece),
             next: AtomicU64::new(0),
@@ -127,8 +129,9 @@ impl UploadOptions {
 struct Work<'a> {
     options: &'a UploadOptions,
     region: &'a Region,
+    segments: &'a Segments,
     to: &'a Buffer,
-    /// Bytes of a piece, at most those of the image.
+    /// Bytes of a piece, at most those of the buffer.
     piece: usize,
     /// First byte that no thread has taken.
     next: AtomicU64,
@@ -196,7 +199,7 @@ impl Work<'_> {
                 slots.push(Slot::new(device, self.piece)?);
             }
             let slot = &mut slots[turn % 2];
-            self.region.read_at(at, &mut slot.bytes()?[..len])?;
+            self.segments.read_at(self.region, at, &mut slot.bytes()?[..len])?;
             // SAFETY: `take` stays within the buffer's bytes, which are mapped for writing while it is being filled,
             // and outlive the stream.
             unsafe { slot.send(len, self.to.address() + at, &stream) }?;
@@ -218,7 +221,7 @@ impl Work<'_> {
     fn compare(&self) -> Result<()> {
         let (mut wanted, mut found) = (vec![0; self.piece], vec![0; self.piece]);
         while let Some((at, len)) = self.take() {
-            self.region.read_at(at, &mut wanted[..len])?;
+            self.segments.read_at(self.region, at, &mut wanted[..len])?;
             self.to.copy_to_host(at, &mut found[..len])?;
             if let Some(first) = (0..len).find(|&i| wanted[i] != found[i]) {
                 let device = self.to.device().name().into();
