@@ -28,7 +28,7 @@ fn daxfs() -> PathBuf {
 }
 
 /// A running holder of one image, "m"; ended when it is dropped.
-struct Holder {
+pub struct Holder {
     process: Child,
     place: tempfile::TempDir,
     _source: tempfile::TempDir,
@@ -42,7 +42,7 @@ impl Drop for Holder {
 }
 
 impl Holder {
-    fn start(more: &[&str]) -> Self {
+    pub fn start(more: &[&str]) -> Self {
         let (place, source) = (tempfile::tempdir().unwrap(), folder());
         let mut image = std::ffi::OsString::from("m=");
         image.push(source.path());
@@ -58,18 +58,18 @@ impl Holder {
         holder
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         let socket = self.place.path().join("s");
         Command::new(daxfs()).args(args).env("DAXFS_SOCKET", socket).output().unwrap()
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn image(&self) -> Image {
+    pub fn image(&self) -> Image {
         Image::open(format!("daxfs+unix://{}/s/m", self.place.path().display())).unwrap()
     }
 }

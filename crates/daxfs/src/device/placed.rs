@@ -80,11 +80,7 @@ impl MappedImage {
                 Ok(TensorSlice::new(place, tensor.dtype(), part.shape, strides))
             }
             (Assigned::Part { dim, range, .. }, _) => self.slice(tensor, dim, range),
-            _ => {
-                let place = self.tensor(tensor)?.one()?;
-                let strides = strides(tensor.shape()).unwrap_or_default();
-                Ok(TensorSlice::new(place, tensor.dtype(), tensor.shape().to_vec(), strides))
-            }
+            _ => self.whole(tensor),
         }
     }
 

@@ -8,6 +8,7 @@ use super::image::named;
 use super::part::Part;
 use super::{DeviceError, MappedImage, Place};
 use crate::error::Result;
+use crate::tensor::strides;
 use crate::{Dtype, Tensor};
 
 /// A range of one dimension of a tensor in a device's memory, as a strided view: nothing is moved.
@@ -75,6 +76,23 @@ impl TensorSlice {
 }
 
 impl MappedImage {
+    /// All of a tensor, as a part of it.
+    ///
+    /// # Errors
+    /// As for [`MappedImage::tensor`], [`DeviceError::NotOnePlace`] where it lies in several, and
+    /// [`DeviceError::NoSuchSlice`] for one without elements whose dimensions do not fit 64 bits.
+    pub fn whole(&self, tensor: &Tensor) -> Result<TensorSlice> {
+        let shape = tensor.shape().to_vec();
+        let strides = strides(&shape).ok_or_else(|| DeviceError::NoSuchSlice {
+            tensor: tensor.name().into(),
+            shape: shape.clone(),
+            dim: 0,
+            range: 0..0,
+            why: "its dimensions do not fit 64 bits",
+        })?;
+        Ok(TensorSlice::new(self.tensor(tensor)?.one()?, tensor.dtype(), shape, strides))
+    }
+
     /// The part `range` of dimension `dim` of a tensor, where it lies.
     ///
     /// # Errors

@@ -129,9 +129,10 @@ impl Plan {
         self.find(false, name.as_bytes())
     }
 
-    /// Number and content of the rule for a file that holds no tensors.
+    /// Number and content of the rule for a file that holds no tensors. A path begins with a slash or not, as does a
+    /// pattern.
     pub(super) fn rule_for_file(&self, path: &[u8]) -> Option<(usize, &Rule)> {
-        self.find(true, path)
+        self.find(true, path.strip_prefix(b"/").unwrap_or(path))
     }
 
     fn find(&self, is_for_files: bool, name: &[u8]) -> Option<(usize, &Rule)> {
@@ -197,7 +198,8 @@ impl RuleText {
             });
         }
         let split = self.split.map(|dim| Split { dim, gather: self.gather, uneven: self.uneven });
-        Ok(Rule { pattern: Pattern::new(&text), text, is_for_files, ranks: on, split })
+        let relative = text.strip_prefix('/').filter(|_| is_for_files).unwrap_or(&text);
+        Ok(Rule { pattern: Pattern::new(relative), text, is_for_files, ranks: on, split })
     }
 }
 
@@ -261,6 +263,8 @@ mod tests {
         assert_eq!(plan.rule_for_tensor("b").unwrap().0, 2);
         assert_eq!(plan.rule_for_file(b"b").unwrap().0, 1);
         assert!(!plan.rule_for_file(b"b").unwrap().1.names(0));
+        let slash = super::Plan::parse(r#"{"ranks": 1, "rules": [{"files": "/a/*", "on": 0}]}"#).unwrap();
+        assert!(slash.rule_for_file(b"/a/b").is_some() && slash.rule_for_file(b"b/a/b").is_none());
         assert_eq!(plan.patterns().collect::<Vec<_>>(), ["a.*", "*", "*"]);
     }
 
