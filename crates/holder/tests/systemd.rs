@@ -192,14 +192,18 @@ fn what_cannot_be_looked_at_for_now_stays_stored() {
 /// Images with a list of users beside those that are set aside.
 const LISTED: usize = 10;
 
-/// A holder that could not look at the images `a` and `b`, and a copy of the first one's descriptor; the supervisor
-/// has no more room.
+/// Copies on devices of one of those.
+const COPIES: usize = 3;
+
+/// A holder that could not look at the images `a`, of which there are copies on devices, and `b`, and a copy of the
+/// first one's descriptor; the supervisor has no more room.
 fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
-    let supervisor = Supervisor::keeping(place, 2 + 2 * LISTED);
+    let supervisor = Supervisor::keeping(place, 2 + COPIES + 2 * LISTED);
     let mut holder = supervisor.serve(place, &Start::default());
     let (a, b) = (packed(&place.weights("wa", 1, 1000)), packed(&place.weights("wb", 2, 1000)));
     place.load("a", false, &[], a.as_fd()).unwrap();
     place.load("b", false, &[], b.as_fd()).unwrap();
+    assert_eq!(keep_copies(place, "a").len(), COPIES);
     for index in 0..LISTED {
         place.load(&format!("listed-{index}"), false, &["allow-uid=7"], a.as_fd()).unwrap();
     }
@@ -207,11 +211,12 @@ fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
     // Standard streams, the socket, all that is stored, the notify socket: none is left to look at the first image,
     // and one too few, that of the first, to look at the second. The lists of users are closed then, which leaves
     // enough.
-    let max_descriptors = Some(3 + 1 + 2 + 2 * LISTED + 1);
+    let max_descriptors = Some(3 + 1 + 2 + COPIES + 2 * LISTED + 1);
     let holder = supervisor.serve(place, &Start { max_descriptors, ..Start::default() });
     let names: Vec<_> = place.list().into_iter().map(|info| info.name).collect();
     assert!(names.len() == LISTED && names.iter().all(|name| name.starts_with("listed-")), "{names:?}");
     assert_eq!(stored_for_all(&supervisor), ["img.1.a", "img.2.b"]);
+    assert_eq!(stored_copies(&supervisor), ["1 a"; COPIES]);
     (supervisor, holder, a)
 }
 
@@ -228,7 +233,7 @@ fn what_was_set_aside_goes_with_its_name() {
     let fresh = packed(&place.weights("wc", 3, 1000));
     let load = |name, source: &OwnedFd| place.load(name, false, &[], source.as_fd());
     let full = load("c", &fresh).unwrap_err().to_string();
-    assert!(full.contains("at most 22 descriptors, and this needs 23"), "what is set aside counts: {full}");
+    assert!(full.contains("at most 25 descriptors, and this needs 26"), "what is set aside counts: {full}");
     drop_image("b").unwrap();
     wait_for("the second to go", || stored_for_all(&supervisor) == ["img.1.a"]);
     assert!(drop_image("b").unwrap_err().is_not_found());
@@ -236,6 +241,7 @@ fn what_was_set_aside_goes_with_its_name() {
     assert!(same.contains("this memory as the image \"a\" already"), "{same}");
     assert_eq!(load("a", &fresh).unwrap().generation, 13);
     wait_for("the first to be replaced", || stored_for_all(&supervisor) == ["img.13.a"]);
+    assert!(stored_copies(&supervisor).is_empty(), "they go before their image");
     drop_image("a").unwrap();
     wait_for("the new one to go", || stored_for_all(&supervisor).is_empty());
     holder.kill();

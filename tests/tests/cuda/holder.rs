@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::support::{check, device, folder, image, old_library, on_a_gpu, pack, simulated, with_library};
 
 /// More than any step takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command `daxfs`, which lies one folder above the test programs.
 fn daxfs() -> PathBuf {
@@ -56,6 +56,19 @@ impl Holder {
             thread::sleep(Duration::from_millis(20));
         }
         holder
+    }
+
+    /// Replaces the holder by another one, which takes over.
+    pub fn take_over(&mut self) {
+        let mut command = Command::new(daxfs());
+        command.args(["serve", "--takeover"]).env("DAXFS_SOCKET", self.place.path().join("s"));
+        let mut old = std::mem::replace(&mut self.process, command.stderr(Stdio::null()).spawn().unwrap());
+        assert!(old.wait().unwrap().success());
+        let start = Instant::now();
+        while self.json(&["health", "--json"])["pid"] != self.process.id() {
+            assert!(start.elapsed() < PATIENCE, "no answer of the new holder");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
@@ -245,6 +258,18 @@ fn what_no_holder_keeps() {
         let error = image().to(&device()).unwrap().keep().unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::NotKept { .. })), "{error}");
         assert!(error.to_string().contains("came from no holder"), "{error}");
+    });
+}
+
+#[test]
+fn copies_outlive_the_holder() {
+    on_a_gpu("holder::copies_outlive_the_holder", || {
+        let mut holder = Holder::start(&[]);
+        let image = holder.image();
+        image.to(&device()).unwrap().keep().unwrap();
+        holder.take_over();
+        assert_eq!(route(&image, &UploadOptions::new()), Route::Descriptor);
+        assert_eq!(route(&holder.image(), &UploadOptions::new()), Route::Descriptor);
     });
 }
 

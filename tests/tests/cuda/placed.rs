@@ -1,15 +1,19 @@
 //! Copies by a plan: each rank has its own of an image in its GPU's memory, and says so of what it has not.
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::placement::{Assigned, PartLayout};
-use daxfs::device::{DeviceError, MappedImage, Placement, Plan, Route, TensorSlice};
+use daxfs::device::{Device, DeviceError, MappedImage, Placement, Plan, Route, TensorSlice};
 use daxfs::{Error, Image, Tensor, dlpack};
 use mkimage::{HugePages, Memory};
+use serde_json::Value;
 
-use crate::holder::Holder;
-use crate::support::{bytes, check, device, image, live, on_a_gpu, pack, read};
+use crate::holder::{Holder, PATIENCE};
+use crate::support::{bytes, check, device, image, live, on_a_gpu, pack, read, simulated};
 
 const PLAN: &str = r#"{"ranks": 2, "rules": [
     {"tensors": "w", "split": 1, "gather": true},
@@ -184,6 +188,60 @@ fn a_holder_keeps_what_each_rank_has() {
         assert!(copies[0]["placement"] == *identity && copies[1]["placement"].is_null(), "{copies:?}");
         let table = String::from_utf8(holder.run(&["ps"]).stdout).unwrap();
         assert!(table.contains("1 + 1 placed"), "{table}");
+    });
+}
+
+#[test]
+fn the_command_gives_each_rank_its_own() {
+    let settings = [("DAXFS_FAKE_CUDA_DEVICES", "3")];
+    simulated("placed::the_command_gives_each_rank_its_own", &settings, || {
+        let holder = Holder::start(&[]);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plan.json");
+        fs::write(&file, PLAN).unwrap();
+        let plan = file.to_str().unwrap();
+        let upload = |more: &[&str]| {
+            let answer = holder.json(&[&["upload", "m", "--json", "--place", plan], more].concat());
+            let copies = answer["copies"].as_array().unwrap().clone();
+            let text = |copy: Value| format!("{} {} {}", copy["device"], copy["rank"], copy["copied"]);
+            copies.into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(upload(&[]), ["\"cuda:0\" 0 true", "\"cuda:1\" 1 true"]);
+        assert_eq!(upload(&[]), ["\"cuda:0\" 0 false", "\"cuda:1\" 1 false"]);
+        let turned = ["--ranks", "cuda:2,cuda:1"];
+        assert_eq!(upload(&turned), ["\"cuda:2\" 0 true", "\"cuda:1\" 1 false"]);
+        let image = holder.image();
+        for (number, rank) in [(0, 0), (1, 1), (2, 0)] {
+            let resident = place(&image, PLAN, rank).to(&Device::cuda(number).unwrap()).unwrap();
+            assert_eq!(resident.memory().route(), Route::Descriptor);
+            check_rank(&image, &resident, rank);
+        }
+        let output = holder.run(&["upload", "m", "--place", plan, "--ranks", "cuda:0"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("names 1 GPUs, and the plan has 2 ranks"));
+    });
+}
+
+#[test]
+fn a_holder_has_its_first_images_placed() {
+    let settings = [("DAXFS_FAKE_CUDA_DEVICES", "2")];
+    simulated("placed::a_holder_has_its_first_images_placed", &settings, || {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plan.json");
+        fs::write(&file, PLAN).unwrap();
+        let plan = ["--place", file.to_str().unwrap(), "--ranks", "cuda:1,cuda:0", "--into", "cuda:1"];
+        let holder = Holder::start(&plan);
+        let image = holder.image();
+        let route = |number: usize, rank: usize| {
+            let resident = place(&image, PLAN, rank).to(&Device::cuda(number).unwrap()).unwrap();
+            resident.memory().route()
+        };
+        let start = Instant::now();
+        while route(1, 0) != Route::Descriptor || route(0, 1) != Route::Descriptor {
+            assert!(start.elapsed() < PATIENCE, "no copies");
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!((route(0, 0), route(1, 1)), (Route::Copy, Route::Copy));
+        assert_eq!(image.to(&Device::cuda(1).unwrap()).unwrap().memory().route(), Route::Descriptor);
     });
 }
 
