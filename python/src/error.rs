@@ -2,8 +2,8 @@
 //!
 //! `DaxfsError` is the root. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
 //! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`,
-//! `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its number, and so becomes `FileNotFoundError`, `PermissionError`
-//! and the like by itself.
+//! `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
+//! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
 
 use daxfs::TensorError;
 use daxfs::device::DeviceError;

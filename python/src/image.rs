@@ -204,9 +204,9 @@ impl Image {
     /// progress: called in this thread with (done, total) in bytes while the copy goes on. verify counts each byte
     ///     once more, and a split image's backing file is counted for itself. When it returns False, DeviceError is
     ///     raised; its exceptions end the copy, too.
-    /// plan, rank: copy only what a placement plan gives that rank: the path of a JSON file, or a dict of the same form.
-    ///     DeviceTensor.part is what there is of a tensor then, and NotPlacedError what is asked for in vain; ValueError
-    ///     for a wrong plan, or one that does not fit the image.
+    /// plan, rank: copy only what a placement plan gives that rank: the path of a JSON file, or a dict of the same
+    ///     form. DeviceTensor.part is what there is of a tensor then, and NotPlacedError what is asked for in vain;
+    ///     ValueError for a wrong plan, or one that does not fit the image.
     ///
     /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind; DaxfsError when another image
     /// took this one's place meanwhile.

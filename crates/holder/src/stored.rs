@@ -50,9 +50,9 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Name of the descriptor of an image's copy on a device: `gpu.GENERATION.COPY.NAME`, where COPY is all that is known of
-/// the copy, 56 bytes in the letters of base64url (RFC 4648), since in hexadecimal digits the longest names would be too
-/// long.
+/// Name of the descriptor of an image's copy on a device: `gpu.GENERATION.COPY.NAME`, where COPY is all that is known
+/// of the copy, 56 bytes in the letters of base64url (RFC 4648), since in hexadecimal digits the longest names would be
+/// too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredCopy<'a> {
     /// The copy.

@@ -232,8 +232,8 @@ impl Notify {
         self.send(&assignment("FDSTORE", kind, name, generation), &[fd])
     }
 
-    /// Stores the descriptor of a copy on a device, whose image is stored already. One of the same name is to be removed
-    /// before ([`Notify::forget_copy`]).
+    /// Stores the descriptor of a copy on a device, whose image is stored already. One of the same name is to be
+    /// removed before ([`Notify::forget_copy`]).
     ///
     /// # Errors
     /// See [`Notify::ready`].

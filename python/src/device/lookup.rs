@@ -8,8 +8,9 @@ use crate::error::{self, OrRaise};
 use crate::text::{self, ImagePath};
 use crate::unlocked;
 
-/// The tables by which a kernel finds files and directories of an image: give it device_ptr and that of the DeviceImage,
-/// and compile it with daxfs_device.h, which is in daxfs.get_include(). It holds its memory and that of the image.
+/// The tables by which a kernel finds files and directories of an image: give it device_ptr and that of the
+/// DeviceImage, and compile it with daxfs_device.h, which is in daxfs.get_include(). It holds its memory and that of
+/// the image.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceLookup {

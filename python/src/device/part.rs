@@ -15,9 +15,9 @@ use crate::text;
 /// A part of a tensor in a GPU's memory, where it lies: tensor[0:512], tensor[:, 256:512] or tensor.part. It holds that
 /// memory, and so do arrays made of it.
 ///
-/// torch.from_dlpack(part), cupy.from_dlpack(part) and what takes __cuda_array_interface__ get views with these strides.
-/// A part of the first dimension is contiguous; one of a later dimension has gaps, and is copied by who wants it
-/// without.
+/// torch.from_dlpack(part), cupy.from_dlpack(part) and what takes __cuda_array_interface__ get views with these
+/// strides. A part of the first dimension is contiguous; one of a later dimension has gaps, and is copied by who wants
+/// it without.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceTensorPart {
@@ -217,8 +217,8 @@ struct Index {
 }
 
 impl Index {
-    /// Reads what stands between brackets: numbers, slices without steps, an ellipsis, with at most one dimension that is
-    /// not taken as a whole. `None` for all of the tensor.
+    /// Reads what stands between brackets: numbers, slices without steps, an ellipsis, with at most one dimension that
+    /// is not taken as a whole. `None` for all of the tensor.
     fn parse(key: &Bound<'_, PyAny>, shape: &[u64]) -> PyResult<Option<Self>> {
         let mut keys: Vec<Bound<'_, PyAny>> = match key.cast::<PyTuple>() {
             Ok(tuple) => tuple.iter().collect(),

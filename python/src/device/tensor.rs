@@ -121,8 +121,8 @@ impl DeviceTensor {
     /// A part of one dimension, where it lies: tensor[0:512], tensor[:, 256:512], tensor[3]. Indices count in the whole
     /// tensor, also where a plan has split it.
     ///
-    /// IndexError for steps, for parts of several dimensions and for what is outside; DeviceError for what begins or ends
-    /// inside a byte, NotPlacedError for what a plan has put elsewhere.
+    /// IndexError for steps, for parts of several dimensions and for what is outside; DeviceError for what begins or
+    /// ends inside a byte, NotPlacedError for what a plan has put elsewhere.
     fn __getitem__(&self, key: &Bound<'_, PyAny>) -> PyResult<DeviceTensorPart> {
         DeviceTensorPart::indexed(self.tensor.clone(), self.held.clone(), key)
     }

@@ -87,7 +87,8 @@ pub struct ServeArgs {
     /// of the images given here in a GPU's memory, made as by `daxfs upload`
     #[arg(long, value_name = "MEMORY", default_value = "memfd")]
     pub into: Place,
-    /// Besides, copy to GPUs what a placement plan gives each rank of the images given here, as by `daxfs upload --place`
+    /// Besides, copy to GPUs what a placement plan gives each rank of the images given here, as by
+    /// `daxfs upload --place`
     #[arg(long, value_name = "PLAN")]
     pub place: Option<PathBuf>,
     /// GPUs of the plan's ranks, in order; by default cuda:0, cuda:1, ...

@@ -29,9 +29,9 @@ pub enum ImageVerb {
     Inspect(InspectArgs),
     /// Show what a placement plan gives each of several GPUs of an image
     ///
-    /// For each rank: bytes, the tensors that it has as a whole, and those of which it has a part: CONTIGUOUS ones where
-    /// they lie one after the other in the image, too, GATHERED ones that are copied together, and STRIDED ones, views
-    /// of the whole tensor. Rules that decide nothing are named. No GPU is needed.
+    /// For each rank: bytes, the tensors that it has as a whole, and those of which it has a part: CONTIGUOUS ones,
+    /// whose bytes follow each other in the image, too, GATHERED ones, which are copied together, and STRIDED ones,
+    /// views of the whole tensor. Rules that decide nothing are named. No GPU is needed.
     Place(PlaceArgs),
     /// Check an image, alone or against its source directory
     ///
@@ -107,9 +107,9 @@ pub struct PlaceArgs {
     pub plan: PathBuf,
     /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
-    /// Print JSON: {"size": ..., "ranks": [{"rank": ..., "size": ..., "placement": ..., "whole": ..., "contiguous": ...,
-    /// "gathered": ..., "strided": ..., "files": ...}], "strided": [{"tensor": ..., "file": ..., "shape": ...,
-    /// "dim": ..., "size": ...}], "unused_rules": [...]}
+    /// Print JSON: {"size": ..., "ranks": [{"rank": ..., "size": ..., "placement": ..., "whole": ...,
+    /// "contiguous": ..., "gathered": ..., "strided": ..., "files": ...}], "strided": [{"tensor": ..., "file": ...,
+    /// "shape": ..., "dim": ..., "size": ...}], "unused_rules": [...]}
     #[arg(long)]
     pub json: bool,
 }

@@ -35,7 +35,8 @@ struct CopyJson {
     copied: bool,
 }
 
-/// Copies the image, or what a plan gives each rank, to each device, gives the copies to the holder, and ends: the memory stays.
+/// Copies the image, or what a plan gives each rank, to each device, gives the copies to the holder, and ends: the
+/// memory stays.
 ///
 /// # Errors
 /// When the holder has no such image, the device cannot be had or has too little memory, or this user may not load

@@ -307,8 +307,8 @@ impl MappedImage {
     ///
     /// # Errors
     /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// for a copy that kernels may write to, and on a Vulkan device; [`Error::Holder`] when the holder does not let this
-    /// user load images, or the name means another image by now.
+    /// for a copy that kernels may write to, and on a Vulkan device; [`Error::Holder`] when the holder does not let
+    /// this user load images, or the name means another image by now.
     #[cfg(feature = "cuda")]
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };
@@ -387,7 +387,7 @@ impl MappedImage {
     ///
     /// # Errors
     /// As for [`MappedImage::file`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold the
-    /// tensor, or only a part of it ([`MappedImage::part`]).
+    /// tensor, or only a part of it (`MappedImage::part`).
     pub fn tensor(&self, tensor: &Tensor) -> Result<Places> {
         #[cfg(feature = "cuda")]
         if let Some(placement) = self.placement() {

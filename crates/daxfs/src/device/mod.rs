@@ -234,3 +234,8 @@ struct GuideDoctests;
 #[cfg(all(doctest, feature = "cuda"))]
 #[doc = include_str!("../../../../docs/cuda.md")]
 struct CudaGuideDoctests;
+
+/// Compiles the example of the page on plans.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../../../docs/plans.md")]
+struct PlansDoctests;

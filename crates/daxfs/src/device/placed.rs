@@ -27,7 +27,8 @@ impl Placement {
     /// Like [`Placement::to`], with options.
     ///
     /// # Errors
-    /// As for [`Image::to_with`](crate::Image::to_with), and [`DeviceError::NotPlaced`] when the rank holds nothing.
+    /// As for [`Image::to_with`](crate::Image::to_with), and [`DeviceError::NotPlaced`](super::DeviceError::NotPlaced)
+    /// when the rank holds nothing.
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
         let device = resident(device)?;
         let image = self.image();
@@ -61,12 +62,12 @@ impl MappedImage {
         self.memory().placement()
     }
 
-    /// What is there of a tensor: the part that the rank of a placement has, with its place in the whole, or else all of
-    /// it. Parts that were gathered are contiguous.
+    /// What is there of a tensor: the part that the rank of a placement has, with its place in the whole, or else all
+    /// of it. Parts that were gathered are contiguous.
     ///
     /// # Errors
-    /// [`DeviceError::NotPlaced`] when there is a placement that does not hold the tensor, and as for
-    /// [`MappedImage::slice`].
+    /// [`DeviceError::NotPlaced`](super::DeviceError::NotPlaced) when there is a placement that does not hold the
+    /// tensor, and as for [`MappedImage::slice`].
     pub fn part(&self, tensor: &Tensor) -> Result<TensorSlice> {
         let assigned =
             self.placement().map_or(Ok(Assigned::Whole), |placement| placement.assigned(tensor))?;

@@ -14,8 +14,8 @@ use crate::{Dtype, Tensor};
 /// A range of one dimension of a tensor in a device's memory, as a strided view: nothing is moved.
 ///
 /// A part of the first dimension (rows) is contiguous. One of a later dimension (columns) has gaps: its place reaches
-/// from its first byte to its last one and holds other parts' bytes in between, so a consumer that does not take strides
-/// has to copy it.
+/// from its first byte to its last one and holds other parts' bytes in between, so a consumer that does not take
+/// strides has to copy it.
 #[derive(Debug, Clone)]
 pub struct TensorSlice {
     place: Place,
@@ -97,9 +97,9 @@ impl MappedImage {
     ///
     /// # Errors
     /// [`DeviceError::NoSuchSlice`] for a dimension or a range that the tensor has not, and for one that begins or ends
-    /// inside a byte (types of less than 8 bits); [`DeviceError::NotOnePlace`] where the region was mapped in pieces and
-    /// the part lies in several; [`DeviceError::NotPlaced`] when there is a placement that has not all of it, counted in
-    /// the whole tensor; and as for [`MappedImage::file_range`].
+    /// inside a byte (types of less than 8 bits); [`DeviceError::NotOnePlace`] where the region was mapped in pieces
+    /// and the part lies in several; [`DeviceError::NotPlaced`] when there is a placement that has not all of it,
+    /// counted in the whole tensor; and as for [`MappedImage::file_range`].
     pub fn slice(&self, tensor: &Tensor, dim: usize, range: Range<u64>) -> Result<TensorSlice> {
         let refuse = |why| DeviceError::NoSuchSlice {
             tensor: tensor.name().into(),

@@ -64,8 +64,8 @@ impl Device {
         Ok(buffer)
     }
 
-    /// The copy that the image's holder has on this device: of the whole image, or by a placement. One that cannot be had
-    /// or mapped is none: the image can be copied.
+    /// The copy that the image's holder has on this device: of the whole image, or by a placement. One that cannot be
+    /// had or mapped is none: the image can be copied.
     pub(super) fn kept(&self, image: &Image, placement: Option<&Placement>) -> Option<MappedImage> {
         // The holder knows generations of names, not of what is written into memory that it has.
         if image.region().provenance() != Provenance::Sealed {
@@ -80,8 +80,8 @@ impl Device {
         }
     }
 
-    /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever the
-    /// driver allocates by: a [`Lookup`](super::Lookup), for example. Each takes at least that much.
+    /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever
+    /// the driver allocates by: a [`Lookup`](super::Lookup), for example. Each takes at least that much.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`]; [`Error::Memory`] for no bytes.
@@ -109,8 +109,8 @@ impl Device {
         Ok(MappedImage::new(image.clone(), memory, None))
     }
 
-    /// Like [`Device::attach`], of a copy by a placement ([`Placement::to`]): `placement` is that of the same plan, rank
-    /// and image, or another one with the same identity.
+    /// Like [`Device::attach`], of a copy by a placement ([`Placement::to`]): `placement` is that of the same plan,
+    /// rank and image, or another one with the same identity.
     ///
     /// # Errors
     /// As for [`Device::attach`], and [`DeviceError::NotPlaced`] for a placement of nothing.

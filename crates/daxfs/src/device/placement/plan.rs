@@ -31,8 +31,8 @@ pub const MAX_RANKS: usize = 4096;
 /// # Ok::<_, daxfs::Error>(())
 /// ```
 ///
-/// The first rule whose pattern fits a name decides. A tensor that no rule names is whole on every rank, and a file that
-/// holds no tensors on none. `docs/plans.md` describes all keys.
+/// The first rule whose pattern fits a name decides. A tensor that no rule names is whole on every rank, and a file
+/// that holds no tensors on none. `docs/plans.md` describes all keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan(Arc<Rules>);
 
