@@ -15,6 +15,9 @@ use crate::{Entry, File, FileType, Image, Tensor};
 /// How names of safetensors files end.
 const SUFFIX: &[u8] = b".safetensors";
 
+/// Longest path of a file that a pattern can fit.
+const PATH_MAX: usize = 4096;
+
 /// A segment begins where its source does, modulo this: what `align_tensors` aligns to in the image is aligned on the
 /// device, too.
 pub const ALIGNMENT: u64 = 256;
@@ -118,8 +121,9 @@ impl Plan {
             }
         }
         let mut files = HashSet::new();
-        for (file, path) in &names.others {
-            let Some((number, rule)) = self.rule_for_file(path) else { continue };
+        for (file, entry) in &names.others {
+            let Some(path) = short_path(entry) else { continue };
+            let Some((number, rule)) = self.rule_for_file(&path) else { continue };
             used.insert(number);
             if rule.names(rank) && files.insert(file.ino()) && !file.is_empty() {
                 ranges.push(extent(file)?);
@@ -275,14 +279,14 @@ struct Names {
     /// Files whose tensors are placed, each once, whatever its names and the links to it.
     checkpoints: Vec<File>,
     /// All others, under each of their names.
-    others: Vec<(File, Vec<u8>)>,
+    others: Vec<(File, Entry)>,
 }
 
 impl Names {
     fn of(image: &Image) -> Result<Self> {
         // A link stands for the file that it leads to: in caches of model hubs all names are links.
         let target = |entry: Entry| match entry.file_type() {
-            FileType::Symlink => image.entry(entry.path()).ok()?.file().ok().map(|file| (file, entry)),
+            FileType::Symlink => image.entry(short_path(&entry)?).ok()?.file().ok().map(|file| (file, entry)),
             _ => entry.file().ok().map(|file| (file, entry)),
         };
         let all: Vec<(File, Entry)> = image.walk().filter_map(target).collect();
@@ -293,11 +297,32 @@ impl Names {
             }
         }
         let others = all.into_iter().filter(|(file, _)| !checkpoints.contains_key(&file.ino()));
-        let others = others.map(|(file, entry)| (file, entry.path())).collect();
+        let others = others.collect();
         let mut checkpoints: Vec<File> = checkpoints.into_values().collect();
         checkpoints.sort_unstable_by_key(File::ino);
         Ok(Self { checkpoints, others })
     }
+}
+
+/// The path, if it is no longer than a path may be: in a tree that is made to be deep the paths together are far longer
+/// than the image.
+fn short_path(entry: &Entry) -> Option<Vec<u8>> {
+    let (mut names, mut len) = (Vec::new(), 0);
+    let mut above = Some(entry.clone());
+    while let Some(entry) = above.filter(|entry| !entry.name().is_empty()) {
+        len += 1 + entry.name().len();
+        if len > PATH_MAX {
+            return None;
+        }
+        above = entry.parent();
+        names.push(entry);
+    }
+    let mut path = Vec::with_capacity(len);
+    for entry in names.iter().rev() {
+        path.push(b'/');
+        path.extend_from_slice(entry.name());
+    }
+    Some(path)
 }
 
 /// The file's bytes in the image's region.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::device::part::Part;
 use crate::tensor::test_image::{TestImage, safetensors};
-use crate::{Dtype, Error, Image, Tensor};
+use crate::{Dtype, Error, Image, Tensor, format};
 
 /// A safetensors file: name, type and shape of each tensor, and bytes that are nowhere the same.
 fn file(tensors: &[(&str, Dtype, &[u64])], seed: u64) -> Vec<u8> {
@@ -178,6 +178,61 @@ fn what_cannot_be_split_is_refused_for_all_ranks() {
     assert!(matches!(place("", 2).unwrap_err(), Error::Plan(PlanError::NoSuchRank { rank: 2, ranks: 2 })));
     assert!(place(r#"{"tensors": "*", "on": "none"}"#, 0).unwrap().is_empty());
     check(&place(r#"{"tensors": "0.empty", "split": 1}"#, 0).unwrap());
+}
+
+#[test]
+fn only_paths_that_programs_could_use_fit_patterns() {
+    let long: &'static str = format!("{}/{}", "/d".repeat(2000), "f".repeat(95)).leak();
+    let longer: &'static str = format!("{long}f").leak();
+    let image = TestImage::new()
+        .file(long, b"1".to_vec())
+        .file(longer, b"2".to_vec())
+        .link("/link", "blob")
+        .file("/blob", b"3".to_vec())
+        .open();
+    let place = |pattern: &str| {
+        let plan = format!(r#"{{"ranks": 1, "rules": [{{"files": "{pattern}", "on": 0}}]}}"#);
+        Plan::parse(&plan).unwrap().place(&image, 0).unwrap()
+    };
+    assert_eq!((long.len(), place("d*").files(), place("*").files()), (4096, 1, 2));
+    let linked = place("li?k");
+    let blob = image.file("/blob").unwrap().extent().unwrap();
+    assert!(linked.find(blob.offset, blob.len).is_some() && linked.files() == 1);
+}
+
+/// Files may share bytes, so the tensors of a small image can be many times as large as it: each file here is the data
+/// of the one before.
+#[test]
+fn tensors_that_lie_in_each_other_are_not_gathered_without_end() {
+    const PATHS: [&str; 4] = ["/a.safetensors", "/b.safetensors", "/c.safetensors", "/d.safetensors"];
+    // Contents of each, with where the next one begins in it; the innermost first.
+    let mut files = vec![(vec![7; 30 << 10], 0)];
+    for _ in PATHS {
+        let mut data = files.last().unwrap().0.clone();
+        data.resize(data.len().next_multiple_of(3), 0);
+        let file = safetensors(&[("w", Dtype::U8, &[data.len() as u64 / 3, 3], &data)], "");
+        let begins = file.len() - data.len();
+        files.push((file, begins));
+    }
+    files.reverse();
+    let outermost = TestImage::new().file(PATHS[0], files[0].0.clone());
+    let hand_made = PATHS[1..].iter().fold(outermost, |image, path| image.file(path, "x"));
+    let mut bytes = hand_made.bytes();
+    let inode = |path| format::SUPERBLOCK_SIZE + 64 * (hand_made.ino(path) as usize - 1);
+    let mut start = u64::from_le_bytes(bytes[inode(PATHS[0]) + 24..][..8].try_into().unwrap());
+    for (path, (file, begins)) in PATHS.into_iter().zip(&files) {
+        bytes[inode(path) + 16..][..8].copy_from_slice(&(file.len() as u64).to_le_bytes());
+        bytes[inode(path) + 24..][..8].copy_from_slice(&start.to_le_bytes());
+        start += *begins as u64;
+    }
+    let image = Image::from_bytes(bytes).unwrap();
+    let plan = |gather: bool| {
+        let rule = format!(r#"{{"tensors": "w", "split": 1, "gather": {gather}, "uneven": true}}"#);
+        Plan::parse(&format!(r#"{{"ranks": 2, "rules": [{rule}]}}"#)).unwrap()
+    };
+    let error = plan(true).place(&image, 0).unwrap_err();
+    assert!(matches!(error, Error::Plan(PlanError::TooMuch { rank: 0, .. })), "{error}");
+    assert!(plan(false).place(&image, 0).unwrap().len() < image.superblock().total_size);
 }
 
 #[test]
