@@ -3,20 +3,12 @@
 #![forbid(unsafe_code)]
 
 use dmabuf::FdKind;
-#[cfg(feature = "cuda")]
-use std::os::fd::AsFd;
 
 #[cfg(feature = "cuda")]
 use super::Placement;
-#[cfg(feature = "cuda")]
-use super::segments::Segments;
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
-#[cfg(feature = "cuda")]
-use crate::Provenance;
 use crate::error::{Error, Result};
-#[cfg(feature = "cuda")]
-use crate::holder::message::DeviceCopy;
 use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image, Region, Tensor};
 
@@ -227,54 +219,6 @@ impl Image {
     }
 }
 
-#[cfg(feature = "cuda")]
-impl Image {
-    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
-    /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
-    /// milliseconds whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
-    /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets a copy of its own. The result resolves files and
-    /// tensors as [`Image::map`]'s does, each to one place.
-    ///
-    /// # Errors
-    /// As for [`Image::to_with`].
-    pub fn to(&self, device: &Device) -> Result<MappedImage> {
-        self.to_with(device, &super::cuda::UploadOptions::new())
-    }
-
-    /// Like [`Image::to`], with options.
-    ///
-    /// # Errors
-    /// [`DeviceError::OutOfMemory`], with nothing left behind; [`Error::BeingReplaced`] when another image took this
-    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked
-    /// for it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
-    pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
-        let device = resident(device)?;
-        // Nobody has checked what others made, and what was asked for is one content.
-        if options.takes_others()
-            && !self.is_expected()
-            && let Some(kept) = device.kept(self, None)
-        {
-            return Ok(kept);
-        }
-        let upload = |region: &Region, len| device.upload(region, &Segments::whole(len), options);
-        let memory = upload(self.region(), self.superblock().total_size)?;
-        let backing = self.backing().filter(|region| !region.is_empty());
-        let backing = backing.map(|region| upload(region, region.len())).transpose()?;
-        if !self.is_there()? {
-            return Err(Error::BeingReplaced { generation: self.generation() });
-        }
-        Ok(MappedImage { image: self.clone(), memory, backing })
-    }
-}
-
-/// The device, if it has memory of its own for images.
-#[cfg(feature = "cuda")]
-pub(super) fn resident(device: &Device) -> Result<&super::cuda::Device> {
-    let advice = "map it, which copies nothing";
-    let refuse = || DeviceError::NotResident { device: device.name().into(), advice };
-    Ok(device.as_cuda().ok_or_else(refuse)?)
-}
-
 impl MappedImage {
     #[cfg(feature = "cuda")]
     pub(super) fn new(image: Image, memory: MappedRegion, backing: Option<MappedRegion>) -> Self {
@@ -299,36 +243,6 @@ impl MappedImage {
     /// The buffers of the image's own memory.
     pub fn buffers(&self) -> &[Buffer] {
         self.memory.buffers()
-    }
-
-    /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of CUDA. From then on
-    /// [`Image::to`] maps it in every process that attaches to the image, also when this one has ended. It goes when
-    /// the holder drops or swaps the image, or ends; those who have mapped it keep it.
-    ///
-    /// # Errors
-    /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// for a copy that kernels may write to, and on a Vulkan device; [`Error::Holder`] when the holder does not let
-    /// this user load images, or the name means another image by now.
-    #[cfg(feature = "cuda")]
-    pub fn keep(&self) -> Result<()> {
-        let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };
-        let attachment = self.image.region().attachment();
-        let attachment = attachment.ok_or_else(|| refuse("the image came from no holder"))?;
-        if self.backing.is_some() {
-            return Err(refuse("its files lie in two memories").into());
-        }
-        let buffer = self.buffers().first().and_then(Buffer::as_cuda);
-        let buffer = buffer.ok_or_else(|| refuse("only memory of CUDA devices is kept"))?;
-        if self.image.region().provenance() != Provenance::Sealed {
-            return Err(refuse("the image's own memory could change, and the copy would not").into());
-        }
-        if buffer.is_writable() {
-            return Err(refuse("kernels may have written to it").into());
-        }
-        let shared = buffer.share()?;
-        let placement = self.placement().map_or(DeviceCopy::WHOLE, Placement::identity);
-        Ok(attachment
-            .keep(shared.fd.as_fd(), DeviceCopy { device: shared.uuid, size: shared.size, placement })?)
     }
 
     /// Where the contents of a file lie.

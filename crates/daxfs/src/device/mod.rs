@@ -49,6 +49,8 @@ mod placed;
 #[cfg(feature = "cuda")]
 pub mod placement;
 #[cfg(feature = "cuda")]
+mod resident;
+#[cfg(feature = "cuda")]
 mod segments;
 mod slice;
 mod spans;

@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::cuda::UploadOptions;
-use super::image::{not_placed, resident};
+use super::image::not_placed;
 use super::part::Part;
 use super::placement::{Assigned, PartLayout};
+use super::resident::resident;
 use super::{Device, MappedImage, Placement, TensorSlice};
 use crate::Tensor;
 use crate::error::{Error, Result};
