@@ -1,5 +1,7 @@
 //! Runs each example as a user would.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 use daxfs::Tensor;
-use daxfs::device::Place;
+use daxfs::device::{Place, TensorSlice};
 use daxfs::dlpack::{self, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -39,6 +39,8 @@ pub enum Lent<'a> {
     Host(&'a Tensor),
     /// A tensor in the one place where a device reads it.
     Device { tensor: &'a Tensor, place: &'a Place, device: DLDevice, read_only: bool },
+    /// A part of a tensor there.
+    Part { tensor: &'a Tensor, slice: &'a TensorSlice, device: DLDevice, read_only: bool },
 }
 
 impl Lent<'_> {
@@ -46,7 +48,7 @@ impl Lent<'_> {
     fn device(&self) -> (i32, i32) {
         match self {
             Self::Host(_) => CPU,
-            Self::Device { device, .. } => (device.device_type, device.device_id),
+            Self::Device { device, .. } | Self::Part { device, .. } => (device.device_type, device.device_id),
         }
     }
 }
@@ -98,6 +100,9 @@ unsafe impl Managed for DLManagedTensorVersioned {
             Lent::Device { tensor, place, read_only, .. } => {
                 dlpack::export_place_versioned(tensor, place, read_only)
             }
+            Lent::Part { tensor, slice, read_only, .. } => {
+                dlpack::export_slice_versioned(tensor, slice, read_only)
+            }
         }
     }
 
@@ -118,6 +123,7 @@ unsafe impl Managed for DLManagedTensor {
         match lent {
             Lent::Host(tensor) => dlpack::export_legacy(tensor),
             Lent::Device { tensor, place, .. } => dlpack::export_place_legacy(tensor, place),
+            Lent::Part { tensor, slice, .. } => dlpack::export_slice_legacy(tensor, slice),
         }
     }
 
@@ -163,7 +169,7 @@ fn lend<'py, M: Managed>(py: Python<'py>, lent: Lent<'_>, copy: bool) -> PyResul
     let loan = match lent {
         // Copying may take long, so it runs without the lock.
         Lent::Host(tensor) if copy => py.detach(|| M::copy(tensor).map(Loan)).or_raise()?,
-        Lent::Device { .. } if copy => {
+        Lent::Device { .. } | Lent::Part { .. } if copy => {
             let why = "nothing is copied within a device's memory: copy must be None or False";
             return Err(PyBufferError::new_err(why));
         }

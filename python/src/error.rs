@@ -1,9 +1,9 @@
 //! Exceptions: a small hierarchy of our own, and Python's built-in ones where those say it better.
 //!
 //! `DaxfsError` is the root. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
-//! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`. What the
-//! operating system refuses is an `OSError` with its number, and so becomes `FileNotFoundError`, `PermissionError`
-//! and the like by itself.
+//! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`,
+//! `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
+//! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
 
 use daxfs::TensorError;
 use daxfs::device::DeviceError;
@@ -24,6 +24,7 @@ struct Hierarchy {
     source: Py<PyType>,
     device: Py<PyType>,
     device_memory: Py<PyType>,
+    not_placed: Py<PyType>,
 }
 
 static HIERARCHY: PyOnceLock<Hierarchy> = PyOnceLock::new();
@@ -69,6 +70,12 @@ impl Hierarchy {
             "A GPU has too little free memory for the image; the message has both numbers.",
             &[&device, &py.get_type::<PyMemoryError>()],
         )?;
+        let not_placed = class(
+            py,
+            "NotPlacedError",
+            "By its plan, this rank does not have that tensor, file or part on its GPU.",
+            &[&device, &not_found],
+        )?;
         Ok(Self {
             base: base.unbind(),
             format: format.unbind(),
@@ -76,6 +83,7 @@ impl Hierarchy {
             source: source.unbind(),
             device: device.unbind(),
             device_memory: device_memory.unbind(),
+            not_placed: not_placed.unbind(),
         })
     }
 }
@@ -96,8 +104,15 @@ fn class<'py>(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let types = Hierarchy::get(py)?;
-    let own =
-        [&types.base, &types.format, &types.not_found, &types.source, &types.device, &types.device_memory];
+    let own = [
+        &types.base,
+        &types.format,
+        &types.not_found,
+        &types.source,
+        &types.device,
+        &types.device_memory,
+        &types.not_placed,
+    ];
     for class in own {
         let class = class.bind(py);
         module.add(class.name()?, class)?;
@@ -170,7 +185,7 @@ fn from_memory(error: &dmabuf::Error) -> PyErr {
 }
 
 /// `OSError(number, text, subject)`: Python picks the subclass by the number.
-fn os_error(op: &str, subject: &str, number: i32) -> PyErr {
+pub fn os_error(op: &str, subject: &str, number: i32) -> PyErr {
     Python::attach(|py| {
         let text = py
             .import("os")
@@ -205,6 +220,8 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         Error::Device(DeviceError::OutOfMemory { .. }) => {
             raise(error.to_string(), |types| &types.device_memory)
         }
+        Error::Device(DeviceError::NotPlaced { .. }) => raise(error.to_string(), |types| &types.not_placed),
+        Error::Plan(_) => PyValueError::new_err(error.to_string()),
         Error::Device(_) => device(error.to_string()),
         _ => raise(error.to_string(), |types| &types.format),
     }

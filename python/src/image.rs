@@ -208,11 +208,15 @@ impl Image {
     /// progress: called in this thread with (done, total) in bytes while the copy goes on. The bytes that verify
     ///     compares are counted for themselves after that, and so is a split image's backing file. When it returns
     ///     False, DeviceError is raised; its exceptions end the copy, too.
+    /// plan, rank: copy only what a placement plan gives that rank: the path of a JSON file, or a dict of the same
+    ///     form. DeviceTensor.part is what there is of a tensor then, and NotPlacedError what is asked for in vain;
+    ///     ValueError for a wrong plan, or one that does not fit the image.
     ///
     /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind; DaxfsError when another image
     /// took this one's place meanwhile.
     #[pyo3(signature = (
         device, *, threads=None, piece=None, verify=false, writable=false, register=false, direct=true, progress=None,
+        plan=None, rank=None,
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn to(
@@ -226,8 +230,11 @@ impl Image {
         register: bool,
         direct: bool,
         progress: Option<&Bound<'_, PyAny>>,
+        plan: Option<&Bound<'_, PyAny>>,
+        rank: Option<usize>,
     ) -> PyResult<DeviceImage> {
-        let upload = device::Upload { threads, piece, verify, writable, register, direct, progress };
+        let plan = device::Ranked::read(py, plan, rank)?;
+        let upload = device::Upload { threads, piece, verify, writable, register, direct, progress, plan };
         device::to(py, &self.opened()?, device, &upload)
     }
 
@@ -243,8 +250,10 @@ impl Image {
 
     /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
     /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is
-    /// there: send the content_hash along, and open with expect; DeviceImage.verify() compares.
-    #[pyo3(signature = (device, memory, *, size=None, uuid=None))]
+    /// there: send the content_hash along, and open with expect; DeviceImage.verify() compares. plan and rank are those
+    /// that to() had there.
+    #[pyo3(signature = (device, memory, *, size=None, uuid=None, plan=None, rank=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn attach(
         &self,
         py: Python<'_>,
@@ -252,8 +261,11 @@ impl Image {
         memory: &Bound<'_, PyAny>,
         size: Option<u64>,
         uuid: Option<&str>,
+        plan: Option<&Bound<'_, PyAny>>,
+        rank: Option<usize>,
     ) -> PyResult<DeviceImage> {
-        device::attach(py, &self.opened()?, device, memory, size, uuid)
+        let plan = device::Ranked::read(py, plan, rank)?;
+        device::attach(py, &self.opened()?, device, memory, size, uuid, plan.as_ref())
     }
 
     /// The descriptor of the memory, to pass it on: subprocess.Popen(..., pass_fds=[image.fileno()]).

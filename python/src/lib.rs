@@ -35,7 +35,10 @@ mod _daxfs {
     #[pymodule_export]
     use super::command::{daxfs_main, pack_main};
     #[pymodule_export]
-    use super::device::{DeviceFile, DeviceHandle, DeviceImage, DeviceTensor, DeviceTensors, devices};
+    use super::device::{
+        DeviceFile, DeviceHandle, DeviceImage, DeviceLookup, DeviceTensor, DeviceTensorPart, DeviceTensors,
+        devices,
+    };
     #[pymodule_export]
     use super::directory::Directory;
     #[pymodule_export]

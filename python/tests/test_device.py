@@ -1,6 +1,6 @@
 """Images in a GPU's memory. Each test is a process with the simulated CUDA driver or, with DAXFS_TEST_GPU=1, the real.
 
-What they do is in device_cases.py and device_memory.py.
+What they do is in device_cases.py, device_memory.py and device_parts.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Optional
 
 import device_cases
 import device_memory
+import device_parts
 import pytest
 from conftest import build_fake_cuda
 from device_support import REAL, SKIPPED
@@ -31,7 +32,7 @@ from support import Spec, write_safetensors
 
 CASES = [
     case
-    for module in (device_cases, device_memory)
+    for module in (device_cases, device_memory, device_parts)
     for _, case in inspect.getmembers(module, inspect.isfunction)
     if case.__module__ == module.__name__ and case not in module.SPECIAL
 ]
@@ -138,6 +139,8 @@ def test_a_holder_keeps_a_copy(path: Path, tmp_path: Path, library: Optional[Pat
         env = {"HELD": f"daxfs+unix://{holder.socket}/model"}
         run(device_memory.keep, path, library, env=env)
         run(device_memory.get_what_was_kept, path, library, env=env)
+        holder.daxfs("swap", "model", path)
+        run(device_parts.keep_what_a_rank_has, path, library, env=env)
     finally:
         holder.end()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,8 @@ CLASSES = (
     daxfs.DeviceFile,
     daxfs.DeviceTensors,
     daxfs.DeviceTensor,
+    daxfs.DeviceTensorPart,
+    daxfs.DeviceLookup,
     daxfs.DeviceHandle,
 )
 
@@ -42,6 +45,11 @@ def test_everything_is_documented() -> None:
     assert daxfs.devices.__doc__
 
 
+def test_the_header_for_kernels_is_in_the_package() -> None:
+    header = (Path(daxfs.get_include()) / "daxfs_device.h").read_text()
+    assert header == (Path(__file__).parents[2] / "crates/daxfs/include/daxfs_device.h").read_text()
+
+
 def test_version() -> None:
     assert daxfs.__version__ == importlib.metadata.version("daxfs")
 
@@ -55,6 +63,7 @@ def test_version() -> None:
         (daxfs.SourceError, (daxfs.DaxfsError, ValueError)),
         (daxfs.DeviceError, (daxfs.DaxfsError, RuntimeError)),
         (daxfs.DeviceMemoryError, (daxfs.DeviceError, MemoryError)),
+        (daxfs.NotPlacedError, (daxfs.DeviceError, daxfs.NotFoundError)),
     ],
 )
 def test_exceptions(exception: type[Exception], bases: tuple[type, ...]) -> None:

@@ -26,6 +26,12 @@ def on_a_gpu(image: daxfs.Image, tell: Callable[[int, int], None]) -> tuple[daxf
         again: daxfs.DeviceImage = image.attach("cuda:0", 3, size=handle.size, uuid=handle.uuid)
         mapped: Mapping[str, daxfs.DeviceFile] = image.map("cuda:0", piece=2 << 20)
         pointer, read_only = tensors["all.F32"].__cuda_array_interface__["data"]
+        part: daxfs.DeviceTensorPart = tensors["all.F32"][:, 2:4]
+        strides: tuple[int, ...] = part.strides
+        placed: daxfs.DeviceImage = image.to("cuda:0", plan={"ranks": 1, "rules": []}, rank=0)
+        own: daxfs.DeviceTensorPart = placed.tensors()["all.F32"].part
+        lookup: daxfs.DeviceLookup = gpu.lookup()
+        print(strides, own, lookup.device_ptr + lookup.nbytes, daxfs.get_include())
         print(maybe, attached, again, mapped, pointer, read_only)
         return handle, sum(pointers)
 

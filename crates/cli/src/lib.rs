@@ -19,6 +19,7 @@ mod manual;
 mod memory;
 mod output;
 mod place;
+mod placements;
 mod progress;
 mod source;
 mod sources;
@@ -76,6 +77,7 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Stat(verb) => stat::run(&open()?, verb, out),
         ImageVerb::Cat(verb) => cat::run(&open()?, verb, out),
         ImageVerb::Inspect(verb) => inspect::run(&open()?, verb, out),
+        ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
         // Opens the image in its own way: a broken rule is a finding there.

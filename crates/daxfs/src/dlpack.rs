@@ -266,16 +266,7 @@ pub fn export_slice_versioned(
     slice: &TensorSlice,
     read_only: bool,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
-    let whole = Array::describe(tensor, DLDevice::CPU)?;
-    if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() || slice.shape().len() != whole.shape.len() {
-        return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
-    }
-    let too_large = || fault(tensor, "its dimensions do not fit 63 bits");
-    let shape = signed(slice.shape()).ok_or_else(too_large)?;
-    let strides = signed(slice.strides()).ok_or_else(too_large)?;
-    let (data, device) = Array::address(tensor, slice.place())?;
-    let array = Array { data, device, shape, strides, ..whole };
-    lend_place(tensor, array, slice.place(), read_only)
+    lend_place(tensor, Array::part(tensor, slice)?, slice.place(), read_only)
 }
 
 /// Like [`export_place_versioned`], in the form before DLPack 1, for a copy in the device's own memory. This form
@@ -286,7 +277,20 @@ pub fn export_slice_versioned(
 /// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
 #[cfg(feature = "cuda")]
 pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManagedTensor>> {
-    let array = Array::at(tensor, place)?;
+    lend_place_legacy(tensor, Array::at(tensor, place)?, place)
+}
+
+/// Like [`export_slice_versioned`], in the form before DLPack 1, as [`export_place_legacy`].
+///
+/// # Errors
+/// As for [`export_slice_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
+#[cfg(feature = "cuda")]
+pub fn export_slice_legacy(tensor: &Tensor, slice: &TensorSlice) -> Result<NonNull<DLManagedTensor>> {
+    lend_place_legacy(tensor, Array::part(tensor, slice)?, slice.place())
+}
+
+#[cfg(feature = "cuda")]
+fn lend_place_legacy(tensor: &Tensor, array: Array, place: &Place) -> Result<NonNull<DLManagedTensor>> {
     if array.device.is_host() {
         return Err(
             fault(tensor, "host memory that others share is lent to consumers of DLPack 1 only").into()
@@ -369,6 +373,21 @@ impl Array {
             return Err(fault(tensor, "the place is not that of the whole tensor").into());
         }
         Ok(Self { data, ..Self::describe(tensor, device)? })
+    }
+
+    /// The array of a part of the tensor in a device's memory.
+    #[cfg(feature = "cuda")]
+    fn part(tensor: &Tensor, slice: &TensorSlice) -> Result<Self> {
+        let whole = Self::describe(tensor, DLDevice::CPU)?;
+        if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() {
+            return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
+        }
+        let too_large = || fault(tensor, "its dimensions do not fit 63 bits");
+        let shape = signed(slice.shape()).ok_or_else(too_large)?;
+        let strides = signed(slice.strides()).ok_or_else(too_large)?;
+        let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
+        let (data, device) = Self::address(tensor, slice.place())?;
+        Ok(Self { data, device, ndim, shape, strides, ..whole })
     }
 
     /// Pointer and device of a place.

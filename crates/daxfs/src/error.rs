@@ -251,6 +251,11 @@ pub enum Error {
     #[cfg(any(feature = "vulkan", feature = "cuda"))]
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
+
+    /// A placement plan is wrong, or cannot be followed for an image.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Plan(#[from] crate::device::placement::PlanError),
 }
 
 impl Error {

@@ -32,6 +32,7 @@ mod restore;
 mod server;
 mod socket;
 mod source;
+mod stored;
 mod systemd;
 mod table;
 mod takeover;

@@ -174,7 +174,7 @@ impl Server {
     /// Puts an image under its name. A supervisor has it before anybody is told.
     fn hold(&mut self, name: &str, ready: Ready) -> Result<()> {
         crash_point("hold-begin");
-        let kept = self.table.iter().map(|held| (&held.access, held.fds.len()));
+        let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
         self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
         if self.notify.is_active()
             && let Some(name) = self.stored_as(&ready.fds)
@@ -188,7 +188,7 @@ impl Server {
         crash_point("hold-stored");
         let old = self.table.put(name, ready);
         if let Some(old) = &old {
-            self.notify.forget(name, old.info.generation);
+            self.notify.forget(name, old.info.generation, &old.info.copies);
         }
         self.notify.forget_set_aside(Some(name));
         crash_point("hold-swapped");

@@ -1,12 +1,12 @@
 //! What each request does.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxfs::holder::message::{COPIES_MAX, DeviceCopy, ImageInfo, PAGE_MAX, Refusal, Reply, Request, Version};
 
-use crate::access::{may_control, peer_groups};
+use crate::access::{Access, may_control, peer_groups};
 use crate::connection::Connection;
 use crate::load::{LoadOptions, Watch};
 use crate::loads::Job;
@@ -45,8 +45,10 @@ impl Server {
             Request::Health => Ok(Some(self.health())),
             Request::Takeover => self.begin_takeover(token, connection),
             Request::TakeoverDone => self.end_takeover(token),
-            Request::Keep { of, device, size } => self.keep(connection, &of, device, size, fds),
-            Request::Copy { of, device } => self.copy(connection, &of, device),
+            Request::Keep { of, copy } => self.keep(connection, &of, copy, fds),
+            Request::Copy { of, device, placement } => {
+                self.copy(connection, &of, &DeviceCopy { device, placement, size: 0 })
+            }
             _ => Err((Refusal::BadRequest, "this holder does not know that request".into())),
         };
         match result {
@@ -110,20 +112,29 @@ impl Server {
         &mut self,
         connection: &Connection,
         of: &Version,
-        device: [u8; 16],
-        size: u64,
+        copy: DeviceCopy,
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
         let held = self.same(connection, of)?;
-        if held.copies.len() >= COPIES_MAX && held.copy_on(device).is_none() {
-            return Err((
-                Refusal::Limit,
-                format!("{COPIES_MAX} devices have copies of {:?} already", of.name),
-            ));
+        let (name, generation, old) = (&of.name, of.generation, held.copy_like(&copy).map(|(old, _)| old));
+        if held.copies.len() >= COPIES_MAX && old.is_none() {
+            return Err((Refusal::Limit, format!("{COPIES_MAX} copies of {name:?} are kept already")));
         }
-        self.table.keep(&of.name, DeviceCopy { device, size }, fds.into());
-        let (peer, name, generation) = (connection.peer, &of.name, of.generation);
+        if let Some(old) = old {
+            // Another one can be made, so that none is there for a moment does no harm.
+            self.notify.forget_copy(name, generation, &old);
+        } else {
+            let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
+            let room = self.notify.check_room(kept, (&Access::default(), 1));
+            room.map_err(|error| (Refusal::Limit, error.to_string()))?;
+        }
+        for fd in &fds {
+            let stored = self.notify.store_copy(name, generation, &copy, fd.as_fd());
+            stored.map_err(|error| (Refusal::Failed, error.to_string()))?;
+        }
+        self.table.keep(name, copy, fds.into());
+        let (peer, size) = (connection.peer, copy.size);
         tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, size, "copy on a device kept");
         Ok(Some(Reply::Ok))
     }
@@ -132,12 +143,12 @@ impl Server {
         &mut self,
         connection: &mut Connection,
         of: &Version,
-        device: [u8; 16],
+        wanted: &DeviceCopy,
     ) -> Result<Option<Reply>, Refused> {
         check_attaches(connection)?;
         let held = self.same(connection, of)?;
         // There is none, which is no failure.
-        let Some((copy, fd)) = held.copy_on(device) else { return Ok(Some(Reply::Ok)) };
+        let Some((copy, fd)) = held.copy_like(wanted) else { return Ok(Some(Reply::Ok)) };
         connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(fd));
         connection.attaches += 1;
         connection.flush();
@@ -205,17 +216,17 @@ impl Server {
 
     fn drop_image(&mut self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
-        let generation = self.table.remove(name).map(|held| held.info.generation);
+        let removed = self.table.remove(name);
         // What this holder could not look at, and so does not hold, would come back with the next one.
         let aside = self.notify.forget_set_aside(Some(name));
-        if generation.is_none() && aside == 0 {
+        if removed.is_none() && aside == 0 {
             return Err((Refusal::NoSuchName, format!("there is no image {name:?}")));
         }
-        if let Some(generation) = generation {
-            self.notify.forget(name, generation);
+        if let Some(held) = &removed {
+            self.notify.forget(name, held.info.generation, &held.info.copies);
         }
         self.images_changed();
-        let peer = connection.peer;
+        let (peer, generation) = (connection.peer, removed.map(|held| held.info.generation));
         tracing::info!(peer.pid, peer.uid, peer.gid, name, ?generation, aside, "dropped");
         Ok(Some(Reply::Ok))
     }
@@ -226,7 +237,7 @@ impl Server {
         tracing::info!(peer.pid, peer.uid, peer.gid, "stop requested");
         // Asked to end for good: a supervisor must not keep the images, either.
         for held in self.table.iter() {
-            self.notify.forget(&held.info.name, held.info.generation);
+            self.notify.forget(&held.info.name, held.info.generation, &held.info.copies);
         }
         self.notify.forget_set_aside(None);
         self.begin_stop();

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::stat::fstat;
 
@@ -9,7 +10,8 @@ use crate::access::Access;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
 use crate::socket::Listener;
-use crate::systemd::{Notify, Passed, SetAside, Stored, StoredKind, stored_access};
+use crate::stored::{Stored, StoredCopy, StoredKind};
+use crate::systemd::{Notify, Passed, SetAside, stored_access};
 use crate::table::{Ready, Table};
 
 /// Puts every stored image into the table and returns the listening socket, if one was passed.
@@ -25,6 +27,9 @@ pub(crate) fn restore_all(
 ) -> Result<Option<Listener>> {
     let mut listener = None;
     let access = stored_access(&passed);
+    // What they are copies of has to be there first.
+    let is_copy = |passed: &Passed| StoredCopy::parse(&passed.name).is_some();
+    let (copies, passed): (Vec<_>, Vec<_>) = passed.into_iter().partition(is_copy);
     for passed in passed {
         match Stored::parse(&passed.name) {
             Some(Stored { kind: StoredKind::Access, .. }) => {}
@@ -40,7 +45,24 @@ pub(crate) fn restore_all(
             None => listener = Some(Listener::foreign(passed.fd, socket)?),
         }
     }
+    for copy in copies {
+        restore_copy(table, notify, copy);
+    }
     Ok(listener)
+}
+
+/// Puts the copy of an image on a device beside it. Without the image of that generation it is of no use; with one that
+/// was set aside it waits.
+fn restore_copy(table: &mut Table, notify: &mut Notify, passed: Passed) {
+    let Some(StoredCopy { copy, generation, name }) = StoredCopy::parse(&passed.name) else { return };
+    if table.get(name).is_some_and(|held| held.info.generation == generation) {
+        table.keep(name, copy, Arc::new([passed.fd]));
+        tracing::info!(name, generation, size = copy.size, "copy on a device found in the descriptor store");
+    } else if let Some(image) = notify.aside_mut(name, generation) {
+        image.copies.push(copy);
+    } else {
+        notify.forget_copy(name, generation, &copy);
+    }
 }
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
@@ -67,22 +89,28 @@ fn restore(
             let reservation = budget.adopt(info.size);
             let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
             if let Some(old) = old {
-                notify.forget(name, old.info.generation);
+                notify.forget(name, old.info.generation, &[]);
             }
             tracing::info!(name, generation, "found in the descriptor store");
         }
-        Ok(_) if generation < newer => notify.forget(name, generation),
+        Ok(_) if generation < newer => notify.forget(name, generation, &[]),
         // The same one twice; a removal by name would take both.
         Ok(_) => {}
         Err(error) if is_passing(&error) => {
             tracing::error!(name, generation, %error, "left in the descriptor store, not held");
             table.continue_at(generation.saturating_add(1));
             let memory = fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
-            notify.set_aside(SetAside { name: name.to_owned(), generation, access, memory });
+            notify.set_aside(SetAside {
+                name: name.to_owned(),
+                generation,
+                access,
+                memory,
+                copies: Vec::new(),
+            });
         }
         Err(error) => {
             tracing::error!(name, generation, %error, "the descriptor store holds no valid image of that name");
-            notify.forget(name, generation);
+            notify.forget(name, generation, &[]);
         }
     }
 }

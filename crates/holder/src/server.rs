@@ -152,10 +152,18 @@ impl Server {
                     let (name, other) = (&held.info.name, &other.info.name);
                     tracing::warn!(name, other, "the same open file: the supervisor keeps only the other");
                 }
+                let (name, generation) = (&held.info.name, held.info.generation);
                 for fd in held.fds.iter() {
-                    let (name, generation) = (&held.info.name, held.info.generation);
                     if let Err(error) = server.notify.store(name, generation, &held.access, fd.as_fd()) {
                         tracing::warn!(name, %error, "the supervisor does not store the image");
+                    }
+                }
+                for (copy, fds) in held.copies() {
+                    let stored = fds
+                        .iter()
+                        .try_for_each(|fd| server.notify.store_copy(name, generation, &copy, fd.as_fd()));
+                    if let Err(error) = stored {
+                        tracing::warn!(name, %error, "the supervisor does not store the copy on a device");
                     }
                 }
             }

@@ -3,8 +3,9 @@
 //! Started by systemd, the holder finds in `LISTEN_FDS` its listening socket and the images that an earlier life put
 //! into the descriptor store (sd_listen_fds(3)). It stores an image (`FDSTORE=1`, sd_notify(3)) before it tells anybody
 //! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
-//! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users); of two generations of a name the higher
-//! counts, so a crash between storing a new one and removing the old one loses nothing. systemd drops, without a word,
+//! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users, and [`StoredCopy`] for copies on devices); of
+//! two generations of a name the higher counts, so a crash between storing a new one and removing the old one loses
+//! nothing. systemd drops, without a word,
 //! a descriptor of an open file that it has already, under whatever name: each image has an open file of its own (see
 //! [`dmabuf::reopen`]), or is refused.
 
@@ -12,7 +13,6 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -20,11 +20,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::holder::message::is_valid_name;
+use daxfs::holder::message::DeviceCopy;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::access::Access;
 use crate::error::{Error, Result};
+use crate::stored::{Stored, StoredCopy, StoredKind};
 
 /// First descriptor that systemd passes.
 const FIRST: RawFd = 3;
@@ -93,6 +94,8 @@ pub struct SetAside {
     pub access: Access,
     /// Device and inode number of its memory.
     pub memory: Option<(u64, u64)>,
+    /// Its copies on devices, which stay with the supervisor, too.
+    pub copies: Vec<DeviceCopy>,
 }
 
 impl Notify {
@@ -133,7 +136,7 @@ impl Notify {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
         // One more for the list of users.
         let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(*access != Access::default());
-        let aside = self.aside.iter().map(|image| (&image.access, 1));
+        let aside = self.aside.iter().map(|image| (&image.access, 1 + image.copies.len()));
         let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
         let need = kept + descriptors(fresh);
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
@@ -142,6 +145,11 @@ impl Notify {
     /// Remembers an image that the supervisor keeps although this holder does not hold it.
     pub fn set_aside(&mut self, image: SetAside) {
         self.aside.push(image);
+    }
+
+    /// The image of that name and generation, if it was set aside.
+    pub fn aside_mut(&mut self, name: &str, generation: u64) -> Option<&mut SetAside> {
+        self.aside.iter_mut().find(|image| image.name == name && image.generation == generation)
     }
 
     /// Name of an image that was set aside and has the memory of one of `fds`. Its own descriptor is gone, so nothing
@@ -159,7 +167,7 @@ impl Notify {
             .partition(|image| name.is_none_or(|name| image.name == name));
         self.aside = left;
         for image in &gone {
-            self.forget(&image.name, image.generation);
+            self.forget(&image.name, image.generation, &image.copies);
         }
         gone.len()
     }
@@ -224,8 +232,34 @@ impl Notify {
         self.send(&assignment("FDSTORE", kind, name, generation), &[fd])
     }
 
+    /// Stores the descriptor of a copy on a device, whose image is stored already. One of the same name is to be
+    /// removed before ([`Notify::forget_copy`]).
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn store_copy(
+        &self,
+        name: &str,
+        generation: u64,
+        copy: &DeviceCopy,
+        fd: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let stored = StoredCopy { copy: *copy, generation, name };
+        // systemd drops a descriptor that polls as hung up, and what a driver's descriptors answer is the driver's.
+        self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={stored}"), &[fd])
+    }
+
+    /// Removes a copy from the store; that the supervisor cannot be told is only logged.
+    pub fn forget_copy(&self, name: &str, generation: u64, copy: &DeviceCopy) {
+        let stored = StoredCopy { copy: *copy, generation, name };
+        if let Err(error) = self.send(&format!("FDSTOREREMOVE=1\nFDNAME={stored}"), &[]) {
+            tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor of a copy");
+        }
+    }
+
     /// Removes an image, and what belongs to it, from the store; that the supervisor cannot be told is only logged.
-    pub fn forget(&self, name: &str, generation: u64) {
+    pub fn forget(&self, name: &str, generation: u64, copies: &[DeviceCopy]) {
+        copies.iter().for_each(|copy| self.forget_copy(name, generation, copy));
         if let Err(error) = self.remove(name, generation) {
             tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor");
         }
@@ -242,52 +276,6 @@ impl Notify {
 
 fn assignment(verb: &str, kind: StoredKind, name: &str, generation: u64) -> String {
     format!("{verb}=1\nFDNAME={}", Stored { kind, generation, name })
-}
-
-/// What a stored descriptor is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredKind {
-    /// An image for everybody who may connect.
-    Open,
-    /// An image for some users, who are listed in another descriptor.
-    Restricted,
-    /// That list.
-    Access,
-}
-
-impl StoredKind {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Open, "img"), (Self::Restricted, "own"), (Self::Access, "acl")];
-}
-
-/// Name of a descriptor in the store, `img.GENERATION.NAME` for one: at most 255 characters, and no colon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored<'a> {
-    /// What it is.
-    pub kind: StoredKind,
-    /// Generation of the image.
-    pub generation: u64,
-    /// Name of the image.
-    pub name: &'a str,
-}
-
-impl fmt::Display for Stored<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix =
-            StoredKind::ALL.iter().find(|(kind, _)| *kind == self.kind).map_or("img", |(_, text)| text);
-        write!(f, "{prefix}.{}.{}", self.generation, self.name)
-    }
-}
-
-impl<'a> Stored<'a> {
-    /// Reads such a name; `None` for other descriptors.
-    pub fn parse(text: &'a str) -> Option<Self> {
-        let (prefix, rest) = text.split_once('.')?;
-        let (kind, _) = StoredKind::ALL.iter().find(|(_, known)| *known == prefix)?;
-        let (generation, name) = rest.split_once('.')?;
-        let generation = generation.parse().ok()?;
-        is_valid_name(name).then_some(Self { kind: *kind, generation, name })
-    }
 }
 
 /// The lists of users among what was passed, by generation and name of their images.
@@ -312,21 +300,6 @@ pub fn stored_access(passed: &[Passed]) -> HashMap<(u64, String), Access> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn store_names() {
-        for (kind, text) in StoredKind::ALL {
-            let stored = Stored { kind, generation: 12, name: "llama-3.1" };
-            assert_eq!(stored.to_string(), format!("{text}.12.llama-3.1"));
-            assert_eq!(Stored::parse(&stored.to_string()), Some(stored));
-        }
-        for wrong in ["daxfs.sock", "img.x.a", "img.1", "img.1.", "img.1..a"] {
-            assert_eq!(Stored::parse(wrong), None, "{wrong}");
-        }
-        let longest =
-            Stored { kind: StoredKind::Open, generation: u64::MAX, name: &"n".repeat(128) }.to_string();
-        assert!(longest.len() <= 255);
-    }
 
     #[test]
     fn nobody_listens_without_a_supervisor() {

@@ -38,10 +38,19 @@ pub struct Held {
 }
 
 impl Held {
-    /// Its copy on a device: what is told of it, and its descriptor.
-    pub fn copy_on(&self, device: [u8; 16]) -> Option<(DeviceCopy, &Arc<[OwnedFd]>)> {
-        let mut copies = self.info.copies.iter().zip(&self.copies);
-        copies.find(|(copy, _)| copy.device == device).map(|(copy, fd)| (*copy, fd))
+    /// Its copy that `wanted` would take the place of: what is told of it, and its descriptor.
+    pub fn copy_like(&self, wanted: &DeviceCopy) -> Option<(DeviceCopy, &Arc<[OwnedFd]>)> {
+        self.copies().find(|(copy, _)| copy.is_like(wanted))
+    }
+
+    /// All its copies on devices, with their descriptors.
+    pub fn copies(&self) -> impl Iterator<Item = (DeviceCopy, &Arc<[OwnedFd]>)> {
+        self.info.copies.iter().copied().zip(&self.copies)
+    }
+
+    /// Descriptors, its own and those of its copies.
+    pub fn descriptors(&self) -> usize {
+        self.fds.len() + self.copies.len()
     }
 
     /// Inode number of its memory; 0 when the system does not say.
@@ -78,10 +87,10 @@ impl Table {
         self.images.get(name)
     }
 
-    /// Puts a copy beside an image, in the place of one on the same device.
+    /// Puts a copy beside an image, in the place of one of the same on the same device.
     pub fn keep(&mut self, name: &str, copy: DeviceCopy, fd: Arc<[OwnedFd]>) {
         let Some(held) = self.images.get_mut(name) else { return };
-        match held.info.copies.iter().position(|other| other.device == copy.device) {
+        match held.info.copies.iter().position(|other| other.is_like(&copy)) {
             Some(at) => (held.info.copies[at], held.copies[at]) = (copy, fd),
             None => {
                 held.info.copies.push(copy);
@@ -137,10 +146,9 @@ impl Table {
         self.adopt(Ready { info, ..ready })
     }
 
-    /// Puts an image back under the name and generation that it had with another holder.
+    /// Puts an image back under the name and generation that it had with another holder. Its copies follow one by one.
     pub fn adopt(&mut self, ready: Ready) -> Option<Held> {
         self.continue_at(ready.info.generation.saturating_add(1));
-        // Another holder keeps its copies to itself.
         let info = ImageInfo { copies: Vec::new(), ..ready.info };
         let held = Held {
             fds: ready.fds.into(),

@@ -1,7 +1,8 @@
 //! Replacing a running holder by a new process, without a moment in which nobody holds the images or the socket.
 //!
 //! The new process asks; the old one stops accepting and controlling (but goes on answering attaches on connections
-//! that it has), sends every image with its descriptors and at last the listening socket, and waits. When the new one
+//! that it has), sends every image with its descriptors, its copies on devices behind it, and at last the listening
+//! socket, and waits. When the new one
 //! says that it has everything, the old one answers, serves what is left on its connections, and ends without removing
 //! the socket. Loads that go on are waited for first; meanwhile the new process is sent their progress, and no other
 //! load is begun. Clients that connect in between wait in the socket's backlog and are served by the new one. If the
@@ -35,6 +36,8 @@ pub(crate) struct Takeover {
     deadline: Option<Instant>,
     /// Name of the last image that was sent.
     sent: String,
+    /// How many of its copies on devices were sent.
+    copies_sent: usize,
     /// Whether the socket was sent, which comes last.
     complete: bool,
 }
@@ -53,7 +56,8 @@ impl Server {
         }
         let (peer, waits) = (connection.peer, self.is_loading());
         tracing::info!(peer.pid, peer.uid, waits, "takeover asked for");
-        self.takeover = Some(Takeover { token, deadline: None, sent: String::new(), complete: false });
+        self.takeover =
+            Some(Takeover { token, deadline: None, sent: String::new(), copies_sent: 0, complete: false });
         if !waits {
             self.hand_over(token, connection);
         }
@@ -96,8 +100,17 @@ impl Server {
         if takeover.complete || takeover.deadline.is_none() || connection.is_blocked() {
             return;
         }
+        // Nothing is kept, dropped or loaded meanwhile.
+        let copy = self.table.get(&takeover.sent).and_then(|held| held.copies().nth(takeover.copies_sent));
+        if let Some((copy, fd)) = copy {
+            takeover.copies_sent += 1;
+            connection.reply(&Reply::HandoverCopy(copy), Arc::clone(fd));
+            crash_point("takeover-copy");
+            return;
+        }
         let next = self.table.after(&takeover.sent).next();
         if let Some(held) = next {
+            takeover.copies_sent = 0;
             takeover.sent = held.info.name.clone();
             let Access { uids, gids } = held.access.clone();
             connection.reply(&Reply::Handover { info: held.info.clone(), uids, gids }, Arc::clone(&held.fds));
@@ -188,14 +201,20 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
     let mut waited = false;
+    let mut last = String::new();
     let mut received = client.request(&Request::Takeover, &[]);
     let listener = loop {
         match received.map_err(Error::Takeover)? {
             (Reply::Handover { info, uids, gids }, fds) => {
                 tracing::info!(name = info.name, generation = info.generation, "image received");
                 let reservation = budget.adopt(info.size);
+                last.clone_from(&info.name);
                 table.adopt(Ready { info, fds, access: Access { uids, gids }, reservation });
                 crash_point("takeover-received");
+            }
+            (Reply::HandoverCopy(copy), fds) => {
+                tracing::info!(name = last, size = copy.size, "copy on a device received");
+                table.keep(&last, copy, fds.into());
             }
             (Reply::Progress { .. }, _) => {
                 if let Ok(Some(_)) = signals.read_signal() {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use daxfs::holder::message::{MemoryKind, Refusal, Reply, Request, Version};
+use daxfs::holder::message::{COPIES_MAX, DeviceCopy, MemoryKind, Refusal, Reply, Request, Version};
 use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
 use support::{
@@ -263,37 +263,44 @@ fn who_may_attach_and_control() {
     assert_eq!(refusal(result).0, Refusal::NotAllowed);
     // Copies on devices are kept for those who may load, and given to those who may attach.
     let own = |name: &str| place.open(name).region().attachment().unwrap().clone();
-    let device = [7; 16];
-    own("user").keep(weights.as_fd(), device, 4096).unwrap();
-    assert!(own("user").copy_on([8; 16]).unwrap().is_none());
-    let (fd, size) = own("user").copy_on(device).unwrap().unwrap();
+    let copy =
+        |device, placement| DeviceCopy { device: [device; 16], placement: [placement; 32], size: 4096 };
+    let (whole, placed) = (copy(7, 0), copy(7, 1));
+    own("user").keep(weights.as_fd(), whole).unwrap();
+    for (device, placement) in [(8, 0), (7, 1)] {
+        assert!(own("user").copy_on([device; 16], [placement; 32]).unwrap().is_none());
+    }
+    let (fd, size) = own("user").copy_on(whole.device, whole.placement).unwrap().unwrap();
     assert!(size == 4096 && dmabuf::same_open_file(fd.as_fd(), weights.as_fd()).unwrap());
-    assert_eq!(place.list().iter().map(|info| info.copies.len()).sum::<usize>(), 1);
+    own("user").keep(weights.as_fd(), placed).unwrap();
+    assert!(own("user").copy_on(placed.device, placed.placement).unwrap().is_some());
+    assert_eq!(place.list().iter().map(|info| info.copies.len()).sum::<usize>(), 2);
     let of = |name: &str| {
         let attachment = own(name);
         let (info, stat) =
             (attachment.info(), nix::sys::stat::fstat(place.open(name).region().fd().unwrap()));
         Version { name: name.into(), generation: info.generation, inode: stat.unwrap().st_ino }
     };
-    let keep = Request::Keep { of: of("everybody"), device, size: 4096 };
+    let keep = Request::Keep { of: of("everybody"), copy: whole };
     let result = connect_as(&place, 4321).request(&keep, &[weights.as_fd()]);
     assert_eq!(refusal(result).0, Refusal::NotAllowed);
-    let copy = Request::Copy { of: of("user"), device };
-    assert!(connect_as(&place, 4321).request(&copy, &[]).is_ok());
-    assert_eq!(refusal(connect_as(&place, 4322).request(&copy, &[])).0, Refusal::NoSuchName);
+    let get = |of| Request::Copy { of, device: whole.device, placement: whole.placement };
+    assert!(connect_as(&place, 4321).request(&get(of("user")), &[]).is_ok());
+    assert_eq!(refusal(connect_as(&place, 4322).request(&get(of("user")), &[])).0, Refusal::NoSuchName);
     let stale = Version { inode: 1, ..of("user") };
     let refused = [
-        place.connect().request(&Request::Copy { of: stale.clone(), device }, &[]),
-        place.connect().request(&Request::Keep { of: stale, device, size: 1 }, &[weights.as_fd()]),
+        place.connect().request(&get(stale.clone()), &[]),
+        place.connect().request(&Request::Keep { of: stale, copy: whole }, &[weights.as_fd()]),
     ];
     assert!(refused.into_iter().all(|result| refusal(result).0 == Refusal::NoSuchName));
-    for number in 1..=16 {
-        own("user")
-            .keep(weights.as_fd(), [number; 16], 1)
-            .unwrap_or_else(|error| panic!("{number}: {error}"));
+    for number in (0..COPIES_MAX).map(|number| u8::try_from(number).unwrap()) {
+        // Those that are there already are replaced.
+        let (device, placement) = (7 + number / 8, number % 8);
+        let kept = own("user").keep(weights.as_fd(), copy(device, placement));
+        kept.unwrap_or_else(|error| panic!("{number}: {error}"));
     }
-    let result = own("user").keep(weights.as_fd(), [99; 16], 1);
-    assert!(result.unwrap_err().to_string().contains("16 devices"));
+    let result = own("user").keep(weights.as_fd(), copy(99, 0));
+    assert!(result.unwrap_err().to_string().contains("32 copies"));
     let seen = connect_as(&place, 4322).list().unwrap();
     assert_eq!(seen.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["everybody"]);
     assert_eq!(place.list().len(), 3);

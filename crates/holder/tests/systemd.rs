@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::Image;
-use daxfs::holder::message::Request;
+use daxfs::holder::message::{DeviceCopy, Request};
 use support::supervisor::Supervisor;
-use support::{Place, Process, Start, be_process, hash_of, identity, is_root_for, packed, tensor, wait_for};
+use support::{
+    Place, Process, Start, be_process, hash_of, identity, is_root_for, is_used, keep_copies, kept_copies,
+    packed, tensor, wait_for,
+};
 
 #[test]
 fn process() {
@@ -53,6 +56,73 @@ fn images_come_back_after_the_holder_was_killed() {
     supervisor.wait_for_store(&["img.3.a"]);
     let next = place.load_path("d", false, &place.weights("d", 4, 10)).unwrap();
     assert_eq!(next.generation, 4);
+}
+
+/// Names of stored copies, without what says where and of what they are.
+fn stored_copies(supervisor: &Supervisor) -> Vec<String> {
+    let stored = supervisor.stored().into_iter().filter(|name| name.starts_with("gpu."));
+    stored
+        .map(|name| {
+            let mut parts = name.splitn(4, '.').skip(1);
+            let (generation, copy, image) =
+                (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+            assert_eq!(copy.len(), 75);
+            format!("{generation} {image}")
+        })
+        .collect()
+}
+
+#[test]
+fn copies_on_devices_come_back_with_their_images() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    place.load_path("b", false, &place.weights("b", 2, 1000)).unwrap();
+    let (of_a, of_b) = (keep_copies(&place, "a"), keep_copies(&place, "b"));
+    // A copy takes the place of its like.
+    let again = keep_copies(&place, "a");
+    assert!(again != of_a && again.len() == of_a.len());
+    wait_for("copies", || stored_copies(&supervisor).len() == 6);
+    wait_for("the last one to be stored", || {
+        supervisor.catch_up();
+        stored_copies(&supervisor) == ["1 a", "1 a", "1 a", "2 b", "2 b", "2 b"]
+    });
+    holder.kill();
+    let mut holder = supervisor.serve(&place, &Start::default());
+    assert_eq!((kept_copies(&place, "a"), kept_copies(&place, "b")), (again.clone(), of_b.clone()));
+    // They go with their image.
+    place.load_path("a", true, &place.weights("c", 3, 1000)).unwrap();
+    place.connect().request(&Request::Drop { name: "b".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.3.a"]);
+    assert!(again.iter().chain(&of_b).all(|(_, file)| !is_used(*file)));
+    // Without it they are of no use.
+    let of_new = keep_copies(&place, "a");
+    wait_for("copies", || stored_copies(&supervisor).len() == 3);
+    holder.kill();
+    supervisor.lose("img.3.a");
+    let _holder = supervisor.serve(&place, &Start::default());
+    supervisor.wait_for_store(&[]);
+    assert!(of_new.iter().all(|(_, file)| !is_used(*file)) && place.list().is_empty());
+}
+
+#[test]
+fn a_copy_for_which_there_is_no_room_is_refused() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::keeping(&place, 4);
+    let _holder = supervisor.serve(&place, &Start::default());
+    place.load_path("a", false, &place.weights("a", 1, 1000)).unwrap();
+    keep_copies(&place, "a");
+    // Those that are there may be replaced; another one may not come.
+    keep_copies(&place, "a");
+    let attachment = place.open("a").region().attachment().unwrap().clone();
+    let copy = DeviceCopy { device: [77; 16], placement: DeviceCopy::WHOLE, size: 1 };
+    let error = attachment.keep(File::open("/dev/null").unwrap().as_fd(), copy).unwrap_err();
+    assert!(error.to_string().contains("keeps at most 4 descriptors"), "{error}");
+    let error = place.load_path("b", false, &place.weights("b", 2, 10)).unwrap_err();
+    assert!(error.to_string().contains("this needs 5"), "{error}");
 }
 
 #[test]
@@ -122,14 +192,18 @@ fn what_cannot_be_looked_at_for_now_stays_stored() {
 /// Images with a list of users beside those that are set aside.
 const LISTED: usize = 10;
 
-/// A holder that could not look at the images `a` and `b`, and a copy of the first one's descriptor; the supervisor
-/// has no more room.
+/// Copies on devices of one of those.
+const COPIES: usize = 3;
+
+/// A holder that could not look at the images `a`, of which there are copies on devices, and `b`, and a copy of the
+/// first one's descriptor; the supervisor has no more room.
 fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
-    let supervisor = Supervisor::keeping(place, 2 + 2 * LISTED);
+    let supervisor = Supervisor::keeping(place, 2 + COPIES + 2 * LISTED);
     let mut holder = supervisor.serve(place, &Start::default());
     let (a, b) = (packed(&place.weights("wa", 1, 1000)), packed(&place.weights("wb", 2, 1000)));
     place.load("a", false, &[], a.as_fd()).unwrap();
     place.load("b", false, &[], b.as_fd()).unwrap();
+    assert_eq!(keep_copies(place, "a").len(), COPIES);
     for index in 0..LISTED {
         place.load(&format!("listed-{index}"), false, &["allow-uid=7"], a.as_fd()).unwrap();
     }
@@ -137,11 +211,12 @@ fn with_two_set_aside(place: &Place) -> (Supervisor, Process, OwnedFd) {
     // Standard streams, the socket, all that is stored, the notify socket: none is left to look at the first image,
     // and one too few, that of the first, to look at the second. The lists of users are closed then, which leaves
     // enough.
-    let max_descriptors = Some(3 + 1 + 2 + 2 * LISTED + 1);
+    let max_descriptors = Some(3 + 1 + 2 + COPIES + 2 * LISTED + 1);
     let holder = supervisor.serve(place, &Start { max_descriptors, ..Start::default() });
     let names: Vec<_> = place.list().into_iter().map(|info| info.name).collect();
     assert!(names.len() == LISTED && names.iter().all(|name| name.starts_with("listed-")), "{names:?}");
     assert_eq!(stored_for_all(&supervisor), ["img.1.a", "img.2.b"]);
+    assert_eq!(stored_copies(&supervisor), ["1 a"; COPIES]);
     (supervisor, holder, a)
 }
 
@@ -158,7 +233,7 @@ fn what_was_set_aside_goes_with_its_name() {
     let fresh = packed(&place.weights("wc", 3, 1000));
     let load = |name, source: &OwnedFd| place.load(name, false, &[], source.as_fd());
     let full = load("c", &fresh).unwrap_err().to_string();
-    assert!(full.contains("at most 22 descriptors, and this needs 23"), "what is set aside counts: {full}");
+    assert!(full.contains("at most 25 descriptors, and this needs 26"), "what is set aside counts: {full}");
     drop_image("b").unwrap();
     wait_for("the second to go", || stored_for_all(&supervisor) == ["img.1.a"]);
     assert!(drop_image("b").unwrap_err().is_not_found());
@@ -166,6 +241,7 @@ fn what_was_set_aside_goes_with_its_name() {
     assert!(same.contains("this memory as the image \"a\" already"), "{same}");
     assert_eq!(load("a", &fresh).unwrap().generation, 13);
     wait_for("the first to be replaced", || stored_for_all(&supervisor) == ["img.13.a"]);
+    assert!(stored_copies(&supervisor).is_empty(), "they go before their image");
     drop_image("a").unwrap();
     wait_for("the new one to go", || stored_for_all(&supervisor).is_empty());
     holder.kill();

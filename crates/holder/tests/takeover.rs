@@ -13,7 +13,9 @@ use daxfs::holder::HolderError;
 use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Done, Place, Process, Start, be_process, identity, is_used, tensor, wait_for};
+use support::{
+    Done, Place, Process, Start, be_process, identity, is_used, keep_copies, kept_copies, tensor, wait_for,
+};
 
 #[test]
 fn process() {
@@ -75,6 +77,36 @@ fn clients_attach_throughout() {
     place.connect().request(&Request::Stop, &[]).unwrap();
     assert!(holder.wait().success());
     assert!(!place.socket.exists(), "the socket belongs to the last one");
+}
+
+#[test]
+fn copies_on_devices_are_handed_over() {
+    let place = Place::new();
+    let mut holder = place.serve(&Start::default());
+    for (name, byte) in [("a", 1), ("b", 2), ("c", 3)] {
+        place.load_path(name, false, &place.weights(name, byte, 100)).unwrap();
+    }
+    let (of_a, of_c) = (keep_copies(&place, "a"), keep_copies(&place, "c"));
+    let client = place.open("a");
+    for _ in 0..2 {
+        let next = place.spawn(&TAKE_OVER);
+        assert!(holder.wait().success());
+        place.wait_until_served_by(next.0.id());
+        holder = next;
+        assert_eq!((kept_copies(&place, "a"), kept_copies(&place, "c")), (of_a.clone(), of_c.clone()));
+        assert!(kept_copies(&place, "b").is_empty());
+    }
+    // Who had the image before gets them, too.
+    let attachment = client.region().attachment().unwrap();
+    assert!(attachment.copy_on([1; 16], [9; 32]).unwrap().is_some());
+    place.load_path("a", true, &place.weights("d", 4, 100)).unwrap();
+    assert!(kept_copies(&place, "a").is_empty(), "they go with their image");
+    assert!(of_a.iter().all(|(_, file)| !is_used(*file)));
+    // A new holder that dies on the way takes nothing away.
+    let mut new = place.spawn(&Start { crash_at: Some("takeover-before-done"), ..TAKE_OVER });
+    assert!(!new.wait().success() && holder.is_running());
+    place.wait_until_served_by(holder.0.id());
+    assert_eq!(kept_copies(&place, "c"), of_c);
 }
 
 #[test]

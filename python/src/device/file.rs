@@ -65,7 +65,7 @@ impl DeviceFile {
     /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is
     /// alive.
     ///
-    /// DeviceError when the bytes lie in several places.
+    /// DeviceError when the bytes lie in several places; NotPlacedError when this rank of a plan has not all of them.
     #[getter]
     fn device_ptr(&self) -> PyResult<u64> {
         Placed::address(&self.held.mapped.file(&self.file).or_raise()?.one().or_raise()?)
@@ -94,7 +94,7 @@ impl DeviceFile {
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let tensor = self.parsed(py)?.get(name).or_raise()?;
+        let tensor = self.held.placed(self.parsed(py)?.get(name).or_raise()?)?;
         DeviceTensor::new(tensor, self.held.clone()).into_bound_py_any(py)
     }
 

@@ -7,7 +7,7 @@ use daxfs::device::cuda::Shared;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::{DeviceImage, Held, open, parse_uuid, uuid_text};
+use super::{DeviceImage, Held, Ranked, open, parse_uuid, uuid_text};
 use crate::error::OrRaise;
 use crate::{source, text};
 
@@ -120,7 +120,7 @@ fn shared(memory: &Bound<'_, PyAny>, size: Option<u64>, uuid: Option<&str>) -> P
     }
 }
 
-/// Takes memory that another process filled with this image.
+/// Takes memory that another process filled with this image, or with what a plan gives a rank of it.
 pub fn attach(
     py: Python<'_>,
     image: &daxfs::Image,
@@ -128,9 +128,14 @@ pub fn attach(
     memory: &Bound<'_, PyAny>,
     size: Option<u64>,
     uuid: Option<&str>,
+    plan: Option<&Ranked>,
 ) -> PyResult<DeviceImage> {
     let shared = shared(memory, size, uuid)?;
     let device = open(py, device)?;
-    let mapped = py.detach(|| device.attach(image, &shared)).or_raise()?;
+    let attach = || match plan {
+        Some(plan) => device.attach_placed(&plan.place(image)?, &shared),
+        None => device.attach(image, &shared),
+    };
+    let mapped = py.detach(attach).or_raise()?;
     Ok(DeviceImage::new(Held::new(mapped, device)))
 }

@@ -3,13 +3,13 @@
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::device::Route;
+use daxfs::device::{Placement, Route};
 use daxfs::{Entry, FileType};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyString};
 
-use super::{DeviceFile, DeviceHandle, DeviceTensors, Held, uuid_text};
+use super::{DeviceFile, DeviceHandle, DeviceLookup, DeviceTensors, Held, uuid_text};
 use crate::error::{self, OrRaise};
 use crate::text::{self, ImagePath};
 use crate::{image, mapping};
@@ -142,6 +142,13 @@ impl DeviceImage {
         Ok(DeviceTensors::new(tensors.or_raise()?, held.clone()))
     }
 
+    /// The tables by which kernels find files themselves, in the GPU's memory.
+    ///
+    /// DeviceError for an image in several pieces of memory, and for what one rank of a plan has.
+    fn lookup(&self, py: Python<'_>) -> PyResult<DeviceLookup> {
+        DeviceLookup::new(py, self.opened()?)
+    }
+
     /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's
     /// uuid.
     ///
@@ -184,6 +191,24 @@ impl DeviceImage {
         Ok(fd.into_raw_fd())
     }
 
+    /// The GPU's address of the first byte (CUdeviceptr): of the image, or of what a rank of a plan has of it.
+    ///
+    /// DeviceError for an image in several pieces of memory.
+    #[getter]
+    fn device_ptr(&self) -> PyResult<u64> {
+        let held = self.opened()?;
+        match held.mapped.buffers() {
+            [buffer] => buffer.address().ok_or_else(|| error::device("the device has no addresses")),
+            _ => Err(error::device("the image lies in several pieces of memory")),
+        }
+    }
+
+    /// The rank whose part of the image this is; None for all of it.
+    #[getter]
+    fn rank(&self) -> PyResult<Option<usize>> {
+        Ok(self.opened()?.mapped.placement().map(Placement::rank))
+    }
+
     /// The device, as Image.to() takes it: "cuda:0".
     #[getter]
     fn device(&self) -> PyResult<String> {
@@ -209,7 +234,7 @@ impl DeviceImage {
         Ok(self.opened()?.mapped.memory().route() == Route::Copy)
     }
 
-    /// Bytes of the image; a split image's backing file is not counted.
+    /// Bytes of the image, or of what a rank of a plan has of it; a split image's backing file is not counted.
     #[getter]
     fn size(&self) -> PyResult<u64> {
         Ok(self.opened()?.mapped.memory().len())

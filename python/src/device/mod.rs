@@ -7,6 +7,9 @@
 mod file;
 mod handle;
 mod image;
+mod lookup;
+mod part;
+mod plan;
 mod tensor;
 mod tensors;
 mod upload;
@@ -14,19 +17,24 @@ mod upload;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use daxfs::device::placement::Assigned;
 use daxfs::device::{self, Device, MappedImage, Place, Places, cuda};
 use daxfs::dlpack::DLDevice;
 use daxfs::holder::message;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::dtype::{Element, element};
 use crate::error::{self, OrRaise};
 use crate::unlocked;
 
 pub use file::DeviceFile;
 pub use handle::{DeviceHandle, attach};
 pub use image::DeviceImage;
+pub use lookup::DeviceLookup;
+pub use part::DeviceTensorPart;
+pub use plan::Ranked;
 pub use tensor::DeviceTensor;
 pub use tensors::DeviceTensors;
 pub use upload::{Upload, to};
@@ -81,6 +89,36 @@ impl Placed {
         self.buffer().is_some_and(cuda::Buffer::is_writable)
     }
 
+    /// Whether something of a tensor is there: all of them are, without a plan.
+    fn holds(&self, tensor: &daxfs::Tensor) -> PyResult<bool> {
+        let Some(placement) = self.mapped.placement() else { return Ok(true) };
+        Ok(placement.assigned(tensor).or_raise()? != Assigned::Nothing)
+    }
+
+    /// The tensor, if something of it is there.
+    fn placed(&self, tensor: daxfs::Tensor) -> PyResult<daxfs::Tensor> {
+        if !self.holds(&tensor)? {
+            // Says which rank has nothing of it.
+            self.mapped.part(&tensor).or_raise()?;
+        }
+        Ok(tensor)
+    }
+
+    /// Names of the tensors of which something is there.
+    fn names(&self, tensors: &daxfs::Tensors) -> PyResult<Vec<String>> {
+        if self.mapped.placement().is_none() {
+            return Ok(tensors.names().collect());
+        }
+        let mut names = Vec::new();
+        for tensor in tensors.iter() {
+            let tensor = tensor.or_raise()?;
+            if self.holds(&tensor)? {
+                names.push(tensor.name().to_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// The first buffer, which is the only one of an image in the device's own memory.
     fn buffer(&self) -> Option<&cuda::Buffer> {
         self.mapped.buffers().first().and_then(device::Buffer::as_cuda)
@@ -117,6 +155,40 @@ impl Placed {
             .or_raise()
         })
     }
+}
+
+/// Version 3 of CUDA's array interface: `strides` in elements, where there are gaps.
+fn cuda_array_interface<'py>(
+    py: Python<'py>,
+    placed: &Placed,
+    tensor: &daxfs::Tensor,
+    place: &Place,
+    shape: &[u64],
+    strides: Option<&[u64]>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let Element::Native { numpy, .. } = element(tensor.dtype()) else {
+        let dtype = tensor.dtype().name();
+        let message = format!("__cuda_array_interface__ has no name for {dtype}; use DLPack");
+        return Err(PyAttributeError::new_err(message));
+    };
+    // Here every type has its byte order, which single bytes do not have.
+    let typestr = match numpy {
+        "?" => "|b1".to_owned(),
+        name if name.starts_with('<') => name.to_owned(),
+        name => format!("|{name}"),
+    };
+    // The interface wants 0 where there is nothing.
+    let pointer = if place.is_empty() { 0 } else { Placed::address(place)? };
+    let size = tensor.dtype().bits() as u64 / 8;
+    let bytes = |strides: &[u64]| PyTuple::new(py, strides.iter().map(|stride| stride * size));
+    let interface = PyDict::new(py);
+    interface.set_item("shape", PyTuple::new(py, shape)?)?;
+    interface.set_item("typestr", typestr)?;
+    interface.set_item("data", (pointer, !placed.is_writable()))?;
+    interface.set_item("strides", strides.map(bytes).transpose()?)?;
+    interface.set_item("stream", py.None())?;
+    interface.set_item("version", 3)?;
+    Ok(interface)
 }
 
 /// A share in a placed image. The last one gives the memory back.

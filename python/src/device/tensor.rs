@@ -1,13 +1,12 @@
 //! `daxfs.DeviceTensor`: a tensor in a GPU's memory, lent out by its address, as DLPack or by CUDA's array interface.
 
 use daxfs::device::Place;
-use pyo3::exceptions::{PyAttributeError, PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
 
-use super::{DeviceFile, Held, Placed};
+use super::{DeviceFile, DeviceTensorPart, Held, Placed};
 use crate::dlpack::{self, Lent};
-use crate::dtype::{Element, element};
 use crate::error::OrRaise;
 use crate::text;
 
@@ -98,7 +97,7 @@ impl DeviceTensor {
     /// The GPU's address of the first byte (CUdeviceptr), good as long as this object or another of the image is
     /// alive.
     ///
-    /// DeviceError when the bytes lie in several places.
+    /// DeviceError when the bytes lie in several places; NotPlacedError when only a part of them is there.
     #[getter]
     fn device_ptr(&self) -> PyResult<u64> {
         Placed::address(&self.place().or_raise()?)
@@ -109,6 +108,23 @@ impl DeviceTensor {
     fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let places = self.held.mapped.tensor(&self.tensor).or_raise()?;
         self.held.read(py, &places, self.tensor.nbytes())
+    }
+
+    /// What is there of the tensor: with a plan that splits it, the part of this rank; without one, all of it.
+    ///
+    /// NotPlacedError where this rank has nothing of it.
+    #[getter]
+    fn part(&self) -> PyResult<DeviceTensorPart> {
+        DeviceTensorPart::of_rank(self.tensor.clone(), self.held.clone())
+    }
+
+    /// A part of one dimension, where it lies: tensor[0:512], tensor[:, 256:512], tensor[3]. Indices count in the whole
+    /// tensor, also where a plan has split it.
+    ///
+    /// IndexError for steps, for parts of several dimensions and for what is outside; DeviceError for what begins or
+    /// ends inside a byte, NotPlacedError for what a plan has put elsewhere.
+    fn __getitem__(&self, key: &Bound<'_, PyAny>) -> PyResult<DeviceTensorPart> {
+        DeviceTensorPart::indexed(self.tensor.clone(), self.held.clone(), key)
     }
 
     fn __len__(&self) -> PyResult<usize> {
@@ -152,28 +168,14 @@ impl DeviceTensor {
     /// AttributeError for types that numpy has no name for: BF16 and the floats of 8 bits and fewer.
     #[getter(__cuda_array_interface__)]
     fn cuda_array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let Element::Native { numpy, .. } = element(self.tensor.dtype()) else {
-            let dtype = self.tensor.dtype().name();
-            let message = format!("__cuda_array_interface__ has no name for {dtype}; use DLPack");
-            return Err(PyAttributeError::new_err(message));
-        };
-        // Here every type has its byte order, which single bytes do not have.
-        let typestr = match numpy {
-            "?" => "|b1".to_owned(),
-            name if name.starts_with('<') => name.to_owned(),
-            name => format!("|{name}"),
-        };
-        let place = self.lendable()?;
-        // The interface wants 0 where there is nothing.
-        let pointer = if place.is_empty() { 0 } else { Placed::address(&place)? };
-        let interface = PyDict::new(py);
-        interface.set_item("shape", self.shape(py)?)?;
-        interface.set_item("typestr", typestr)?;
-        interface.set_item("data", (pointer, !self.held.is_writable()))?;
-        interface.set_item("strides", py.None())?;
-        interface.set_item("stream", py.None())?;
-        interface.set_item("version", 3)?;
-        Ok(interface)
+        super::cuda_array_interface(
+            py,
+            &self.held,
+            &self.tensor,
+            &self.lendable()?,
+            self.tensor.shape(),
+            None,
+        )
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -9,7 +9,7 @@ use crate::error::OrRaise;
 use crate::mapping;
 
 /// Tensors in a GPU's memory by name, sorted: a read-only mapping over one safetensors file or all shards of a
-/// checkpoint.
+/// checkpoint. With a plan, those of which this rank has something.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct DeviceTensors {
@@ -26,7 +26,7 @@ impl DeviceTensors {
 #[pymethods]
 impl DeviceTensors {
     pub fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let tensor = self.tensors.get(name).or_raise()?;
+        let tensor = self.held.placed(self.tensors.get(name).or_raise()?)?;
         DeviceTensor::new(tensor, self.held.clone()).into_bound_py_any(py)
     }
 
@@ -46,11 +46,15 @@ impl DeviceTensors {
     }
 
     pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
-        mapping::iter(py, self.tensors.names().map(|name| PyString::new(py, &name)).collect())
+        let names = py.detach(|| self.held.names(&self.tensors))?;
+        mapping::iter(py, names.into_iter().map(|name| PyString::new(py, &name)).collect())
     }
 
-    fn __len__(&self) -> usize {
-        self.tensors.len()
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        match self.held.mapped.placement() {
+            None => Ok(self.tensors.len()),
+            Some(_) => Ok(py.detach(|| self.held.names(&self.tensors))?.len()),
+        }
     }
 
     /// The names of the tensors.
@@ -81,8 +85,8 @@ impl DeviceTensors {
         Ok(shards.into_iter().map(|shard| DeviceFile::new(shard, self.held.clone())).collect())
     }
 
-    fn __repr__(&self) -> String {
-        let device = self.held.device_text();
-        format!("<daxfs.DeviceTensors: {} tensors on {device}>", self.tensors.len())
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (count, device) = (self.__len__(py)?, self.held.device_text());
+        Ok(format!("<daxfs.DeviceTensors: {count} tensors on {device}>"))
     }
 }

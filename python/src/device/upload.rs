@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
-use super::{DeviceImage, Held, open};
+use super::{DeviceImage, Held, Ranked, open};
 use crate::error::OrRaise;
 use crate::unlocked;
 
@@ -28,6 +28,8 @@ pub struct Upload<'a, 'py> {
     pub register: bool,
     pub direct: bool,
     pub progress: Option<&'a Bound<'py, PyAny>>,
+    /// What of the image, if not all of it.
+    pub plan: Option<Ranked>,
 }
 
 /// Bytes that are done, and all bytes.
@@ -76,6 +78,7 @@ pub fn to(
 
     let (stopped, step, is_told) = (stop.clone(), newest.clone(), upload.progress.is_some());
     let target = Device::Cuda(device.clone());
+    let plan = upload.plan.as_ref();
     let copy = move |wake: std::sync::mpsc::Sender<()>| {
         let options = options.progress(move |done, total| {
             record(&step, (done, total));
@@ -85,7 +88,10 @@ pub fn to(
             }
             !stopped.load(Ordering::Relaxed)
         });
-        image.to_with(&target, &options)
+        match plan {
+            Some(plan) => plan.place(image)?.to_with(&target, &options),
+            None => image.to_with(&target, &options),
+        }
     };
 
     let callback = upload.progress.map(|callback| callback.clone().unbind());

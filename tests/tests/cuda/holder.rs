@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{Device, DeviceError, Route};
+use daxfs::holder::message::DeviceCopy;
 use daxfs::{Error, Image};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use crate::support::{check, device, folder, image, old_library, on_a_gpu, pack, simulated, with_library};
 
 /// More than any step takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command `daxfs`, which lies one folder above the test programs.
 fn daxfs() -> PathBuf {
@@ -57,12 +58,25 @@ impl Holder {
         holder
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    /// Replaces the holder by another one, which takes over.
+    pub fn take_over(&mut self) {
+        let mut command = Command::new(daxfs());
+        command.args(["serve", "--takeover"]).env("DAXFS_SOCKET", self.place.path().join("s"));
+        let mut old = std::mem::replace(&mut self.process, command.stderr(Stdio::null()).spawn().unwrap());
+        assert!(old.wait().unwrap().success());
+        let start = Instant::now();
+        while self.json(&["health", "--json"])["pid"] != self.process.id() {
+            assert!(start.elapsed() < PATIENCE, "no answer of the new holder");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
         let socket = self.place.path().join("s");
         Command::new(daxfs()).args(args).env("DAXFS_SOCKET", socket).output().unwrap()
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
@@ -76,6 +90,11 @@ impl Holder {
     pub fn image(&self) -> Image {
         Image::open(self.name()).unwrap()
     }
+}
+
+/// A copy of all of an image.
+fn whole(device: [u8; 16], size: u64) -> DeviceCopy {
+    DeviceCopy { device, size, placement: DeviceCopy::WHOLE }
 }
 
 /// How the image gets to the device; what is there is the image's.
@@ -138,7 +157,7 @@ fn what_nobody_may_rely_on_is_no_copy_for_all() {
         refused(image.map(&device()).unwrap().keep().unwrap_err(), "memory could change");
         // Nor is a copy of it taken that somebody has left all the same.
         let copy = resident.buffers()[0].as_cuda().unwrap().share().unwrap();
-        image.region().attachment().unwrap().keep(copy.fd.as_fd(), copy.uuid, copy.size).unwrap();
+        image.region().attachment().unwrap().keep(copy.fd.as_fd(), whole(copy.uuid, copy.size)).unwrap();
         assert_eq!(route(&image, &UploadOptions::new()), Route::Copy);
     });
 }
@@ -242,6 +261,18 @@ fn what_no_holder_keeps() {
     });
 }
 
+#[test]
+fn copies_outlive_the_holder() {
+    on_a_gpu("holder::copies_outlive_the_holder", || {
+        let mut holder = Holder::start(&[]);
+        let image = holder.image();
+        image.to(&device()).unwrap().keep().unwrap();
+        holder.take_over();
+        assert_eq!(route(&image, &UploadOptions::new()), Route::Descriptor);
+        assert_eq!(route(&holder.image(), &UploadOptions::new()), Route::Descriptor);
+    });
+}
+
 /// A descriptor that is no memory of the device is kept, since the holder has no driver; those who ask get a copy.
 #[test]
 fn a_copy_that_is_none_is_passed_over() {
@@ -250,7 +281,7 @@ fn a_copy_that_is_none_is_passed_over() {
         let image = holder.image();
         let uuid = device().as_cuda().unwrap().uuid();
         let none = fs::File::open("/dev/null").unwrap();
-        image.region().attachment().unwrap().keep(none.as_fd(), uuid, 8 << 20).unwrap();
+        image.region().attachment().unwrap().keep(none.as_fd(), whole(uuid, 8 << 20)).unwrap();
         assert_eq!(route(&image, &UploadOptions::new()), Route::Copy);
     });
 }

@@ -9,6 +9,7 @@
 
 mod errors;
 mod holder;
+mod placed;
 mod resident;
 mod sharing;
 mod sources;

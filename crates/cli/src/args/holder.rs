@@ -41,6 +41,8 @@ pub enum HolderVerb {
     /// The copy is made by this process, which then ends; the holder keeps a descriptor of it, and needs no GPU driver.
     /// Processes that open the image and ask for it on that GPU get the copy, in milliseconds, until the holder drops
     /// or swaps the image, or ends.
+    ///
+    /// With --place each GPU gets what a placement plan gives its rank; `daxfs place` shows what that is.
     Upload(UploadArgs),
     /// Let a holder forget an image
     ///
@@ -85,6 +87,13 @@ pub struct ServeArgs {
     /// of the images given here in a GPU's memory, made as by `daxfs upload`
     #[arg(long, value_name = "MEMORY", default_value = "memfd")]
     pub into: Place,
+    /// Besides, copy to GPUs what a placement plan gives each rank of the images given here, as by
+    /// `daxfs upload --place`
+    #[arg(long, value_name = "PLAN")]
+    pub place: Option<PathBuf>,
+    /// GPUs of the plan's ranks, in order; by default cuda:0, cuda:1, ...
+    #[arg(long, value_name = "cuda:N,...", value_delimiter = ',', requires = "place", value_parser = parse_gpu)]
+    pub ranks: Vec<usize>,
     /// Leave memfds open to writing, so that devices can pin them. Every client can then change what all others read
     #[arg(long)]
     pub shared: bool,
@@ -183,14 +192,20 @@ pub struct LoadArgs {
 /// Arguments of `daxfs upload`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify\n  \
-    daxfs upload llama cuda:all")]
+    daxfs upload llama cuda:all\n  daxfs upload llama --place plan.json --ranks cuda:2,cuda:3")]
 pub struct UploadArgs {
     /// Name of the image
     #[arg(value_parser = parse_name)]
     pub name: String,
     /// The GPU: cuda:N, counted from 0 among those that this process may see, or cuda:all for a copy on each
-    #[arg(default_value = "cuda:0")]
+    #[arg(default_value = "cuda:0", conflicts_with = "place")]
     pub device: Gpu,
+    /// Copy what this plan, a JSON file, gives each of its ranks
+    #[arg(long, value_name = "PLAN")]
+    pub place: Option<PathBuf>,
+    /// GPUs of the plan's ranks, in order; by default cuda:0, cuda:1, ...
+    #[arg(long, value_name = "cuda:N,...", value_delimiter = ',', requires = "place", value_parser = parse_gpu)]
+    pub ranks: Vec<usize>,
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
@@ -201,7 +216,7 @@ pub struct UploadArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// Print JSON: {"name": ..., "generation": ..., "size": ..., "copies": [{"device": ..., "device_name": ...,
-    /// "uuid": ..., "copied": ...}]}
+    /// "uuid": ..., "rank": ..., "size": ..., "copied": ...}]}
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
 }
@@ -338,6 +353,10 @@ fn parse_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("a name has 1 to 128 letters, digits, '.', '_' or '-' and begins with none of '.' and '-'".to_owned())
+}
+
+fn parse_gpu(text: &str) -> Result<usize, String> {
+    cuda::parse_ordinal(text).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

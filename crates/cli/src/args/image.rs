@@ -27,6 +27,12 @@ pub enum ImageVerb {
     /// The picture shows the whole image in rows, to scale: regions, files, tensors coloured by type, and the
     /// padding between them.
     Inspect(InspectArgs),
+    /// Show what a placement plan gives each of several GPUs of an image
+    ///
+    /// For each rank: bytes, the tensors that it has as a whole, and those of which it has a part: CONTIGUOUS ones,
+    /// whose bytes follow each other in the image, too, GATHERED ones, which are copied together, and STRIDED ones,
+    /// views of the whole tensor. Rules that decide nothing are named. No GPU is needed.
+    Place(PlaceArgs),
     /// Check an image, alone or against its source directory
     ///
     /// Alone: the rules of strict opening; the BLAKE3 hash of every file and of the whole contents, where the image
@@ -61,6 +67,7 @@ impl ImageVerb {
             | Self::Stat(StatArgs { image, .. })
             | Self::Cat(CatArgs { image, .. })
             | Self::Inspect(InspectArgs { image, .. })
+            | Self::Place(PlaceArgs { image, .. })
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Extract(ExtractArgs { image, .. })
             | Self::Collapse(CollapseArgs { image }) => image,
@@ -87,6 +94,22 @@ pub struct LsArgs {
     #[arg(short = 'R', long)]
     pub recursive: bool,
     /// Print JSON: {"entries": [...]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `daxfs place`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs place plan.json model.daxfs\n  \
+    daxfs place --json plan.json daxfs://llama | jq '.ranks[].size'")]
+pub struct PlaceArgs {
+    /// The plan, a JSON file
+    pub plan: PathBuf,
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
+    pub image: OsString,
+    /// Print JSON: {"size": ..., "ranks": [{"rank": ..., "size": ..., "placement": ..., "whole": ...,
+    /// "contiguous": ..., "gathered": ..., "strided": ..., "files": ...}], "strided": [{"tensor": ..., "file": ...,
+    /// "shape": ..., "dim": ..., "size": ...}], "unused_rules": [...]}
     #[arg(long)]
     pub json: bool,
 }

@@ -8,7 +8,8 @@ pub use holder::{
     StopArgs, UploadArgs,
 };
 pub use image::{
-    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, StatArgs, TreeArgs, VerifyArgs,
+    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, PlaceArgs, StatArgs, TreeArgs,
+    VerifyArgs,
 };
 
 use clap::error::ErrorKind;

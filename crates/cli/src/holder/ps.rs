@@ -41,6 +41,8 @@ pub struct ImageJson {
 #[derive(Debug, Serialize)]
 struct CopyJson {
     device: String,
+    /// Identity of the placement that it was copied by; `null` for one of the whole image.
+    placement: Option<String>,
     size: u64,
 }
 
@@ -75,7 +77,11 @@ impl ImageJson {
             copies: info
                 .copies
                 .iter()
-                .map(|copy| CopyJson { device: uuid_text(&copy.device), size: copy.size })
+                .map(|copy| CopyJson {
+                    device: uuid_text(&copy.device),
+                    placement: (!copy.is_whole()).then(|| hex(&copy.placement)),
+                    size: copy.size,
+                })
                 .collect(),
             loaded: info.loaded,
             attaches: info.attaches,
@@ -141,10 +147,19 @@ fn table(all: &[(ImageInfo, Option<Users>)]) -> Table<9> {
             content(info),
             duration(now.saturating_sub(info.loaded)),
             info.attaches.to_string(),
-            info.copies.len().to_string(),
+            copies(info),
         ]);
     }
     table
+}
+
+/// How many copies on devices there are: of the whole image, and by plans, where there are any.
+fn copies(info: &ImageInfo) -> String {
+    let whole = info.copies.iter().filter(|copy| copy.is_whole()).count();
+    match info.copies.len() - whole {
+        0 => whole.to_string(),
+        placed => format!("{whole} + {placed} placed"),
+    }
 }
 
 /// The beginning of the content hash, as much as people compare.

@@ -4,6 +4,7 @@ use super::open_source;
 use super::uploads::Uploads;
 use crate::args::{Log, NamedSource, ServeArgs};
 use crate::output::{Outcome, report, stderr_is_terminal};
+use crate::placements;
 use crate::progress::Progress;
 use anyhow::{Context, anyhow};
 use daxfs_holder::{Config, Server};
@@ -17,7 +18,10 @@ use tracing_subscriber::EnvFilter;
 /// systemd or from a takeover, reports a source that cannot be loaded and goes on: it must not lose the others.
 pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     begin_log(args.log)?;
-    // Before anything else, so that a wrong path leaves a running holder alone.
+    // Before anything else, so that a wrong path or plan leaves a running holder alone.
+    if let Some(path) = &args.place {
+        placements::gpus(&placements::read(path)?, &args.ranks)?;
+    }
     let sources = args
         .images
         .iter()
@@ -43,9 +47,9 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
             }
         }
     }
-    let uploads = args.into.gpu.map(|gpu| Uploads::begin(args, gpu));
+    let uploads = Uploads::begin(args);
     let served = server.run();
-    uploads.iter().for_each(Uploads::end);
+    uploads.end();
     served?;
     Ok(Outcome::Clean)
 }

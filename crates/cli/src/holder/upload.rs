@@ -3,10 +3,11 @@
 use crate::args::{Gpu, UploadArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
+use crate::placements;
 use crate::progress::Progress;
 use crate::text::human;
 use daxfs::device::cuda::{self, UploadOptions};
-use daxfs::device::{Device, Route};
+use daxfs::device::{Device, Placement, Route};
 use daxfs::holder::message::uuid_text;
 use daxfs::{Image, OpenOptions};
 use nix::sys::signal::{SigSet, Signal};
@@ -27,11 +28,15 @@ struct CopyJson {
     device: String,
     device_name: String,
     uuid: String,
+    /// Of the plan; `null` for the whole image.
+    rank: Option<usize>,
+    size: u64,
     /// False when the holder had a copy already.
     copied: bool,
 }
 
-/// Copies the image to each device, gives the copies to the holder, and ends: the memory stays.
+/// Copies the image, or what a plan gives each rank, to each device, gives the copies to the holder, and ends: the
+/// memory stays.
 ///
 /// # Errors
 /// When the holder has no such image, the device cannot be had or has too little memory, or this user may not load
@@ -45,38 +50,64 @@ pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> any
     source.push(&args.name);
     let image: Image =
         expect.map_or_else(OpenOptions::new, |hash| OpenOptions::new().expect(hash)).open(source)?;
-    let size = image.superblock().total_size;
-    let numbers = match args.device {
-        Gpu::One(number) => vec![number],
-        Gpu::All => (0..cuda::devices()?.len()).collect(),
-    };
     let mut copies = Vec::new();
-    for number in numbers {
+    for (number, placement) in targets(args, &image)? {
         let device = Device::cuda(number)?;
-        let copied = copy(&image, &device, args)?;
+        let size = placement.as_ref().map_or(image.superblock().total_size, Placement::len);
+        let copied = copy(&image, placement.as_ref(), &device, args)?;
         let uuid = device.as_cuda().map(|device| uuid_text(&device.uuid())).unwrap_or_default();
         let (text, device_name) = (Gpu::One(number).to_string(), device.name().to_owned());
+        let rank = placement.as_ref().map(Placement::rank);
         if !args.json && !args.quiet {
             let what = if copied { "copied to" } else { "is already on" };
-            writeln!(out, "{}: {} {what} {text}, {device_name}", args.name, human(size))?;
+            let rank = rank.map_or_else(String::new, |rank| format!(" for rank {rank}"));
+            writeln!(out, "{}: {}{rank} {what} {text}, {device_name}", args.name, human(size))?;
         }
-        copies.push(CopyJson { device: text, device_name, uuid, copied });
+        copies.push(CopyJson { device: text, device_name, uuid, rank, size, copied });
     }
     if args.json {
         let generation = image.region().attachment().map(|attachment| attachment.info().generation);
+        let size = image.superblock().total_size;
         json::write(out, &UploadedJson { name: &args.name, generation, size, copies })?;
     }
     Ok(Outcome::Clean)
 }
 
+/// The devices, and what of the image each gets. A rank that has nothing gets nothing.
+fn targets(args: &UploadArgs, image: &Image) -> anyhow::Result<Vec<(usize, Option<Placement>)>> {
+    if let Some(path) = &args.place {
+        let plan = placements::read(path)?;
+        let placements = placements::of_all_ranks(&plan, image)?;
+        let placed = placements::gpus(&plan, &args.ranks)?.into_iter().zip(placements);
+        return Ok(placed
+            .filter(|(_, placement)| !placement.is_empty())
+            .map(|(number, placement)| (number, Some(placement)))
+            .collect());
+    }
+    let numbers = match args.device {
+        Gpu::One(number) => vec![number],
+        Gpu::All => (0..cuda::devices()?.len()).collect(),
+    };
+    Ok(numbers.into_iter().map(|number| (number, None)).collect())
+}
+
 /// Whether a copy had to be made.
-fn copy(image: &Image, device: &Device, args: &UploadArgs) -> anyhow::Result<bool> {
-    let bar = Progress::new("uploading", image.superblock().total_size, args.quiet);
+fn copy(
+    image: &Image,
+    placement: Option<&Placement>,
+    device: &Device,
+    args: &UploadArgs,
+) -> anyhow::Result<bool> {
+    let size = placement.map_or(image.superblock().total_size, Placement::len);
+    let bar = Progress::new("uploading", size, args.quiet);
     let options = UploadOptions::new().verify(args.verify).progress(move |done, total| {
         bar.set(done, total);
         true
     });
-    let resident = image.to_with(device, &options)?;
+    let resident = match placement {
+        Some(placement) => placement.to_with(device, &options)?,
+        None => image.to_with(device, &options)?,
+    };
     let copied = resident.memory().route() == Route::Copy;
     if copied {
         resident.keep()?;

@@ -1,6 +1,7 @@
 //! The processes that copy a holder's first images to a GPU: the holder itself has no GPU driver.
 
 use crate::args::{Gpu, ServeArgs};
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -18,13 +19,18 @@ struct State {
 
 impl Uploads {
     /// Begins. An upload that fails is logged, and clients make copies of their own.
-    pub fn begin(args: &ServeArgs, gpu: Gpu) -> Self {
+    pub fn begin(args: &ServeArgs) -> Self {
         let names: Vec<String> = args.images.iter().map(|image| image.name.clone()).collect();
         let (socket, uploads) = (args.socket.path(), Self(Arc::default()));
         let background = Self(Arc::clone(&uploads.0));
+        let targets = targets(args);
         std::thread::spawn(move || {
-            for name in names {
-                match background.upload(&socket, &name, gpu) {
+            for (name, target) in
+                names.iter().flat_map(|name| targets.iter().map(move |target| (name, target)))
+            {
+                let gpu = target.join(OsStr::new(" "));
+                let gpu = gpu.display();
+                match background.upload(&socket, name, target) {
                     Ok(None) => {}
                     Ok(Some(why)) => tracing::error!(name, %gpu, why, "no copy on the GPU"),
                     Err(error) => tracing::error!(name, %gpu, %error, "no copy on the GPU"),
@@ -51,9 +57,9 @@ impl Uploads {
     }
 
     /// Uploads one image. What the process complains of, if it fails.
-    fn upload(&self, socket: &Path, name: &str, gpu: Gpu) -> std::io::Result<Option<String>> {
+    fn upload(&self, socket: &Path, name: &str, target: &[OsString]) -> std::io::Result<Option<String>> {
         let mut command = own_command()?;
-        command.args(["upload", name, &gpu.to_string(), "--quiet", "--socket"]).arg(socket);
+        command.args(["upload", name, "--quiet"]).args(target).arg("--socket").arg(socket);
         // What a supervisor passed is the holder's.
         for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(variable);
@@ -81,6 +87,21 @@ impl Uploads {
         let failed = !status.success() && !state.is_ended;
         Ok(failed.then(|| format!("{}: {status}", String::from_utf8_lossy(&text).trim_end())))
     }
+}
+
+/// Where each image is to be copied, in the words of `daxfs upload`: to a GPU, by a plan, or both.
+fn targets(args: &ServeArgs) -> Vec<Vec<OsString>> {
+    let mut targets: Vec<Vec<OsString>> = Vec::new();
+    targets.extend(args.into.gpu.map(|gpu| vec![gpu.to_string().into()]));
+    if let Some(plan) = &args.place {
+        let mut target = vec![OsString::from("--place"), plan.into()];
+        if !args.ranks.is_empty() {
+            let ranks: Vec<String> = args.ranks.iter().map(|number| Gpu::One(*number).to_string()).collect();
+            target.extend(["--ranks".into(), ranks.join(",").into()]);
+        }
+        targets.push(target);
+    }
+    targets
 }
 
 /// This command once more, without verb: the program, or the interpreter that runs it and the script. Not by

@@ -76,6 +76,17 @@ pub enum DeviceError {
         why: &'static str,
     },
 
+    /// Something is not in the device's memory, to which only a placement was copied.
+    #[error("{what} is not on rank {rank}, which has {has} by its plan")]
+    NotPlaced {
+        /// The tensor, the file or the bytes.
+        what: String,
+        /// The rank whose placement it is.
+        rank: usize,
+        /// What it has of them instead.
+        has: &'static str,
+    },
+
     /// Bytes of a file are not in the image at all.
     #[error("{}: bytes {start:#x}.. are a hole: zeros that lie nowhere in memory", Escaped(.path))]
     Hole {

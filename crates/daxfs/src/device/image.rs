@@ -3,13 +3,11 @@
 #![forbid(unsafe_code)]
 
 use dmabuf::FdKind;
-#[cfg(feature = "cuda")]
-use std::os::fd::AsFd;
 
+#[cfg(feature = "cuda")]
+use super::Placement;
 use super::spans::Cut;
 use super::{Buffer, Device, DeviceError, Place, Places, Route};
-#[cfg(feature = "cuda")]
-use crate::Provenance;
 use crate::error::{Error, Result};
 use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image, Region, Tensor};
@@ -65,12 +63,28 @@ pub struct MappedRegion {
     buffers: Vec<Buffer>,
     cut: Cut,
     route: Route,
+    /// What is there of the region, if not all of it.
+    #[cfg(feature = "cuda")]
+    placement: Option<Placement>,
 }
 
 impl MappedRegion {
     /// `buffers` are the pieces of `cut`.
     pub(super) fn new(device: Device, buffers: Vec<Buffer>, cut: Cut, route: Route) -> Self {
-        Self { device, buffers, cut, route }
+        Self {
+            device,
+            buffers,
+            cut,
+            route,
+            #[cfg(feature = "cuda")]
+            placement: None,
+        }
+    }
+
+    /// The same, of a copy of what a placement has; there is one buffer.
+    #[cfg(feature = "cuda")]
+    pub(super) fn of(self, placement: Placement) -> Self {
+        Self { placement: Some(placement), ..self }
     }
 
     /// The device.
@@ -83,12 +97,18 @@ impl MappedRegion {
         &self.buffers
     }
 
+    /// What is there of the region, if it was copied by a plan.
+    #[cfg(feature = "cuda")]
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
     /// How the memory got to the device.
     pub fn route(&self) -> Route {
         self.route
     }
 
-    /// Bytes that can be reached.
+    /// Bytes that can be reached: those of a placement, where there is one, as they are packed.
     pub fn len(&self) -> u64 {
         self.cut.total
     }
@@ -101,12 +121,20 @@ impl MappedRegion {
     /// Places of a range of the region, in order; one without bytes for an empty range.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the range is outside of what was mapped.
+    /// [`Error::Memory`] when the range is outside of what was mapped, and [`DeviceError::NotPlaced`] when a placement
+    /// has none of it, or not all.
     pub fn range(&self, offset: u64, len: u64) -> Result<Vec<Place>> {
         self.places(offset, len, 0)
     }
 
     fn places(&self, offset: u64, len: u64, mut start: u64) -> Result<Vec<Place>> {
+        #[cfg(feature = "cuda")]
+        if let Some(placement) = &self.placement {
+            let at = if len == 0 { Some(0) } else { placement.find(offset, len) };
+            let what = format!("bytes {offset:#x}..{:#x} of the image", offset.saturating_add(len));
+            let at = at.ok_or_else(|| not_placed(what, placement, "a part of the image"))?;
+            return Ok(vec![self.packed(at, len)?]);
+        }
         let outside = || dmabuf::Error::OutOfBounds { offset, len, bound: self.len() };
         let spans = self.cut.spans(offset, len).ok_or_else(outside)?;
         let mut places = Vec::with_capacity(spans.len());
@@ -117,6 +145,23 @@ impl MappedRegion {
         }
         Ok(places)
     }
+}
+
+#[cfg(feature = "cuda")]
+impl MappedRegion {
+    /// The place of `len` bytes at `at` of the one buffer.
+    pub(super) fn packed(&self, at: u64, len: u64) -> Result<Place> {
+        let outside = || dmabuf::Error::OutOfBounds { offset: at, len, bound: self.len() };
+        let buffer =
+            self.buffers.first().filter(|_| at.checked_add(len).is_some_and(|end| end <= self.len()));
+        Ok(Place::new(buffer.ok_or_else(outside)?.clone(), at, len, 0))
+    }
+}
+
+/// Something is not among what a placement holds, which is `has` of it.
+#[cfg(feature = "cuda")]
+pub(super) fn not_placed(what: String, placement: &Placement, has: &'static str) -> DeviceError {
+    DeviceError::NotPlaced { what, rank: placement.rank(), has }
 }
 
 impl Device {
@@ -174,61 +219,6 @@ impl Image {
     }
 }
 
-#[cfg(feature = "cuda")]
-impl Image {
-    /// The image in the device's own memory, and its backing file if it has one. It is copied there, unless it came
-    /// from a holder that has a copy on this device already ([`MappedImage::keep`]): that is mapped, which takes
-    /// milliseconds whatever the size; [`MappedRegion::route`] tells which. Who has opened the image for one content
-    /// ([`OpenOptions::expect`](crate::OpenOptions::expect)) gets it after it was compared with that
-    /// ([`MappedImage::verify`]). The result resolves files and tensors as [`Image::map`]'s does, each to one place.
-    ///
-    /// # Errors
-    /// As for [`Image::to_with`].
-    pub fn to(&self, device: &Device) -> Result<MappedImage> {
-        self.to_with(device, &super::cuda::UploadOptions::new())
-    }
-
-    /// Like [`Image::to`], with options.
-    ///
-    /// # Errors
-    /// [`DeviceError::OutOfMemory`], with nothing left behind; [`Error::BeingReplaced`] when another image took this
-    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked
-    /// for it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
-    pub fn to_with(&self, device: &Device, options: &super::cuda::UploadOptions) -> Result<MappedImage> {
-        let Some(device) = device.as_cuda() else {
-            let advice = "map it, which copies nothing";
-            return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
-        };
-        if options.takes_others()
-            && let Some(kept) = device.kept(self)
-        {
-            // Nobody has checked what others made.
-            if !options.verifies() && !self.is_expected() {
-                return Ok(kept);
-            }
-            match kept.verify_with(|done, all| options.advance(done, all)) {
-                Ok(_) => return Ok(kept),
-                Err(error @ Error::Device(DeviceError::Cancelled { .. })) => return Err(error),
-                Err(_) => {}
-            }
-        }
-        let memory = device.upload(self.region(), self.superblock().total_size, options)?;
-        let backing = self.backing().filter(|region| !region.is_empty());
-        let backing = backing.map(|region| device.upload(region, region.len(), options)).transpose()?;
-        let resident = MappedImage { image: self.clone(), memory, backing };
-        let verified = match options.verifies() {
-            true => resident.verify_with(|done, all| options.advance(done, all)).map(drop),
-            false => Ok(()),
-        };
-        // A copy that is a mixture is not found to be wrong, but to be none.
-        if !self.is_there()? {
-            return Err(Error::BeingReplaced { generation: self.generation() });
-        }
-        verified?;
-        Ok(resident)
-    }
-}
-
 impl MappedImage {
     #[cfg(feature = "cuda")]
     pub(super) fn new(image: Image, memory: MappedRegion, backing: Option<MappedRegion>) -> Self {
@@ -255,39 +245,11 @@ impl MappedImage {
         self.memory.buffers()
     }
 
-    /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of CUDA. From then on
-    /// [`Image::to`] maps it in every process that attaches to the image, also when this one has ended. It goes when
-    /// the holder drops or swaps the image, or ends; those who have mapped it keep it.
-    ///
-    /// # Errors
-    /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// for a copy that kernels may write to, and on a Vulkan device; [`Error::Holder`] when the holder does not let this
-    /// user load images, or the name means another image by now.
-    #[cfg(feature = "cuda")]
-    pub fn keep(&self) -> Result<()> {
-        let refuse = |why| DeviceError::NotKept { device: self.memory.device().name().into(), why };
-        let attachment = self.image.region().attachment();
-        let attachment = attachment.ok_or_else(|| refuse("the image came from no holder"))?;
-        if self.backing.is_some() {
-            return Err(refuse("its files lie in two memories").into());
-        }
-        let buffer = self.buffers().first().and_then(Buffer::as_cuda);
-        let buffer = buffer.ok_or_else(|| refuse("only memory of CUDA devices is kept"))?;
-        if self.image.region().provenance() != Provenance::Sealed {
-            return Err(refuse("the image's own memory could change, and the copy would not").into());
-        }
-        if buffer.is_writable() {
-            return Err(refuse("kernels may have written to it").into());
-        }
-        let shared = buffer.share()?;
-        Ok(attachment.keep(shared.fd.as_fd(), shared.uuid, shared.size)?)
-    }
-
     /// Where the contents of a file lie.
     ///
     /// # Errors
-    /// [`DeviceError::OtherImage`], [`DeviceError::Hole`] for a file that was changed after packing and has one, and
-    /// [`Error::NoContents`].
+    /// [`DeviceError::OtherImage`], [`DeviceError::Hole`] for a file that was changed after packing and has one,
+    /// [`Error::NoContents`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold all of it.
     pub fn file(&self, file: &File) -> Result<Places> {
         self.file_range(file, 0, file.len())
     }
@@ -308,7 +270,10 @@ impl MappedImage {
                 len: file.len(),
             })?;
         let places = match file.entry().content() {
-            Content::Image(range) => self.memory.range(range.start + offset, len)?,
+            Content::Image(range) => self
+                .memory
+                .range(range.start + offset, len)
+                .map_err(|error| named(error, || String::from_utf8_lossy(&path).into_owned()))?,
             Content::Backing(range) => self.backing_memory(&path)?.range(range.start + offset, len)?,
             Content::Elsewhere(why) => return Err(Error::NoContents { path, why }),
             Content::Pieces(pieces) => {
@@ -335,14 +300,29 @@ impl MappedImage {
     /// Where the data of a tensor lies.
     ///
     /// # Errors
-    /// As for [`MappedImage::file`].
+    /// As for [`MappedImage::file`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold the
+    /// tensor, or only a part of it (`MappedImage::part`).
     pub fn tensor(&self, tensor: &Tensor) -> Result<Places> {
+        #[cfg(feature = "cuda")]
+        if let Some(placement) = self.placement() {
+            self.check_whole(placement, tensor)?;
+        }
         self.file_range(tensor.file(), tensor.offset(), tensor.nbytes())
     }
 
     fn backing_memory(&self, path: &[u8]) -> Result<&MappedRegion> {
         let why = "in a backing file that was not given";
         self.backing.as_ref().ok_or_else(|| Error::NoContents { path: path.to_vec(), why })
+    }
+}
+
+/// The error with a name, where it speaks of a range of the image.
+pub(super) fn named(error: Error, what: impl FnOnce() -> String) -> Error {
+    match error {
+        Error::Device(DeviceError::NotPlaced { rank, has, .. }) => {
+            DeviceError::NotPlaced { what: what(), rank, has }.into()
+        }
+        error => error,
     }
 }
 

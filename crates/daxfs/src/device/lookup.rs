@@ -59,9 +59,9 @@ const _: () = assert!(size_of::<Head>() == 64 && size_of::<Node>() == 48);
 /// it the address of the image on the device and that of a copy of [`Lookup::as_bytes`], which begins at a multiple of
 /// 8.
 ///
-/// The image has to be one buffer on the device ([`MappedImage::buffers`](super::MappedImage::buffers)), as copies are.
-/// A symbolic link stands for the file or directory that it leads to. Files that were changed after packing, or lie in
-/// a backing file, are there without an address.
+/// The image has to be one buffer on the device ([`MappedImage::buffers`](super::MappedImage::buffers)) and all of it,
+/// as copies are but those by a plan. A symbolic link stands for the file or directory that it leads to. Files that
+/// were changed after packing, or lie in a backing file, are there without an address.
 #[derive(Debug, Clone)]
 pub struct Lookup {
     bytes: Vec<u8>,

@@ -42,7 +42,16 @@ pub mod cuda;
 mod error;
 mod image;
 mod lookup;
+mod part;
 mod place;
+#[cfg(feature = "cuda")]
+mod placed;
+#[cfg(feature = "cuda")]
+pub mod placement;
+#[cfg(feature = "cuda")]
+mod resident;
+#[cfg(feature = "cuda")]
+mod segments;
 mod slice;
 mod spans;
 #[cfg(feature = "vulkan")]
@@ -52,6 +61,8 @@ pub use error::{DeviceError, Refusal};
 pub use image::{MapOptions, MappedImage, MappedRegion};
 pub use lookup::Lookup;
 pub use place::{Place, Places};
+#[cfg(feature = "cuda")]
+pub use placement::{Placement, Plan};
 pub use slice::TensorSlice;
 
 use crate::Result;
@@ -225,3 +236,8 @@ struct GuideDoctests;
 #[cfg(all(doctest, feature = "cuda"))]
 #[doc = include_str!("../../../../docs/cuda.md")]
 struct CudaGuideDoctests;
+
+/// Compiles the example of the page on plans.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../../../docs/plans.md")]
+struct PlansDoctests;

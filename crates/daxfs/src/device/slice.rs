@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use super::image::named;
+use super::part::Part;
 use super::{DeviceError, MappedImage, Place};
 use crate::error::Result;
 use crate::tensor::strides;
@@ -12,8 +14,8 @@ use crate::{Dtype, Tensor};
 /// A range of one dimension of a tensor in a device's memory, as a strided view: nothing is moved.
 ///
 /// A part of the first dimension (rows) is contiguous. One of a later dimension (columns) has gaps: its place reaches
-/// from its first byte to its last one and holds other parts' bytes in between, so a consumer that does not take strides
-/// has to copy it.
+/// from its first byte to its last one and holds other parts' bytes in between, so a consumer that does not take
+/// strides has to copy it.
 #[derive(Debug, Clone)]
 pub struct TensorSlice {
     place: Place,
@@ -23,6 +25,23 @@ pub struct TensorSlice {
 }
 
 impl TensorSlice {
+    /// Shape and strides are those of the bytes at `place`.
+    pub(super) fn new(place: Place, dtype: Dtype, shape: Vec<u64>, strides: Vec<u64>) -> Self {
+        Self { place, dtype, shape, strides }
+    }
+
+    /// The same without dimension `dim`, which has one index, as arrays are indexed by a number. `None` where there is
+    /// no such dimension, or it has another size.
+    #[must_use]
+    pub fn squeeze(mut self, dim: usize) -> Option<Self> {
+        if self.shape.get(dim) != Some(&1) {
+            return None;
+        }
+        self.shape.remove(dim);
+        self.strides.remove(dim);
+        Some(self)
+    }
+
     /// From the first byte to the last one.
     pub fn place(&self) -> &Place {
         &self.place
@@ -38,7 +57,7 @@ impl TensorSlice {
         &self.shape
     }
 
-    /// Elements from one index of a dimension to the next: those of the whole tensor.
+    /// Elements from one index of a dimension to the next, in the memory of the place.
     pub fn strides(&self) -> &[u64] {
         &self.strides
     }
@@ -57,12 +76,30 @@ impl TensorSlice {
 }
 
 impl MappedImage {
+    /// All of a tensor, as a part of it.
+    ///
+    /// # Errors
+    /// As for [`MappedImage::tensor`], [`DeviceError::NotOnePlace`] where it lies in several, and
+    /// [`DeviceError::NoSuchSlice`] for one without elements whose dimensions do not fit 64 bits.
+    pub fn whole(&self, tensor: &Tensor) -> Result<TensorSlice> {
+        let shape = tensor.shape().to_vec();
+        let strides = strides(&shape).ok_or_else(|| DeviceError::NoSuchSlice {
+            tensor: tensor.name().into(),
+            shape: shape.clone(),
+            dim: 0,
+            range: 0..0,
+            why: "its dimensions do not fit 64 bits",
+        })?;
+        Ok(TensorSlice::new(self.tensor(tensor)?.one()?, tensor.dtype(), shape, strides))
+    }
+
     /// The part `range` of dimension `dim` of a tensor, where it lies.
     ///
     /// # Errors
     /// [`DeviceError::NoSuchSlice`] for a dimension or a range that the tensor has not, and for one that begins or ends
-    /// inside a byte (types of less than 8 bits); [`DeviceError::NotOnePlace`] where the region was mapped in pieces and
-    /// the part lies in several; and as for [`MappedImage::file_range`].
+    /// inside a byte (types of less than 8 bits); [`DeviceError::NotOnePlace`] where the region was mapped in pieces
+    /// and the part lies in several; [`DeviceError::NotPlaced`] when there is a placement that has not all of it,
+    /// counted in the whole tensor; and as for [`MappedImage::file_range`].
     pub fn slice(&self, tensor: &Tensor, dim: usize, range: Range<u64>) -> Result<TensorSlice> {
         let refuse = |why| DeviceError::NoSuchSlice {
             tensor: tensor.name().into(),
@@ -71,27 +108,11 @@ impl MappedImage {
             range: range.clone(),
             why,
         };
-        let mut shape = tensor.shape().to_vec();
-        match shape.get_mut(dim) {
-            Some(size) if range.start <= range.end && range.end <= *size => *size = range.end - range.start,
-            Some(_) => return Err(refuse("it is not within that dimension").into()),
-            None => return Err(refuse("there is no such dimension").into()),
-        }
-        let strides = strides(tensor.shape()).ok_or_else(|| refuse("its dimensions do not fit 64 bits"))?;
-        // In bits and 128 of them: a tensor has less than 2^64 bytes.
-        let bits = |elements: u64| u128::from(elements) * tensor.dtype().bits() as u128;
-        let start = bits(range.start * strides[dim]);
-        let last: u64 = shape.iter().zip(&strides).map(|(dim, stride)| dim.saturating_sub(1) * stride).sum();
-        let len = if shape.contains(&0) { 0 } else { bits(last + 1) };
-        let mut edges = vec![start, bits(shape[dim] * strides[dim])];
-        edges
-            .extend(shape.iter().zip(&strides).take(dim).filter(|(dim, _)| **dim > 1).map(|(_, s)| bits(*s)));
-        if len > 0 && edges.iter().any(|edge| edge % 8 != 0) {
-            return Err(refuse("it begins or ends inside a byte").into());
-        }
-        let bytes = |bits: u128| u64::try_from(bits.div_ceil(8)).unwrap_or(u64::MAX);
-        let start = if len > 0 { bytes(start) } else { 0 };
-        let places = self.file_range(tensor.file(), tensor.offset() + start, bytes(len))?;
-        Ok(TensorSlice { place: places.one()?, dtype: tensor.dtype(), shape, strides })
+        let part = Part::of(tensor, dim, &range).map_err(refuse)?;
+        let places =
+            self.file_range(tensor.file(), tensor.offset() + part.start, part.reach()).map_err(|error| {
+                named(error, || format!("{range:?} of dimension {dim} of tensor {:?}", tensor.name()))
+            })?;
+        Ok(TensorSlice::new(places.one()?, tensor.dtype(), part.shape, part.strides))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Address;
-use super::message::{ImageInfo, MemoryKind, Refusal, Reply, Request, Version};
+use super::message::{DeviceCopy, ImageInfo, MemoryKind, Refusal, Reply, Request, Version};
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
 
 /// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
@@ -269,14 +269,19 @@ impl Attachment {
         &self.info
     }
 
-    /// The copy of this image that the holder has in the memory of the device with this UUID: its descriptor and its
-    /// bytes. `None` when it has none, or the name means another image now.
+    /// The copy of this image, or of what `placement` means ([`DeviceCopy::placement`]), that the holder has in the
+    /// memory of the device with this UUID: its descriptor and its bytes. `None` when it has none, or the name means
+    /// another image now.
     ///
     /// # Errors
     /// [`HolderError`].
-    pub fn copy_on(&self, device: [u8; 16]) -> Result<Option<(OwnedFd, u64)>, HolderError> {
+    pub fn copy_on(
+        &self,
+        device: [u8; 16],
+        placement: [u8; 32],
+    ) -> Result<Option<(OwnedFd, u64)>, HolderError> {
         let mut connection = Connection::open(&self.address.socket)?;
-        match connection.request(&Request::Copy { of: self.version(), device }, &[]) {
+        match connection.request(&Request::Copy { of: self.version(), device, placement }, &[]) {
             Ok((Reply::Copy { size }, mut descriptors)) => Ok(descriptors.pop().map(|fd| (fd, size))),
             Ok((Reply::Ok, _)) => Ok(None),
             Ok(_) => Err(connection.field("reply", "not a copy of an image")),
@@ -285,15 +290,14 @@ impl Attachment {
         }
     }
 
-    /// Gives the holder a copy of this image to keep, in the memory of the device with this UUID: the descriptor of
-    /// that memory and its bytes. It takes the place of one that the holder has on the same device, and goes with the
-    /// image.
+    /// Gives the holder a copy of this image to keep, with the descriptor of its memory. It takes the place of one that
+    /// the holder has on the same device with the same placement, and goes with the image.
     ///
     /// # Errors
     /// [`HolderError`]: whoever may not load images may not do this, and the name must still mean this image.
-    pub fn keep(&self, fd: BorrowedFd<'_>, device: [u8; 16], size: u64) -> Result<(), HolderError> {
+    pub fn keep(&self, fd: BorrowedFd<'_>, copy: DeviceCopy) -> Result<(), HolderError> {
         let mut connection = Connection::open(&self.address.socket)?;
-        match connection.request(&Request::Keep { of: self.version(), device, size }, &[fd])?.0 {
+        match connection.request(&Request::Keep { of: self.version(), copy }, &[fd])?.0 {
             Reply::Ok => Ok(()),
             _ => Err(connection.field("reply", "not that it is done")),
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use daxfs::Image;
-use daxfs::holder::message::{ImageInfo, Reply, Request};
+use daxfs::holder::message::{DeviceCopy, ImageInfo, Reply, Request};
 use daxfs::holder::{Address, Connection, HolderError};
 use daxfs_holder::{Config, Server};
 
@@ -335,6 +335,31 @@ impl Place {
         wait_for("a client's report", || path.exists());
         fs::read_to_string(path).unwrap()
     }
+}
+
+/// Leaves copies of an image with the holder, on one device and another one: of all of it, and by a placement. The
+/// holder has no driver, so any open file will do. Returns what was said of them, with the identities of the files.
+pub fn keep_copies(place: &Place, name: &str) -> Vec<(DeviceCopy, (u64, u64))> {
+    let attachment = place.open(name).region().attachment().unwrap().clone();
+    let copies = [(1, 0), (1, 9), (2, 0)].map(|(device, placement)| {
+        let memory = dmabuf::Memfd::create("device memory", 4096, dmabuf::HugePages::No).unwrap();
+        let copy = DeviceCopy { device: [device; 16], placement: [placement; 32], size: 4 << 20 };
+        attachment.keep(memory.as_fd(), copy).unwrap();
+        (copy, identity(memory.as_fd()))
+    });
+    copies.to_vec()
+}
+
+/// The same, as the holder has them now.
+pub fn kept_copies(place: &Place, name: &str) -> Vec<(DeviceCopy, (u64, u64))> {
+    let attachment = place.open(name).region().attachment().unwrap().clone();
+    let copies = attachment.info().copies.clone();
+    let with_fd = |copy: DeviceCopy| {
+        let (fd, size) = attachment.copy_on(copy.device, copy.placement).unwrap().unwrap();
+        assert_eq!(size, copy.size);
+        (copy, identity(fd.as_fd()))
+    };
+    copies.into_iter().map(with_fd).collect()
 }
 
 /// The tensor `w` of [`Place::weights`].

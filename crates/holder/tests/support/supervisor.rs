@@ -76,7 +76,7 @@ impl Supervisor {
     }
 
     /// Waits until all is read that holders have sent so far, as systemd does before it looks at their ends.
-    fn catch_up(&self) {
+    pub fn catch_up(&self) {
         let before = self.kept.lock().unwrap().synced;
         UnixDatagram::unbound().unwrap().send_to(SYNC, &self.notify).unwrap();
         wait_for("notifications to be read", || self.kept.lock().unwrap().synced > before);
@@ -134,6 +134,12 @@ impl Supervisor {
         let socket = UnixDatagram::unbound().unwrap();
         socket.send_to(LEAVE, &self.notify).unwrap();
         wait_for("the notify socket to close", || socket.send_to(b"", &self.notify).is_err());
+    }
+
+    /// Forgets a descriptor, as nobody asked for.
+    pub fn lose(&self, name: &str) {
+        self.catch_up();
+        self.kept.lock().unwrap().store.retain(|(stored, _)| stored != name);
     }
 
     /// Names in the store, sorted.

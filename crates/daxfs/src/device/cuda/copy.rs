@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dmabuf::DirectFile;
 
 use super::super::DeviceError;
+use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::host::{self, Registered};
 use super::staging::{Slot, Stream};
@@ -38,6 +39,7 @@ enum Origin {
 pub(super) struct Upload<'a> {
     options: &'a UploadOptions,
     region: &'a Region,
+    segments: &'a Segments,
     to: &'a Buffer,
     origin: Origin,
     /// Bytes that a thread takes at a time, at most those of the image.
@@ -50,9 +52,17 @@ pub(super) struct Upload<'a> {
 }
 
 impl<'a> Upload<'a> {
-    /// Of the first bytes of `region`, which has as many as `to`.
-    pub fn new(options: &'a UploadOptions, region: &'a Region, to: &'a Buffer) -> Self {
-        let origin = if let Some(pinned) = host::pinned(to.device(), region, to.len()) {
+    /// Of these parts of `region`, which are as long as `to`. What is not all of it is always read: its parts are short
+    /// for pinning, and several processes that read parts of one file are better off with the page cache.
+    pub fn new(
+        options: &'a UploadOptions,
+        region: &'a Region,
+        segments: &'a Segments,
+        to: &'a Buffer,
+    ) -> Self {
+        let origin = if !segments.is_whole() {
+            Origin::Read(None)
+        } else if let Some(pinned) = host::pinned(to.device(), region, to.len()) {
             Origin::Pinned(pinned)
         } else if options.register && host::check(to.device(), region).is_ok() {
             Origin::Register
@@ -64,6 +74,7 @@ impl<'a> Upload<'a> {
         Self {
             options,
             region,
+            segments,
             to,
             origin,
             piece: piece.min(to.len()),
@@ -184,7 +195,7 @@ impl<'a> Stage<'a> {
 
     /// Copies a part of the region, piece by piece; the last two are still on their way then.
     fn send(&mut self, at: u64, len: u64) -> Result<()> {
-        let Upload { options, region, to, origin, .. } = self.upload;
+        let Upload { options, region, segments, to, origin, .. } = self.upload;
         let _current = to.device().enter()?;
         let piece = options.piece.min(usize::try_from(to.len()).unwrap_or(usize::MAX));
         let end = at + len;
@@ -203,7 +214,7 @@ impl<'a> Stage<'a> {
                 _ => false,
             };
             if !is_read {
-                region.read_at(at, &mut bytes[..len])?;
+                segments.read_at(region, at, &mut bytes[..len])?;
             }
             // SAFETY: the part is within the buffer's bytes, which are mapped for writing while it is being filled, and
             // outlive the stream.

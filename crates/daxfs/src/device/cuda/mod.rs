@@ -48,44 +48,57 @@ pub use verify::Verified;
 use allocation::Allocation;
 
 use super::image::{MapOptions, MappedImage, MappedRegion, describe};
+use super::segments::Segments;
 use super::spans::Cut;
-use super::{DeviceError, Refusal, Route};
+use super::{DeviceError, Placement, Refusal, Route};
+use crate::holder::message::DeviceCopy;
 use crate::{Error, Image, Provenance, Region, Result};
 
 impl Device {
-    /// Copies the first `len` bytes of a region into the device's memory.
-    pub(super) fn upload(&self, region: &Region, len: u64, options: &UploadOptions) -> Result<MappedRegion> {
-        Ok(self.resident(self.fill(region, len, options)?, Route::Copy))
+    /// Copies these segments of a region into the device's memory.
+    pub(super) fn upload(
+        &self,
+        region: &Region,
+        segments: &Segments,
+        options: &UploadOptions,
+    ) -> Result<MappedRegion> {
+        Ok(self.resident(self.fill(region, segments, options)?, Route::Copy))
     }
 
-    fn fill(&self, region: &Region, len: u64, options: &UploadOptions) -> Result<Buffer> {
-        if len == 0 || len > region.len() {
-            return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());
+    fn fill(&self, region: &Region, segments: &Segments, options: &UploadOptions) -> Result<Buffer> {
+        let (len, source_len) = (segments.len(), segments.source_len());
+        if len == 0 || source_len > region.len() {
+            return Err(dmabuf::Error::OutOfBounds { offset: 0, len: source_len, bound: region.len() }.into());
         }
         let buffer = Buffer::allocated(Allocation::new(self, len)?, len, options.is_writable());
-        options.upload(region, &buffer)?;
+        options.upload(region, segments, &buffer)?;
         Ok(buffer)
     }
 
-    /// The copy that the image's holder has on this device. One that cannot be had or mapped is none: the image can be
-    /// copied.
-    pub(super) fn kept(&self, image: &Image) -> Option<MappedImage> {
+    /// The copy that the image's holder has on this device: of the whole image, or by a placement. One that cannot be
+    /// had or mapped is none: the image can be copied.
+    pub(super) fn kept(&self, image: &Image, placement: Option<&Placement>) -> Option<MappedImage> {
         // The holder knows generations of names, not of what is written into memory that it has.
         if image.region().provenance() != Provenance::Sealed {
             return None;
         }
-        let (fd, size) = image.region().attachment()?.copy_on(self.uuid()).ok()??;
-        self.attach(image, &Shared { fd, size, uuid: self.uuid() }).ok()
+        let identity = placement.map_or(DeviceCopy::WHOLE, Placement::identity);
+        let (fd, size) = image.region().attachment()?.copy_on(self.uuid(), identity).ok()??;
+        let shared = Shared { fd, size, uuid: self.uuid() };
+        match placement {
+            Some(placement) => self.attach_placed(placement, &shared).ok(),
+            None => self.attach(image, &shared).ok(),
+        }
     }
 
-    /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever the
-    /// driver allocates by: a [`Lookup`](super::Lookup), for example. Each takes at least that much.
+    /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever
+    /// the driver allocates by: a [`Lookup`](super::Lookup), for example. Each takes at least that much.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`]; [`Error::Memory`] for no bytes.
     pub fn copy(&self, bytes: &[u8]) -> Result<Buffer> {
         let region = Region::from_bytes(bytes.to_vec());
-        self.fill(&region, region.len(), &UploadOptions::new().threads(1))
+        self.fill(&region, &Segments::whole(region.len()), &UploadOptions::new().threads(1))
     }
 
     /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave
@@ -97,14 +110,6 @@ impl Device {
     /// [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory, and
     /// [`DeviceError::Unavailable`] for a split image.
     pub fn attach(&self, image: &Image, shared: &Shared) -> Result<MappedImage> {
-        if !self.is(&shared.uuid) {
-            let [wanted, found] = [shared.uuid, self.uuid()];
-            return Err(DeviceError::OtherDevice { device: self.name().into(), wanted, found }.into());
-        }
-        let len = image.superblock().total_size;
-        if len > shared.size {
-            return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: shared.size }.into());
-        }
         if image.backing().is_some_and(|region| !region.is_empty()) {
             let what = "a split image, whose files lie in a second memory,".into();
             return Err(Error::from(DeviceError::Unavailable {
@@ -112,9 +117,32 @@ impl Device {
                 needs: "to be packed as one image".into(),
             }));
         }
-        let allocation = Allocation::import(self, &shared.fd, shared.size)?;
-        let memory = self.resident(Buffer::allocated(allocation, len, false), Route::Descriptor);
+        let memory = self.take(image.superblock().total_size, shared)?;
         Ok(MappedImage::new(image.clone(), memory, None))
+    }
+
+    /// Like [`Device::attach`], of a copy by a placement ([`Placement::to`]): `placement` is that of the same plan,
+    /// rank and image, or another one with the same identity.
+    ///
+    /// # Errors
+    /// As for [`Device::attach`], and [`DeviceError::NotPlaced`] for a placement of nothing.
+    pub fn attach_placed(&self, placement: &Placement, shared: &Shared) -> Result<MappedImage> {
+        placement.check_not_empty()?;
+        let memory = self.take(placement.len(), shared)?.of(placement.clone());
+        Ok(MappedImage::new(placement.image().clone(), memory, None))
+    }
+
+    /// Maps memory that another process filled, of which `len` bytes are used.
+    fn take(&self, len: u64, shared: &Shared) -> Result<MappedRegion> {
+        if !self.is(&shared.uuid) {
+            let [wanted, found] = [shared.uuid, self.uuid()];
+            return Err(DeviceError::OtherDevice { device: self.name().into(), wanted, found }.into());
+        }
+        if len > shared.size {
+            return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: shared.size }.into());
+        }
+        let allocation = Allocation::import(self, &shared.fd, shared.size)?;
+        Ok(self.resident(Buffer::allocated(allocation, len, false), Route::Descriptor))
     }
 
     /// One buffer, however long: the whole allocation is at one range of addresses.

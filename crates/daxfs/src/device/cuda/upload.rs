@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::copy::Upload;
 use crate::{Region, Result};
@@ -134,9 +135,9 @@ impl UploadOptions {
         self.writable
     }
 
-    /// Fills `to` with the first bytes of `region`, which has as many, and waits until they are there.
-    pub(super) fn upload(&self, region: &Region, to: &Buffer) -> Result<()> {
-        Upload::new(self, region, to).run()?;
+    /// Fills `to`, which is as long as `segments`, with these of `region`, and waits until they are there.
+    pub(super) fn upload(&self, region: &Region, segments: &Segments, to: &Buffer) -> Result<()> {
+        Upload::new(self, region, segments, to).run()?;
         if !self.writable {
             to.allocation()?.make_read_only()?;
         }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::super::{DeviceError, MappedImage, Place};
+use super::super::{DeviceError, MappedImage, Place, Placement};
 use super::device::Device;
 use super::extents::{Hash, Range};
 use super::hash::Hasher;
@@ -24,22 +24,31 @@ const PIECE: usize = 4 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Files that were compared; hard links count once.
+    /// Files that were compared; hard links count once. What a rank of a plan holds is compared by ranges: no files.
     pub files: u64,
-    /// Bytes of them.
+    /// Bytes that were compared.
     pub bytes: u64,
     /// Whether the device computed the hashes. Else all bytes were copied back and hashed on the host.
     pub on_device: bool,
 }
 
-/// Bytes of a file that lie in one place, and what they should be.
+/// Bytes of the parts that a rank's copy is compared by.
+const PART: usize = 64 << 20;
+
+/// Bytes that lie in one place, and what they should be.
 struct Check {
-    file: File,
-    /// Where they begin in the file.
-    start: u64,
+    source: Source,
     place: Place,
     /// Of the index; `None` where the image on the host is asked.
     wanted: Option<Hash>,
+}
+
+/// Where they are in the image.
+enum Source {
+    /// In a file, from there on.
+    File(File, u64),
+    /// In what a rank holds, from there on.
+    Placement(Placement, u64),
 }
 
 impl MappedImage {
@@ -47,7 +56,8 @@ impl MappedImage {
     /// that of the image's index ([`Index::file_hash`](crate::Index::file_hash)), and the hashes together that of the
     /// whole content ([`Image::content_hash`](crate::Image::content_hash)). Files that the index has no hash of (an
     /// image that was packed without hashes or was written to, the index itself) are hashed on the host, too. What no
-    /// file holds is not compared: metadata, which is read on the host only, and the space between files.
+    /// file holds is not compared: metadata, which is read on the host only, and the space between files. What a rank of
+    /// a plan holds are parts of files, so all of it is hashed on the host, too.
     ///
     /// The device computes the hashes, so that no byte of a file goes over the link. That takes 36 MiB of its memory
     /// meanwhile, or 2 where there are no more. Where the driver cannot load the kernels (a GPU older than compute
@@ -94,12 +104,15 @@ impl MappedImage {
         };
         compare(device, &checks, &found)?;
         self.compare_content(&checks, &found)?;
-        let files: HashSet<u64> = checks.iter().map(|check| check.file.ino()).collect();
+        let files: HashSet<u64> = checks.iter().filter_map(|check| check.source.ino()).collect();
         Ok(Verified { files: files.len() as u64, bytes: all, on_device })
     }
 
     /// What is to be compared: the bytes of each file, once for all of its names.
     fn checks(&self) -> Result<Vec<Check>> {
+        if let Some(placement) = self.placement() {
+            return self.parts(placement);
+        }
         let index = self.image().index()?.filter(|index| index.has_hashes());
         let (mut known, mut checks) = (HashSet::new(), Vec::new());
         for entry in self.image().walk().filter(|entry| entry.file_type() == FileType::File) {
@@ -109,7 +122,7 @@ impl MappedImage {
             }
             let mut add = |start: u64, len: u64, wanted: Option<Hash>| {
                 let place = self.file_range(&file, start, len)?.one()?;
-                checks.push(Check { file: file.clone(), start, place, wanted });
+                checks.push(Check { source: Source::File(file.clone(), start), place, wanted });
                 Ok::<_, Error>(())
             };
             match file.entry().content() {
@@ -133,11 +146,24 @@ impl MappedImage {
         Ok(checks)
     }
 
+    /// The bytes that a rank holds. What lies between them is not compared.
+    fn parts(&self, placement: &Placement) -> Result<Vec<Check>> {
+        let mut checks = Vec::new();
+        for segment in placement.segments().as_slice() {
+            for start in (segment.to..segment.end()).step_by(PART) {
+                let place = self.memory().packed(start, (PART as u64).min(segment.end() - start))?;
+                let source = Source::Placement(placement.clone(), start);
+                checks.push(Check { source, place, wanted: None });
+            }
+        }
+        Ok(checks)
+    }
+
     /// The hashes of the index are those that its content hash was made of.
     fn compare_content(&self, checks: &[Check], found: &[Hash]) -> Result<()> {
         let Some(expected) = self.image().content_hash() else { return Ok(()) };
         let hashes: HashMap<u64, Hash> =
-            checks.iter().zip(found).map(|(check, hash)| (check.file.ino(), *hash)).collect();
+            checks.iter().zip(found).filter_map(|(check, hash)| Some((check.source.ino()?, *hash))).collect();
         let mut is_whole = true;
         let content: Hash = content_hash_by::<Error>(self.image(), |file| {
             let hash = hashes.get(&file.ino()).copied();
@@ -163,7 +189,7 @@ fn compare(device: &Device, checks: &[Check], found: &[Hash]) -> Result<()> {
         if wanted == **found {
             return Ok([0; 32]);
         }
-        let (device, path) = (device.name().into(), check.file.path());
+        let (device, path) = (device.name().into(), check.source.path());
         let (wanted, found) = (Box::new(wanted), Box::new(**found));
         Err(DeviceError::Mismatch { device, path, wanted, found }.into())
     })
@@ -178,13 +204,38 @@ fn address(place: &Place) -> u64 {
 
 /// The hash of the image's own bytes.
 fn on_host(check: &Check) -> Result<Hash> {
-    hash_pieces(check.place.len(), |offset, bytes| {
-        let len = bytes.len() as u64;
-        let read = check.file.read_at(check.start + offset, bytes)?;
-        let missing =
-            || dmabuf::Error::OutOfBounds { offset: check.start + offset, len, bound: check.file.len() };
-        if read == bytes.len() { Ok(()) } else { Err(missing().into()) }
-    })
+    hash_pieces(check.place.len(), |offset, bytes| check.source.read_at(offset, bytes))
+}
+
+impl Source {
+    fn ino(&self) -> Option<u64> {
+        match self {
+            Source::File(file, _) => Some(file.ino()),
+            Source::Placement(..) => None,
+        }
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        match self {
+            Source::File(file, start) => {
+                let (offset, len) = (start + offset, bytes.len() as u64);
+                let read = file.read_at(offset, bytes)?;
+                let missing = || dmabuf::Error::OutOfBounds { offset, len, bound: file.len() };
+                if read == bytes.len() { Ok(()) } else { Err(missing().into()) }
+            }
+            Source::Placement(placement, start) => {
+                placement.segments().read_at(placement.image().region(), start + offset, bytes)
+            }
+        }
+    }
+
+    /// Of the file, for messages; of several, the one that the first byte is in.
+    fn path(&self) -> Vec<u8> {
+        match self {
+            Source::File(file, _) => file.path(),
+            Source::Placement(placement, start) => placement.path_at(*start).unwrap_or_default(),
+        }
+    }
 }
 
 /// The hash of the device's bytes, copied back.

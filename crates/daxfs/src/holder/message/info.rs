@@ -5,11 +5,11 @@ use crate::holder::wire::{Builder, Fields, WireError};
 /// Longest name of an image.
 pub const NAME_MAX: usize = 128;
 
-/// Devices that may have a copy of one image.
-pub const COPIES_MAX: usize = 16;
+/// Copies of one image on devices at most.
+pub const COPIES_MAX: usize = 32;
 
 /// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.
-pub const PAGE_MAX: usize = 64;
+pub const PAGE_MAX: usize = 24;
 
 /// How a device's UUID is written, without the prefix that says whether it is a whole GPU or a part of one.
 pub fn uuid_text(uuid: &[u8; 16]) -> String {
@@ -119,8 +119,35 @@ pub struct ImageInfo {
 pub struct DeviceCopy {
     /// UUID of the device.
     pub device: [u8; 16],
-    /// Bytes of the device's memory.
+    /// What of the image it holds: [`DeviceCopy::WHOLE`], or the identity of a placement
+    /// (`daxfs::device::Placement::identity`).
+    pub placement: [u8; 32],
+    /// Bytes of the device's memory, which its descriptor does not say.
     pub size: u64,
+}
+
+impl DeviceCopy {
+    /// All of the image, as it lies in its own memory.
+    pub const WHOLE: [u8; 32] = [0; 32];
+
+    /// Whether it holds all of the image.
+    pub fn is_whole(&self) -> bool {
+        self.placement == Self::WHOLE
+    }
+
+    /// Whether the other one would take its place.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.device, self.placement) == (other.device, other.placement)
+    }
+
+    pub(super) fn write<'a>(&self, builder: &'a mut Builder) -> &'a mut Builder {
+        builder.raw(&self.device).raw(&self.placement).u64(self.size)
+    }
+
+    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, WireError> {
+        let (device, placement) = (fields.array("device")?, fields.array("placement")?);
+        Ok(Self { device, placement, size: fields.u64("size")? })
+    }
 }
 
 impl ImageInfo {
@@ -134,7 +161,7 @@ impl ImageInfo {
         }
         builder.u8(u8::try_from(self.copies.len()).unwrap_or(u8::MAX));
         for copy in &self.copies {
-            builder.raw(&copy.device).u64(copy.size);
+            copy.write(builder);
         }
     }
 
@@ -159,10 +186,7 @@ impl ImageInfo {
                 _ => return Err(WireError::Field { field: "role", what: "an unknown role" }),
             });
         }
-        let copy = |fields: &mut Fields<'_>| {
-            Ok(DeviceCopy { device: fields.array("copy")?, size: fields.u64("copy")? })
-        };
-        let copies = (0..fields.u8("copies")?).map(|_| copy(fields)).collect::<Result<_, _>>()?;
+        let copies = (0..fields.u8("copies")?).map(|_| DeviceCopy::read(fields)).collect::<Result<_, _>>()?;
         Ok(Self {
             name,
             generation,

@@ -28,8 +28,12 @@ mod tests {
             loaded: 1_800_000_000,
             attaches: 12,
             roles: vec![Role::Image, Role::Metadata],
-            copies: vec![DeviceCopy { device: [5; 16], size: 6 }, DeviceCopy { device: [7; 16], size: 8 }],
+            copies: vec![copy(5, 0), copy(7, 8)],
         }
+    }
+
+    fn copy(device: u8, placement: u8) -> DeviceCopy {
+        DeviceCopy { device: [device; 16], placement: [placement; 32], size: 2 << 20 }
     }
 
     fn version() -> Version {
@@ -48,8 +52,8 @@ mod tests {
             Request::Health,
             Request::Takeover,
             Request::TakeoverDone,
-            Request::Keep { of: version(), device: [3; 16], size: 2 << 20 },
-            Request::Copy { of: version(), device: [4; 16] },
+            Request::Keep { of: version(), copy: copy(3, 9) },
+            Request::Copy { of: version(), device: [4; 16], placement: [8; 32] },
         ];
         for request in requests {
             let message = request.encode();
@@ -75,6 +79,7 @@ mod tests {
             Reply::Socket { next_generation: 5, supervised: true },
             Reply::Handover { info: info(), uids: vec![0, 1000], gids: vec![] },
             Reply::Copy { size: 6 },
+            Reply::HandoverCopy(copy(3, 4)),
         ];
         for reply in replies {
             let message = reply.encode();
@@ -95,7 +100,7 @@ mod tests {
     fn a_page_of_the_longest_fits_a_message() {
         let mut longest = info();
         longest.name = "n".repeat(NAME_MAX);
-        longest.copies = vec![DeviceCopy { device: [5; 16], size: 6 }; COPIES_MAX];
+        longest.copies = vec![copy(5, 6); COPIES_MAX];
         let page = Reply::Page { images: vec![longest; PAGE_MAX], more: true };
         assert!(page.encode().len() <= crate::holder::wire::MESSAGE_MAX);
     }

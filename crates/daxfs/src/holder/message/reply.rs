@@ -1,6 +1,6 @@
 //! What the holder answers.
 
-use super::info::ImageInfo;
+use super::info::{DeviceCopy, ImageInfo};
 use crate::holder::wire::{Builder, Fields, Frame, WireError};
 
 fn read_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, WireError> {
@@ -129,6 +129,8 @@ pub enum Reply {
         /// Groups that may attach.
         gids: Vec<u32>,
     },
+    /// A copy of the image of the last [`Reply::Handover`] in a device's memory; its descriptor comes with it.
+    HandoverCopy(DeviceCopy),
     /// The copy of an image in a device's memory; its descriptor comes with the message.
     Copy {
         /// Bytes of the device's memory.
@@ -149,7 +151,7 @@ impl Reply {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Attached(info) | Self::Handover { info, .. } => info.roles.len(),
-            Self::Socket { .. } | Self::Copy { .. } => 1,
+            Self::Socket { .. } | Self::Copy { .. } | Self::HandoverCopy(_) => 1,
             _ => 0,
         }
     }
@@ -213,6 +215,11 @@ impl Reply {
                 builder.u64(*size);
                 builder
             }
+            Self::HandoverCopy(copy) => {
+                let mut builder = begin(0x8b);
+                copy.write(&mut builder);
+                builder
+            }
             Self::Socket { next_generation, supervised } => {
                 let mut builder = begin(0x88);
                 builder.u64(*next_generation).u8((*supervised).into());
@@ -266,6 +273,7 @@ impl Reply {
                 gids: read_ids(&mut fields)?,
             },
             0x8a => Self::Copy { size: fields.u64("size")? },
+            0x8b => Self::HandoverCopy(DeviceCopy::read(&mut fields)?),
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

@@ -1,6 +1,6 @@
 //! What clients ask.
 
-use super::info::read_name;
+use super::info::{DeviceCopy, read_name};
 use crate::holder::wire::{Builder, Fields, Frame, WireError};
 
 /// What a client asks.
@@ -51,10 +51,8 @@ pub enum Request {
     Keep {
         /// Of which image.
         of: Version,
-        /// UUID of the device.
-        device: [u8; 16],
-        /// Bytes of the device's memory, which its descriptor does not say.
-        size: u64,
+        /// Where it is, and what of the image.
+        copy: DeviceCopy,
     },
     /// Send the descriptor of an image's copy in a device's memory; `Ok` is the answer where there is none.
     Copy {
@@ -62,6 +60,8 @@ pub enum Request {
         of: Version,
         /// UUID of the device.
         device: [u8; 16],
+        /// What of the image it is to hold: see [`DeviceCopy::placement`].
+        placement: [u8; 32],
     },
 }
 
@@ -130,14 +130,14 @@ impl Request {
             Self::Health => begin(7),
             Self::Takeover => begin(8),
             Self::TakeoverDone => begin(9),
-            Self::Keep { of, device, size } => {
+            Self::Keep { of, copy } => {
                 let mut builder = begin(10);
-                of.write(&mut builder).raw(device).u64(*size);
+                copy.write(of.write(&mut builder));
                 builder
             }
-            Self::Copy { of, device } => {
+            Self::Copy { of, device, placement } => {
                 let mut builder = begin(11);
-                of.write(&mut builder).raw(device);
+                of.write(&mut builder).raw(device).raw(placement);
                 builder
             }
         };
@@ -167,12 +167,12 @@ impl Request {
             7 => Self::Health,
             8 => Self::Takeover,
             9 => Self::TakeoverDone,
-            10 => Self::Keep {
+            10 => Self::Keep { of: Version::read(&mut fields)?, copy: DeviceCopy::read(&mut fields)? },
+            11 => Self::Copy {
                 of: Version::read(&mut fields)?,
                 device: fields.array("device")?,
-                size: fields.u64("size")?,
+                placement: fields.array("placement")?,
             },
-            11 => Self::Copy { of: Version::read(&mut fields)?, device: fields.array("device")? },
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

@@ -1,0 +1,1 @@
+../../../crates/daxfs/include/daxfs_device.h
