@@ -787,6 +787,19 @@ CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char byte, size_t size, v
     return OK;
 }
 
+// As above.
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, void *stream) {
+    ENTER(CONTEXT, true);
+    struct queue *queue;
+    int result = find_queue(stream, &queue);
+    if (!result) result = queue ? wait_for(queue, queue->queued) : drain(current(), false);
+    if (result || !size) return result;
+    if (!is_range(to, size) || !is_range(from, size)) return INVALID_VALUE;
+    if (!accessible(to, size, RW) || !accessible(from, size, READ)) return INVALID_VALUE;
+    memmove((void *)to, (const void *)from, size);
+    return OK;
+}
+
 CUresult cuMemHostAlloc(void **pointer, size_t size, unsigned flags) {
     ENTER(CONTEXT, pointer && size && flags <= 7);
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
