@@ -281,6 +281,31 @@ def taken_by_jax(path: Path) -> None:
             assert np.asarray(array).tobytes() == image.tensors()[name].raw
 
 
+def taken_by_torch_and_cupy_and_jax(path: Path) -> None:
+    """All of them in one process, with one primary context and their own streams."""
+    import cupy
+    import jax
+    import torch
+
+    need(torch.cuda.is_available(), "torch was built without CUDA")
+    need(any(device.platform == "gpu" for device in jax.devices()), "jax has no CUDA backend")
+    with daxfs.open(path) as image, image.to("cuda:0") as gpu:
+        tensor, wanted = gpu.tensors()[TENSOR], image.tensors()[TENSOR].raw
+        theirs = torch.from_dlpack(tensor)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            doubled = theirs + theirs
+        arrays = [cupy.from_dlpack(tensor), cupy.from_dlpack(theirs), jax.dlpack.from_dlpack(tensor)]
+        torch.cuda.synchronize()
+        assert theirs.data_ptr() == arrays[0].data.ptr == arrays[1].data.ptr == tensor.device_ptr
+        assert bytes(theirs.cpu().numpy()) == arrays[0].get().tobytes() == np.asarray(arrays[2]).tobytes() == wanted
+        assert bytes((doubled - theirs).cpu().numpy()) == wanted
+        # A copy for another consumer while they hold theirs.
+        with image.to("cuda:0") as again:
+            assert again.tensors()[TENSOR].read() == wanted
+    # Closed, and still theirs.
+    assert bytes(theirs.cpu().numpy()) == arrays[1].get().tobytes() == wanted
+
+
 # Run by a test of its own, with another image.
 SPECIAL = (a_checkpoint,)
 

@@ -80,9 +80,10 @@ def test_case(case: Any, path: Path, library: Optional[Path]) -> None:
 def test_library(case: Any, path: Path) -> None:
     if not REAL:
         pytest.skip("needs a GPU: DAXFS_TEST_GPU=1")
-    name = case.__name__.removeprefix("taken_by_")
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+    names = case.__name__.removeprefix("taken_by_").split("_and_")
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
     run(case, path, None)
 
 

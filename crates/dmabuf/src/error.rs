@@ -69,6 +69,10 @@ pub enum Error {
     },
 }
 
+/// `ENOTSUPP` of the kernel's own `linux/errno.h`, which should not get out and has no name in libc. Exporters of
+/// dma-bufs answer it.
+const ENOTSUPP: i32 = 524;
+
 impl Error {
     /// The errno of an [`Error::Os`] or [`Error::Refused`], also values that have no name (524 of some drivers).
     #[must_use]
@@ -92,7 +96,15 @@ impl Error {
 
     /// An [`Error::Os`] of an `io::Error` or of an errno that nix decoded.
     pub(crate) fn os(op: &'static str, subject: impl Into<String>, source: impl Into<io::Error>) -> Error {
-        Error::Os { op, subject: subject.into(), source: source.into() }
+        let (subject, source) = (subject.into(), source.into());
+        match source.raw_os_error() {
+            Some(ENOTSUPP) => {
+                let advice = "ENOTSUPP: the driver that the buffer comes from does not do this, as NVIDIA's does not map \
+                              device memory for the CPU";
+                Error::Refused { op, subject, source, advice: advice.into() }
+            }
+            _ => Error::Os { op, subject, source },
+        }
     }
 
     pub(crate) fn invalid(what: impl Into<String>, why: impl Into<String>) -> Error {
@@ -120,6 +132,8 @@ mod tests {
     fn errno_without_a_name_survives() {
         let error = Error::os("mmap", "fd 3", io::Error::from_raw_os_error(524));
         assert_eq!(error.raw_os_error(), Some(524));
+        assert!(error.to_string().starts_with("mmap fd 3: "), "{error}");
+        assert!(error.to_string().contains("ENOTSUPP: the driver that the buffer comes from"), "{error}");
         assert_eq!(Error::invalid("len", "0").raw_os_error(), None);
     }
 
