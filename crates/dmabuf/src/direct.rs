@@ -74,8 +74,9 @@ impl DirectFile {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // What was refused once is refused again; any other error is the file's.
-                    let is_refused = error.raw_os_error() == Some(libc::EINVAL);
-                    self.is_refused.store(is_refused, Ordering::Relaxed);
+                    if error.raw_os_error() == Some(libc::EINVAL) {
+                        self.is_refused.store(true, Ordering::Relaxed);
+                    }
                     return false;
                 }
             }
