@@ -153,7 +153,7 @@ fn cuda_walks_a_directory() {
     let image = tables(dir.path());
     let text = text(&on_a_gpu(
         env!("CARGO_BIN_EXE_06-cuda-walk"),
-        &[image.as_os_str(), "tables".as_ref()],
+        &[image.as_os_str(), "/./tables/".as_ref()],
         Stdio::null(),
     ));
     assert_eq!(text.lines().count(), 100);

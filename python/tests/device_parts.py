@@ -239,6 +239,10 @@ def wrong_plans(path: Path) -> None:
         ):
             with pytest.raises(ValueError, match=why):
                 image.to("cuda:0", plan=plan, rank=0)
+        file = path.with_name("no-text.json")
+        file.write_bytes(b"\xff")
+        with pytest.raises(ValueError, match="UTF-8"):
+            image.to("cuda:0", plan=file, rank=0)
         with pytest.raises(ValueError, match="no rank 2"):
             image.to("cuda:0", plan=PLAN, rank=2)
         with pytest.raises(TypeError, match="needs rank"):

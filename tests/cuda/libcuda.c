@@ -10,8 +10,8 @@
 //   DAXFS_FAKE_CUDA_DELAY_US     delay before each queued copy (default 200)
 //   DAXFS_FAKE_CUDA_FAIL         "cuMemMap:2:999,...": the second call of cuMemMap returns 999 (0: every call)
 //   DAXFS_FAKE_CUDA_INIT         what cuInit returns, if not 0
-// Kernels are those of hash.cu and of the examples: a module is taken as PTX, whose text says which kernels it has and what they take, and
-// the same source, compiled here as C, is run on the host, one thread after the other.
+// Kernels are those of hash.cu and of the examples: a module is taken as PTX, whose text says which kernels it has and
+// what they take, and the same source, compiled here as C, is run on the host, one thread after the other.
 // -DWITHOUT_VMM leaves out two functions, as a driver does that is too old for them.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -755,7 +755,8 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
     size = (size + GRANULARITY - 1) & ~(size_t)(GRANULARITY - 1);
     if (used(current()->device) + size > memory_size) return OUT_OF_MEMORY;
     int fd = memfd_create(MEMORY_NAME, MFD_CLOEXEC);
-    void *place = fd < 0 || ftruncate(fd, size) ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    bool made = fd >= 0 && !ftruncate(fd, size);
+    void *place = made ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (place == MAP_FAILED) return close(fd), OUT_OF_MEMORY;
     struct memory *memory = allocate(sizeof *memory);
     *memory = (struct memory){memories, 1, fd, current()->device, size, 0, 0};

@@ -2,8 +2,8 @@
  * Finds files of a DAXFS image from within a kernel, without the host: a path or an inode number becomes pointer and
  * length. For CUDA C++, HIP, C and C++.
  *
- * A kernel gets two pointers: the image in the device's memory, which has to be one buffer there
- * (`MappedImage::buffers()`), and the block that `daxfs::device::Lookup` made of
+ * A kernel gets two pointers: the image in the device's memory, which has to be one buffer there, and all of it
+ * (`MappedImage::buffers()`; not what a placement plan gives a rank), and the block that `daxfs::device::Lookup` made of
  * it. Both are trusted: the block was made from a validated image, and nothing here checks it again. Paths are compared
  * by their hashes alone: one that is not in the image finds another's node with a probability of the number of names in
  * 2^64, and who wants to can make such a path, so do not look up paths of strangers.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::error::Error;
 use crate::format::index::{CONTENT_PREFIX, DIR};
-use crate::{File, FileType, Image};
+use crate::{Entry, File, FileType, Image};
 
 /// Builds a content hash from names in bytewise order of their absolute paths.
 #[derive(Debug, Clone)]
@@ -102,28 +102,79 @@ pub(crate) fn content_hash_by<E: From<Error>>(
     image: &Image,
     mut hash: impl FnMut(&File) -> Result<[u8; 32], E>,
 ) -> Result<[u8; 32], E> {
-    let mut names: Vec<_> = image
-        .walk()
-        .filter(|entry| matches!(entry.file_type(), FileType::File | FileType::Symlink))
-        .map(|entry| (entry.path(), entry))
-        .filter(|(path, _)| ContentHasher::covers(path))
-        .collect();
-    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     let mut hasher = ContentHasher::new();
-    for (path, entry) in &names {
-        if entry.file_type() == FileType::Symlink {
-            hasher.link(path, entry.read_link()?);
-            continue;
+    in_order(image, |path, entry| {
+        match entry.file_type() {
+            _ if !ContentHasher::covers(path) => {}
+            FileType::Symlink => hasher.link(path, entry.read_link()?),
+            FileType::File => {
+                let file = entry.file()?;
+                hasher.file(path, file.len(), &hash(&file)?);
+            }
+            _ => {}
         }
-        let file = entry.file()?;
-        hasher.file(path, file.len(), &hash(&file)?);
-    }
+        Ok::<_, E>(())
+    })?;
     Ok(hasher.finish())
+}
+
+/// Calls `each` with all that is no directory, in bytewise order of the absolute paths. These are made one by one: in a
+/// tree that is made to be deep they are together far longer than the image.
+fn in_order<E>(image: &Image, mut each: impl FnMut(&[u8], &Entry) -> Result<(), E>) -> Result<(), E> {
+    // What is in a directory is ordered among its neighbours by the slash behind its name.
+    let key = |entry: &Entry| {
+        let slash: &[u8] = if entry.file_type() == FileType::Directory { b"/" } else { b"" };
+        [entry.name(), slash].concat()
+    };
+    let sorted = |directory: &Entry| {
+        let mut entries: Vec<_> = directory.children().collect();
+        entries.sort_by_cached_key(key);
+        entries.into_iter()
+    };
+    let mut path = Vec::new();
+    // Entries that are left of a directory, and the bytes of its path.
+    let mut levels = vec![(sorted(&image.root()), 0)];
+    while let Some((entries, len)) = levels.last_mut() {
+        path.truncate(*len);
+        let Some(entry) = entries.next() else {
+            levels.pop();
+            continue;
+        };
+        path.push(b'/');
+        path.extend_from_slice(entry.name());
+        if entry.file_type() == FileType::Directory {
+            levels.push((sorted(&entry), path.len()));
+        } else {
+            each(&path, &entry)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::test_image::TestImage;
+
+    #[test]
+    fn names_come_in_the_order_of_their_paths() {
+        let paths =
+            ["/b/c", "/a/b/c", "/a-", "/a.b", "/a.b.c/d", "/a.b.c/d.e", "/a0", "/c/z/a", "/c/z-", "/c0/a/a"];
+        let image =
+            paths.iter().fold(TestImage::new(), |image, path| image.file(path, path.as_bytes().to_vec()));
+        let image = image.link("/a/link", "b/c").open();
+        let mut found = Vec::new();
+        in_order(&image, |path, entry| {
+            assert_eq!(path, entry.path());
+            found.push(path.to_vec());
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        let mut wanted: Vec<_> =
+            image.walk().filter(|entry| entry.file_type() != FileType::Directory).map(|e| e.path()).collect();
+        wanted.sort_unstable();
+        assert_eq!((found.len(), &found), (11, &wanted));
+    }
 
     #[test]
     fn covers_all_but_the_index_directory() {

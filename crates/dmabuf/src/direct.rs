@@ -74,8 +74,9 @@ impl DirectFile {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // What was refused once is refused again; any other error is the file's.
-                    let is_refused = error.raw_os_error() == Some(libc::EINVAL);
-                    self.is_refused.store(is_refused, Ordering::Relaxed);
+                    if error.raw_os_error() == Some(libc::EINVAL) {
+                        self.is_refused.store(true, Ordering::Relaxed);
+                    }
                     return false;
                 }
             }
@@ -88,7 +89,11 @@ impl DirectFile {
     /// everybody, and makes the kernel read what is not.
     fn is_cached(&self, mapped: SharedBytes<'_>, offset: u64) -> bool {
         let probe = |number| offset + self.random.hash_one((offset, number)) % mapped.len() as u64;
-        are_cached(mapped) && (0..PROBES).all(|number| self.is_there(probe(number)))
+        match pages(mapped) {
+            Some((there, all)) if there < all => there * 2 >= all,
+            Some(_) => (0..PROBES).all(|number| self.is_there(probe(number))),
+            None => true,
+        }
     }
 
     /// Whether a byte can be read without waiting; true as well where the kernel does not tell.
@@ -103,8 +108,8 @@ impl DirectFile {
     }
 }
 
-/// Whether at least half of the pages are in memory, as mincore(2) has it.
-fn are_cached(mapped: SharedBytes<'_>) -> bool {
+/// How many pages are in memory, as mincore(2) has it, and how many there are; `None` where it does not say.
+fn pages(mapped: SharedBytes<'_>) -> Option<(usize, usize)> {
     let page = usize::try_from(page_size()).unwrap_or(BLOCK);
     let before = mapped.as_ptr().addr() % page;
     let start = mapped.as_ptr().wrapping_sub(before).cast_mut().cast();
@@ -112,7 +117,7 @@ fn are_cached(mapped: SharedBytes<'_>) -> bool {
     // SAFETY: the range begins with the page of the view's first byte and ends with its last one, all of them mapped,
     // and has a byte for each page. Nothing is read or written there.
     let code = unsafe { libc::mincore(start, before + mapped.len(), pages.as_mut_ptr()) };
-    code != 0 || pages.iter().filter(|&page| page & 1 == 1).count() * 2 >= pages.len()
+    (code == 0).then(|| (pages.iter().filter(|&page| page & 1 == 1).count(), pages.len()))
 }
 
 #[cfg(test)]
@@ -138,6 +143,11 @@ mod tests {
     fn open(file: &impl AsFd) -> Option<(DirectFile, Mapping)> {
         let mapping = Mapping::read_only(file.as_fd(), 0, LEN).unwrap();
         DirectFile::open(file.as_fd()).map(|file| (file, mapping))
+    }
+
+    /// Whether at least half of the pages are in memory.
+    fn are_cached(mapped: SharedBytes<'_>) -> bool {
+        pages(mapped).is_none_or(|(there, all)| there * 2 >= all)
     }
 
     /// Room for `len` bytes at a multiple of 4096, and where it begins.
@@ -188,6 +198,18 @@ mod tests {
         if let Some((direct, mapping)) = open(file.as_file()) {
             let (mut memory, start) = room(LEN);
             assert!(!direct.read(mapping.view(), 0, &mut memory[start..]));
+        }
+    }
+
+    #[test]
+    fn what_is_mostly_in_the_cache_is_left_to_it() {
+        let (file, _) = cold_file();
+        let Some((direct, mapping)) = open(file.as_file()) else { return };
+        // Only what is read comes in.
+        direct.cached.read_exact_at(&mut vec![0; LEN / 4 * 3], 0).unwrap();
+        let (mut memory, start) = room(LEN);
+        for _ in 0..20 {
+            assert!(!direct.read(mapping.view(), 0, &mut memory[start..]), "{:?}", pages(mapping.view()));
         }
     }
 

@@ -5,9 +5,9 @@
 //! that the image is loaded, so what was acknowledged survives its death. An image is stored under the name
 //! `img.GENERATION.NAME` (see [`Stored`] for those with a list of users, and [`StoredCopy`] for copies on devices); of
 //! two generations of a name the higher counts, so a crash between storing a new one and removing the old one loses
-//! nothing. systemd drops, without a word,
-//! a descriptor of an open file that it has already, under whatever name: each image has an open file of its own (see
-//! [`dmabuf::reopen`]), or is refused.
+//! nothing. systemd drops, without a word, a descriptor of an open file that it has already, under whatever name: each
+//! image has an open file of its own (see [`dmabuf::reopen`]), or is refused; each descriptor of a copy that a driver
+//! gives is one, too.
 
 #![allow(unsafe_code, reason = "takes ownership of the descriptors that systemd passed")]
 

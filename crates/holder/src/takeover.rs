@@ -2,11 +2,10 @@
 //!
 //! The new process asks; the old one stops accepting and controlling (but goes on answering attaches on connections
 //! that it has), sends every image with its descriptors, its copies on devices behind it, and at last the listening
-//! socket, and waits. When the new one
-//! says that it has everything, the old one answers, serves what is left on its connections, and ends without removing
-//! the socket. Loads that go on are waited for first; meanwhile the new process is sent their progress, and no other
-//! load is begun. Clients that connect in between wait in the socket's backlog and are served by the new one. If the
-//! new process dies before it says so, the old one goes on as if nothing had been.
+//! socket, and waits. When the new one says that it has everything, the old one answers, serves what is left on its
+//! connections, and ends without removing the socket. Loads that go on are waited for first; meanwhile the new process
+//! is sent their progress, and no other load is begun. Clients that connect in between wait in the socket's backlog and
+//! are served by the new one. If the new process dies before it says so, the old one goes on as if nothing had been.
 
 use std::path::Path;
 use std::sync::Arc;

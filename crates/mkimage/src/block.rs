@@ -88,7 +88,7 @@ impl<'a> Block<'a> {
         let count = self
             .part(offset, len + 1)?
             .pread_from(source.file.as_fd(), position)
-            .map_err(|error| source.fail("read", error))? as u64;
+            .map_err(|error| source.unreadable(error))? as u64;
         match count {
             0 => Err(source.ended(position)),
             _ if count > len => Err(source.grew()),
@@ -110,7 +110,7 @@ impl<'a> Block<'a> {
             let mut rest = self.part(offset + done, len - done)?;
             let count = rest
                 .pread_from(source.file.as_fd(), position + done)
-                .map_err(|error| source.fail("read", error))?;
+                .map_err(|error| source.unreadable(error))?;
             if count == 0 {
                 return Err(source.ended(position + done));
             }

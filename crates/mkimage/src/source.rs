@@ -149,7 +149,7 @@ impl SourceFile<'_> {
     /// are found out here.
     pub(crate) fn check_end(&self) -> Result<()> {
         let size = self.size();
-        match self.file.read_at(&mut [0], size).map_err(|error| self.fail("read", error))? {
+        match self.file.read_at(&mut [0], size).map_err(|error| self.unreadable(error))? {
             0 => Ok(()),
             _ => Err(self.grew()),
         }
@@ -164,7 +164,7 @@ impl SourceFile<'_> {
     pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         match self.file.read_exact_at(buf, offset) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(self.ended(offset)),
-            other => other.map_err(|error| self.fail("read", error)),
+            other => other.map_err(|error| self.unreadable(error)),
         }
     }
 
@@ -175,6 +175,11 @@ impl SourceFile<'_> {
         }
         let size = self.size();
         self.changed(format!("a read at {offset} found its end, {size} bytes when it was listed"))
+    }
+
+    /// Reading failed: it is another file than was scanned, or else that is what is wrong.
+    pub(crate) fn unreadable(&self, error: impl Into<std::io::Error>) -> Error {
+        self.check().err().unwrap_or_else(|| self.fail("read", error))
     }
 
     /// Wraps the failure of `op` on this file.

@@ -213,6 +213,49 @@ fn a_source_that_changes_is_an_error() {
     }
 }
 
+/// Small files are read with those beside them, and looked at when they were read.
+#[test]
+fn a_small_file_that_changes_is_an_error() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
+        ("shorter", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(99).unwrap()),
+        ("longer", |path| OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap()),
+        ("emptied", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap()),
+        ("a directory", |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+        ("a FIFO", |path| {
+            fs::remove_file(path).unwrap();
+            nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        // With and without room behind it in its page.
+        for len in [100, 4096] {
+            let dir = tempfile::tempdir().unwrap();
+            let source = dir.path().join("in");
+            let path = write(&source, "b", &noise(1, len));
+            write(&source, "a", &noise(2, 50));
+            write(&source, "c", &noise(3, 5000));
+            let plan = Packer::new().input(&source).plan().unwrap();
+            plan.write_memory(&mkimage::Memory::Memfd(mkimage::HugePages::No)).unwrap();
+            change(&path);
+            let results = [
+                plan.write_file(dir.path().join("image")).map(|_| ()),
+                plan.write_memory(&mkimage::Memory::Memfd(mkimage::HugePages::No)).map(|_| ()),
+            ];
+            for result in results {
+                let error = result.unwrap_err();
+                assert!(
+                    matches!(&error, Error::Changed { path: named, .. } if *named == path),
+                    "{what}: {error}"
+                );
+            }
+        }
+    }
+}
+
 /// Asks for an end as soon as something was copied.
 #[derive(Debug, Default)]
 struct Stop(std::sync::atomic::AtomicBool);

@@ -34,7 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = args.next().ok_or(usage)?;
     let path = args.next().and_then(|path| path.into_string().ok()).ok_or(usage)?;
     let image = daxfs::Image::open(&source)?;
-    let entries: Vec<_> = image.entry(&path)?.children().collect();
+    // The host's lookup takes paths in any form; the block has the one that the directory has in the image.
+    let folder = image.entry(&path)?;
+    let entries: Vec<_> = folder.children().collect();
 
     // First: where there is no driver this is an error that says what is missing, and cudarc would panic.
     let device = Device::cuda(0)?;
@@ -51,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stream = context.new_stream()?;
     let count = u32::try_from(entries.len())?;
     let mut tables = stream.alloc_zeros::<Table>(entries.len().max(1))?;
-    let (image_at, lookup_at, directory) = (buffer.address(), block.address(), lookup.hash(&path));
+    let (image_at, lookup_at, directory) = (buffer.address(), block.address(), lookup.hash(folder.path()));
     let mut launch = stream.launch_builder(&walk);
     launch.arg(&image_at).arg(&lookup_at).arg(&directory).arg(&mut tables).arg(&count);
     let shape = LaunchConfig {

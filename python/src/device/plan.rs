@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use daxfs::device::{Placement, Plan};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -32,10 +32,12 @@ impl Ranked {
             Ok(dict) => py.import("json")?.call_method1("dumps", (dict,))?.extract()?,
             Err(_) => {
                 let path: PathBuf = plan.extract()?;
-                py.detach(|| std::fs::read_to_string(&path)).map_err(|error| match error.raw_os_error() {
-                    Some(number) => crate::error::os_error("open", &path.to_string_lossy(), number),
-                    None => error.into(),
-                })?
+                let read =
+                    py.detach(|| std::fs::read(&path)).map_err(|error| match error.raw_os_error() {
+                        Some(number) => crate::error::os_error("open", &path.to_string_lossy(), number),
+                        None => error.into(),
+                    })?;
+                String::from_utf8(read).map_err(|_| PyValueError::new_err("the plan: it is no UTF-8"))?
             }
         };
         Ok(Some(Self { plan: Plan::parse(&text).or_raise()?, rank }))

@@ -151,6 +151,12 @@ fn another_process_attaches_by_the_same_plan() {
         let attached = device().as_cuda().unwrap().attach_placed(&placement, &shared).unwrap();
         assert_eq!(attached.memory().route(), Route::Descriptor);
         check_rank(&other, &attached, 1);
+        // Each part is of one image, whatever bytes another one has at the same place.
+        let stranger = Image::from_fd(other.region().fd().unwrap().try_clone_to_owned().unwrap()).unwrap();
+        for name in ["w", "q", "b"] {
+            let error = attached.part(&tensor(&stranger, name)).unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::OtherImage { .. })), "{name}: {error}");
+        }
         let error = device().as_cuda().unwrap().attach(&other, &shared).unwrap_err();
         assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { .. })), "{error}");
     });

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{DeviceError, MappedImage, Plan, Route};
@@ -236,6 +237,14 @@ fn a_comparison_can_be_ended() {
     on_a_gpu("verify::a_comparison_can_be_ended", || {
         let resident = image().to(&device()).unwrap();
         let error = resident.verify_with(|done, all| done < all).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::Cancelled { .. })), "{error}");
+        drop(resident);
+        // What the index has no hash of is hashed on the host when the device is through, and that can be ended, too.
+        let resident = packed(&tree(), false).to(&device()).unwrap();
+        let is_first = AtomicBool::new(true);
+        let error = resident
+            .verify_with(|done, all| done < all || is_first.swap(false, Ordering::Relaxed))
+            .unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::Cancelled { .. })), "{error}");
         drop(resident);
         assert_eq!(live(), 0);

@@ -1,13 +1,12 @@
 //! Verbs of the holder: start it, ask it, control it.
 
+use super::upload::{Gpu, UploadArgs, parse_gpu};
 use super::{parse_alignment, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
-use daxfs::device::cuda;
 use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
 use dmabuf::HugePages;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -189,68 +188,6 @@ pub struct LoadArgs {
     pub json: bool,
 }
 
-/// Arguments of `daxfs upload`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify\n  \
-    daxfs upload llama cuda:all\n  daxfs upload llama --place plan.json --ranks cuda:2,cuda:3")]
-pub struct UploadArgs {
-    /// Name of the image
-    #[arg(value_parser = parse_name)]
-    pub name: String,
-    /// The GPU: cuda:N, counted from 0 among those that this process may see, or cuda:all for a copy on each
-    #[arg(default_value = "cuda:0", conflicts_with = "place")]
-    pub device: Gpu,
-    /// Copy what this plan, a JSON file, gives each of its ranks
-    #[arg(long, value_name = "PLAN")]
-    pub place: Option<PathBuf>,
-    /// GPUs of the plan's ranks, in order; by default cuda:0, cuda:1, ...
-    #[arg(long, value_name = "cuda:N,...", value_delimiter = ',', requires = "place", value_parser = parse_gpu)]
-    pub ranks: Vec<usize>,
-    /// The holder.
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// Compare the copy with the image, also one that is there already
-    #[arg(long)]
-    pub verify: bool,
-    /// No progress bar and no summary
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Print JSON: {"name": ..., "generation": ..., "size": ..., "copies": [{"device": ..., "device_name": ...,
-    /// "uuid": ..., "rank": ..., "size": ..., "copied": ...}]}
-    #[arg(long, conflicts_with = "quiet")]
-    pub json: bool,
-}
-
-/// A GPU by its number, or all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gpu {
-    /// That one.
-    One(usize),
-    /// All that the process may see.
-    All,
-}
-
-impl FromStr for Gpu {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let gpu = match text {
-            "cuda:all" => Some(Self::All),
-            _ => cuda::parse_ordinal(text).map(Self::One),
-        };
-        gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, or cuda:all".to_owned())
-    }
-}
-
-impl fmt::Display for Gpu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::One(number) => write!(f, "cuda:{number}"),
-            Self::All => f.write_str("cuda:all"),
-        }
-    }
-}
-
 /// Where a holder puts images: host memory, and a GPU's besides if one is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -348,15 +285,11 @@ fn parse_named_source(value: &OsStr) -> Result<NamedSource, String> {
     }
 }
 
-fn parse_name(text: &str) -> Result<String, String> {
+pub(super) fn parse_name(text: &str) -> Result<String, String> {
     if is_valid_name(text) {
         return Ok(text.to_owned());
     }
     Err("a name has 1 to 128 letters, digits, '.', '_' or '-' and begins with none of '.' and '-'".to_owned())
-}
-
-fn parse_gpu(text: &str) -> Result<usize, String> {
-    cuda::parse_ordinal(text).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

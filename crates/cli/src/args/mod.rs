@@ -2,15 +2,16 @@
 
 mod holder;
 mod image;
+mod upload;
 
 pub use holder::{
-    DropArgs, Gpu, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs,
-    StopArgs, UploadArgs,
+    DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs, StopArgs,
 };
 pub use image::{
     CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, PlaceArgs, StatArgs, TreeArgs,
     VerifyArgs,
 };
+pub use upload::{Gpu, UploadArgs};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};

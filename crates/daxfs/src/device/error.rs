@@ -139,11 +139,12 @@ pub enum DeviceError {
     Mismatch {
         /// Name of the device.
         device: String,
-        /// The file.
+        /// The file. What a rank of a plan has is compared by ranges, which may hold several: the first one.
         path: Vec<u8>,
         /// Hash that it should have: the index's, or that of the image's own bytes.
         wanted: Box<[u8; 32]>,
-        /// Hash of what is there; for a file that was changed after packing, both are of a part of it.
+        /// Hash of what is there; for a file that was changed after packing, or is one of a range, both are of the part
+        /// that was compared.
         found: Box<[u8; 32]>,
     },
 

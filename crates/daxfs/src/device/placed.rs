@@ -7,7 +7,7 @@ use super::image::not_placed;
 use super::part::Part;
 use super::placement::{Assigned, PartLayout};
 use super::resident::{checked, kept, resident};
-use super::{Device, MappedImage, Placement, TensorSlice};
+use super::{Device, DeviceError, MappedImage, Placement, TensorSlice};
 use crate::Tensor;
 use crate::error::Result;
 use crate::tensor::strides;
@@ -28,7 +28,7 @@ impl Placement {
     /// Like [`Placement::to`], with options.
     ///
     /// # Errors
-    /// As for [`Image::to_with`](crate::Image::to_with), and [`DeviceError::NotPlaced`](super::DeviceError::NotPlaced)
+    /// As for [`Image::to_with`](crate::Image::to_with), and [`DeviceError::NotPlaced`]
     /// when the rank holds nothing.
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
         let device = resident(device)?;
@@ -60,9 +60,13 @@ impl MappedImage {
     /// of it. Parts that were gathered are contiguous.
     ///
     /// # Errors
-    /// [`DeviceError::NotPlaced`](super::DeviceError::NotPlaced) when there is a placement that does not hold the
+    /// [`DeviceError::NotPlaced`] when there is a placement that does not hold the
     /// tensor, and as for [`MappedImage::slice`].
     pub fn part(&self, tensor: &Tensor) -> Result<TensorSlice> {
+        // A gathered part is found by its bytes alone, which another image may have, too.
+        if !tensor.file().image().is_same(self.image()) {
+            return Err(DeviceError::OtherImage { path: tensor.file().path() }.into());
+        }
         let assigned =
             self.placement().map_or(Ok(Assigned::Whole), |placement| placement.assigned(tensor))?;
         match (assigned, self.placement()) {

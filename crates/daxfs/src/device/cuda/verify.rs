@@ -86,7 +86,8 @@ impl MappedImage {
             return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };
         let checks = self.checks()?;
-        let all = checks.iter().map(|check| check.place.len()).sum();
+        // Files of an image that was made so may share bytes, and have any number of them together.
+        let all = checks.iter().map(|check| check.place.len()).fold(0, u64::saturating_add);
         let done = AtomicU64::new(0);
         let advance = |bytes: u64| match progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, all) {
             true => Ok(()),
@@ -97,12 +98,12 @@ impl MappedImage {
                 let range = |check: &Check| Range { address: address(&check.place), len: check.place.len() };
                 let ranges: Vec<Range> = checks.iter().map(range).collect();
                 // SAFETY: each range is a place, which holds its memory as long as `checks` lives.
-                (unsafe { hasher.hash(&ranges, advance) }?, true)
+                (unsafe { hasher.hash(&ranges, &advance) }?, true)
             }
             // What is wrong with the driver itself shows again.
             Err(_) => (in_parallel(&checks, |check| read_back(&check.place, &advance))?, false),
         };
-        compare(device, &checks, &found)?;
+        compare(device, &checks, &found, &advance)?;
         self.compare_content(&checks, &found)?;
         let files: HashSet<u64> = checks.iter().filter_map(|check| check.source.ino()).collect();
         Ok(Verified { files: files.len() as u64, bytes: all, on_device })
@@ -178,13 +179,22 @@ impl MappedImage {
     }
 }
 
-/// Compares what was found with the index, or with the host's bytes.
-fn compare(device: &Device, checks: &[Check], found: &[Hash]) -> Result<()> {
+/// Compares what was found with the index, or with the host's bytes, which takes as long as they are: `advance` may end
+/// it, and is told of no bytes, since those of the device were counted.
+fn compare(
+    device: &Device,
+    checks: &[Check],
+    found: &[Hash],
+    advance: &(impl Fn(u64) -> Result<()> + Sync),
+) -> Result<()> {
     let pairs: Vec<(&Check, &Hash)> = checks.iter().zip(found).collect();
     in_parallel(&pairs, |(check, found)| {
         let wanted = match check.wanted {
             Some(hash) => hash,
-            None => on_host(check)?,
+            None => hash_pieces(check.place.len(), |offset, bytes| {
+                check.source.read_at(offset, bytes)?;
+                advance(0)
+            })?,
         };
         if wanted == **found {
             return Ok([0; 32]);
@@ -200,11 +210,6 @@ fn compare(device: &Device, checks: &[Check], found: &[Hash]) -> Result<()> {
 fn address(place: &Place) -> u64 {
     // Places of a resident image have addresses; those without bytes need none.
     place.address().unwrap_or(0)
-}
-
-/// The hash of the image's own bytes.
-fn on_host(check: &Check) -> Result<Hash> {
-    hash_pieces(check.place.len(), |offset, bytes| check.source.read_at(offset, bytes))
 }
 
 impl Source {

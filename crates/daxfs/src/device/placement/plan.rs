@@ -75,6 +75,11 @@ impl Rule {
         self.split
     }
 
+    /// The rank with the first part; a rule that splits has one.
+    pub(super) fn first(&self) -> Option<usize> {
+        self.ranks.first().copied()
+    }
+
     /// Ranks that share a tensor.
     pub(super) fn ways(&self) -> usize {
         self.ranks.len()

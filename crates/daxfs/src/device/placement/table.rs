@@ -168,7 +168,13 @@ fn apply(tensor: &Tensor, (number, rule): (usize, &Rule), rank: usize) -> Result
     };
     let size = *tensor.shape().get(dim).ok_or_else(|| refuse("there is no such dimension"))?;
     let does_not_divide = "its size is no multiple of that; \"uneven\": true gives the last ones less";
-    let range = rule.range(split, size, rank).ok_or_else(|| refuse(does_not_divide))?;
+    let range = |rank| rule.range(split, size, rank).ok_or_else(|| refuse(does_not_divide));
+    // A rank may have nothing of a tensor that cannot be cut. All parts begin at multiples of the first one's size, so
+    // where that ends with a byte, all of them do.
+    if let Some(first) = rule.first() {
+        Part::of(tensor, dim, &range(first)?).map_err(refuse)?;
+    }
+    let range = range(rank)?;
     let part = Part::of(tensor, dim, &range).map_err(refuse)?;
     let layout = match part.count {
         1 => PartLayout::Contiguous,

@@ -175,6 +175,12 @@ fn what_cannot_be_split_is_refused_for_all_ranks() {
     }
     let error = place(r#"{"tensors": "0.four", "split": 1}"#, 1).unwrap_err();
     assert!(error.to_string().contains("inside a byte"), "{error}");
+    // The last of these has nothing of it.
+    let plan = r#"{"ranks": 3, "rules": [{"tensors": "0.four", "split": 1, "on": [1, 0]}]}"#;
+    for rank in 0..3 {
+        let error = Plan::parse(plan).unwrap().place(&image(), rank).unwrap_err();
+        assert!(error.to_string().contains("inside a byte"), "{rank}: {error}");
+    }
     assert!(matches!(place("", 2).unwrap_err(), Error::Plan(PlanError::NoSuchRank { rank: 2, ranks: 2 })));
     assert!(place(r#"{"tensors": "*", "on": "none"}"#, 0).unwrap().is_empty());
     check(&place(r#"{"tensors": "0.empty", "split": 1}"#, 0).unwrap());
