@@ -1,7 +1,19 @@
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from types import EllipsisType, TracebackType
-from typing import Any, Final, Literal, Protocol, SupportsIndex, TypedDict, TypeVar, final, overload, type_check_only
+from typing import (
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    Protocol,
+    SupportsIndex,
+    TypedDict,
+    TypeVar,
+    final,
+    overload,
+    type_check_only,
+)
 
 import numpy.typing as npt
 from typing_extensions import Buffer, CapsuleType, Self, TypeAlias
@@ -467,6 +479,7 @@ class DeviceTensor:
     def __cuda_array_interface__(self) -> _CudaArray: ...
     def read(self) -> bytes: ...
     def __getitem__(self, key: _Index | tuple[_Index, ...], /) -> DeviceTensorPart: ...
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn: ...
     def __len__(self) -> int: ...
     def __dlpack__(
         self,
@@ -503,6 +516,7 @@ class DeviceTensorPart:
     @property
     def __cuda_array_interface__(self) -> _CudaArray: ...
     def read(self) -> bytes: ...
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn: ...
     def __len__(self) -> int: ...
     def __dlpack__(
         self,

@@ -100,6 +100,14 @@ def all_types_have_parts(path: Path) -> None:
             gpu.tensors()["all.F4"][:, 1:3]
 
 
+def numpy_is_told_where_they_are(path: Path) -> None:
+    with daxfs.open(path) as image, image.to("cuda:0") as gpu:
+        tensor = gpu.tensors()[TENSOR]
+        for array in (tensor, tensor[:]):
+            with pytest.raises(TypeError, match=r"in the memory of cuda:0: .*read\(\)"):
+                np.asarray(array)
+
+
 def what_is_no_part(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         tensor = gpu.tensors()[TENSOR]

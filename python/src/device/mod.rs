@@ -21,7 +21,7 @@ use daxfs::device::placement::Assigned;
 use daxfs::device::{self, Device, MappedImage, Place, Places, cuda};
 use daxfs::dlpack::DLDevice;
 use daxfs::holder::message;
-use pyo3::exceptions::{PyAttributeError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
@@ -232,4 +232,12 @@ fn parse_uuid(text: &str) -> PyResult<[u8; 16]> {
     number.filter(|uuid| uuid_text(uuid)[4..].eq_ignore_ascii_case(bare)).ok_or_else(|| {
         PyValueError::new_err(format!("a uuid is GPU- and 32 hexadecimal digits with dashes, not {text:?}"))
     })
+}
+
+/// What numpy is told, which takes whatever has a length and indices.
+fn no_host_array(held: &Held) -> PyErr {
+    PyTypeError::new_err(format!(
+        "the tensor is in the memory of {}: numpy takes it from the image on the host; read() fetches the bytes back",
+        held.device_text()
+    ))
 }

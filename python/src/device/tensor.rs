@@ -127,6 +127,13 @@ impl DeviceTensor {
         DeviceTensorPart::indexed(self.tensor.clone(), self.held.clone(), key)
     }
 
+    /// TypeError: the elements are in the GPU's memory, and numpy would make objects of them one by one.
+    #[pyo3(signature = (dtype=None, copy=None))]
+    fn __array__(&self, dtype: Option<&Bound<'_, PyAny>>, copy: Option<bool>) -> PyResult<()> {
+        let _ = (dtype, copy);
+        Err(super::no_host_array(&self.held))
+    }
+
     fn __len__(&self) -> PyResult<usize> {
         let first =
             self.tensor.shape().first().ok_or_else(|| PyTypeError::new_err("a scalar has no len()"))?;
