@@ -101,9 +101,10 @@ impl DirectFile {
         let Ok(offset) = libc::off_t::try_from(offset) else { return true };
         let mut byte = 0_u8;
         let part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-        // SAFETY: one buffer of one live byte; the descriptor is open while the file lives.
-        let count =
-            unsafe { libc::preadv2(self.cached.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+        let (fd, part) = (self.cached.as_raw_fd(), &raw const part);
+        // SAFETY: `part` is one iovec, of one byte that lives until the call returns and that nothing else refers to;
+        // the descriptor is open while the file lives.
+        let count = unsafe { libc::preadv2(fd, part, 1, offset, libc::RWF_NOWAIT) };
         count >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
     }
 }
