@@ -102,6 +102,21 @@ fn each_rank_has_its_own() {
     });
 }
 
+/// What this process has pinned is where whole copies come from; those of a rank are read.
+#[test]
+fn pages_that_are_pinned_do_not_mislead_it() {
+    on_a_gpu("placed::pages_that_are_pinned_do_not_mislead_it", || {
+        let image = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
+        let mapped = image.map(&device()).unwrap();
+        for rank in 0..2 {
+            let resident = place(&image, PLAN, rank).to(&device()).unwrap();
+            check_rank(&image, &resident, rank);
+        }
+        drop(mapped);
+        assert_eq!(live(), 0);
+    });
+}
+
 #[test]
 fn parts_with_gaps_are_views_of_the_whole_tensor() {
     on_a_gpu("placed::parts_with_gaps_are_views_of_the_whole_tensor", || {
