@@ -1,6 +1,8 @@
 # The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
+# On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh.
+BUILD := $(if $(shell command -v cargo),setup wheel)
 .PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench bench-gpu build wheel clean
 
 help:            ## this list
@@ -25,7 +27,7 @@ test-two-kernels: ## two virtual machines over one memory: devdax, a physical ra
 	@scripts/test.sh setup two-kernels
 
 test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
-	@DAXFS_TEST_GPU=1 scripts/test.sh setup wheel gpu
+	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-python gpu-sanitizer
 
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
@@ -40,7 +42,9 @@ bench:           ## the benchmarks, each beside the peer that it is measured aga
 	@.venv/bin/python benches/run.py $(ARGS)
 
 bench-gpu:       ## the benchmark of images in GPU memory alone, on a machine with an NVIDIA driver
-	@$(MAKE) --no-print-directory bench ARGS="gpu $(ARGS)"
+	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build
+	@$(if $(BUILD),.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt)
+	@.venv/bin/python benches/run.py gpu --programs target/gpu $(ARGS)
 
 build:           ## the commands daxfs and daxfs-pack, into target/release
 	cargo build --release --bins

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmarks of the project, each beside the peer that it is measured against: `make bench`.
 
-    run.py [--quick] [--runs N] [--directory DIR] [--keep] [--json FILE] [NAME...]
+    run.py [--quick] [--runs N] [--directory DIR] [--keep] [--json FILE] [--programs DIR] [NAME...]
     run.py --list
 
 Builds the programs, makes the data below DIR (a disk; 16 GiB of it, and as much memory), and measures: both
@@ -84,6 +84,12 @@ def build(profile: str) -> Programs:
     return Programs(pack=paths["daxfs-pack"], daxfs=paths["daxfs"], bench=paths["daxfs-bench"])
 
 
+def found(folder: Path) -> Programs:
+    """Use programs that were built elsewhere."""
+    folder = folder.resolve()
+    return Programs(pack=folder / "daxfs-pack", daxfs=folder / "daxfs", bench=folder / "daxfs-bench")
+
+
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +99,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help=f"runs of whole commands ({RUNS})")
     parser.add_argument("--directory", type=Path, default=DISK, help=f"where data is made ({DISK})")
     parser.add_argument("--keep", action="store_true", help="keep the data, in DIR/daxfs-bench, for the next run")
+    parser.add_argument("--programs", type=Path, metavar="DIR", help="programs that are there, instead of building")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in SUITES]
@@ -153,7 +160,7 @@ def main() -> int:
         return 0
     # Mounts and data are removed on the way out, whoever ends this.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    programs = build("dev" if options.quick else "release")
+    programs = found(options.programs) if options.programs else build("dev" if options.quick else "release")
     runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
     results: dict[str, list[Row]] = {}
     failed = []

@@ -104,9 +104,14 @@ fn tables(folder: &Path) -> PathBuf {
     image
 }
 
+/// A program beside this one, wherever they were built: `scripts/gpu.sh` takes them to another machine.
+fn beside(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(name)
+}
+
 /// With the simulated driver, or with `make test-gpu` the machine's.
 fn on_a_gpu(program: &str, arguments: &[&OsStr], input: Stdio) -> Output {
-    let mut command = Command::new(program);
+    let mut command = Command::new(beside(program));
     command.args(arguments).stdin(input);
     if std::env::var_os("DAXFS_TEST_GPU").is_none() {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
@@ -127,7 +132,7 @@ fn cuda_gathers_rows() {
     let dir = tempfile::tempdir().unwrap();
     let image = tables(dir.path());
     let arguments = [image.as_os_str(), "embed".as_ref(), "7".as_ref(), "10".as_ref(), "0".as_ref()];
-    let text = text(&on_a_gpu(env!("CARGO_BIN_EXE_05-cuda-gather"), &arguments, Stdio::null()));
+    let text = text(&on_a_gpu("05-cuda-gather", &arguments, Stdio::null()));
     let lines: Vec<_> = text.lines().skip(1).collect();
     let rows =
         ["row 7: [7.0, 7.25, 7.5, 7.75]", "row 10: [0.0, 0.0, 0.0, 0.0]", "row 0: [0.0, 0.25, 0.5, 0.75]"];
@@ -140,7 +145,7 @@ fn cuda_gathers_rows() {
     let plan = mkimage::Packer::new().input(source).align_tensors(true).plan().unwrap();
     let (fd, _) = plan.write_memory(&memory).unwrap();
     let text = self::text(&on_a_gpu(
-        env!("CARGO_BIN_EXE_05-cuda-gather"),
+        "05-cuda-gather",
         &["fd:0".as_ref(), "embed".as_ref(), "3".as_ref()],
         fd.into(),
     ));
@@ -151,11 +156,7 @@ fn cuda_gathers_rows() {
 fn cuda_walks_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let image = tables(dir.path());
-    let text = text(&on_a_gpu(
-        env!("CARGO_BIN_EXE_06-cuda-walk"),
-        &[image.as_os_str(), "/./tables/".as_ref()],
-        Stdio::null(),
-    ));
+    let text = text(&on_a_gpu("06-cuda-walk", &[image.as_os_str(), "/./tables/".as_ref()], Stdio::null()));
     assert_eq!(text.lines().count(), 100);
     for (line, n) in text.lines().zip(1..=100u64) {
         let sum = n * (n - 1) / 2 * n;
@@ -171,12 +172,14 @@ fn without_a_driver_they_say_what_is_missing() {
     }
     let dir = tempfile::tempdir().unwrap();
     let image = tables(dir.path());
-    for (program, arguments) in [
-        (env!("CARGO_BIN_EXE_05-cuda-gather"), ["embed", "1"].as_slice()),
-        (env!("CARGO_BIN_EXE_06-cuda-walk"), &["tables"]),
-    ] {
-        let output =
-            Command::new(program).arg(&image).args(arguments).env_remove("LD_LIBRARY_PATH").output().unwrap();
+    for (program, arguments) in [("05-cuda-gather", ["embed", "1"].as_slice()), ("06-cuda-walk", &["tables"])]
+    {
+        let output = Command::new(beside(program))
+            .arg(&image)
+            .args(arguments)
+            .env_remove("LD_LIBRARY_PATH")
+            .output()
+            .unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && errors.contains("libcuda.so.1"), "{errors}");
         assert!(!errors.contains("panicked"), "{errors}");

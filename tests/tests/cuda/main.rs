@@ -8,6 +8,7 @@
 #![allow(unsafe_code, reason = "asks the simulated driver what is left, and calls deleters")]
 
 mod errors;
+mod exhausted;
 mod holder;
 mod placed;
 mod resident;
