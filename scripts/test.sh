@@ -168,7 +168,7 @@ gpu_python() {
     need_wheel || return
     local several=()
     if .venv/bin/python -c 'import xdist' 2>/dev/null; then several=(-n 8); fi
-    .venv/bin/python -m pytest -v -rs -p no:cacheprovider "${several[@]}" python/tests/test_device.py
+    .venv/bin/python -m pytest -v -rs -p no:cacheprovider -p no:benchmark "${several[@]}" python/tests/test_device.py
 }
 
 # Once more with every access of the kernels checked; the processes of single tests are its children. Errors of the

@@ -256,9 +256,13 @@ def taken_by_torch(path: Path) -> None:
             assert tensor.device == torch.device("cuda:0")
             assert tensor.data_ptr() == gpu.tensors()[name].device_ptr or not tensor.numel()
             assert bytes(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()) == image.tensors()[name].raw
-        tensor = torch.as_tensor(gpu.tensors()[TENSOR], device="cuda:0")
-        assert tensor.data_ptr() == gpu.tensors()[TENSOR].device_ptr
-        assert bytes(tensor.cpu().numpy()) == image.tensors()[TENSOR].raw
+        # Of __cuda_array_interface__ torch takes only what can be written.
+        with pytest.raises(TypeError, match="read only"):
+            torch.as_tensor(gpu.tensors()[TENSOR], device="cuda:0")
+        with image.to("cuda:0", writable=True) as own:
+            tensor = torch.as_tensor(own.tensors()[TENSOR], device="cuda:0")
+            assert tensor.data_ptr() == own.tensors()[TENSOR].device_ptr
+            assert bytes(tensor.cpu().numpy()) == image.tensors()[TENSOR].raw
 
 
 def taken_by_cupy(path: Path) -> None:

@@ -655,7 +655,8 @@ CUresult cuMemImportFromShareableHandle(CUhandle *handle, void *shareable, int t
     if (bad_device(device)) return NOT_SUPPORTED;
     fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) return OPERATING_SYSTEM;
-    GIVE(handle, add_handle(fd, device, &status, 1));
+    // Not to be exported: the driver (580) refuses that for what it imported.
+    GIVE(handle, add_handle(fd, device, &status, 0));
 }
 
 static void *reserve(uint64_t address, size_t size, int flags) {

@@ -58,6 +58,8 @@ impl Drop for Allocation {
 struct Memory {
     device: Device,
     handle: Handle,
+    /// What it was imported from: the driver exports only what it made itself.
+    imported: Option<OwnedFd>,
 }
 
 impl Drop for Memory {
@@ -106,13 +108,14 @@ impl Allocation {
             return Err(DeviceError::OutOfMemory { device: device.name().into(), need: size as u64, free });
         }
         device.check("cuMemCreate", code)?;
-        Self::map(Memory { device: device.clone(), handle }, size, Rights::ReadWrite)
+        Self::map(Memory { device: device.clone(), handle, imported: None }, size, Rights::ReadWrite)
     }
 
     /// Takes the memory behind a descriptor that [`Allocation::share`] gave, here or in another process, for reading.
     /// `size` is what [`Allocation::size`] was there; the descriptor has none.
     pub fn import(device: &Device, fd: &OwnedFd, size: u64) -> Result<Self, DeviceError> {
         let size = rounded(device, &properties(device)?, size)?;
+        let imported = Some(closed_on_exec(device, fd)?);
         let _current = device.enter()?;
         let mut handle = 0;
         // The descriptor goes through the parameter for the handles of other systems, as its number.
@@ -120,7 +123,7 @@ impl Allocation {
         // SAFETY: the descriptor is open and stays its owner's; the driver refuses one that is no memory of its own.
         let code = unsafe { (device.functions().mem_import)(&raw mut handle, number, DESCRIPTOR) };
         device.check("cuMemImportFromShareableHandle", code)?;
-        Self::map(Memory { device: device.clone(), handle }, size, Rights::Read)
+        Self::map(Memory { device: device.clone(), handle, imported }, size, Rights::Read)
     }
 
     /// Maps all of `memory`, which has `size` bytes; if it has not, the driver refuses. The context is current.
@@ -174,6 +177,9 @@ impl Allocation {
     pub fn share(&self) -> Result<OwnedFd, DeviceError> {
         let mut fd = -1;
         let device = self.device();
+        if let Some(fd) = &self.memory.imported {
+            return closed_on_exec(device, fd);
+        }
         // SAFETY: the handle is of memory that was made with this type of handle, and the number is alive.
         let code = unsafe { (device.functions().mem_export)(&raw mut fd, self.memory.handle, DESCRIPTOR, 0) };
         device.check("cuMemExportToShareableHandle", code)?;
@@ -254,7 +260,11 @@ fn own(device: &Device, fd: c_int) -> Result<OwnedFd, DeviceError> {
     }
     // SAFETY: the driver has just made the descriptor for this call, and gives it away.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Once more, closed on exec: a child of this process must not keep the memory.
+    closed_on_exec(device, &fd)
+}
+
+/// Another descriptor of the same, closed on exec: a child of this process must not keep the memory.
+fn closed_on_exec(device: &Device, fd: &OwnedFd) -> Result<OwnedFd, DeviceError> {
     fd.try_clone()
         .map_err(|error| DeviceError::NotExportable { device: device.name().into(), why: error.to_string() })
 }
