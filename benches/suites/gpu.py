@@ -48,7 +48,9 @@ def suite(context: Context) -> Iterator[Row]:
             yield Comparison(name, times[name], peer, times[peer], goal)
         else:
             context.say(f"left out: {peer} (it, or torch, is not installed)")
-    yield Value("image.attach", times["attach"].median, str(times["attach"]), ATTACH, duration(ATTACH))
+    yield Value(
+        "image.attach in another process", times["attach"].median, str(times["attach"]), ATTACH, duration(ATTACH)
+    )
     # As much is read and written by the two.
     yield Comparison("gather of rows of 4 KiB", times["gather"], "copy in the device", times["copy"], OF_A_COPY)
     for name in ("copy", "gather", "gather over the link", "verify"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import daxfs
+from harness.command import run
 from harness.rounds import Samples, interleave, timed
 from workers.driver import copier, driver, moves
 
@@ -28,6 +29,7 @@ DEVICE = "cuda:0"
 ROW = 4096
 GATHERED = 1 << 30
 GATHERED_OVER_THE_LINK = 64 << 20
+ATTACHING = 10
 SEED = 20260101
 
 
@@ -96,14 +98,21 @@ def uploads(cuda: Driver, model: str, path: str, shared: daxfs.Image, rounds: in
         return link | interleave(cases, rounds, warm_up=True)
 
 
+def attached(image: daxfs.Image, handle: daxfs.DeviceHandle) -> float:
+    """Seconds that it takes another process, which has the GPU's context already, to map a copy."""
+    words = [sys.executable, "-m", "workers.attach", handle.fileno(), handle.size, handle.uuid]
+    env = {"DAXFS_IMAGE": f"fd:{image.fileno()}"}
+    return float(run(words, env=env, fds=[image.fileno(), handle.fileno()]).stdout)
+
+
 def reads(cuda: Driver, model: str, shared: daxfs.Image, rounds: int) -> tuple[Samples, dict[str, int]]:
     """Time what reads a copy: mapping it, hashing it, gathering rows of it; and the bytes that each of them reads."""
     name = Path(model).name
     with daxfs.open() as image, image.to(DEVICE) as gpu, shared.map(DEVICE) as mapped:
         # Kept by its descriptor alone, as a holder keeps it.
-        with image.to(DEVICE) as other:
-            handle = other.share()
-        seconds = interleave({"attach": lambda: timed(lambda: image.attach(DEVICE, handle))}, 20, warm_up=True)
+        with image.to(DEVICE) as other, other.share() as handle:
+            other.close()
+            seconds = {"attach": [attached(image, handle) for _ in range(ATTACHING)]}
         height = gpu[name].size // ROW
         chooser = random.Random(SEED)  # noqa: S311 - not for secrets
         read = {"verify": sum(file.size for file in image.values())}

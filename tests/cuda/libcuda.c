@@ -458,10 +458,10 @@ static unsigned long long setting(const char *name, unsigned long long otherwise
     return text && *text ? strtoull(text, NULL, 0) : otherwise;
 }
 
-// As of an H200 with driver 580: device memory is shareable by descriptor (102, 103), for RDMA (110, 116) and as
-// dma-buf (124), host memory can be registered (99); compute capability 9.0 (75).
+// As of an H100 with driver 580: device memory is shareable by descriptor (102, 103), for RDMA (110, 116) and as
+// dma-buf (124), host memory can be registered (99), also for reading only (113); compute capability 9.0 (75).
 static void read_attributes(void) {
-    static const int ones[] = {99, 102, 103, 110, 116, 124, 141};
+    static const int ones[] = {99, 102, 103, 110, 113, 116, 124, 141};
     const char *text = getenv("DAXFS_FAKE_CUDA_ATTRIBUTES");
     int number, value;
     memset(attributes, 0, sizeof attributes);

@@ -215,10 +215,19 @@ impl Mapping {
     /// # Errors
     /// [`Error::Os`] for other failures, for instance ENOMEM.
     pub fn populate(&self) -> Result<bool> {
+        self.populate_part(0, self.len)
+    }
+
+    /// [`populate`](Self::populate) for the pages of `len` bytes from `offset` on: several threads can each do a part.
+    ///
+    /// # Errors
+    /// As there, and [`Error::OutOfBounds`].
+    pub fn populate_part(&self, offset: usize, len: usize) -> Result<bool> {
+        let part = self.view().get(offset as u64, len as u64)?;
         if !self.class.can_populate() {
             return Ok(false);
         }
-        advice::populate(self.view(), self.access == Access::ReadWrite)
+        advice::populate(part, self.access == Access::ReadWrite)
     }
 
     /// Gathers the pages of each whole 2 MiB block into a huge page (MADV_COLLAPSE, Linux 6.1); blocks must have pages

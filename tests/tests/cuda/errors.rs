@@ -90,7 +90,6 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
         "cuMemAddressReserve",
         "cuMemMap",
         "cuMemSetAccess",
-        "cuMemHostAlloc",
         "cuEventCreate",
         "cuStreamCreate",
         "cuMemcpyHtoDAsync_v2",
@@ -105,8 +104,13 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
         "cuMemHostRegister_v2",
         "cuMemHostGetDevicePointer_v2",
     ] {
-        let times = if ["cuStreamSynchronize", "cuMemSetAccess"].contains(&call) { 1 } else { 2 };
-        for time in 1..=times {
+        let times: &[u32] = match call {
+            "cuStreamSynchronize" | "cuMemSetAccess" => &[1],
+            // The three before are of buffers, which can be had otherwise.
+            "cuMemHostRegister_v2" => &[4, 8],
+            _ => &[1, 2],
+        };
+        for time in times {
             let fail = format!("{call}:{time}:999");
             let settings = [("DAXFS_FAKE_CUDA_FAIL", fail.as_str()), ("DAXFS_FAKE_CUDA_DELAY_US", "1")];
             let is_done = simulated(TEST, &settings, || {
@@ -134,7 +138,7 @@ fn everything() -> daxfs::Result<()> {
     use daxfs::device::cuda::UploadOptions;
     let image = image();
     let shared = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
-    let options = UploadOptions::new().threads(2).piece(1 << 20).verify(true);
+    let options = UploadOptions::new().threads(1).piece(1 << 20).verify(true);
     for _ in 0..2 {
         let device = Device::cuda(0)?;
         let resident = image.to_with(&device, &options)?;
@@ -144,6 +148,34 @@ fn everything() -> daxfs::Result<()> {
         shared.map(&device)?;
     }
     Ok(())
+}
+
+/// Where nothing can be registered, the driver allocates the buffers.
+#[test]
+fn buffers_of_a_device_that_registers_no_memory() {
+    const TEST: &str = "errors::buffers_of_a_device_that_registers_no_memory";
+    for fail in ["", "cuMemHostAlloc:1:2", "cuMemHostAlloc:2:2"] {
+        let settings = [
+            ("DAXFS_FAKE_CUDA_ATTRIBUTES", "99=0"),
+            ("DAXFS_FAKE_CUDA_FAIL", fail),
+            ("DAXFS_FAKE_CUDA_DELAY_US", "1"),
+        ];
+        let is_done = simulated(TEST, &settings, || {
+            let image = image();
+            let options = daxfs::device::cuda::UploadOptions::new().threads(1).piece(1 << 20);
+            let copy = image.to_with(&device(), &options);
+            match &copy {
+                Ok(resident) => crate::support::check(&image, resident),
+                Err(error) => assert!(error.to_string().contains("cuMemHostAlloc"), "{error}"),
+            }
+            assert_eq!(copy.is_ok(), std::env::var("DAXFS_FAKE_CUDA_FAIL").unwrap().is_empty());
+            drop(copy);
+            assert_eq!(live(), 0);
+        });
+        if is_done {
+            return;
+        }
+    }
 }
 
 /// What cannot be given back stays: memory must not go while something may use it.

@@ -1,15 +1,17 @@
 //! Where an upload takes the bytes from: pinned pages, the page cache, the disk. The copy is the same.
 
 use std::fs;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{MapOptions, MappedImage};
-use daxfs::{Image, OpenOptions, Region};
+use daxfs::device::{DeviceError, MapOptions, MappedImage};
+use daxfs::{Error, Image, OpenOptions, Region};
 use mkimage::{HugePages, Memory, Packer};
 
-use crate::support::{MIB, bytes, check, device, image, live, on_a_gpu, pack, simulated};
+use crate::support::{MIB, bytes, check, device, image, is_real, live, on_a_gpu, pack, simulated};
 
 /// Memory that the driver pins.
 fn shared() -> Image {
@@ -33,25 +35,78 @@ fn pages_are_pinned_for_the_copy() {
     });
 }
 
-/// No pinned buffers can be had here, so a copy that succeeds used none.
+/// How many times the copy of an image made progress: once when the device fetched it from pinned pages, many times
+/// when it went through buffers of a page.
+fn steps(image: &Image, options: UploadOptions) -> u64 {
+    let steps = Arc::new(AtomicU64::new(0));
+    let seen = steps.clone();
+    let options = options.threads(1).piece(4096).progress(move |_, _| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        true
+    });
+    copy(image, &options).unwrap();
+    steps.load(Ordering::Relaxed)
+}
+
 #[test]
 fn pinned_pages_need_no_buffers() {
-    let settings = [("DAXFS_FAKE_CUDA_FAIL", "cuMemHostAlloc:0:2")];
-    simulated("sources::pinned_pages_need_no_buffers", &settings, || {
-        let (image, register) = (shared(), UploadOptions::new().register(true));
-        assert!(copy(&image, &UploadOptions::new()).is_err());
-        copy(&image, &register).unwrap();
+    on_a_gpu("sources::pinned_pages_need_no_buffers", || {
+        let image = shared();
+        let plain = UploadOptions::new;
+        assert!(steps(&image, plain()) > 1000);
+        assert_eq!(steps(&image, plain().register(true)), 1);
         for piece in [2 * MIB, 64 * MIB] {
             // What is mapped for the device is pinned already, in pieces or in one, also for another value of the
             // image.
             let mapped = image.map_with(&device(), &MapOptions::new().max_piece(piece)).unwrap();
             let again = Image::from_fd(image.region().fd().unwrap().try_clone_to_owned().unwrap()).unwrap();
-            copy(&image, &UploadOptions::new()).unwrap();
-            copy(&again, &UploadOptions::new()).unwrap();
+            assert_eq!((steps(&image, plain()), steps(&again, plain())), (1, 1));
             drop(mapped);
-            assert!(copy(&image, &UploadOptions::new()).is_err(), "it is not pinned any more");
+            assert!(steps(&image, plain()) > 1000, "it is not pinned any more");
         }
-        assert!(copy(&super::support::image(), &register).is_err(), "sealed memory is not pinned");
+        assert_eq!(live(), 0);
+    });
+}
+
+/// Memory that nobody can write, and files, are pinned for reading where the device does that.
+#[test]
+fn what_cannot_be_written_is_pinned_for_reading() {
+    const TEST: &str = "sources::what_cannot_be_written_is_pinned_for_reading";
+    on_a_gpu(TEST, || {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("image");
+        Packer::new().input(crate::support::folder().path()).plan().unwrap().write_file(&path).unwrap();
+        let read_only = read_only(&shared());
+        for image in [image(), Image::open(&path).unwrap(), Image::from_fd(read_only).unwrap()] {
+            // A card whose driver does not is a good one, too.
+            let Err(error) = image.map(&device()).map(|mapped| check(&image, &mapped)) else { continue };
+            assert!(is_real() && error.to_string().contains("only what could be written"), "{error}");
+        }
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn devices_that_pin_only_what_could_be_written() {
+    let settings = [("DAXFS_FAKE_CUDA_ATTRIBUTES", "113=0")];
+    simulated("sources::devices_that_pin_only_what_could_be_written", &settings, || {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("image");
+        Packer::new().input(crate::support::folder().path()).plan().unwrap().write_file(&path).unwrap();
+        let read_only = read_only(&shared());
+        for (image, why) in [
+            (image(), "sealed against writing"),
+            (Image::open(&path).unwrap(), "no file"),
+            (Image::from_fd(read_only).unwrap(), "read-only"),
+        ] {
+            let error = image.map(&device()).unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::NotImportable { .. })), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+            // Then it is read.
+            assert!(steps(&image, UploadOptions::new().register(true)) > 1000);
+        }
+        let image = shared();
+        check(&image, &image.map(&device()).unwrap());
         assert_eq!(live(), 0);
     });
 }
@@ -98,6 +153,11 @@ fn private_changes_are_copied() {
         copy(&image, &UploadOptions::new().register(true)).unwrap();
         assert!(image.map(&device()).is_err());
     });
+}
+
+/// The image's memory, by a descriptor that is for reading only.
+fn read_only(image: &Image) -> OwnedFd {
+    dmabuf::open_read_only(Path::new(&memory_path(image).replace("fd:", "/proc/self/fd/"))).unwrap()
 }
 
 fn memory_path(image: &Image) -> String {

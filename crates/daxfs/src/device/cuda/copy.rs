@@ -137,7 +137,7 @@ impl<'a> Upload<'a> {
         let device = self.to.device();
         let mut stage = None;
         while let Some((at, len)) = self.take() {
-            if let Ok(memory) = host::register(device, self.region, at, len) {
+            if let Ok(memory) = host::register(device, self.region, at, len, host::Threads::One) {
                 let _current = device.enter()?;
                 let stream = Stream::new(device)?;
                 self.send(&memory, memory.place().start, len, &stream)?;

@@ -16,6 +16,7 @@ pub(super) const HOST_REGISTER_SUPPORTED: c_int = 99;
 pub(super) const VIRTUAL_MEMORY_SUPPORTED: c_int = 102;
 pub(super) const POSIX_DESCRIPTORS_SUPPORTED: c_int = 103;
 pub(super) const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: c_int = 110;
+pub(super) const READ_ONLY_HOST_REGISTER_SUPPORTED: c_int = 113;
 pub(super) const DMA_BUF_SUPPORTED: c_int = 124;
 
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.

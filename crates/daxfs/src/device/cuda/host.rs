@@ -7,6 +7,7 @@ use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dmabuf::{FdInfo, FdKind, Mapping, Seals};
@@ -17,9 +18,24 @@ use crate::{Region, Result};
 
 /// `CU_MEMHOSTREGISTER_DEVICEMAP`: for this context, which is waited for in the end.
 const FLAGS: c_uint = 2;
+/// `CU_MEMHOSTREGISTER_READ_ONLY`: the device only reads, so the mapping need not be writable.
+const READ_ONLY: c_uint = 8;
 /// Bytes of one registration at most: the driver keeps a table for each, and gives up at 512 GiB. Some kernels (6.11 to
 /// 6.13) pin 2 GiB at most, for which there is `MapOptions::max_piece`.
 pub(super) const MAX_REGISTRATION: u64 = 64 << 30;
+
+/// Bytes whose pages one thread brings into the page tables at a time.
+const POPULATED: usize = 64 << 20;
+/// Threads that do that at most: the kernel's locks keep more from being of use.
+const POPULATING: usize = 8;
+
+/// Whether a registration may use several threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Threads {
+    /// It is one of several that go on at a time.
+    One,
+    Several,
+}
 
 /// What is pinned and shared with others of this process.
 static PINNED: Mutex<Vec<Weak<Registered>>> = Mutex::new(Vec::new());
@@ -128,49 +144,104 @@ fn start(mapping: &Mapping) -> *mut c_void {
     mapping.view().as_ptr().cast_mut().cast()
 }
 
-/// Whether the device can pin the region's memory: its descriptor then; else why not.
-pub(super) fn check<'a>(device: &Device, region: &'a Region) -> Result<(BorrowedFd<'a>, &'a FdInfo), String> {
-    if !device.has(device::HOST_REGISTER_SUPPORTED).map_err(|error| error.to_string())? {
+/// Memory that the device can pin.
+pub(super) struct Pinnable<'a> {
+    fd: BorrowedFd<'a>,
+    info: &'a FdInfo,
+    /// Whether the device pins what is mapped for reading only.
+    reads_only: bool,
+}
+
+/// Whether the device can pin the region's memory; else why not.
+pub(super) fn check<'a>(device: &Device, region: &'a Region) -> Result<Pinnable<'a>, String> {
+    let has = |attribute| device.has(attribute).map_err(|error| error.to_string());
+    if !has(device::HOST_REGISTER_SUPPORTED)? {
         return Err("this device does not read host memory in place".into());
     }
     let (Some(fd), Some(info)) = (region.fd(), region.info()) else {
         return Err("the bytes belong to this process and share their pages with others".into());
     };
+    let reads_only = has(device::READ_ONLY_HOST_REGISTER_SUPPORTED)?;
     match &info.kind {
-        FdKind::Memfd { seals, .. } if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) => {
-            return Err("it is sealed against writing, and the driver pins only what could be written".into());
+        FdKind::Memfd { seals, .. }
+            if !reads_only && seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) =>
+        {
+            return Err(
+                "it is sealed against writing, and this device pins only what could be written".into()
+            );
         }
         FdKind::Memfd { seals, .. } if !seals.contains(Seals::SHRINK) => {
             return Err("it can shrink under the device: seal it against that".into());
         }
         FdKind::Memfd { .. } => {}
+        FdKind::File if reads_only => {}
+        FdKind::File => {
+            return Err("this device pins only what could be written: a memfd, but no file".into());
+        }
         FdKind::DmaBuf { .. } => {
             return Err(
                 "the mapping of a dma-buf cannot be pinned: pass the memfd that it was made of".into()
             );
         }
-        _ => return Err("only a memfd is pinned without a copy".into()),
+        _ => return Err("only memfds and files are pinned without a copy".into()),
     }
     if region.is_writable() {
-        return Err("the mapping is private, and what was written to it is not in the memfd".into());
+        return Err(
+            "the mapping is private, and what was written to it is not in the memory behind it".into()
+        );
     }
-    if !info.writable {
-        return Err("the descriptor is read-only, and the driver pins only what could be written".into());
+    if !info.writable && !reads_only {
+        return Err("the descriptor is read-only, and this device pins only what could be written".into());
     }
-    Ok((fd, info))
+    Ok(Pinnable { fd, info, reads_only })
 }
 
-/// Registers `from..from + len` of the region, which it has; the reason where that cannot be.
-pub(super) fn register(device: &Device, region: &Region, from: u64, len: u64) -> Result<Registered, String> {
-    let (fd, info) = check(device, region)?;
+/// Has the kernel make the page tables of a mapping, several parts at a time: the driver would have it done page by
+/// page. What the kernel does not do now, the driver has it do.
+fn populate(mapping: &Mapping) {
+    let next = AtomicUsize::new(0);
+    let parts = mapping.len().div_ceil(POPULATED);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(POPULATING).min(parts);
+    let work = || loop {
+        let at = POPULATED.saturating_mul(next.fetch_add(1, Ordering::Relaxed));
+        let Some(left) = mapping.len().checked_sub(at).filter(|&left| left > 0) else { break };
+        if !mapping.populate_part(at, left.min(POPULATED)).unwrap_or(false) {
+            break;
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // A thread that cannot be had is not missed.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+}
+
+/// Registers `from..from + len` of the region, which it has; the reason where that cannot be. `threads` says whether
+/// several threads may help.
+pub(super) fn register(
+    device: &Device,
+    region: &Region,
+    from: u64,
+    len: u64,
+    threads: Threads,
+) -> Result<Registered, String> {
+    let Pinnable { fd, info, reads_only } = check(device, region)?;
     let bytes = usize::try_from(len).map_err(|error| error.to_string())?;
     let start_in_file = region.offset() + from;
-    let mapping = Mapping::read_write(fd, start_in_file, bytes).map_err(|error| error.to_string())?;
+    let (map, flags): (fn(_, _, _) -> _, _) =
+        if reads_only { (Mapping::read_only, FLAGS | READ_ONLY) } else { (Mapping::read_write, FLAGS) };
+    let mapping = map(fd, start_in_file, bytes).map_err(|error| error.to_string())?;
+    if threads == Threads::Several {
+        populate(&mapping);
+    }
     let functions = device.functions();
     let _current = device.enter().map_err(|error| error.to_string())?;
-    // SAFETY: the range is one shared mapping of memory that cannot shrink. It stays mapped until it is unregistered:
-    // both are done by `Registered`, in this order.
-    let code = unsafe { (functions.host_register)(start(&mapping), bytes, FLAGS) };
+    // SAFETY: the range is one shared mapping, and the pages that are pinned stay what they are until they are given
+    // back, even if a file should lose them. It stays mapped until it is unregistered: both are done by `Registered`,
+    // in this order.
+    let code = unsafe { (functions.host_register)(start(&mapping), bytes, flags) };
     device.check("cuMemHostRegister", code).map_err(|error| error.to_string())?;
     let mut registered = Registered {
         device: device.clone(),

@@ -161,8 +161,8 @@ impl Device {
         for &route in options.routes() {
             let registered: Result<Vec<_>, _> = match route {
                 Route::Mapping => {
-                    let register = |(at, len)| host::register(self, region, at, len).map(Buffer::registered);
-                    cut.pieces().map(register).collect()
+                    let register = |(at, len)| host::register(self, region, at, len, host::Threads::Several);
+                    cut.pieces().map(|piece| register(piece).map(Buffer::registered)).collect()
                 }
                 Route::Descriptor => Err("CUDA imports no descriptors of host memory".into()),
                 Route::Copy => Err("mapping does not copy".into()),
@@ -176,8 +176,9 @@ impl Device {
             }
         }
         let memory = describe(region);
-        let advice = "pack into a memfd that is not sealed against writing, map in smaller pieces (max_piece) if the \
-                      kernel did not pin it, or copy the image to the device";
+        let advice = "put the image into a memfd (not sealed against writing, where the device pins only what could \
+                      be written), map in smaller pieces (max_piece) if the kernel did not pin it, or copy the image \
+                      to the device";
         Err(DeviceError::NotImportable { device: self.name().into(), memory, refusals, advice }.into())
     }
 }
