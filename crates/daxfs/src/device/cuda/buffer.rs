@@ -9,7 +9,7 @@ use super::super::DeviceError;
 use super::allocation::Allocation;
 use super::device::Device;
 use super::host::Registered;
-use super::staging::Stream;
+use super::stream::Stream;
 use crate::Result;
 
 /// Memory at an address of the device. Cloning shares it. When the last clone and the last place in it are gone, the

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "submits copies to device memory")]
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,7 +16,8 @@ use super::super::DeviceError;
 use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::host::{self, Registered};
-use super::staging::{Slot, Stream};
+use super::staging::{Slot, Staging};
+use super::stream::Stream;
 use super::threads;
 use super::upload::UploadOptions;
 use crate::{Region, Result};
@@ -87,11 +89,26 @@ impl<'a> Upload<'a> {
     /// Copies everything and waits until it is there.
     pub fn run(&self) -> Result<()> {
         let pieces = usize::try_from(self.to.len().div_ceil(self.piece)).unwrap_or(usize::MAX);
-        threads::run(pieces.min(self.options.threads), &self.stop, || match &self.origin {
-            Origin::Pinned(pinned) => self.fetch(pinned),
-            Origin::Register => self.register(),
-            Origin::Read(_) => self.read(),
-        })
+        let count = pieces.min(self.options.threads);
+        match &self.origin {
+            Origin::Pinned(pinned) => threads::run(count, &self.stop, || self.fetch(pinned)),
+            Origin::Register => threads::run(count, &self.stop, || self.register()),
+            Origin::Read(_) => {
+                let staging = self.staging(pieces.min(2 * count))?;
+                threads::run(count, &self.stop, || self.read(&staging))
+            }
+        }
+    }
+
+    /// Buffers of one piece.
+    fn staging(&self, count: usize) -> Result<Staging<'a>> {
+        let _current = self.to.device().enter()?;
+        Ok(Staging::new(self.to.device(), count, self.buffer_len())?)
+    }
+
+    /// Bytes that are read at a time.
+    fn buffer_len(&self) -> usize {
+        self.options.piece.min(usize::try_from(self.to.len()).unwrap_or(usize::MAX))
     }
 
     /// The next piece: where it begins, and its bytes.
@@ -135,6 +152,7 @@ impl<'a> Upload<'a> {
 
     fn register(&self) -> Result<()> {
         let device = self.to.device();
+        let staging = OnceCell::new();
         let mut stage = None;
         while let Some((at, len)) = self.take() {
             if let Ok(memory) = host::register(device, self.region, at, len, host::Threads::One) {
@@ -146,9 +164,16 @@ impl<'a> Upload<'a> {
                 unsafe { memory.release() };
             } else {
                 // More than the kernel or the driver pins.
+                let staging = match staging.get() {
+                    Some(staging) => staging,
+                    None => {
+                        let made = self.staging(2)?;
+                        staging.get_or_init(|| made)
+                    }
+                };
                 let stage = match &mut stage {
                     Some(stage) => stage,
-                    none => none.insert(Stage::new(self)?),
+                    none => none.insert(Stage::new(self, staging)?),
                 };
                 stage.send(at, len)?;
             }
@@ -157,8 +182,8 @@ impl<'a> Upload<'a> {
         stage.map_or(Ok(()), Stage::finish)
     }
 
-    fn read(&self) -> Result<()> {
-        let mut stage = Stage::new(self)?;
+    fn read(&self, staging: &Staging<'_>) -> Result<()> {
+        let mut stage = Stage::new(self, staging)?;
         while let Some((at, len)) = self.take() {
             stage.send(at, len)?;
             self.advance(len)?;
@@ -181,6 +206,7 @@ impl<'a> Upload<'a> {
 /// Two pinned buffers of a thread, which are filled in turn, and the stream that empties them.
 struct Stage<'a> {
     upload: &'a Upload<'a>,
+    staging: &'a Staging<'a>,
     /// Dropped before the slots that it reads.
     stream: Stream<'a>,
     slots: Vec<Slot<'a>>,
@@ -188,20 +214,20 @@ struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    fn new(upload: &'a Upload<'a>) -> Result<Self> {
+    fn new(upload: &'a Upload<'a>, staging: &'a Staging<'a>) -> Result<Self> {
         let _current = upload.to.device().enter()?;
-        Ok(Self { upload, stream: Stream::new(upload.to.device())?, slots: Vec::new(), turn: 0 })
+        Ok(Self { upload, staging, stream: Stream::new(upload.to.device())?, slots: Vec::new(), turn: 0 })
     }
 
     /// Copies a part of the region, piece by piece; the last two are still on their way then.
     fn send(&mut self, at: u64, len: u64) -> Result<()> {
-        let Upload { options, region, segments, to, origin, .. } = self.upload;
+        let Upload { region, segments, to, origin, .. } = self.upload;
         let _current = to.device().enter()?;
-        let piece = options.piece.min(usize::try_from(to.len()).unwrap_or(usize::MAX));
+        let piece = self.upload.buffer_len();
         let end = at + len;
         for at in (at..end).step_by(piece) {
             if self.turn < 2 {
-                self.slots.push(Slot::new(to.device(), piece)?);
+                self.slots.push(Slot::new(self.staging)?);
             }
             let slot = &mut self.slots[self.turn % 2];
             self.turn += 1;

@@ -12,7 +12,8 @@ use super::allocation::Allocation;
 use super::device::Device;
 use super::driver::{Address, Opaque};
 use super::extents::{Batch, Capacity, Extent, Hash, Range, Work};
-use super::staging::{Slot, Stream};
+use super::staging::{Slot, Staging};
+use super::stream::Stream;
 use crate::Result;
 
 /// `hash.cu`, compiled by `scripts/ptx.py`: text, which ends with NUL for the driver.
@@ -88,7 +89,8 @@ impl<'a> Hasher<'a> {
 
         let mut work = Work::new(ranges, capacity);
         let mut current = Some(self.device.enter()?);
-        let mut table = Slot::new(self.device, capacity.extents * size_of::<Extent>())?;
+        let staging = Staging::new(self.device, 1, capacity.extents * size_of::<Extent>())?;
+        let mut table = Slot::new(&staging)?;
         // Dropped before the slot and the memory that it uses.
         let stream = Stream::new(self.device)?;
         let mut found = vec![[0; 32]; capacity.extents];

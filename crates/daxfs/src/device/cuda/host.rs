@@ -7,13 +7,13 @@ use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dmabuf::{FdInfo, FdKind, Mapping, Seals};
 
 use super::device::{self, Device};
 use super::driver::Address;
+use super::threads;
 use crate::{Region, Result};
 
 /// `CU_MEMHOSTREGISTER_DEVICEMAP`: for this context, which is waited for in the end.
@@ -26,8 +26,6 @@ pub(super) const MAX_REGISTRATION: u64 = 64 << 30;
 
 /// Bytes whose pages one thread brings into the page tables at a time.
 const POPULATED: usize = 64 << 20;
-/// Threads that do that at most: the kernel's locks keep more from being of use.
-const POPULATING: usize = 8;
 
 /// Whether a registration may use several threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,36 +194,22 @@ pub(super) fn check<'a>(device: &Device, region: &'a Region) -> Result<Pinnable<
     Ok(Pinnable { fd, info, reads_only })
 }
 
-/// Has the kernel make the page tables of a mapping, several parts at a time: the driver would have it done page by
-/// page. What the kernel does not do now, the driver has it do.
+/// Has the kernel make the page tables of a mapping: the driver would have it done page by page. What the kernel does
+/// not do now, the driver has it do.
 fn populate(mapping: &Mapping) {
-    let next = AtomicUsize::new(0);
-    let parts = mapping.len().div_ceil(POPULATED);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(POPULATING).min(parts);
-    let work = || loop {
-        let at = POPULATED.saturating_mul(next.fetch_add(1, Ordering::Relaxed));
-        let Some(left) = mapping.len().checked_sub(at).filter(|&left| left > 0) else { break };
-        if !mapping.populate_part(at, left.min(POPULATED)).unwrap_or(false) {
-            break;
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            // A thread that cannot be had is not missed.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
+    threads::parts(mapping.len(), POPULATED, |at| {
+        mapping.populate_part(at, POPULATED.min(mapping.len() - at)).unwrap_or(false)
     });
 }
 
-/// Registers `from..from + len` of the region, which it has; the reason where that cannot be. `threads` says whether
+/// Registers `from..from + len` of the region, which it has; the reason where that cannot be. `helpers` says whether
 /// several threads may help.
 pub(super) fn register(
     device: &Device,
     region: &Region,
     from: u64,
     len: u64,
-    threads: Threads,
+    helpers: Threads,
 ) -> Result<Registered, String> {
     let Pinnable { fd, info, reads_only } = check(device, region)?;
     let bytes = usize::try_from(len).map_err(|error| error.to_string())?;
@@ -233,7 +217,7 @@ pub(super) fn register(
     let (map, flags): (fn(_, _, _) -> _, _) =
         if reads_only { (Mapping::read_only, FLAGS | READ_ONLY) } else { (Mapping::read_write, FLAGS) };
     let mapping = map(fd, start_in_file, bytes).map_err(|error| error.to_string())?;
-    if threads == Threads::Several {
+    if helpers == Threads::Several {
         populate(&mapping);
     }
     let functions = device.functions();

@@ -36,6 +36,7 @@ mod extents;
 mod hash;
 mod host;
 mod staging;
+mod stream;
 mod threads;
 mod upload;
 mod verify;
