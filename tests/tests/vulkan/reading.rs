@@ -31,7 +31,7 @@ fn check_all(hasher: &Hasher<'_>, what: &str, image: &Image, mapped: &MappedImag
 fn every_file_and_tensor_hashes_the_same_in_every_kind_of_memory() {
     let Some((device, hasher)) = shared() else { return };
     let (_work, folder) = source();
-    for source in sources(&folder) {
+    for source in sources(device, &folder) {
         let image = open(&source.fd);
         let mapped = image.map(device).unwrap();
         let expected = if source.by_descriptor { Route::Descriptor } else { Route::Mapping };
@@ -108,7 +108,7 @@ fn an_image_behind_another_one_in_one_memory() {
 fn a_file_over_several_pieces_has_several_places() {
     let Some((device, hasher)) = shared() else { return };
     let (_work, folder) = source();
-    for source in sources(&folder) {
+    for source in sources(device, &folder) {
         let image = open(&source.fd);
         let mapped = image.map_with(device, &MapOptions::new().max_piece(3 * MIB)).unwrap();
         let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();

@@ -19,15 +19,18 @@ pub const MIB: u64 = 1 << 20;
 /// Bytes of the largest file of the source tree: more than two pieces of 2 MiB.
 pub const LARGE: usize = (4 << 20) + 7;
 
-/// The first Vulkan device. Where it has to be, a missing one is a failure; elsewhere the test says that it did not
-/// run.
+/// The first Vulkan device, if it imports descriptors and mappings.
 pub fn device() -> Option<Device> {
+    first(|has| has.dma_buf && has.host_pointer && has.buffer_device_address)
+}
+
+/// The first Vulkan device that has what is wanted. Where it has to be, a missing one is a failure; elsewhere the test
+/// says that it did not run.
+fn first(is_enough: fn(&vulkan::Enabled) -> bool) -> Option<Device> {
     let required = env::var_os("DAXFS_REQUIRE_VULKAN").is_some();
     let why = match Device::vulkan(0) {
         Ok(device) => match device.as_vulkan().unwrap().enabled() {
-            vulkan::Enabled { dma_buf: true, host_pointer: true, buffer_device_address: true, .. } => {
-                return Some(device);
-            }
+            enabled if is_enough(&enabled) => return Some(device),
             lacking => format!("{} lacks something: {lacking:?}", device.name()),
         },
         Err(Error::Device(error @ (DeviceError::Unavailable { .. } | DeviceError::NoSuchDevice { .. }))) => {
@@ -41,11 +44,13 @@ pub fn device() -> Option<Device> {
 }
 
 /// The device and its shaders for all tests of this process that need no device of their own: building the shaders
-/// takes seconds on an emulated processor.
+/// takes seconds on an emulated processor. Of the ways into it there may be only the mapping, as with NVIDIA's driver on
+/// a machine without a display.
 pub fn shared() -> Option<(&'static Device, MutexGuard<'static, Hasher<'static>>)> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     static HASHER: OnceLock<Mutex<Hasher<'static>>> = OnceLock::new();
-    let device = DEVICE.get_or_init(device).as_ref()?;
+    let device =
+        DEVICE.get_or_init(|| first(|has| has.host_pointer && has.buffer_device_address)).as_ref()?;
     let hasher = HASHER.get_or_init(|| Mutex::new(Hasher::new(device)));
     Some((device, hasher.lock().unwrap_or_else(PoisonError::into_inner)))
 }
@@ -102,22 +107,24 @@ pub struct Source {
 }
 
 /// The image in every kind of memory that this machine has.
-pub fn sources(folder: &Path) -> Vec<Source> {
+pub fn sources(device: &Device, folder: &Path) -> Vec<Source> {
+    let device = device.as_vulkan().unwrap();
     let of = |what, fd, by_descriptor| Source { what, fd, by_descriptor };
     let file = folder.parent().unwrap().join("image");
     Packer::new().input(folder).plan().unwrap().write_file(&file).unwrap();
     let image = fs::read(&file).unwrap();
     let mut all = vec![
         of("sealed memfd", pack(folder, &Memory::Memfd(HugePages::No)), false),
-        of("memfd", pack(folder, &Memory::SharedMemfd(HugePages::No)), true),
+        of("memfd", pack(folder, &Memory::SharedMemfd(HugePages::No)), device.takes_memfds()),
         of("file", fs::File::open(&file).unwrap().into(), false),
     ];
     if dma_buf_devices() {
-        all.push(of("udmabuf", pack(folder, &Memory::Udmabuf), true));
-        all.push(of("dma-heap", pack(folder, &Memory::Heap("system".into())), true));
+        let imports = device.enabled().dma_buf;
+        all.push(of("udmabuf", pack(folder, &Memory::Udmabuf), imports));
+        all.push(of("dma-heap", pack(folder, &Memory::Heap("system".into())), imports));
         let writable = vgem::buffer(image.len() as u64, true).unwrap();
         fill(&writable, &image);
-        all.push(of("vgem", writable, true));
+        all.push(of("vgem", writable, imports));
     }
     all
 }
