@@ -22,9 +22,8 @@ pub enum Memory {
     Memfd(HugePages),
     /// A memfd that cannot shrink or grow, but whose holders can write to it, so that devices can pin it.
     SharedMemfd(HugePages),
-    /// A memfd that `/dev/udmabuf` turns into a dma-buf, of ordinary pages unless [`Packer::huge_pages`] asks for others.
-    ///
-    /// [`Packer::huge_pages`]: crate::Packer::huge_pages
+    /// A memfd that `/dev/udmabuf` turns into a dma-buf; of ordinary pages, unless
+    /// [`Packer::huge_pages`](crate::Packer::huge_pages) asks for others.
     Udmabuf,
     /// A buffer of the dma-heap of this name.
     Heap(String),

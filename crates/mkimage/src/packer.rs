@@ -169,8 +169,8 @@ impl Packer {
     }
 
     /// Which pages a file on tmpfs, or the memfd under a udmabuf, is made of: [`HugePages::Auto`] by default, which
-    /// means ordinary pages for a udmabuf ([`Memory::Udmabuf`]). Disk
-    /// files have none, and [`Memory::Memfd`](crate::Memory::Memfd) says it itself.
+    /// means ordinary pages for a udmabuf. Disk files have none, and [`Memory::Memfd`](crate::Memory::Memfd) says it
+    /// itself.
     #[must_use]
     pub fn huge_pages(mut self, pages: HugePages) -> Packer {
         self.settings.pages = pages;
