@@ -128,8 +128,9 @@ fn an_image_is_packed_into_a_page_of_1_gib_that_processes_share() {
     assert_eq!(free_pages_of(GIGANTIC, None), free);
 
     // Another process has the same page, and not one of its own.
-    let script = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages && \"$DAXFS\" verify \"$DAXFS_IMAGE\" \
-                  && \"$DAXFS\" inspect \"$DAXFS_IMAGE\" && \"$DAXFS\" cat \"$DAXFS_IMAGE\" /large >\"$COPY\"";
+    let script = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages \
+                  && \"$DAXFS\" verify \"$DAXFS_IMAGE\" && \"$DAXFS\" inspect \"$DAXFS_IMAGE\" \
+                  && \"$DAXFS\" cat \"$DAXFS_IMAGE\" /large >\"$COPY\"";
     let copy = folder.with_extension("copy");
     let output = Command::new(command("daxfs-pack"))
         .args(["--into", "memfd", "--hugepages", "1G"])

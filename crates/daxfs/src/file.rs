@@ -242,7 +242,8 @@ impl File {
     ///
     /// # Errors
     /// [`Error::Write`] with what the kernel answered, also when the image's own file was cut short;
-    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone, also after the first bytes.
+    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone, also after the first
+    /// bytes.
     pub fn write_to(&self, to: impl AsFd) -> Result<u64> {
         let to = to.as_fd();
         let _access = self.region().cpu_access()?;
