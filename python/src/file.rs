@@ -91,7 +91,11 @@ impl FileBase {
             Ok(())
         };
         match self.file.transfer().or_raise()? {
-            Some(mut transfer) => step(&mut transfer)?,
+            Some(mut transfer) => {
+                step(&mut transfer)?;
+                // A device that has gone meanwhile has sent what is not the file's.
+                drop(self.file.region().cpu_access().or_raise()?);
+            }
             None => {
                 let mut buffer = vec![0; 256 << 10];
                 let mut offset = 0;

@@ -9,6 +9,9 @@ where this machine has both devices and a card of the kernel's vgem. FILTER is p
 of the tests to run. A test that finds no device fails here, since DAXFS_REQUIRE_DEVICES=1 is set; elsewhere it says
 that it did not run. Where no Vulkan driver can be had, the program `vulkan` is left out, with the reason.
 
+DAXFS_MODULE=/path/daxfs.ko loads the kernel's own DAXFS into the guest (README.md says how to build it); then the tests
+that mount images run, too. Without it they are not asked for.
+
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
 
@@ -22,25 +25,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import module
 import vulkan
+from kernel import fetch
 from packages import UnavailableError
 from vm import Guest, check_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel", "kernel_holder", "kernel_memory", "vulkan")
+RUST_TESTS = ("devices", "kernel", "kernel_holder", "kernel_memory", "kernel_module", "kernel_pci", "vulkan")
 # A graphics driver without hardware, whose dma-bufs the Vulkan tests import; disks.
 MODULES = ["vgem", "virtio_blk"]
-# A disk of zeros, and two NUMA nodes.
-MEMORY = "2G"
+# A disk of zeros, two NUMA nodes, and a PCI device with memory, whose place on the bus is chosen here so that its name
+# is known.
+MEMORY = "4G"
+PCI_DEVICE = "0000:00:10.0"
 EQUIPMENT = [
     *("-blockdev", "driver=null-co,node-name=disk,size=1048576,read-zeroes=on"),
     *("-device", "virtio-blk-pci,bus=pcie.0,drive=disk"),
     *("-object", "memory-backend-ram,id=near,size=1G", "-numa", "node,nodeid=0,cpus=0,memdev=near"),
-    *("-object", "memory-backend-ram,id=far,size=1G", "-numa", "node,nodeid=1,cpus=1,memdev=far"),
+    *("-object", "memory-backend-ram,id=far,size=3G", "-numa", "node,nodeid=1,cpus=1,memdev=far"),
+    *("-object", "memory-backend-ram,id=bar,size=16M,share=on"),
+    *("-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=bar"),
 ]
-# For memory in huge pages, half of them on each node.
-PARAMETERS = "hugepagesz=2M hugepages=8"
+# A range that the kernel leaves alone, to mount images from.
+RANGE = "0x8000000+16M"
+# For memory in huge pages, half of those of 2 MiB on each node. The second node has room for one of 1 GiB.
+PARAMETERS = "hugepagesz=1G hugepages=1:1 hugepagesz=2M hugepages=8 memmap=16M$0x8000000"
 PYTHON_TESTS = "python/tests/kernel"
 GUEST_TIMEOUT = 900
 FAILED, NOT_RUN = 1, 77
@@ -134,8 +145,18 @@ def main() -> int:
         return subprocess.run(script, env={**os.environ, **env}, check=False).returncode
     print("run.py: in a guest, on a Debian kernel under emulation", flush=True)
     # The tests find in this guest what few machines have, and fail if they do not.
-    env["DAXFS_REQUIRE_GUEST"] = "1"
+    env |= {"DAXFS_REQUIRE_GUEST": "1", "DAXFS_TEST_PCI": PCI_DEVICE, "DAXFS_TEST_RANGE": RANGE}
     guest = Guest(memory=MEMORY, modules=MODULES, devices=EQUIPMENT, append=PARAMETERS, env=env, timeout=GUEST_TIMEOUT)
+    try:
+        file = module.named(fetch())
+    except module.UnfitError as why:
+        print(f"run.py: {why}", file=sys.stderr)
+        return FAILED
+    if file:
+        guest.module_files.append(file)
+        env["DAXFS_REQUIRE_MODULE"] = "1"
+    else:
+        print(f"run.py: images are not mounted: {module.VARIABLE} names no module (tests/kernel/README.md)", flush=True)
     return guest.run(script)
 
 

@@ -115,6 +115,8 @@ class Guest:
     interactive: bool = False
     # Kernel modules, besides those that the root file system needs.
     modules: list[str] = field(default_factory=list)
+    # Files of modules that are no part of the kernel's package, loaded after the others.
+    module_files: list[Path] = field(default_factory=list)
     # Folders of the host in which writes are kept.
     writable: list[str] = field(default_factory=list)
     # Who runs the command; root if not said.
@@ -164,6 +166,7 @@ class Guest:
         yield "input", 0o100644, b"port" if self.interactive else b""
         yield "writable", 0o100644, "".join(f"rw{i} {d}\n" for i, d in enumerate(self.shares())).encode()
         loaded = modules(kernel, BASE_MODULES + self.modules)
+        loaded |= {path.name.split(".ko")[0]: read_module(path) for path in self.module_files}
         yield "modules/order", 0o100644, "\n".join(loaded).encode()
         for name, binary in loaded.items():
             yield f"modules/{name}.ko", 0o100644, binary
@@ -249,6 +252,11 @@ class Running:
         return int(status[1]) if status else GUEST_FAILED
 
 
+def read_module(path: Path) -> bytes:
+    """The binary of a module, whose file may be compressed."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
 def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
     """Module binaries by name, each after those that it depends on; what has no file is built in."""
     files = {path.name.split(".ko")[0].replace("-", "_"): path for path in kernel.glob("**/kernel/**/*.ko*")}
@@ -259,7 +267,7 @@ def modules(kernel: Path, wanted: list[str]) -> dict[str, bytes]:
         path = files.get(name)
         if name in loaded or path is None:
             return
-        binary = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        binary = read_module(path)
         depends = re.search(rb"\0depends=([^\0]*)\0", binary)
         for other in depends[1].decode().split(",") if depends else ():
             load(other)

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const HUGE: u64 = 2 << 20;
+const GIGANTIC: u64 = 1 << 30;
 /// As many as the guest has; half of them are on each node.
 const POOL: u64 = 8;
 
@@ -31,8 +32,12 @@ fn here(what: &str, is_here: bool) -> bool {
 
 /// Free pages of 2 MiB of the whole pool or of one node; 0 without a pool.
 fn free_pages(node: Option<u32>) -> u64 {
+    free_pages_of(HUGE, node)
+}
+
+fn free_pages_of(size: u64, node: Option<u32>) -> u64 {
     let place = node.map_or("/sys/kernel/mm".into(), |node| format!("/sys/devices/system/node/node{node}"));
-    let text = fs::read_to_string(format!("{place}/hugepages/hugepages-2048kB/free_hugepages"));
+    let text = fs::read_to_string(format!("{place}/hugepages/hugepages-{}kB/free_hugepages", size >> 10));
     text.map_or(0, |text| text.trim().parse().unwrap())
 }
 
@@ -92,6 +97,59 @@ fn an_image_is_packed_into_hugetlb_pages() {
     let left: u64 = String::from_utf8_lossy(&output.stdout).lines().next().unwrap().parse().unwrap();
     assert!(left + 3 <= free_pages(None), "{left} free pages while the image was there");
     assert!(fs::read(copy).unwrap() == bytes);
+}
+
+#[test]
+fn an_image_is_packed_into_a_page_of_1_gib_that_processes_share() {
+    let is_guest = env::var_os("DAXFS_REQUIRE_GUEST").is_some();
+    let free = free_pages_of(GIGANTIC, None);
+    if !here("hugetlb page of 1 GiB for these tests alone", is_guest && free >= 1) {
+        return;
+    }
+    let (_work, folder, bytes) = source();
+    let memory = Memory::Memfd(HugePages::Hugetlb1G);
+    let (fd, summary) = Packer::new().input(&folder).plan().unwrap().write_memory(&memory).unwrap();
+    assert_eq!(free_pages_of(GIGANTIC, None), free - 1);
+    // What was obtained, as the packer says it.
+    let pages = summary.pages.unwrap();
+    assert_eq!((pages.page_size, pages.huge_bytes), (GIGANTIC, summary.image_bytes));
+    assert!(summary.to_string().contains("(hugetlb pages of 1.0 GiB)"), "{summary}");
+    let info = dmabuf::describe(fd.as_fd()).unwrap();
+    assert!(matches!(info.kind, FdKind::Memfd { hugetlb: Some(GIGANTIC), .. }), "{:?}", info.kind);
+    assert_eq!(info.len, GIGANTIC);
+
+    let image = Image::from_fd(fd).unwrap();
+    assert_eq!(image.region().provenance(), Provenance::Sealed);
+    assert!(image.file("large").unwrap().to_vec().unwrap() == bytes);
+    // The first touch has mapped the page, and with it all of the image.
+    let mapped = image.region().pages().unwrap().unwrap();
+    assert_eq!((mapped.page_size, mapped.huge, mapped.resident), (GIGANTIC, GIGANTIC, GIGANTIC));
+    drop(image);
+    assert_eq!(free_pages_of(GIGANTIC, None), free);
+
+    // Another process has the same page, and not one of its own.
+    let script = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages \
+                  && \"$DAXFS\" verify \"$DAXFS_IMAGE\" && \"$DAXFS\" inspect \"$DAXFS_IMAGE\" \
+                  && \"$DAXFS\" cat \"$DAXFS_IMAGE\" /large >\"$COPY\"";
+    let copy = folder.with_extension("copy");
+    let output = Command::new(command("daxfs-pack"))
+        .args(["--into", "memfd", "--hugepages", "1G"])
+        .arg(&folder)
+        .args(["--", "sh", "-c", script])
+        .envs([("DAXFS", command("daxfs")), ("COPY", copy.clone())])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{complained}");
+    assert!(complained.contains("(hugetlb pages of 1.0 GiB)"), "{complained}");
+    assert_eq!(said.lines().next().unwrap(), (free - 1).to_string());
+    assert!(said.contains("hugetlb") && said.contains("1.0 GiB mapped in 1G pages"), "{said}");
+    assert!(fs::read(copy).unwrap() == bytes);
+
+    // More than there is is refused before anything is copied, with the pool's name.
+    let error = Memfd::create("many", (free + 1) * GIGANTIC, HugePages::Hugetlb1G).unwrap_err().to_string();
+    assert!(error.contains("hugepages-1048576kB") && error.contains(&format!("there are {free}")), "{error}");
 }
 
 #[test]

@@ -5,8 +5,10 @@ use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, escape, human};
 use daxfs::holder::default_socket;
+use dmabuf::Mounted;
 use dmabuf::survey::{self, Access};
 use serde::Serialize;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -207,11 +209,21 @@ fn mounts(lines: &mut Vec<Line>) {
         lines.push(missing("mounted", why));
     }
     for point in mounts {
-        let access = match std::fs::read_dir(&point) {
-            Ok(_) => Access::Read,
-            Err(error) => Access::No(error.to_string()),
+        let memory = dmabuf::open_read_only(&point).and_then(|root| dmabuf::mounted(root.as_fd()));
+        let (access, note) = match memory {
+            Ok(Some(Mounted::DmaBuf(_))) => (Access::Read, "a dma-buf".to_owned()),
+            Ok(Some(Mounted::Physical { address, len })) => {
+                let access = match survey::access(Path::new("/dev/mem")) {
+                    Access::No(why) => Access::No(format!("/dev/mem: {why}")),
+                    _ => Access::Read,
+                };
+                (access, format!("phys:{address:#x}+{len:#x}"))
+            }
+            // Something else was mounted over it, or it has just gone.
+            Ok(_) => (Access::No("another file system is there by now".into()), String::new()),
+            Err(error) => (Access::No(error.to_string()), String::new()),
         };
-        lines.push(line("mounted", Some(path_name(&point)), access, ""));
+        lines.push(line("mounted", Some(path_name(&point)), access, note));
     }
 }
 

@@ -152,10 +152,12 @@ impl File {
     /// the file. Works for files in pieces, too.
     ///
     /// # Errors
-    /// [`Error::NoContents`].
+    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let _access = self.region().cpu_access()?;
-        self.copy_out(offset, buffer)
+        let len = self.copy_out(offset, buffer)?;
+        self.region().check_present()?;
+        Ok(len)
     }
 
     fn copy_out(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
@@ -216,6 +218,7 @@ impl File {
         let mut offset = 0;
         loop {
             let len = self.copy_out(offset, &mut buffer)?;
+            self.region().check_present()?;
             match buffer.get(..len) {
                 Some(bytes) if len > 0 => each(bytes)?,
                 _ => return Ok(()),
@@ -239,12 +242,16 @@ impl File {
     ///
     /// # Errors
     /// [`Error::Write`] with what the kernel answered, also when the image's own file was cut short;
-    /// [`Error::NoContents`].
+    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone, also after the first
+    /// bytes.
     pub fn write_to(&self, to: impl AsFd) -> Result<u64> {
         let to = to.as_fd();
         let _access = self.region().cpu_access()?;
         match self.transfer()? {
-            Some(mut transfer) => transfer.finish(to, None).map_err(Error::Write)?,
+            Some(mut transfer) => {
+                transfer.finish(to, None).map_err(Error::Write)?;
+                self.region().check_present()?;
+            }
             None => self.for_each_chunk(|bytes| {
                 Transfer::new(SharedBytes::from_slice(bytes), None).finish(to, None).map_err(Error::Write)
             })?,

@@ -14,7 +14,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::sys::statfs::{Statfs, fstatfs};
 use nix::unistd::{Whence, lseek};
 
-use crate::device::{DEV_MEM, devdax, pci_resource};
+use crate::device::{DEV_MEM, devdax, pci_present, pci_resource};
 use crate::error::{Error, Result};
 use crate::memfd::{Seals, seals};
 
@@ -106,7 +106,8 @@ pub struct FdInfo {
 ///
 /// # Errors
 /// [`Error::NotShareable`] for everything that is not memory: directories, pipes, sockets, terminals, block devices,
-/// other character devices. [`Error::Invalid`] for descriptors that cannot be read (O_WRONLY, O_PATH).
+/// other character devices. [`Error::Unavailable`] for a devdax device without a driver and a PCI device that was
+/// removed. [`Error::Invalid`] for descriptors that cannot be read (O_WRONLY, O_PATH).
 pub fn describe(fd: BorrowedFd<'_>) -> Result<FdInfo> {
     let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl F_GETFL", fd_name(fd), e))?;
     if flags & libc::O_PATH != 0 {
@@ -174,11 +175,11 @@ pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
     match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFREG if fs_type(&fs) == SYSFS_MAGIC => {
             match fd_link(fd).as_deref().and_then(pci_resource) {
-                Some(write_combining) => Ok(Probe {
-                    class: Class::PciMemory { write_combining },
-                    len: stat.st_size.try_into().unwrap_or(0),
-                    stat,
-                }),
+                Some(write_combining) => {
+                    pci_present(fd)?;
+                    let len = stat.st_size.try_into().unwrap_or(0);
+                    Ok(Probe { class: Class::PciMemory { write_combining }, len, stat })
+                }
                 None => refuse("it is a file of sysfs other than the memory of a PCI device"),
             }
         }

@@ -4,12 +4,16 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::describe::open;
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use nix::sys::uio::pread;
+
+use crate::describe::{FdKind, fd_name, open};
 use crate::error::{Error, Result};
 
 /// `/dev/mem`: device number 1:1.
@@ -114,6 +118,41 @@ fn no_driver(path: &Path) -> Error {
             "a driver, and none is bound: modprobe device_dax, then `daxctl reconfigure-device -m devdax -f {name}`, \
              or write {name} to /sys/bus/dax/drivers/device_dax/new_id"
         ),
+    }
+}
+
+/// Whether the device of a descriptor of this kind still has its memory: a devdax device its driver, a PCI device its
+/// place on the bus. Other kinds do not go away. A mapping outlives the device, and reading it is SIGBUS (devdax) or
+/// bytes of nobody (PCI), so this is asked right before and after reading where that can be.
+///
+/// # Errors
+/// [`Error::Unavailable`] with what has gone.
+pub fn check_present(fd: BorrowedFd<'_>, kind: &FdKind) -> Result<()> {
+    match kind {
+        FdKind::DevDax { .. } => {
+            let stat = fstat(fd).map_err(|e| Error::os("fstat", fd_name(fd), e))?;
+            let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
+            if Path::new(&format!("/sys/dev/char/{major}:{minor}/driver")).exists() {
+                return Ok(());
+            }
+            Err(no_driver(Path::new(&fd_name(fd))))
+        }
+        FdKind::PciMemory { .. } => pci_present(fd),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the PCI device of an open `resourceN` is still on the bus: sysfs says so to every read(2), and a read of no
+/// bytes touches no device.
+pub(crate) fn pci_present(fd: BorrowedFd<'_>) -> Result<()> {
+    match pread(fd, &mut [], 0) {
+        Err(Errno::ENODEV) => Err(Error::Unavailable {
+            what: fd_name(fd),
+            needs: "the PCI device, which was removed; `echo 1 > /sys/bus/pci/rescan` finds it again if it is still \
+                    there, and then it has to be opened again"
+                .into(),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -77,7 +77,7 @@ mod wide;
 pub use advice::PageStats;
 pub use class::{MemoryClass, syncs_reads};
 pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only, reopen, same_open_file};
-pub use device::{PciBar, open_memory, open_physical, pci_bars};
+pub use device::{PciBar, check_present, open_memory, open_physical, pci_bars};
 pub use direct::DirectFile;
 pub use error::{Error, Result};
 pub use fdpass::{recv_fds, send_fds};

@@ -22,7 +22,8 @@ pub enum Memory {
     Memfd(HugePages),
     /// A memfd that cannot shrink or grow, but whose holders can write to it, so that devices can pin it.
     SharedMemfd(HugePages),
-    /// A memfd that `/dev/udmabuf` turns into a dma-buf.
+    /// A memfd that `/dev/udmabuf` turns into a dma-buf; of ordinary pages, unless
+    /// [`Packer::huge_pages`](crate::Packer::huge_pages) asks for others.
     Udmabuf,
     /// A buffer of the dma-heap of this name.
     Heap(String),
@@ -120,7 +121,10 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
         }
         Memory::Udmabuf => {
             check_udmabuf(len)?;
-            let (target, memfd) = memfd(settings.pages, len)?;
+            // A dma-buf is mapped by 4 KiB whatever it is made of, and Linux 6.12 maps wrong pages of a udmabuf of huge
+            // pages for itself, so that the kernel's own DAXFS could not be mounted from it.
+            let pages = if settings.pages == HugePages::Auto { HugePages::No } else { settings.pages };
+            let (target, memfd) = memfd(pages, len)?;
             Ok((target, Finish::Udmabuf(memfd)))
         }
         Memory::Heap(name) => {

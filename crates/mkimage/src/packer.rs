@@ -168,8 +168,9 @@ impl Packer {
         self
     }
 
-    /// Which pages a file on tmpfs, or the memfd under a udmabuf, is made of: [`HugePages::Auto`] by default. Disk
-    /// files have none, and [`Memory::Memfd`](crate::Memory::Memfd) says it itself.
+    /// Which pages a file on tmpfs, or the memfd under a udmabuf, is made of: [`HugePages::Auto`] by default, which
+    /// means ordinary pages for a udmabuf. Disk files have none, and [`Memory::Memfd`](crate::Memory::Memfd) says it
+    /// itself.
     #[must_use]
     pub fn huge_pages(mut self, pages: HugePages) -> Packer {
         self.settings.pages = pages;

@@ -48,25 +48,6 @@ def devices() -> None:
         pytest.skip(f"no {missing[0]}")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a model and what lies beside it."""
-    names = {"bfloat16": "BF16", "float32": "F32", "float8_e4m3fn": "F8_E4M3", "float16": "F16"}
-    root = tmp_path_factory.mktemp("model")
-    header, data = {}, b""
-    for name, value in weights().items():
-        span = [len(data), len(data) + value.nbytes]
-        header[name] = {"dtype": names[value.dtype.name], "shape": list(value.shape), "data_offsets": span}
-        data += value.tobytes()
-    text = str(header).replace("'", '"').encode()
-    (root / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    (root / "config.json").write_text('{"layers": 1}')
-    (root / "sub").mkdir()
-    (root / "sub/large").write_bytes(bytes(range(251)) * 9000)
-    (root / "sub/empty").touch()
-    return root
-
-
 def receive(target: str, folder: Path, socket_path: Path) -> int:
     """Have another process pack the model and send the descriptor, the only one that is left then."""
     sender = "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['TEST_SOCKET'])\n"

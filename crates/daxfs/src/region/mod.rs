@@ -18,8 +18,8 @@ use std::sync::atomic::{Ordering, fence};
 #[cfg(feature = "cuda")]
 use dmabuf::DirectFile;
 use dmabuf::{
-    CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, PageStats, Seals, SharedBytes,
-    SharedBytesMut,
+    CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, Mounted, PageStats, Seals,
+    SharedBytes, SharedBytesMut,
 };
 
 pub use source::{Opened, Part, Source};
@@ -322,7 +322,8 @@ impl Region {
     }
 
     /// True while the source still means this memory: a holder's name was not swapped, a path was not replaced by
-    /// another file, a file or memfd was not cut short. Memory that came as a descriptor has no name that could change.
+    /// another file, a file or memfd was not cut short, a device is still there, a mount was not replaced or taken
+    /// away. Memory that came as a descriptor has no name that could change.
     /// [`crate::Image::is_current`] looks at the contents, too.
     ///
     /// # Errors
@@ -334,14 +335,26 @@ impl Region {
         if !self.is_whole()? {
             return Ok(false);
         }
-        // A device keeps its name, and the path of a mount or a PCI device is not that of the memory.
         let (Some(Source::Path { path, .. }), Some(info)) = (self.source(), self.info()) else {
             return Ok(true);
         };
-        if !matches!(info.kind, FdKind::File | FdKind::Memfd { .. }) {
-            return Ok(true);
-        }
-        Ok(std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino)))
+        Ok(match info.kind {
+            FdKind::File | FdKind::Memfd { .. } => {
+                std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino))
+            }
+            // Only the root of a mounted DAXFS is a path to these.
+            FdKind::DmaBuf { .. } | FdKind::Physical => match source::behind_mount(path) {
+                Ok(Some(Mounted::DmaBuf(fd))) => {
+                    dmabuf::describe(fd.as_fd()).is_ok_and(|now| (now.dev, now.ino) == (info.dev, info.ino))
+                }
+                Ok(Some(Mounted::Physical { address, len })) => {
+                    info.kind == FdKind::Physical && (address, len) == (self.offset(), self.len())
+                }
+                _ => false,
+            },
+            // A device keeps its name.
+            _ => true,
+        })
     }
 
     /// Opens the source again: its name, or the descriptor where there is none that stays.
@@ -410,17 +423,28 @@ impl Region {
         }
     }
 
-    /// Whether a file is still as long as when it was mapped, and a devdax device still has its driver: elsewhere
-    /// every touch is SIGBUS.
+    /// Whether a file is still as long as when it was mapped, and a device still has its memory: elsewhere a touch is
+    /// SIGBUS, or reads what nobody wrote.
     fn is_whole(&self) -> Result<bool> {
         if let Some((fd, start)) = self.file_that_shrinks() {
             return Ok(dmabuf::describe(fd)?.len >= start.saturating_add(self.len()));
         }
         match &*self.memory {
-            Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::DevDax { .. }) => {
+            Memory::Mapped { fd, info, .. }
+                if matches!(info.kind, FdKind::DevDax { .. } | FdKind::PciMemory { .. }) =>
+            {
                 Ok(dmabuf::describe(fd.as_fd()).is_ok_and(|now| now.len >= info.len))
             }
             _ => Ok(true),
+        }
+    }
+
+    /// An error when the region's device has gone ([`dmabuf::check_present`]). What was read before that is known to be
+    /// the device's, what is read without it may be anybody's.
+    pub(crate) fn check_present(&self) -> Result<()> {
+        match &*self.memory {
+            Memory::Mapped { fd, info, .. } => Ok(dmabuf::check_present(fd.as_fd(), &info.kind)?),
+            Memory::Owned(_) => Ok(()),
         }
     }
 
@@ -440,8 +464,10 @@ impl Region {
     /// themselves; raw views are the caller's business.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the ioctl fails.
+    /// [`Error::Memory`] when the ioctl fails, and when the region's device has gone: a devdax device without a driver,
+    /// a PCI device that was removed.
     pub fn cpu_access(&self) -> Result<Option<CpuAccess<'_>>> {
+        self.check_present()?;
         match &*self.memory {
             Memory::Mapped { fd, info: FdInfo { kind: FdKind::DmaBuf { exporter, .. }, .. }, .. }
                 if dmabuf::syncs_reads(exporter) =>

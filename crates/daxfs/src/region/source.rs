@@ -217,6 +217,11 @@ impl fmt::Display for Source {
     }
 }
 
+/// The memory behind the DAXFS that is mounted at a path; `None` where something else is.
+pub(super) fn behind_mount(path: &Path) -> dmabuf::Result<Option<Mounted>> {
+    dmabuf::mounted(dmabuf::open_read_only(path)?.as_fd())
+}
+
 /// The memory behind a mounted DAXFS. The descriptor of a directory is what is mapped otherwise, which says what it
 /// is when that is tried.
 fn open_directory(path: &Path) -> Result<Opened> {

@@ -59,8 +59,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "hash")]
     pub no_hash: bool,
 
-    /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is. `2M` and `1G` come from the
-    /// hugetlb pool. For memfd, udmabuf and files on a tmpfs.
+    /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is, but for a udmabuf, which then is of
+    /// ordinary pages. `2M` and `1G` come from the hugetlb pool. For memfd, udmabuf and files on a tmpfs.
     #[arg(long, value_name = "KIND", value_enum)]
     pub hugepages: Option<Pages>,
 
