@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import run
 from harness.image import held
-from harness.machine import NotRunError, need_packages
+from harness.machine import NotRunError, memory_disk, need_packages
 from harness.result import Comparison, Row, Timing, Value, duration, size
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ def suite(context: Context) -> Iterator[Row]:
     source = context.store.weights(count)
     path = context.scratch / "image.daxfs"
     run([context.programs.pack, source, "-o", path, "-q", "--no-sync"])
-    with held(context.programs, source, "--hash") as image:
-        command = [sys.executable, "-m", "workers.gpu", source / "model.safetensors", path, context.runs]
+    # Some peers read around the page cache: from a tmpfs, they read memory.
+    with memory_disk() as disk, held(context.programs, source, "--hash") as image:
+        model = source / "model.safetensors"
+        copy = shutil.copyfile(model, disk / model.name)
+        command = [sys.executable, "-m", "workers.gpu", model, copy, path, context.runs]
         done = json.loads(run(command, env=image.env, fds=[image.fd], cwd=BENCHES).stdout)
     times = {name: Timing(seconds) for name, seconds in done["seconds"].items()}
     context.say(f"{size(done['bytes'])} to {done['name']}")
@@ -45,7 +49,7 @@ def suite(context: Context) -> Iterator[Row]:
     for peer, goal in PEERS.items():
         if peer in times:
             name = "to, file in the page cache"
-            yield Comparison(name, times[name], peer, times[peer], goal)
+            yield Comparison(name, times[name], f"{peer}, tmpfs", times[peer], goal)
         else:
             context.say(f"left out: {peer} (it, or torch, is not installed)")
     yield Value(

@@ -1,6 +1,7 @@
 """An image in a GPU's memory: copying it there from several kinds of memory, mapping a copy, reading it by kernels.
 
-gpu MODEL.safetensors IMAGE.daxfs ROUNDS, with the image in a memfd, too, as $DAXFS_IMAGE.
+gpu MODEL.safetensors COPY.safetensors IMAGE.daxfs ROUNDS, with the image in a memfd, too, as $DAXFS_IMAGE. The copy is
+for the loaders of the peers: some read around the page cache, and only from a tmpfs then do they read memory.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import os
 import random
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import daxfs
 from harness.command import run
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 DEVICE = "cuda:0"
 ROW = 4096
 GATHERED = 1 << 30
+# The driver clears memory that was given back, in the background; who allocates at once waits for that.
+REST = 0.3
 GATHERED_OVER_THE_LINK = 64 << 20
 ATTACHING = 10
 SEED = 20260101
@@ -78,23 +82,37 @@ def pinnable(image: daxfs.Image) -> Iterator[daxfs.Image]:
         os.close(fd)
 
 
-def uploads(cuda: Driver, model: str, path: str, shared: daxfs.Image, rounds: int) -> Samples:
+def rested(action: Callable[[], object]) -> float:
+    """Seconds that `action` takes when nothing was given back just before."""
+    time.sleep(REST)
+    return timed(action)
+
+
+class Files(NamedTuple):
+    """What is on disks."""
+
+    model: str
+    copy: str
+    image: str
+
+
+def uploads(cuda: Driver, files: Files, shared: daxfs.Image, rounds: int) -> Samples:
     """Time copies to the GPU."""
-    name = Path(model).name
+    name = Path(files.model).name
     with ExitStack() as stack:
         image = stack.enter_context(daxfs.open())
-        file = stack.enter_context(daxfs.open(path))
+        file = stack.enter_context(daxfs.open(files.image))
         # Mapped, so its pages are pinned, and copies are fetched from there.
         stack.enter_context(shared.map(DEVICE))
         with image.to(DEVICE, writable=True) as room, copier(cuda, room[name].size, room[name].device_ptr) as pinned:
             link = interleave({"pinned": lambda: timed(pinned)}, rounds, warm_up=True)
         cases = {
-            "to, sealed memfd": lambda: timed(lambda: image.to(DEVICE)),
-            "to, file in the page cache": lambda: timed(lambda: file.to(DEVICE)),
-            "to, registered memfd": lambda: timed(lambda: shared.to(DEVICE)),
+            "to, sealed memfd": lambda: rested(lambda: image.to(DEVICE)),
+            "to, file in the page cache": lambda: rested(lambda: file.to(DEVICE)),
+            "to, registered memfd": lambda: rested(lambda: shared.to(DEVICE)),
         }
-        for peer, load in loaders(model).items():
-            cases[peer] = lambda load=load: timed(load)
+        for peer, load in loaders(files.copy).items():
+            cases[peer] = lambda load=load: rested(load)
         return link | interleave(cases, rounds, warm_up=True)
 
 
@@ -133,13 +151,13 @@ def reads(cuda: Driver, model: str, shared: daxfs.Image, rounds: int) -> tuple[S
         return seconds, read
 
 
-def main(model: str, path: str, rounds: int) -> None:
+def main(files: Files, rounds: int) -> None:
     """Time all cases and print them."""
     with driver() as cuda, daxfs.open() as image, pinnable(image) as shared:
-        seconds = uploads(cuda, model, path, shared, rounds)
-        more, read = reads(cuda, model, shared, rounds)
+        seconds = uploads(cuda, files, shared, rounds)
+        more, read = reads(cuda, files.model, shared, rounds)
         print(json.dumps({"seconds": seconds | more, "read": read, "name": daxfs.devices()[0], "bytes": image.size}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(Files(*sys.argv[1:4]), int(sys.argv[4]))

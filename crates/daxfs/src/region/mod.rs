@@ -183,7 +183,17 @@ impl Region {
     /// Copies bytes out of the region. A file that was cut short is an error, where that can be.
     #[cfg(feature = "cuda")]
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        if self.pread(offset, &mut SharedBytesMut::from_slice(bytes))? {
+        let mut target = SharedBytesMut::from_slice(bytes);
+        if self.pread(offset, &mut target)? {
+            return Ok(());
+        }
+        // Of a memfd the kernel copies without making page tables, which is a third of the work the first time.
+        if let Memory::Mapped { fd, info, offset: start, .. } = &*self.memory
+            && matches!(info.kind, FdKind::Memfd { .. })
+            && !self.is_writable()
+            && target.len() >= LARGE
+            && read_all(fd.as_fd(), start + offset, &mut target).is_ok()
+        {
             return Ok(());
         }
         let _access = self.cpu_access()?;
@@ -535,6 +545,10 @@ fn read_all(fd: BorrowedFd<'_>, start: u64, target: &mut SharedBytesMut<'_>) -> 
     }
     Ok(())
 }
+
+/// Bytes from which on a call of the kernel is quicker than the page faults that it saves.
+#[cfg(feature = "cuda")]
+const LARGE: usize = 64 * 1024;
 
 /// Bytes moved at a time by reads that go through a buffer: small enough for the second-level cache.
 pub(crate) const COPY_CHUNK: usize = 256 * 1024;
