@@ -2,9 +2,9 @@
 // with real processes, descriptors, lifetimes, ordering and errors.
 //
 // Device memory is a sealed memfd and a device pointer is an address of this process, which tests can therefore read;
-// writing through a mapping that cuMemSetAccess made read-only faults. Host memory from cuMemCreate is the same, but for
-// whose rights those are: the CPU's. Where the real driver leaves an outcome undefined, this one refuses, so that a test
-// sees the mistake. It reads these variables at each cuInit:
+// writing through a mapping that cuMemSetAccess made read-only faults. Host memory from cuMemCreate is the same, with
+// the rights of the CPU. Where the real driver leaves an outcome undefined, this one refuses, so that a test sees the
+// mistake. It reads these variables at each cuInit:
 //   DAXFS_FAKE_CUDA_DEVICES      number of devices (default 1)
 //   DAXFS_FAKE_CUDA_MEMORY       bytes of memory of each device (default 1 GiB), counted for this process only
 //   DAXFS_FAKE_CUDA_ATTRIBUTES   "102=0,103=0": device attributes that differ from those of read_attributes
@@ -765,7 +765,8 @@ CUresult cuMemSetAccess(CUdeviceptr pointer, size_t size, const CUmemAccessDesc 
 }
 
 // The real driver makes a dma-buf, which the CPU cannot map and the driver cannot import; the memfd opened read-only
-// stands for it. Neither makes one of host memory. The real one also serves ranges of several equal allocations; this one serves one.
+// stands for it. Of host memory neither makes one. The real one also serves ranges of several equal allocations; this
+// one serves one.
 CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr pointer, size_t size, int type, CUflags flags) {
     ENTER(DRIVER, handle && type == 1 && flags <= 1 && (pointer | size) % 4096 == 0 && is_range(pointer, size));
     if (flags || !attributes[124] || (partly_pinned(pointer, size) && !attributes[146])) return NOT_SUPPORTED;

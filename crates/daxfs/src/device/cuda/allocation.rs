@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use super::super::DeviceError;
 use super::device::{self, Device};
 use super::driver::{Access, Address, AllocationProperties, Handle, Location, OUT_OF_MEMORY};
+use crate::holder::message::DeviceCopy;
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.
 const PINNED: c_int = 1;
@@ -31,8 +32,9 @@ enum Rights {
     ReadWrite = 3,
 }
 
-/// An allocation, mapped for the device, and host memory at the same addresses for the CPU. Dropping it waits for the device first, since work that was submitted may
-/// use it; where that cannot be waited for, the memory is never given back.
+/// An allocation, mapped for the device, and host memory at the same addresses for the CPU. Dropping it waits for the
+/// device first, since work that was submitted may use it; where that cannot be waited for, the memory is never given
+/// back.
 #[derive(Debug)]
 pub(super) struct Allocation {
     range: ManuallyDrop<Range>,
@@ -158,7 +160,7 @@ impl Allocation {
         let code = unsafe { (device.functions().mem_import)(&raw mut handle, number, DESCRIPTOR) };
         let check = device.check("cuMemImportFromShareableHandle", code);
         // A device may be refused the memory of another one.
-        check.map_err(|error| if is_other { other() } else { error })?;
+        check.map_err(|error| if is_other && uuid != DeviceCopy::HOST { other() } else { error })?;
         let mut memory = Memory { device: device.clone(), handle, location: on(device), imported };
         match memory.location()? {
             Location { kind: ON_DEVICE, .. } if is_other => return Err(other()),

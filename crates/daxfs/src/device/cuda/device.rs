@@ -77,8 +77,8 @@ fn parse_number(text: &str) -> Option<usize> {
     }
 }
 
-/// The number in `cuda-host:N`, which names the host memory beside a device ([`UploadOptions::in_host`]); `cuda-host` is
-/// `cuda-host:0`.
+/// The number in `cuda-host:N`, which names the host memory beside a device ([`UploadOptions::in_host`]) in texts;
+/// `cuda-host` is `cuda-host:0`.
 ///
 /// [`UploadOptions::in_host`]: super::UploadOptions::in_host
 pub fn parse_host_ordinal(text: &str) -> Option<usize> {
@@ -180,7 +180,7 @@ impl Device {
             needs: needs.into(),
         };
         let needs_driver =
-            || unavailable("a driver that allocates memory of NUMA nodes, as those since 550 do");
+            || unavailable("a driver that allocates memory of NUMA nodes, as those since 575 do");
         match self.has(MEMORY_OF_HOST_NODES_SUPPORTED) {
             Ok(true) => {}
             // Older drivers do not know what they are asked for.

@@ -112,7 +112,7 @@ impl<'a> Fill<'a> {
         // writable for the CPU until the copy is complete. It holds whatever the driver left there, and any byte is a
         // `u8`. No other thread has taken these bytes, no other process has a descriptor, and the device was given no
         // work on them, so this is the only reference to them.
-        let target = unsafe { std::slice::from_raw_parts_mut(self.start.add(from), room) };
+        let target = unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(from), room) };
         if let Some(file) = &self.direct
             && file.read(self.region.view().get(at, len as u64)?, self.region.offset() + at, target)
         {

@@ -6,14 +6,14 @@
 //! | call | where the bytes are | what it costs |
 //! |---|---|---|
 //! | [`Image::to`](crate::Image::to) | in the device's memory | one copy, at the speed of the link |
-//! | [`UploadOptions::in_host`] | in host memory that the driver allocated, read over the link | one copy, by processors |
+//! | [`UploadOptions::in_host`] | in host memory of the driver's, read over the link | one copy, by processors |
 //! | [`Device::attach`] | in either, where another process put them | nothing |
 //! | [`Image::map`](crate::Image::map) | in host memory, read over the link | nothing is copied, the pages are pinned |
 //!
 //! # Which descriptor is what
 //!
 //! Three kinds go by the name of GPU memory, and none does for another. [`Buffer::share`] gives the driver's own, which
-//! only CUDA imports; [`Buffer::export_dma_buf`] gives a dma-buf, which other drivers import and CUDA on a discrete GPU
+//! only CUDA imports, be it of the device's memory or of the host's; [`Buffer::export_dma_buf`] gives a dma-buf, which other drivers import and CUDA on a discrete GPU
 //! does not; and host memory has the memfd that it came from. Neither of the first two can be mapped by the CPU, so the
 //! image's metadata always stays in host memory.
 //!

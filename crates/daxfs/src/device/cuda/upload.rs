@@ -96,11 +96,11 @@ impl UploadOptions {
         self
     }
 
-    /// Makes the copy in host memory of the device's NUMA node, which the driver allocates, instead of the device's own.
-    /// The device reads it over the link, at the speed of pinned memory, and the CPU at the same addresses. It is
+    /// Makes the copy in host memory of the device's NUMA node, which the driver allocates, instead of the device's
+    /// own. The device reads it over the link, at the speed of pinned memory, and the CPU at the same addresses. It is
     /// passed on as memory of the device is ([`Buffer::share`], [`MappedImage::keep`]), and every process that attaches
     /// to it, with whichever GPU of the machine, reads the same pages without pinning anything. A holder has such a
-    /// copy besides those on devices, and neither is taken for the other. The threads fill the memory themselves:
+    /// copy besides those on devices, and neither is taken for the other. The threads fill the memory themselves, so
     /// [`UploadOptions::register`] changes nothing.
     ///
     /// [`MappedImage::keep`]: crate::device::MappedImage::keep
