@@ -88,7 +88,8 @@ def written_by_the_cpu(path: Path) -> None:
 def mapped_for_reading(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda-host:0") as gpu:
         assert rights(gpu.device_ptr) == "r-"
-        assert rights(image.attach("cuda:0", gpu.share()).device_ptr) == "r-"
+        with image.attach("cuda:0", gpu.share()) as other:
+            assert rights(other.device_ptr) == "r-"
 
 
 @simulated(DEVICES=2)

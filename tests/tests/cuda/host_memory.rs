@@ -112,7 +112,8 @@ fn the_device_does_nothing() {
     let settings =
         [("DAXFS_FAKE_CUDA_FAIL", "cuMemHostAlloc:0:2,cuMemHostRegister:0:2,cuMemcpyHtoDAsync:0:2")];
     simulated("host_memory::the_device_does_nothing", &settings, || {
-        check(&image(), &image().to_with(&device(), &in_host()).unwrap_or_else(|error| panic!("{error}")));
+        let image = image();
+        check(&image, &image.to_with(&device(), &in_host()).unwrap());
     });
 }
 
@@ -186,7 +187,8 @@ fn it_outlives_the_process_that_filled_it() {
                 _ => {
                     let (shared, image) = receive(&socket);
                     assert_eq!(shared.uuid, DeviceCopy::HOST);
-                    let attach = |shared| device().as_cuda().unwrap().attach(&image, shared).unwrap();
+                    let attach =
+                        |shared: &Shared| device().as_cuda().unwrap().attach(&image, shared).unwrap();
                     let attached = attach(&shared);
                     assert_eq!(attached.memory().route(), Route::Descriptor);
                     drop(shared);
