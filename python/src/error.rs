@@ -217,7 +217,7 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         | Error::NotALink { .. }
         | Error::TooManyLinks { .. } => not_found(error.to_string()),
         Error::Tensor(fault) => from_tensor(fault),
-        Error::Device(DeviceError::OutOfMemory { .. }) => {
+        Error::Device(DeviceError::OutOfMemory { .. } | DeviceError::OutOfHostMemory { .. }) => {
             raise(error.to_string(), |types| &types.device_memory)
         }
         Error::Device(DeviceError::NotPlaced { .. }) => raise(error.to_string(), |types| &types.not_placed),

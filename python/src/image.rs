@@ -197,6 +197,11 @@ impl Image {
     /// copy that the image's holder keeps (DeviceImage.keep) is mapped instead, without progress, unless writable asks
     /// for an own one; with verify, and with the expect of open(), only if it is right. DeviceImage.copied tells.
     ///
+    /// "cuda-host" or "cuda-host:N" makes the copy in host memory instead, on the NUMA node of the GPU N, which reads
+    /// it in place over the link, as all other GPUs do, and so does the CPU: numpy.from_dlpack takes its tensors
+    /// without a copy. The driver allocates it, so DeviceImage.share() and keep() pass it on as they do a GPU's memory,
+    /// and nobody pins anything. The threads write it themselves, so register changes nothing.
+    ///
     /// threads: how many threads read and copy; None for as many as there are processors, at most 8.
     /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
     /// verify: compare the copy with the image, as DeviceImage.verify() does.
@@ -212,8 +217,8 @@ impl Image {
     ///     form. DeviceTensor.part is what there is of a tensor then, and NotPlacedError what is asked for in vain;
     ///     ValueError for a wrong plan, or one that does not fit the image.
     ///
-    /// DeviceMemoryError when the GPU has too little memory, which leaves nothing behind; DaxfsError when another image
-    /// took this one's place meanwhile.
+    /// DeviceMemoryError when the GPU, or the host, has too little memory, which leaves nothing behind; DaxfsError when
+    /// another image took this one's place meanwhile; DeviceError where the driver allocates no such memory.
     #[pyo3(signature = (
         device, *, threads=None, piece=None, verify=false, writable=false, register=false, direct=true, progress=None,
         plan=None, rank=None,
@@ -248,10 +253,10 @@ impl Image {
         device::map(py, &self.opened()?, device, piece)
     }
 
-    /// The image in memory of a GPU that another process filled with it: memory is a DeviceHandle, or the descriptor
-    /// of one (duplicated: the caller keeps his) with its size and uuid. Nothing compares this image with what is
-    /// there: send the content_hash along, and open with expect; DeviceImage.verify() compares. plan and rank are those
-    /// that to() had there.
+    /// The image in memory of a GPU that another process filled with it, or in host memory of to("cuda-host:N"), for
+    /// any GPU: memory is a DeviceHandle, or the descriptor of one (duplicated: the caller keeps his) with its size and
+    /// uuid. Nothing compares this image with what is there: send the content_hash along, and open with expect;
+    /// DeviceImage.verify() compares. plan and rank are those that to() had there.
     #[pyo3(signature = (device, memory, *, size=None, uuid=None, plan=None, rank=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn attach(

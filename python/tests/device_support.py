@@ -1,4 +1,4 @@
-"""What device_cases.py and device_memory.py share: they run in processes of their own, with a CUDA driver.
+"""What device_cases.py and its neighbours share: they run in processes of their own, with a CUDA driver.
 
 The driver is the simulated one (tests/cuda/libcuda.c), whose device addresses are addresses of the process, or with
 DAXFS_TEST_GPU=1 the machine's.

@@ -1,6 +1,6 @@
 """Images in a GPU's memory. Each test is a process with the simulated CUDA driver or, with DAXFS_TEST_GPU=1, the real.
 
-What they do is in device_cases.py, device_memory.py and device_parts.py.
+What they do is in device_cases.py, device_host.py, device_memory.py and device_parts.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import device_cases
+import device_host
 import device_memory
 import device_parts
 import pytest
@@ -32,7 +33,7 @@ from support import Spec, write_safetensors
 
 CASES = [
     case
-    for module in (device_cases, device_memory, device_parts)
+    for module in (device_cases, device_host, device_memory, device_parts)
     for _, case in inspect.getmembers(module, inspect.isfunction)
     if case.__module__ == module.__name__ and case not in module.SPECIAL
 ]
@@ -111,11 +112,19 @@ def test_split_image(path: Path, tmp_path: Path, library: Optional[Path]) -> Non
     run(device_memory.a_split_image, tmp_path / "x.daxfs", library)
 
 
-def test_memory_outlives_the_process_that_filled_it(path: Path, library: Optional[Path]) -> None:
+@pytest.mark.parametrize(
+    ("give", "take"),
+    [
+        (device_memory.give_away, device_memory.take_over),
+        (device_host.give_host_memory_away, device_host.take_host_memory_over),
+    ],
+    ids=["device", "host"],
+)
+def test_memory_outlives_the_process_that_filled_it(give: Any, take: Any, path: Path, library: Optional[Path]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         filler = subprocess.Popen(
-            command(device_memory.give_away, path),
+            command(give, path),
             env=environment(library, {"PEER": str(theirs.fileno())}),
             pass_fds=[theirs.fileno()],
         )
@@ -127,7 +136,7 @@ def test_memory_outlives_the_process_that_filled_it(path: Path, library: Optiona
             filler.kill()
             filler.wait()
     try:
-        run(device_memory.take_over, path, library, pass_fds=fds, env={"HANDLE": f"{fds[0]} {message.decode()}"})
+        run(take, path, library, pass_fds=fds, env={"HANDLE": f"{fds[0]} {message.decode()}"})
     finally:
         os.close(fds[0])
 
@@ -142,6 +151,8 @@ def test_a_holder_keeps_a_copy(path: Path, tmp_path: Path, library: Optional[Pat
         run(device_memory.get_what_was_kept, path, library, env=env)
         holder.daxfs("swap", "model", path)
         run(device_parts.keep_what_a_rank_has, path, library, env=env)
+        holder.daxfs("swap", "model", path)
+        run(device_host.keep_in_host_memory, path, library, env=env)
     finally:
         holder.end()
 

@@ -2,8 +2,9 @@
 // with real processes, descriptors, lifetimes, ordering and errors.
 //
 // Device memory is a sealed memfd and a device pointer is an address of this process, which tests can therefore read;
-// writing through a mapping that cuMemSetAccess made read-only faults. Where the real driver leaves an outcome
-// undefined, this one refuses, so that a test sees the mistake. It reads these variables at each cuInit:
+// writing through a mapping that cuMemSetAccess made read-only faults. Host memory from cuMemCreate is the same, with
+// the rights of the CPU. Where the real driver leaves an outcome undefined, this one refuses, so that a test sees the
+// mistake. It reads these variables at each cuInit:
 //   DAXFS_FAKE_CUDA_DEVICES      number of devices (default 1)
 //   DAXFS_FAKE_CUDA_MEMORY       bytes of memory of each device (default 1 GiB), counted for this process only
 //   DAXFS_FAKE_CUDA_ATTRIBUTES   "102=0,103=0": device attributes that differ from those of read_attributes
@@ -62,6 +63,8 @@ static const struct { int code; const char *name, *text; } errors[] = {{0, "CUDA
 
 enum { READ = 1, RW = 3, GRANULARITY = 2 << 20, MAX_DEVICES = 16, MAX_ATTRIBUTE = 256, MAX_FAILURES = 8, STACK = 32 };
 #define MEMORY_NAME "daxfs-fake-vram"
+// Numbers from here on are NUMA nodes of the host, where else there are devices.
+enum { NODES = 1000 };
 #define MEMORY_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 // The primary context of a device, the only kind of context here. generation tells the streams and events of the
@@ -99,7 +102,7 @@ struct object {
     struct memory *memory;
     struct context *context;
     struct queue *queue;
-    int access, handle_types;
+    int access, cpu_access, handle_types; // cpu_access: of host memory
     unsigned generation;
     char *text; // of a module
 };
@@ -459,7 +462,8 @@ static unsigned long long setting(const char *name, unsigned long long otherwise
 }
 
 // As of an H100 with driver 580: device memory is shareable by descriptor (102, 103), for RDMA (110, 116) and as
-// dma-buf (124), host memory can be registered (99), also for reading only (113); compute capability 9.0 (75).
+// dma-buf (124), host memory can be registered (99), also for reading only (113), and allocated (141) on the node beside
+// the device, 0 (134); compute capability 9.0 (75).
 static void read_attributes(void) {
     static const int ones[] = {99, 102, 103, 110, 113, 116, 124, 141};
     const char *text = getenv("DAXFS_FAKE_CUDA_ATTRIBUTES");
@@ -586,14 +590,19 @@ CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
 
 // ---- Device memory ----
 
-// Memory of the host (locations 2 to 4) is not simulated. Fabric handles (8) need a channel between machines, which
-// an administrator makes.
+static bool is_host(const struct memory *memory) { return memory->device >= NODES; }
+
+// Memory of the host is that of the one NUMA node beside all devices (location 3); 2 and 4 are not simulated. Fabric
+// handles (8) need a channel between machines, which an administrator makes.
 static int check_properties(const CUmemAllocationProp *prop) {
     if (!prop || prop->type != 1 || prop->win32 || prop->flags.compression > 1 || prop->flags.rdma > 1 ||
         prop->location.type < 1 || prop->location.type > 4 || memcmp(prop->flags.reserved, "\0\0\0", 4))
         return INVALID_VALUE;
-    if (prop->location.type != 1 || !attributes[102]) return NOT_SUPPORTED;
-    if (bad_device(prop->location.id) || prop->handle_types & ~(1 | 8)) return INVALID_VALUE;
+    if (!attributes[102] || (prop->location.type != 1 && (prop->location.type != 3 || !attributes[141])))
+        return NOT_SUPPORTED;
+    if (prop->location.type == 3 && (prop->location.id != attributes[134] || prop->flags.rdma)) return INVALID_VALUE;
+    if (prop->location.type == 1 && bad_device(prop->location.id)) return INVALID_VALUE;
+    if (prop->handle_types & ~(1 | 8)) return INVALID_VALUE;
     if (prop->handle_types & 8) return NOT_PERMITTED;
     return prop->handle_types && !attributes[103] ? NOT_SUPPORTED : OK;
 }
@@ -609,8 +618,9 @@ CUresult cuMemCreate(CUhandle *handle, size_t size, const CUmemAllocationProp *p
     ENTER(DRIVER, handle && size && size % GRANULARITY == 0 && !flags);
     int result = check_properties(prop);
     if (result) return result;
-    int device = prop->location.id;
-    if (used(device) >= memory_size || size > memory_size - used(device)) return OUT_OF_MEMORY;
+    int device = prop->location.id + (prop->location.type == 3 ? NODES : 0);
+    bool has_room = used(device) < memory_size && size <= memory_size - used(device);
+    if (device < NODES && !has_room) return OUT_OF_MEMORY;
     char name[64];
     struct stat status;
     snprintf(name, sizeof name, MEMORY_NAME ":%d", device);
@@ -632,6 +642,16 @@ CUresult cuMemExportToShareableHandle(void *shareable, CUhandle handle, int type
 }
 #endif
 
+// Says where the memory is, of an imported handle, too.
+CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUhandle handle) {
+    ENTER_OBJECT(DRIVER, HANDLE, handle, INVALID_VALUE);
+    if (!prop) return INVALID_VALUE;
+    int device = object->memory->device;
+    bool host = is_host(object->memory);
+    struct location location = {host ? 3 : 1, host ? device - NODES : device};
+    GIVE(prop, ((CUmemAllocationProp){.type = 1, .handle_types = object->handle_types, .location = location}));
+}
+
 CUresult cuMemRelease(CUhandle handle) {
     ENTER_OBJECT(DRIVER, HANDLE, handle, INVALID_VALUE);
     release_memory(object->memory);
@@ -652,7 +672,7 @@ CUresult cuMemImportFromShareableHandle(CUhandle *handle, void *shareable, int t
     if (readlink(path, name, sizeof name - 1) < 0 || sscanf(name, "/memfd:" MEMORY_NAME ":%d", &device) != 1 ||
         fcntl(fd, F_GET_SEALS) != MEMORY_SEALS || (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR || fstat(fd, &status))
         return INVALID_VALUE;
-    if (bad_device(device)) return NOT_SUPPORTED;
+    if (device < NODES ? bad_device(device) : !attributes[141]) return NOT_SUPPORTED;
     fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) return OPERATING_SYSTEM;
     // Not to be exported: the driver (580) refuses that for what it imported.
@@ -714,33 +734,44 @@ CUresult cuMemUnmap(CUdeviceptr pointer, size_t size) {
     return OK;
 }
 
-// No simulated device reaches another's memory, and the host reaches none by location.
+static int protection(int access) {
+    return access == RW ? PROT_READ | PROT_WRITE : access == READ ? PROT_READ : PROT_NONE;
+}
+
+// No simulated device reaches another's memory, and the host reaches none by location; all devices reach the host's.
+// Locations that are not spoken of keep what they have. Kernels run on the CPU, and so need its rights to host memory.
 CUresult cuMemSetAccess(CUdeviceptr pointer, size_t size, const CUmemAccessDesc *descriptions, size_t count) {
     ENTER(DRIVER, descriptions && count && is_range(pointer, size) && whole_mappings(pointer, size));
+    struct object *mapping = find(MAPPING, pointer);
+    bool host = is_host(mapping->memory);
+    int access = mapping->access, cpu_access = mapping->cpu_access;
     for (size_t i = 0; i < count; i++) {
         struct location where = descriptions[i].location;
         int flags = descriptions[i].flags;
         if (where.type < 1 || where.type > 4 || (flags != 0 && flags != READ && flags != RW)) return INVALID_VALUE;
-        if (where.type != 1) return NOT_SUPPORTED;
-        if (where.id != find(MAPPING, pointer)->memory->device) return INVALID_DEVICE;
+        if (where.type != 1 && (where.type != 3 || !host)) return NOT_SUPPORTED;
+        if (where.type == 3 && where.id + NODES != mapping->memory->device) return INVALID_VALUE;
+        if (where.type == 1 && (host ? bad_device(where.id) : where.id != mapping->memory->device))
+            return INVALID_DEVICE;
+        *(where.type == 1 ? &access : &cpu_access) = flags;
     }
-    int access = descriptions[count - 1].flags;
-    int protection = access == RW ? PROT_READ | PROT_WRITE : access == READ ? PROT_READ : PROT_NONE;
-    if (mprotect((void *)pointer, size, protection)) return OPERATING_SYSTEM;
-    for (struct object *mapping; size; pointer += mapping->size, size -= mapping->size) {
+    if (mprotect((void *)pointer, size, protection(host ? cpu_access : access))) return OPERATING_SYSTEM;
+    for (; size; pointer += mapping->size, size -= mapping->size) {
         mapping = find(MAPPING, pointer);
         mapping->access = access;
+        mapping->cpu_access = cpu_access;
     }
     return OK;
 }
 
 // The real driver makes a dma-buf, which the CPU cannot map and the driver cannot import; the memfd opened read-only
-// stands for it. The real one also serves ranges of several equal allocations; this one serves one.
+// stands for it. Of host memory neither makes one. The real one also serves ranges of several equal allocations; this
+// one serves one.
 CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr pointer, size_t size, int type, CUflags flags) {
     ENTER(DRIVER, handle && type == 1 && flags <= 1 && (pointer | size) % 4096 == 0 && is_range(pointer, size));
     if (flags || !attributes[124] || (partly_pinned(pointer, size) && !attributes[146])) return NOT_SUPPORTED;
     struct object *mapping = containing(MAPPING, pointer, size);
-    if (!mapping) return INVALID_VALUE;
+    if (!mapping || is_host(mapping->memory)) return INVALID_VALUE;
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", mapping->memory->fd);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -1025,18 +1056,19 @@ CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr pointer) {
     ENTER(DRIVER, data);
     struct object *host = pinned(pointer, 1), *space = host ? host : containing(RESERVATION, pointer, 1);
     struct object *part = host ? host : containing(MAPPING, pointer, 1);
-    if (!space || (!part && (attribute < 11 || attribute > 13)) || (!host && attribute == 4)) return INVALID_VALUE;
+    bool of_host = host || (part && part->memory && is_host(part->memory));
+    if (!space || (!part && (attribute < 11 || attribute > 13)) || (!of_host && attribute == 4)) return INVALID_VALUE;
     static struct memory nothing;
     static struct object absent = {.memory = &nothing, .context = contexts};
     if (!part) part = &absent;
     const uint64_t values[] = {
         [1] = host ? (uintptr_t)host->context : 0, // context
-        [2] = host ? 1 : 2,                        // memory type
+        [2] = of_host ? 1 : 2,                     // memory type
         [3] = pointer, [4] = pointer,              // for the device, for the host
         [7] = part->id, [20] = host ? host->id : part->memory->ino,
         [9] = host ? host->context->device : part->memory->device,
         [11] = space->id, [12] = space->size, [13] = part != &absent,
-        [14] = part->handle_types, [15] = !host, [16] = part->access, // 15: reachable by RDMA
+        [14] = part->handle_types, [15] = !of_host, [16] = part->access, // 15: reachable by RDMA
         [18] = part->size, [19] = part->id,
     };
     const int known = 0x1dff9e; // not tokens for other drivers (5), settings (6), pools (17)

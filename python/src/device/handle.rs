@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::device::cuda::Shared;
+use daxfs::holder::message::DeviceCopy;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -11,8 +12,8 @@ use super::{DeviceImage, Held, Ranked, open, parse_uuid, uuid_text};
 use crate::error::OrRaise;
 use crate::{source, text};
 
-/// Memory of a GPU for other processes, from DeviceImage.share(): send the descriptor with size and uuid, which it
-/// does not carry, and pass all three to Image.attach() there.
+/// Memory of a GPU, or host memory for GPUs, for other processes, from DeviceImage.share(): send the descriptor with
+/// size and uuid, which it does not carry, and pass all three to Image.attach() there.
 ///
 /// The descriptor is the driver's own: it is no dma-buf, and the CPU cannot map it. As long as it is open, here or
 /// anywhere, the memory stays, even when the process that filled it is gone. Close it, or use it in a `with`
@@ -91,16 +92,21 @@ impl DeviceHandle {
     }
 
     /// The GPU that has the memory, whatever number a process sees it under:
-    /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
+    /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx". All digits are 0 for host memory, which any GPU of the machine
+    /// reads.
     #[getter]
     fn uuid(&self) -> String {
         uuid_text(&self.uuid)
     }
 
     fn __repr__(&self) -> String {
-        let (size, uuid) = (text::size(self.size), uuid_text(&self.uuid));
+        let size = text::size(self.size);
         let state = if self.closed() { ", closed" } else { "" };
-        format!("<daxfs.DeviceHandle: {size} on {uuid}{state}>")
+        let place = match self.uuid {
+            DeviceCopy::HOST => "in host memory".to_owned(),
+            uuid => format!("on {}", uuid_text(&uuid)),
+        };
+        format!("<daxfs.DeviceHandle: {size} {place}{state}>")
     }
 }
 

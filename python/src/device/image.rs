@@ -150,7 +150,7 @@ impl DeviceImage {
     }
 
     /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's
-    /// uuid.
+    /// uuid, which says nothing for host memory: any GPU of the machine takes that.
     ///
     /// Whoever has the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image,
     /// whose own descriptor can be passed, and for a split one.
@@ -183,7 +183,7 @@ impl DeviceImage {
 
     /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns
     /// and closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there
-    /// is share(). DeviceError where the driver or the kind of memory has none.
+    /// is share(). DeviceError where the driver or the kind of memory has none, as host memory.
     fn export_dma_buf(&self, py: Python<'_>) -> PyResult<RawFd> {
         let held = self.exportable()?;
         let fd = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::export_dma_buf).transpose());
@@ -209,7 +209,7 @@ impl DeviceImage {
         Ok(self.opened()?.mapped.placement().map(Placement::rank))
     }
 
-    /// The device, as Image.to() takes it: "cuda:0".
+    /// The GPU, as Image.to() takes it: "cuda:0", also for host memory that it reads.
     #[getter]
     fn device(&self) -> PyResult<String> {
         Ok(self.opened()?.device_text())

@@ -55,6 +55,21 @@ pub fn open(py: Python<'_>, text: &str) -> PyResult<cuda::Device> {
     py.detach(|| cuda::Device::open(number)).or_raise()
 }
 
+/// The device that Python code named to copy to, and whether the copy is to be in host memory for it.
+fn open_target(py: Python<'_>, text: &str) -> PyResult<(cuda::Device, bool)> {
+    let (number, in_host) = match (cuda::parse_ordinal(text), cuda::parse_host_ordinal(text)) {
+        (Some(number), _) => (number, false),
+        (None, Some(number)) => (number, true),
+        (None, None) => {
+            return Err(PyValueError::new_err(format!(
+                "a device is \"cuda\" or \"cuda:N\", or \"cuda-host:N\" for the host memory beside one, N counted from 0, \
+                 not {text:?}"
+            )));
+        }
+    };
+    Ok((py.detach(|| cuda::Device::open(number)).or_raise()?, in_host))
+}
+
 /// Gives an image's memory to a device, without a copy.
 pub fn map(py: Python<'_>, image: &daxfs::Image, device: &str, piece: Option<u64>) -> PyResult<DeviceImage> {
     let device = open(py, device)?;

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
-use super::{DeviceImage, Held, Ranked, open};
+use super::{DeviceImage, Held, Ranked, open_target};
 use crate::error::OrRaise;
 use crate::unlocked;
 
@@ -72,7 +72,8 @@ pub fn to(
     upload: &Upload<'_, '_>,
 ) -> PyResult<DeviceImage> {
     let options = upload.options()?;
-    let device = open(py, device)?;
+    let (device, in_host) = open_target(py, device)?;
+    let options = options.in_host(in_host);
     let stop = Arc::new(AtomicBool::new(false));
     let newest = Arc::new(Mutex::new((0, 0)));
 

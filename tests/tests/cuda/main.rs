@@ -10,6 +10,8 @@
 mod errors;
 mod exhausted;
 mod holder;
+mod host_copies;
+mod host_memory;
 mod placed;
 mod resident;
 mod sharing;

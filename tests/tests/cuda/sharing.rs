@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use daxfs::device::cuda::Shared;
+use daxfs::device::cuda::{Shared, UploadOptions};
 use daxfs::device::{Device, DeviceError, Route};
 use daxfs::{Error, Image};
 use dmabuf::{recv_fds, send_fds};
@@ -14,10 +14,10 @@ use dmabuf::{recv_fds, send_fds};
 use crate::support::{check, device, image, live, on_a_gpu, simulated};
 
 /// What a process of these tests does, and the number of its socket.
-const ROLE: &str = "DAXFS_TEST_CUDA_ROLE";
+pub const ROLE: &str = "DAXFS_TEST_CUDA_ROLE";
 
 /// Starts this test once more, in a role, and gives the socket to it.
-fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
+pub fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
     nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
@@ -27,9 +27,9 @@ fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
 }
 
 /// Fills the device's memory, sends descriptors of it and of the host's image, and waits for its end.
-fn uploader(socket: &UnixStream) {
+pub fn uploader(socket: &UnixStream, options: &UploadOptions) {
     let image = image();
-    let resident = image.to(&device()).unwrap();
+    let resident = image.to_with(&device(), options).unwrap();
     let Shared { fd, size, uuid } = resident.buffers()[0].as_cuda().unwrap().share().unwrap();
     let mut message = size.to_le_bytes().to_vec();
     message.extend(uuid);
@@ -37,7 +37,7 @@ fn uploader(socket: &UnixStream) {
     std::thread::park();
 }
 
-fn receive(socket: &UnixStream) -> (Shared, Image) {
+pub fn receive(socket: &UnixStream) -> (Shared, Image) {
     let mut message = [0; 24];
     let (len, mut fds) = recv_fds(socket.as_fd(), &mut message, 2).unwrap();
     assert_eq!((len, fds.len()), (24, 2));
@@ -54,7 +54,7 @@ fn memory_outlives_the_process_that_filled_it() {
             let (role, number) = role.split_once(' ').unwrap();
             let socket = UnixStream::from(dmabuf::duplicate(number.parse().unwrap()).unwrap());
             match role {
-                "upload" => uploader(&socket),
+                "upload" => uploader(&socket, &UploadOptions::new()),
                 _ => {
                     let (shared, image) = receive(&socket);
                     let attached = device().as_cuda().unwrap().attach(&image, &shared).unwrap();

@@ -82,8 +82,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub socket: SocketArgs,
     /// Memory for images, unless a load says otherwise: memfd (2 MiB pages where they can be had), memfd:4K,
-    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap), or cuda:N or cuda:all: a memfd, and copies
-    /// of the images given here in a GPU's memory, made as by `daxfs upload`
+    /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap); or cuda:N, cuda:all or cuda-host:N: a
+    /// memfd, and copies of the images given here in a GPU's memory, or in host memory that GPUs read in place, made
+    /// as by `daxfs upload`
     #[arg(long, value_name = "MEMORY", default_value = "memfd")]
     pub into: Place,
     /// Besides, copy to GPUs what a placement plan gives each rank of the images given here, as by
@@ -188,7 +189,7 @@ pub struct LoadArgs {
     pub json: bool,
 }
 
-/// Where a holder puts images: host memory, and a GPU's besides if one is named.
+/// Where a holder puts images: host memory, and a GPU's, or host memory for one, besides if one is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Host memory.
@@ -204,7 +205,7 @@ impl FromStr for Place {
         if text.starts_with("cuda") {
             return Ok(Self { memory: Target::Memfd(HugePages::Auto), gpu: Some(text.parse()?) });
         }
-        let memory = text.parse().map_err(|why: String| why + "; or cuda:N, or cuda:all")?;
+        let memory = text.parse().map_err(|why: String| why + "; or cuda:N, cuda:all, or cuda-host:N")?;
         Ok(Self { memory, gpu: None })
     }
 }
@@ -323,7 +324,15 @@ mod tests {
         }
         assert_eq!(("cuda:3".parse(), "cuda".parse()), (Ok(Gpu::One(3)), Ok(Gpu::One(0))));
         assert_eq!("cuda:all".parse(), Ok(Gpu::All));
-        for wrong in ["", "cuda:", "cuda:x", "cuda:+1", "cuda0", "gpu:0"] {
+        assert_eq!(("cuda-host:2".parse(), "cuda-host".parse()), (Ok(Gpu::Host(2)), Ok(Gpu::Host(0))));
+        assert_eq!(Gpu::Host(2).to_string(), "cuda-host:2");
+        assert!(
+            "cuda-host:all".parse::<Place>().unwrap_err().contains("one copy in host memory serves all GPUs")
+        );
+        assert!(parse_gpu("cuda-host:0").unwrap_err().contains("a GPU's own memory"));
+        for wrong in
+            ["", "cuda:", "cuda:x", "cuda:+1", "cuda0", "gpu:0", "cuda-host:", "cuda-host:x", "cuda-hosts"]
+        {
             assert!(wrong.parse::<Gpu>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
         }
         let memory = |text: &str| text.parse::<Place>().unwrap();

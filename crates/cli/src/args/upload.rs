@@ -10,12 +10,14 @@ use std::str::FromStr;
 /// Arguments of `daxfs upload`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  daxfs upload llama cuda:0\n  daxfs upload llama cuda:1 --verify\n  \
-    daxfs upload llama cuda:all\n  daxfs upload llama --place plan.json --ranks cuda:2,cuda:3")]
+    daxfs upload llama cuda:all\n  daxfs upload llama cuda-host:0\n  \
+    daxfs upload llama --place plan.json --ranks cuda:2,cuda:3")]
 pub struct UploadArgs {
     /// Name of the image
     #[arg(value_parser = parse_name)]
     pub name: String,
-    /// The GPU: cuda:N, counted from 0 among those that this process may see, or cuda:all for a copy on each
+    /// The GPU: cuda:N, counted from 0 among those that this process may see, or cuda:all for a copy on each; or
+    /// cuda-host:N for one in host memory, on the NUMA node of that GPU, which all GPUs read in place
     #[arg(default_value = "cuda:0", conflicts_with = "place")]
     pub device: Gpu,
     /// Copy what this plan, a JSON file, gives each of its ranks
@@ -34,18 +36,20 @@ pub struct UploadArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// Print JSON: {"name": ..., "generation": ..., "size": ..., "copies": [{"device": ..., "device_name": ...,
-    /// "uuid": ..., "rank": ..., "size": ..., "copied": ...}]}
+    /// "uuid": ..., "rank": ..., "size": ..., "copied": ...}]}; "uuid" is null for host memory
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
 }
 
-/// A GPU by its number, or all of them.
+/// A GPU by its number, or all of them, or the host memory beside one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gpu {
     /// That one.
     One(usize),
     /// All that the process may see.
     All,
+    /// Memory of the host's, on the node of that one.
+    Host(usize),
 }
 
 impl FromStr for Gpu {
@@ -54,9 +58,12 @@ impl FromStr for Gpu {
     fn from_str(text: &str) -> Result<Self, String> {
         let gpu = match text {
             "cuda:all" => Some(Self::All),
-            _ => cuda::parse_ordinal(text).map(Self::One),
+            "cuda-host:all" => {
+                return Err("one copy in host memory serves all GPUs: give it as cuda-host:N".to_owned());
+            }
+            _ => cuda::parse_ordinal(text).map(Self::One).or(cuda::parse_host_ordinal(text).map(Self::Host)),
         };
-        gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, or cuda:all".to_owned())
+        gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, cuda:all, or cuda-host:N".to_owned())
     }
 }
 
@@ -65,11 +72,15 @@ impl fmt::Display for Gpu {
         match self {
             Self::One(number) => write!(f, "cuda:{number}"),
             Self::All => f.write_str("cuda:all"),
+            Self::Host(number) => write!(f, "cuda-host:{number}"),
         }
     }
 }
 
 /// Reads one GPU.
 pub(super) fn parse_gpu(text: &str) -> Result<usize, String> {
+    if cuda::parse_host_ordinal(text).is_some() {
+        return Err("a rank's part is copied to a GPU's own memory: cuda:N".to_owned());
+    }
     cuda::parse_ordinal(text).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
 }

@@ -5,7 +5,7 @@ use crate::args::PsArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, count, escape_message, hex, human};
-use daxfs::holder::message::{ImageInfo, uuid_text};
+use daxfs::holder::message::{DeviceCopy, ImageInfo, uuid_text};
 use daxfs::holder::{Address, Attachment, Connection};
 use daxfs_holder::users::{self, User};
 use serde::Serialize;
@@ -26,7 +26,7 @@ pub struct ImageJson {
     content_hash: Option<String>,
     /// UUID of the device that has the memory; `null` for host memory.
     device: Option<String>,
-    /// Copies in the memory of devices.
+    /// Copies in the memory of devices, or in host memory for them.
     copies: Vec<CopyJson>,
     /// Seconds since 1970.
     loaded: u64,
@@ -40,7 +40,8 @@ pub struct ImageJson {
 
 #[derive(Debug, Serialize)]
 struct CopyJson {
-    device: String,
+    /// UUID; `null` for host memory.
+    device: Option<String>,
     /// Identity of the placement that it was copied by; `null` for one of the whole image.
     placement: Option<String>,
     size: u64,
@@ -78,7 +79,7 @@ impl ImageJson {
                 .copies
                 .iter()
                 .map(|copy| CopyJson {
-                    device: uuid_text(&copy.device),
+                    device: (!copy.is_on_host()).then(|| uuid_text(&copy.device)),
                     placement: (!copy.is_whole()).then(|| hex(&copy.placement)),
                     size: copy.size,
                 })
@@ -153,13 +154,18 @@ fn table(all: &[(ImageInfo, Option<Users>)]) -> Table<9> {
     table
 }
 
-/// How many copies on devices there are: of the whole image, and by plans, where there are any.
+/// How many copies there are: on devices of the whole image, and by plans and in host memory, where there are any.
 fn copies(info: &ImageInfo) -> String {
-    let whole = info.copies.iter().filter(|copy| copy.is_whole()).count();
-    match info.copies.len() - whole {
-        0 => whole.to_string(),
-        placed => format!("{whole} + {placed} placed"),
+    let count = |what: fn(&DeviceCopy) -> bool| info.copies.iter().filter(|copy| what(copy)).count();
+    let mut text = count(|copy| !copy.is_on_host() && copy.is_whole()).to_string();
+    let placed = count(|copy| !copy.is_on_host() && !copy.is_whole());
+    let on_host = count(DeviceCopy::is_on_host);
+    for (count, what) in [(placed, "placed"), (on_host, "in host memory")] {
+        if count > 0 {
+            text += &format!(" + {count} {what}");
+        }
     }
+    text
 }
 
 /// The beginning of the content hash, as much as people compare.

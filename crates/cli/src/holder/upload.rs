@@ -1,4 +1,4 @@
-//! `daxfs upload`: a copy of an image in a GPU's memory, made here and kept by the holder.
+//! `daxfs upload`: a copy of an image in a GPU's memory, or in host memory for GPUs, made here and kept by the holder.
 
 use crate::args::{Gpu, UploadArgs};
 use crate::json;
@@ -27,7 +27,8 @@ struct UploadedJson<'a> {
 struct CopyJson {
     device: String,
     device_name: String,
-    uuid: String,
+    /// `null` for host memory.
+    uuid: Option<String>,
     /// Of the plan; `null` for the whole image.
     rank: Option<usize>,
     size: u64,
@@ -53,13 +54,20 @@ pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> any
     let mut copies = Vec::new();
     for (number, placement) in targets(args, &image)? {
         let device = Device::cuda(number)?;
+        let in_host = args.place.is_none() && matches!(args.device, Gpu::Host(_));
         let size = placement.as_ref().map_or(image.superblock().total_size, Placement::len);
-        let copied = copy(&image, placement.as_ref(), &device, args)?;
-        let uuid = device.as_cuda().map(|device| uuid_text(&device.uuid())).unwrap_or_default();
-        let (text, device_name) = (Gpu::One(number).to_string(), device.name().to_owned());
+        let copied = copy(&image, placement.as_ref(), &device, in_host, args)?;
+        let uuid = device.as_cuda().filter(|_| !in_host).map(|device| uuid_text(&device.uuid()));
+        let text = if in_host { Gpu::Host(number) } else { Gpu::One(number) }.to_string();
+        let device_name = device.name().to_owned();
         let rank = placement.as_ref().map(Placement::rank);
         if !args.json && !args.quiet {
-            let what = if copied { "copied to" } else { "is already on" };
+            let what = match (copied, in_host) {
+                (true, false) => "copied to",
+                (false, false) => "is already on",
+                (true, true) => "copied to host memory,",
+                (false, true) => "is already in host memory,",
+            };
             let rank = rank.map_or_else(String::new, |rank| format!(" for rank {rank}"));
             writeln!(out, "{}: {}{rank} {what} {text}, {device_name}", args.name, human(size))?;
         }
@@ -85,7 +93,7 @@ fn targets(args: &UploadArgs, image: &Image) -> anyhow::Result<Vec<(usize, Optio
             .collect());
     }
     let numbers = match args.device {
-        Gpu::One(number) => vec![number],
+        Gpu::One(number) | Gpu::Host(number) => vec![number],
         Gpu::All => (0..cuda::devices()?.len()).collect(),
     };
     Ok(numbers.into_iter().map(|number| (number, None)).collect())
@@ -96,11 +104,12 @@ fn copy(
     image: &Image,
     placement: Option<&Placement>,
     device: &Device,
+    in_host: bool,
     args: &UploadArgs,
 ) -> anyhow::Result<bool> {
     let size = placement.map_or(image.superblock().total_size, Placement::len);
     let bar = Progress::new("uploading", size, args.quiet);
-    let options = UploadOptions::new().verify(args.verify).progress(move |done, total| {
+    let options = UploadOptions::new().verify(args.verify).in_host(in_host).progress(move |done, total| {
         bar.set(done, total);
         true
     });

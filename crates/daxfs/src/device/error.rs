@@ -127,6 +127,19 @@ pub enum DeviceError {
         free: u64,
     },
 
+    /// The host has not enough memory on the device's node.
+    #[error(
+        "{device}: {need} bytes of host memory are needed, and the driver does not get them on NUMA node {node}"
+    )]
+    OutOfHostMemory {
+        /// Name of the device.
+        device: String,
+        /// Bytes that were asked for.
+        need: u64,
+        /// The node.
+        node: i32,
+    },
+
     /// The caller ended a copy.
     #[error("{device}: the copy was cancelled")]
     Cancelled {

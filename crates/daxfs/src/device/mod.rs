@@ -208,12 +208,12 @@ impl Buffer {
 /// How the memory of a region gets to the device. Only [`Route::Copy`] copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// The device imports the descriptor: a dma-buf, or a memfd where the driver takes those; with CUDA, memory of the
-    /// device that another process filled.
+    /// The device imports the descriptor: a dma-buf, or a memfd where the driver takes those; with CUDA, memory that
+    /// another process filled.
     Descriptor,
     /// The device imports the pages that this process has mapped, by their address.
     Mapping,
-    /// The bytes were copied into the device's own memory (`Image::to`).
+    /// The bytes were copied into the device's own memory, or into host memory for it (`Image::to`).
     Copy,
 }
 

@@ -25,12 +25,14 @@ impl Image {
         self.to_with(device, &UploadOptions::new())
     }
 
-    /// Like [`Image::to`], with options.
+    /// Like [`Image::to`], with options, one of which is that the copy is in host memory ([`UploadOptions::in_host`]).
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`], with nothing left behind; [`Error::BeingReplaced`] when another image took this
-    /// one's place while it was copied; [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked
-    /// for it; [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Driver`].
+    /// [`DeviceError::OutOfMemory`] or [`DeviceError::OutOfHostMemory`], with nothing left behind;
+    /// [`Error::BeingReplaced`] when another image took this one's place while it was copied;
+    /// [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for it;
+    /// [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Unavailable`] where the driver allocates no such
+    /// memory, [`DeviceError::Driver`].
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
         let device = resident(device)?;
         if let Some(kept) = kept(device, self, None, options)? {
@@ -52,7 +54,8 @@ pub(super) fn kept(
     placement: Option<&Placement>,
     options: &UploadOptions,
 ) -> Result<Option<MappedImage>> {
-    let kept = if options.takes_others() { device.kept(image, placement) } else { None };
+    let kept =
+        if options.takes_others() { device.kept(image, placement, options.is_in_host()) } else { None };
     let Some(kept) = kept else { return Ok(None) };
     if !options.verifies() && !image.is_expected() {
         return Ok(Some(kept));
@@ -88,7 +91,8 @@ impl MappedImage {
     /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of CUDA. From then on
     /// [`Image::to`], or [`Placement::to`] by a placement that is the same, maps it in every process that attaches to
     /// the image, also when this one has ended. It goes when the holder drops or swaps the image, or ends without
-    /// another one that takes over; those who have mapped it keep it.
+    /// another one that takes over; those who have mapped it keep it. Of copies in host memory it has one for all
+    /// devices.
     ///
     /// # Errors
     /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,

@@ -1,4 +1,5 @@
-//! Device memory that other processes can have: one allocation with a descriptor, mapped at one range of addresses.
+//! Memory that other processes can have, the device's or the host's beside it: one allocation with a descriptor, mapped
+//! at one range of addresses.
 
 #![allow(unsafe_code, reason = "calls the CUDA driver and takes descriptors over")]
 
@@ -9,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use super::super::DeviceError;
 use super::device::{self, Device};
 use super::driver::{Access, Address, AllocationProperties, Handle, Location, OUT_OF_MEMORY};
+use crate::holder::message::DeviceCopy;
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.
 const PINNED: c_int = 1;
@@ -16,6 +18,8 @@ const PINNED: c_int = 1;
 const DESCRIPTOR: c_int = 1;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const ON_DEVICE: c_int = 1;
+/// `CU_MEM_LOCATION_TYPE_HOST_NUMA`.
+const ON_HOST_NODE: c_int = 3;
 /// `CU_MEM_ALLOC_GRANULARITY_MINIMUM`.
 const MINIMUM: c_int = 0;
 /// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
@@ -28,8 +32,9 @@ enum Rights {
     ReadWrite = 3,
 }
 
-/// An allocation of device memory, mapped. Dropping it waits for the device first, since work that was submitted may
-/// use it; where that cannot be waited for, the memory is never given back.
+/// An allocation, mapped for the device, and host memory at the same addresses for the CPU. Dropping it waits for the
+/// device first, since work that was submitted may use it; where that cannot be waited for, the memory is never given
+/// back.
 #[derive(Debug)]
 pub(super) struct Allocation {
     range: ManuallyDrop<Range>,
@@ -58,6 +63,8 @@ impl Drop for Allocation {
 struct Memory {
     device: Device,
     handle: Handle,
+    /// The device, or a NUMA node of the host.
+    location: Location,
     /// What it was imported from: the driver exports only what it made itself.
     imported: Option<OwnedFd>,
 }
@@ -67,6 +74,17 @@ impl Drop for Memory {
         // SAFETY: the handle was made for this value, which is its only owner. The driver keeps the memory as long as
         // it is mapped or has descriptors.
         let _ = unsafe { (self.device.functions().mem_release)(self.handle) };
+    }
+}
+
+impl Memory {
+    /// Where the driver has it, which a descriptor does not say. The context is current.
+    fn location(&self) -> Result<Location, DeviceError> {
+        let mut properties = properties(&self.device, self.location)?;
+        // SAFETY: the struct is alive and complete, and the handle is this value's.
+        let code = unsafe { (self.device.functions().mem_get_properties)(&raw mut properties, self.handle) };
+        self.device.check("cuMemGetAllocationPropertiesFromHandle", code)?;
+        Ok(properties.location)
     }
 }
 
@@ -86,8 +104,18 @@ impl Drop for Range {
 }
 
 impl Allocation {
-    /// Allocates at least `len` bytes, for this process to read and write.
-    pub fn new(device: &Device, len: u64) -> Result<Self, DeviceError> {
+    /// Allocates at least `len` bytes of the device's memory, for this process to read and write.
+    pub fn on_device(device: &Device, len: u64) -> Result<Self, DeviceError> {
+        Self::new(device, on(device), len)
+    }
+
+    /// Allocates at least `len` bytes of the host memory beside the device.
+    pub fn in_host(device: &Device, len: u64) -> Result<Self, DeviceError> {
+        let location = Location { kind: ON_HOST_NODE, number: device.host_node()? };
+        Self::new(device, location, len)
+    }
+
+    fn new(device: &Device, location: Location, len: u64) -> Result<Self, DeviceError> {
         let needs = |attribute, what: &str| match device.has(attribute)? {
             true => Ok(()),
             false => Err(DeviceError::Unavailable {
@@ -97,24 +125,32 @@ impl Allocation {
         };
         needs(device::VIRTUAL_MEMORY_SUPPORTED, "memory with addresses of its own")?;
         needs(device::POSIX_DESCRIPTORS_SUPPORTED, "memory with a descriptor")?;
-        let properties = properties(device)?;
+        let properties = properties(device, location)?;
         let size = rounded(device, &properties, len)?;
         let _current = device.enter()?;
         let (functions, mut handle) = (device.functions(), 0);
         // SAFETY: the properties are a live and complete struct, and the size is a multiple of the granularity.
         let code = unsafe { (functions.mem_create)(&raw mut handle, size, &raw const properties, 0) };
+        if code == OUT_OF_MEMORY && location.kind == ON_HOST_NODE {
+            let (node, need) = (location.number, size as u64);
+            return Err(DeviceError::OutOfHostMemory { device: device.name().into(), need, node });
+        }
         if code == OUT_OF_MEMORY {
             let free = device.memory().map_or(0, |(free, _)| free);
             return Err(DeviceError::OutOfMemory { device: device.name().into(), need: size as u64, free });
         }
         device.check("cuMemCreate", code)?;
-        Self::map(Memory { device: device.clone(), handle, imported: None }, size, Rights::ReadWrite)
+        let memory = Memory { device: device.clone(), handle, location, imported: None };
+        Self::map(memory, size, Rights::ReadWrite)
     }
 
     /// Takes the memory behind a descriptor that [`Allocation::share`] gave, here or in another process, for reading.
-    /// `size` is what [`Allocation::size`] was there; the descriptor has none.
-    pub fn import(device: &Device, fd: &OwnedFd, size: u64) -> Result<Self, DeviceError> {
-        let size = rounded(device, &properties(device)?, size)?;
+    /// `size` is what [`Allocation::size`] was there; the descriptor has none. Host memory is any device's; `uuid` is
+    /// that of the device whose memory it is else.
+    pub fn import(device: &Device, fd: &OwnedFd, size: u64, uuid: [u8; 16]) -> Result<Self, DeviceError> {
+        let is_other = !device.is(&uuid);
+        let other =
+            || DeviceError::OtherDevice { device: device.name().into(), wanted: uuid, found: device.uuid() };
         let imported = Some(closed_on_exec(device, fd)?);
         let _current = device.enter()?;
         let mut handle = 0;
@@ -122,8 +158,26 @@ impl Allocation {
         let number = std::ptr::without_provenance_mut(usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX));
         // SAFETY: the descriptor is open and stays its owner's; the driver refuses one that is no memory of its own.
         let code = unsafe { (device.functions().mem_import)(&raw mut handle, number, DESCRIPTOR) };
-        device.check("cuMemImportFromShareableHandle", code)?;
-        Self::map(Memory { device: device.clone(), handle, imported }, size, Rights::Read)
+        let check = device.check("cuMemImportFromShareableHandle", code);
+        // A device may be refused the memory of another one.
+        check.map_err(|error| if is_other && uuid != DeviceCopy::HOST { other() } else { error })?;
+        let mut memory = Memory { device: device.clone(), handle, location: on(device), imported };
+        match memory.location()? {
+            Location { kind: ON_DEVICE, .. } if is_other => return Err(other()),
+            Location { kind: ON_DEVICE, .. } => {}
+            location @ Location { kind: ON_HOST_NODE, .. } => {
+                device.host_node()?;
+                memory.location = location;
+            }
+            Location { kind, .. } => {
+                return Err(DeviceError::Unavailable {
+                    what: format!("memory at a location of the kind {kind} for {}", device.name()),
+                    needs: "to be a GPU's, or to be allocated on a NUMA node of the host".into(),
+                });
+            }
+        }
+        let size = rounded(device, &properties(device, memory.location)?, size)?;
+        Self::map(memory, size, Rights::Read)
     }
 
     /// Maps all of `memory`, which has `size` bytes; if it has not, the driver refuses. The context is current.
@@ -163,11 +217,19 @@ impl Allocation {
 
     fn set_rights(&self, rights: Rights) -> Result<(), DeviceError> {
         let device = self.device();
-        let access = Access { location: location(device), flags: rights as c_int };
+        let access = |location| Access { location, flags: rights as c_int };
+        // The CPU has the same addresses; without this it has no rights there.
+        let both = [access(on(device)), access(self.memory.location)];
+        let access = if self.is_host() { &both[..] } else { &both[..1] };
         let _current = device.enter()?;
-        // SAFETY: all of the range is mapped, and the struct is alive.
+        // SAFETY: all of the range is mapped, and the structs are alive, as many as the call is told.
         let code = unsafe {
-            (device.functions().mem_set_access)(self.address(), self.range.size, &raw const access, 1)
+            (device.functions().mem_set_access)(
+                self.address(),
+                self.range.size,
+                access.as_ptr(),
+                access.len(),
+            )
         };
         device.check("cuMemSetAccess", code)
     }
@@ -191,6 +253,13 @@ impl Allocation {
     pub fn export_dma_buf(&self, len: u64) -> Result<OwnedFd, DeviceError> {
         let device = self.device();
         let refused = |why: String| DeviceError::NotExportable { device: device.name().into(), why };
+        if self.is_host() {
+            return Err(refused(
+                "the driver makes no dma-buf of its host memory: the image's own descriptor is one for other drivers, \
+                 or a udmabuf of it is"
+                    .into(),
+            ));
+        }
         if !device.has(device::DMA_BUF_SUPPORTED)? {
             return Err(refused("the driver was built for a kernel without dma-bufs".into()));
         }
@@ -217,30 +286,36 @@ impl Allocation {
         self.range.address
     }
 
+    /// Whether it is memory of the host, which the CPU has at the same addresses.
+    pub fn is_host(&self) -> bool {
+        self.memory.location.kind == ON_HOST_NODE
+    }
+
     /// Bytes, rounded up to what the driver allocates.
     pub fn size(&self) -> u64 {
         self.range.size as u64
     }
 }
 
-fn location(device: &Device) -> Location {
+fn on(device: &Device) -> Location {
     Location { kind: ON_DEVICE, number: device.number() }
 }
 
-fn properties(device: &Device) -> Result<AllocationProperties, DeviceError> {
+fn properties(device: &Device, location: Location) -> Result<AllocationProperties, DeviceError> {
+    let is_for_rdma = location.kind == ON_DEVICE && device.has(device::RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED)?;
     Ok(AllocationProperties {
         kind: PINNED,
         handle_types: DESCRIPTOR,
-        location: location(device),
+        location,
         security: std::ptr::null(),
         compression: 0,
-        rdma: u8::from(device.has(device::RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED)?),
+        rdma: u8::from(is_for_rdma),
         usage: 0,
         reserved: [0; 4],
     })
 }
 
-/// `len`, not 0, rounded up to the device's granularity.
+/// `len`, not 0, rounded up to what the driver allocates by.
 fn rounded(device: &Device, properties: &AllocationProperties, len: u64) -> Result<usize, DeviceError> {
     let mut unit = 0;
     // SAFETY: both are alive, and the struct is complete.

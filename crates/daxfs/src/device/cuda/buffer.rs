@@ -11,6 +11,7 @@ use super::device::Device;
 use super::host::Registered;
 use super::stream::Stream;
 use crate::Result;
+use crate::holder::message::DeviceCopy;
 
 /// Memory at an address of the device. Cloning shares it. When the last clone and the last place in it are gone, the
 /// device is waited for and the memory given back.
@@ -23,39 +24,41 @@ pub struct Buffer {
 
 #[derive(Debug)]
 enum Memory {
-    Device(Allocation),
-    Host(Arc<Registered>),
+    /// Of the device, or of the host.
+    Allocated(Allocation),
+    /// Pages of somebody else's.
+    Pinned(Arc<Registered>),
 }
 
-/// Memory of a device for another process: send the descriptor with the two numbers, which it does not carry.
-/// [`Device::attach`] takes it there. Whoever has the descriptor keeps the memory, without a context, and also when
-/// the process that filled it is gone.
+/// Memory of a device, or host memory for it, for another process: send the descriptor with the two numbers, which it
+/// does not carry. [`Device::attach`] takes it there. Whoever has the descriptor keeps the memory, without a context,
+/// and also when the process that filled it is gone.
 #[derive(Debug)]
 pub struct Shared {
-    /// The memory. It is no dma-buf, and the CPU cannot map it.
+    /// The memory. It is no dma-buf, and has no mmap(2).
     pub fd: OwnedFd,
     /// Bytes of the allocation.
     pub size: u64,
-    /// The device that has it: [`Device::uuid`].
+    /// The device that has it: [`Device::uuid`]; zeros for host memory, which every device of the machine reads.
     pub uuid: [u8; 16],
 }
 
 impl Buffer {
     pub(super) fn allocated(allocation: Allocation, len: u64, is_writable: bool) -> Self {
-        Self { memory: Arc::new(Memory::Device(allocation)), len, is_writable }
+        Self { memory: Arc::new(Memory::Allocated(allocation)), len, is_writable }
     }
 
     pub(super) fn registered(registered: Registered) -> Self {
         let len = registered.len();
         // The pages are everybody's.
-        Self { memory: Arc::new(Memory::Host(registered.shared())), len, is_writable: false }
+        Self { memory: Arc::new(Memory::Pinned(registered.shared())), len, is_writable: false }
     }
 
     /// The device.
     pub fn device(&self) -> &Device {
         match &*self.memory {
-            Memory::Device(allocation) => allocation.device(),
-            Memory::Host(registered) => registered.device(),
+            Memory::Allocated(allocation) => allocation.device(),
+            Memory::Pinned(registered) => registered.device(),
         }
     }
 
@@ -70,24 +73,27 @@ impl Buffer {
     }
 
     /// Address of the first byte for the device (`CUdeviceptr`), valid while a clone of the buffer or a place in it
-    /// lives. The device's own memory begins at a multiple of what the driver allocates by (2 MiB as a rule), the
-    /// host's at a page.
+    /// lives. A copy begins at a multiple of what the driver allocates by (2 MiB as a rule), pages that are pinned at
+    /// one of these.
     pub fn address(&self) -> u64 {
         match &*self.memory {
-            Memory::Device(allocation) => allocation.address(),
-            Memory::Host(registered) => registered.address(),
+            Memory::Allocated(allocation) => allocation.address(),
+            Memory::Pinned(registered) => registered.address(),
         }
     }
 
     /// The CPU's address of the first byte, for host memory that the device reads in place.
     pub fn host_address(&self) -> Option<usize> {
         match &*self.memory {
-            Memory::Device(_) => None,
-            Memory::Host(registered) => Some(registered.host_address()),
+            Memory::Allocated(allocation) if allocation.is_host() => {
+                usize::try_from(allocation.address()).ok()
+            }
+            Memory::Allocated(_) => None,
+            Memory::Pinned(registered) => Some(registered.host_address()),
         }
     }
 
-    /// Whether kernels of this process may write: only to a copy that was asked for
+    /// Whether kernels of this process may write, and the CPU to host memory: only to a copy that was asked for
     /// ([`UploadOptions::writable`](super::UploadOptions::writable)).
     pub fn is_writable(&self) -> bool {
         self.is_writable
@@ -95,7 +101,12 @@ impl Buffer {
 
     /// Whether the bytes are in the device's own memory; else the device reads the host's, over the link.
     pub fn is_resident(&self) -> bool {
-        matches!(&*self.memory, Memory::Device(_))
+        matches!(&*self.memory, Memory::Allocated(allocation) if !allocation.is_host())
+    }
+
+    /// Whether the bytes are a copy of the image's, in whatever memory; else they are the image's own.
+    pub(in crate::device) fn is_copy(&self) -> bool {
+        matches!(&*self.memory, Memory::Allocated(_))
     }
 
     /// Copies bytes back to the host, and waits for them. The image's own file is the place to read from; this is for
@@ -118,11 +129,13 @@ impl Buffer {
     /// The memory for other processes.
     ///
     /// # Errors
-    /// [`DeviceError::NotExportable`] for host memory, whose own descriptor can be passed; [`DeviceError::Driver`].
+    /// [`DeviceError::NotExportable`] for an image that is only mapped, whose own descriptor can be passed;
+    /// [`DeviceError::Driver`].
     pub fn share(&self) -> Result<Shared> {
         let allocation = self.allocation()?;
         let fd = allocation.share()?;
-        Ok(Shared { fd, size: allocation.size(), uuid: self.device().uuid() })
+        let uuid = if allocation.is_host() { DeviceCopy::HOST } else { self.device().uuid() };
+        Ok(Shared { fd, size: allocation.size(), uuid })
     }
 
     /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers, which must be able to reach the
@@ -130,15 +143,15 @@ impl Buffer {
     /// cannot map it, and CUDA cannot import it: for another CUDA process see [`Buffer::share`].
     ///
     /// # Errors
-    /// [`DeviceError::NotExportable`].
+    /// [`DeviceError::NotExportable`], for all host memory, too.
     pub fn export_dma_buf(&self) -> Result<OwnedFd> {
         Ok(self.allocation()?.export_dma_buf(self.len)?)
     }
 
     pub(super) fn allocation(&self) -> Result<&Allocation, DeviceError> {
         match &*self.memory {
-            Memory::Device(allocation) => Ok(allocation),
-            Memory::Host(_) => Err(DeviceError::NotExportable {
+            Memory::Allocated(allocation) => Ok(allocation),
+            Memory::Pinned(_) => Err(DeviceError::NotExportable {
                 device: self.device().name().into(),
                 why: "it is host memory: pass the descriptor that it was mapped from".into(),
             }),

@@ -18,6 +18,8 @@ pub(super) const POSIX_DESCRIPTORS_SUPPORTED: c_int = 103;
 pub(super) const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: c_int = 110;
 pub(super) const READ_ONLY_HOST_REGISTER_SUPPORTED: c_int = 113;
 pub(super) const DMA_BUF_SUPPORTED: c_int = 124;
+const HOST_NODE: c_int = 134;
+const MEMORY_OF_HOST_NODES_SUPPORTED: c_int = 141;
 
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
 const CAPTURING: std::ops::RangeInclusive<Code> = 900..=908;
@@ -61,7 +63,12 @@ impl fmt::Debug for Device {
 /// The number in `cuda:N`, which names a device in texts; `cuda` is `cuda:0`. A number that fits nothing is one of no
 /// device, which opening it says.
 pub fn parse_ordinal(text: &str) -> Option<usize> {
-    match text.strip_prefix("cuda")? {
+    parse_number(text.strip_prefix("cuda")?)
+}
+
+/// What follows the name of a kind of device: nothing, or `:N`.
+fn parse_number(text: &str) -> Option<usize> {
+    match text {
         "" => Some(0),
         rest => {
             let digits = rest.strip_prefix(':')?;
@@ -69,6 +76,14 @@ pub fn parse_ordinal(text: &str) -> Option<usize> {
             is_number.then(|| digits.parse().unwrap_or(usize::MAX))
         }
     }
+}
+
+/// The number in `cuda-host:N`, which names the host memory beside a device ([`UploadOptions::in_host`]) in texts;
+/// `cuda-host` is `cuda-host:0`.
+///
+/// [`UploadOptions::in_host`]: super::UploadOptions::in_host
+pub fn parse_host_ordinal(text: &str) -> Option<usize> {
+    parse_number(text.strip_prefix("cuda-host")?)
 }
 
 /// Names of the CUDA devices that this process may see, in the driver's order.
@@ -148,11 +163,37 @@ impl Device {
 
     /// Whether the device has something: an attribute that is 0 or 1.
     pub(super) fn has(&self, attribute: c_int) -> Result<bool, DeviceError> {
+        Ok(self.attribute(attribute)? != 0)
+    }
+
+    fn attribute(&self, attribute: c_int) -> Result<c_int, DeviceError> {
         let (functions, mut value) = (self.functions(), 0);
         // SAFETY: the device is one of the driver's. An attribute that the driver does not know is an error.
         let code = unsafe { (functions.device_get_attribute)(&raw mut value, attribute, self.0.number) };
         self.check("cuDeviceGetAttribute", code)?;
-        Ok(value != 0)
+        Ok(value)
+    }
+
+    /// The NUMA node of the host's memory that the driver allocates for this device, the one beside it.
+    pub(super) fn host_node(&self) -> Result<c_int, DeviceError> {
+        let unavailable = |needs: &str| DeviceError::Unavailable {
+            what: format!("host memory with a descriptor for {}", self.name()),
+            needs: needs.into(),
+        };
+        let needs_driver =
+            || unavailable("a driver that allocates memory of NUMA nodes, as those since 575 do");
+        match self.has(MEMORY_OF_HOST_NODES_SUPPORTED) {
+            Ok(true) => {}
+            // Older drivers do not know what they are asked for.
+            Ok(false) | Err(DeviceError::Driver { code: driver::INVALID_VALUE, .. }) => {
+                return Err(needs_driver());
+            }
+            Err(error) => return Err(error),
+        }
+        match self.attribute(HOST_NODE)? {
+            node @ 0.. => Ok(node),
+            _ => Err(unavailable("a kernel with NUMA nodes")),
+        }
     }
 
     /// Makes the context current for this thread until the value is dropped.

@@ -23,6 +23,8 @@ pub(super) type Handle = u64;
 /// `CUcontext`, `CUstream`, `CUevent`, `CUmodule`, `CUfunction`.
 pub(super) type Opaque = *mut c_void;
 
+/// `CUDA_ERROR_INVALID_VALUE`.
+pub(super) const INVALID_VALUE: Code = 1;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(super) const OUT_OF_MEMORY: Code = 2;
 
@@ -35,10 +37,11 @@ const GPU_NEEDED: &str = "an NVIDIA GPU that works and that this process may see
 
 /// `CUmemLocation`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Location {
-    /// `CU_MEM_LOCATION_TYPE_DEVICE` is 1.
+    /// `CU_MEM_LOCATION_TYPE_DEVICE` is 1, and `CU_MEM_LOCATION_TYPE_HOST_NUMA` is 3.
     pub kind: c_int,
+    /// Of the device, or of the node.
     pub number: c_int,
 }
 
@@ -114,6 +117,7 @@ functions! {
     mem_get_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
     mem_get_granularity = "cuMemGetAllocationGranularity" (*mut usize, *const AllocationProperties, c_int);
     mem_create = "cuMemCreate" (*mut Handle, usize, *const AllocationProperties, u64);
+    mem_get_properties = "cuMemGetAllocationPropertiesFromHandle" (*mut AllocationProperties, Handle);
     mem_release = "cuMemRelease" (Handle);
     mem_address_reserve = "cuMemAddressReserve" (*mut Address, usize, usize, Address, u64);
     mem_address_free = "cuMemAddressFree" (Address, usize);

@@ -123,9 +123,11 @@ impl<'a> Hasher<'a> {
             let each = size_of::<Extent>() + size_of::<Hash>();
             (capacity.slots as usize * size_of::<Hash>() + capacity.extents * each) as u64
         };
-        match Allocation::new(self.device, size(LARGE)) {
+        match Allocation::on_device(self.device, size(LARGE)) {
             Ok(memory) => Ok((LARGE, memory)),
-            Err(DeviceError::OutOfMemory { .. }) => Ok((SMALL, Allocation::new(self.device, size(SMALL))?)),
+            Err(DeviceError::OutOfMemory { .. }) => {
+                Ok((SMALL, Allocation::on_device(self.device, size(SMALL))?))
+            }
             Err(error) => Err(error),
         }
     }

@@ -6,13 +6,14 @@
 //! | call | where the bytes are | what it costs |
 //! |---|---|---|
 //! | [`Image::to`](crate::Image::to) | in the device's memory | one copy, at the speed of the link |
-//! | [`Device::attach`] | in the device's memory, where another process put them | nothing |
+//! | [`UploadOptions::in_host`] | in host memory of the driver's, read over the link | one copy, by processors |
+//! | [`Device::attach`] | in either, where another process put them | nothing |
 //! | [`Image::map`](crate::Image::map) | in host memory, read over the link | nothing is copied, the pages are pinned |
 //!
 //! # Which descriptor is what
 //!
 //! Three kinds go by the name of GPU memory, and none does for another. [`Buffer::share`] gives the driver's own, which
-//! only CUDA imports; [`Buffer::export_dma_buf`] gives a dma-buf, which other drivers import and CUDA on a discrete GPU
+//! only CUDA imports, be it of the device's memory or of the host's; [`Buffer::export_dma_buf`] gives a dma-buf, which other drivers import and CUDA on a discrete GPU
 //! does not; and host memory has the memfd that it came from. Neither of the first two can be mapped by the CPU, so the
 //! image's metadata always stays in host memory.
 //!
@@ -33,6 +34,7 @@ mod copy;
 mod device;
 mod driver;
 mod extents;
+mod fill;
 mod hash;
 mod host;
 mod staging;
@@ -42,7 +44,7 @@ mod upload;
 mod verify;
 
 pub use buffer::{Buffer, Shared};
-pub use device::{Device, devices, parse_ordinal};
+pub use device::{Device, devices, parse_host_ordinal, parse_ordinal};
 pub use upload::UploadOptions;
 pub use verify::Verified;
 
@@ -71,25 +73,39 @@ impl Device {
         if len == 0 || source_len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len: source_len, bound: region.len() }.into());
         }
-        let buffer = Buffer::allocated(Allocation::new(self, len)?, len, options.is_writable());
+        let allocation = match options.is_in_host() {
+            true => Allocation::in_host(self, len)?,
+            false => Allocation::on_device(self, len)?,
+        };
+        let buffer = Buffer::allocated(allocation, len, options.is_writable());
         options.upload(region, segments, &buffer)?;
         Ok(buffer)
     }
 
-    /// The copy that the image's holder has on this device: of the whole image, or by a placement. One that cannot be
-    /// had or mapped is none: the image can be copied.
-    pub(super) fn kept(&self, image: &Image, placement: Option<&Placement>) -> Option<MappedImage> {
+    /// The copy that the image's holder has on this device, or in host memory: of the whole image, or by a placement.
+    /// One that cannot be had or mapped, or lies elsewhere, is none: the image can be copied.
+    pub(super) fn kept(
+        &self,
+        image: &Image,
+        placement: Option<&Placement>,
+        in_host: bool,
+    ) -> Option<MappedImage> {
         // The holder knows generations of names, not of what is written into memory that it has.
         if image.region().provenance() != Provenance::Sealed {
             return None;
         }
         let identity = placement.map_or(DeviceCopy::WHOLE, Placement::identity);
-        let (fd, size) = image.region().attachment()?.copy_on(self.uuid(), identity).ok()??;
-        let shared = Shared { fd, size, uuid: self.uuid() };
-        match placement {
+        let uuid = if in_host { DeviceCopy::HOST } else { self.uuid() };
+        let (fd, size) = image.region().attachment()?.copy_on(uuid, identity).ok()??;
+        let shared = Shared { fd, size, uuid };
+        let kept = match placement {
             Some(placement) => self.attach_placed(placement, &shared).ok(),
             None => self.attach(image, &shared).ok(),
-        }
+        }?;
+        // The holder believes whoever left it.
+        let is_there =
+            |buffer: &super::Buffer| buffer.as_cuda().is_some_and(|buffer| buffer.is_resident() != in_host);
+        kept.buffers().iter().all(is_there).then_some(kept)
     }
 
     /// Copies bytes of this process into the device's memory, mapped for reading, at a multiple of 2 MiB or whatever
@@ -102,14 +118,15 @@ impl Device {
         self.fill(&region, &Segments::whole(region.len()), &UploadOptions::new().threads(1))
     }
 
-    /// An image whose bytes another process put into the device's memory: `shared` is what [`Buffer::share`] gave
-    /// there, and `image` the same image, opened from the host, where its metadata is. Mapped for reading. Nothing
-    /// is compared: [`MappedImage::verify`] does that.
+    /// An image whose bytes another process put into the device's memory, or into host memory for a device of the
+    /// machine: `shared` is what [`Buffer::share`] gave there, and `image` the same image, opened from the host, where
+    /// its metadata is. Mapped for reading, host memory for the CPU, too. Nothing is compared: [`MappedImage::verify`]
+    /// does that.
     ///
     /// # Errors
     /// [`DeviceError::OtherDevice`] for memory of another GPU, [`Error::Memory`] when it is shorter than the image,
     /// [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory, and
-    /// [`DeviceError::Unavailable`] for a split image.
+    /// [`DeviceError::Unavailable`] for a split image, and for host memory where the driver has none to allocate.
     pub fn attach(&self, image: &Image, shared: &Shared) -> Result<MappedImage> {
         if image.backing().is_some_and(|region| !region.is_empty()) {
             let what = "a split image, whose files lie in a second memory,".into();
@@ -135,14 +152,10 @@ impl Device {
 
     /// Maps memory that another process filled, of which `len` bytes are used.
     fn take(&self, len: u64, shared: &Shared) -> Result<MappedRegion> {
-        if !self.is(&shared.uuid) {
-            let [wanted, found] = [shared.uuid, self.uuid()];
-            return Err(DeviceError::OtherDevice { device: self.name().into(), wanted, found }.into());
-        }
         if len > shared.size {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: shared.size }.into());
         }
-        let allocation = Allocation::import(self, &shared.fd, shared.size)?;
+        let allocation = Allocation::import(self, &shared.fd, shared.size, shared.uuid)?;
         Ok(self.resident(Buffer::allocated(allocation, len, false), Route::Descriptor))
     }
 

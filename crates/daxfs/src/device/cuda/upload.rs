@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::copy::Upload;
+use super::fill::Fill;
 use crate::{Region, Result};
 
 /// Told how many bytes of how many are done; `false` ends the upload.
@@ -20,6 +21,7 @@ pub struct UploadOptions {
     pub(super) piece: usize,
     verify: bool,
     writable: bool,
+    in_host: bool,
     pub(super) register: bool,
     pub(super) direct: bool,
     pub(super) progress: Option<Arc<Progress>>,
@@ -32,6 +34,7 @@ impl fmt::Debug for UploadOptions {
             .field("piece", &self.piece)
             .field("verify", &self.verify)
             .field("writable", &self.writable)
+            .field("in_host", &self.in_host)
             .field("register", &self.register)
             .field("direct", &self.direct)
             .finish_non_exhaustive()
@@ -56,6 +59,7 @@ impl UploadOptions {
             piece: 4 << 20,
             verify: false,
             writable: false,
+            in_host: false,
             register: false,
             direct: true,
             progress: None,
@@ -91,6 +95,20 @@ impl UploadOptions {
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
+        self
+    }
+
+    /// Makes the copy in host memory of the device's NUMA node, which the driver allocates, instead of the device's
+    /// own. The device reads it over the link, at the speed of pinned memory, and the CPU at the same addresses. It is
+    /// passed on as memory of the device is ([`Buffer::share`], [`MappedImage::keep`]), and every process that attaches
+    /// to it, with whichever GPU of the machine, reads the same pages without pinning anything. A holder has such a
+    /// copy besides those on devices, and neither is taken for the other. The threads fill the memory themselves, so
+    /// [`UploadOptions::register`] changes nothing.
+    ///
+    /// [`MappedImage::keep`]: crate::device::MappedImage::keep
+    #[must_use]
+    pub fn in_host(mut self, in_host: bool) -> Self {
+        self.in_host = in_host;
         self
     }
 
@@ -133,13 +151,20 @@ impl UploadOptions {
         self.verify
     }
 
+    pub(in crate::device) fn is_in_host(&self) -> bool {
+        self.in_host
+    }
+
     pub(super) fn is_writable(&self) -> bool {
         self.writable
     }
 
     /// Fills `to`, which is as long as `segments`, with these of `region`, and waits until they are there.
     pub(super) fn upload(&self, region: &Region, segments: &Segments, to: &Buffer) -> Result<()> {
-        Upload::new(self, region, segments, to).run()?;
+        match to.is_resident() {
+            true => Upload::new(self, region, segments, to).run()?,
+            false => Fill::new(self, region, segments, to)?.run()?,
+        }
         if !self.writable {
             to.allocation()?.make_read_only()?;
         }

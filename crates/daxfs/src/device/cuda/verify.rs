@@ -59,7 +59,8 @@ impl MappedImage {
     /// file holds is not compared: metadata, which is read on the host only, and the space between files. What a rank of
     /// a plan holds are parts of files, so all of it is hashed on the host, too.
     ///
-    /// The device computes the hashes, so that no byte of a file goes over the link. That takes 36 MiB of its memory
+    /// The device computes the hashes, so that no byte of a file in its memory goes over the link; what is in host
+    /// memory does, once. That takes 36 MiB of its memory
     /// meanwhile, or 2 where there are no more. Where the driver cannot load the kernels (a GPU older than compute
     /// capability 7.0, a container without the driver's compiler) everything is copied back and hashed on the host
     /// instead; [`Verified::on_device`] tells.
@@ -80,8 +81,8 @@ impl MappedImage {
     pub fn verify_with(&self, progress: impl Fn(u64, u64) -> bool + Sync) -> Result<Verified> {
         let device = self.memory().device();
         let buffer = self.buffers().first().and_then(crate::device::Buffer::as_cuda);
-        let is_resident = buffer.is_some_and(Buffer::is_resident);
-        let Some(device) = device.as_cuda().filter(|_| is_resident) else {
+        let is_copy = buffer.is_some_and(Buffer::is_copy);
+        let Some(device) = device.as_cuda().filter(|_| is_copy) else {
             let advice = "it reads the host's, so verify the image there";
             return Err(DeviceError::NotResident { device: device.name().into(), advice }.into());
         };

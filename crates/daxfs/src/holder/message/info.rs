@@ -114,10 +114,10 @@ pub struct ImageInfo {
     pub copies: Vec<DeviceCopy>,
 }
 
-/// A copy of an image in the memory of a device.
+/// A copy of an image in the memory of a device, or in host memory that a driver allocated for devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceCopy {
-    /// UUID of the device.
+    /// UUID of the device; [`DeviceCopy::HOST`] for host memory.
     pub device: [u8; 16],
     /// What of the image it holds: [`DeviceCopy::WHOLE`], or the identity of a placement
     /// (`daxfs::device::Placement::identity`).
@@ -129,6 +129,14 @@ pub struct DeviceCopy {
 impl DeviceCopy {
     /// All of the image, as it lies in its own memory.
     pub const WHOLE: [u8; 32] = [0; 32];
+
+    /// Instead of a device's UUID: in host memory, which all devices of the machine read.
+    pub const HOST: [u8; 16] = [0; 16];
+
+    /// Whether it lies in host memory.
+    pub fn is_on_host(&self) -> bool {
+        self.device == Self::HOST
+    }
 
     /// Whether it holds all of the image.
     pub fn is_whole(&self) -> bool {
