@@ -130,8 +130,11 @@ impl Server {
             room.map_err(|error| (Refusal::Limit, error.to_string()))?;
         }
         for fd in &fds {
-            let stored = self.notify.store_copy(name, generation, &copy, fd.as_fd());
-            stored.map_err(|error| (Refusal::Failed, error.to_string()))?;
+            if let Err(error) = self.notify.store_copy(name, generation, &copy, fd.as_fd()) {
+                // The one that it was to replace is not in the store any more either.
+                self.table.drop_copy(name, &copy);
+                return Err((Refusal::Failed, error.to_string()));
+            }
         }
         self.table.keep(name, copy, fds.into());
         let (peer, size) = (connection.peer, copy.size);

@@ -10,7 +10,7 @@ use crate::access::Access;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
 use crate::socket::Listener;
-use crate::stored::{Stored, StoredCopy, StoredKind};
+use crate::stored::{Stored, StoredCopy, StoredKind, is_stored};
 use crate::systemd::{Notify, Passed, SetAside, stored_access};
 use crate::table::{Ready, Table};
 
@@ -41,6 +41,13 @@ pub(crate) fn restore_all(
                     _ => Access::default(),
                 };
                 restore(table, budget, notify, key, access, passed.fd);
+            }
+            None if is_stored(&passed.name) => {
+                tracing::warn!(
+                    stored = passed.name,
+                    "another version's descriptor in the store, or a damaged name"
+                );
+                notify.forget_stored(&passed.name);
             }
             None => listener = Some(Listener::foreign(passed.fd, socket)?),
         }

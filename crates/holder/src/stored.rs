@@ -50,6 +50,12 @@ impl<'a> Stored<'a> {
     }
 }
 
+/// Whether a descriptor is one that a holder stored, if maybe not one of this version: its name begins like one.
+pub fn is_stored(text: &str) -> bool {
+    let Some((prefix, _)) = text.split_once('.') else { return false };
+    prefix == "gpu" || StoredKind::ALL.iter().any(|(_, known)| *known == prefix)
+}
+
 /// Name of the descriptor of an image's copy on a device: `gpu.GENERATION.COPY.NAME`, where COPY is all that is known
 /// of the copy, 56 bytes in the letters of base64url (RFC 4648), since in hexadecimal digits the longest names would be
 /// too long.
@@ -128,6 +134,7 @@ mod tests {
         }
         for wrong in ["daxfs.sock", "img.x.a", "img.1", "img.1.", "img.1..a"] {
             assert_eq!(Stored::parse(wrong), None, "{wrong}");
+            assert_eq!(is_stored(wrong), wrong != "daxfs.sock", "{wrong}");
         }
         let longest =
             Stored { kind: StoredKind::Open, generation: u64::MAX, name: &"n".repeat(128) }.to_string();

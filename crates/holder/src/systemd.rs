@@ -251,9 +251,13 @@ impl Notify {
 
     /// Removes a copy from the store; that the supervisor cannot be told is only logged.
     pub fn forget_copy(&self, name: &str, generation: u64, copy: &DeviceCopy) {
-        let stored = StoredCopy { copy: *copy, generation, name };
+        self.forget_stored(&StoredCopy { copy: *copy, generation, name }.to_string());
+    }
+
+    /// Removes what is stored under a name; that the supervisor cannot be told is only logged.
+    pub fn forget_stored(&self, stored: &str) {
         if let Err(error) = self.send(&format!("FDSTOREREMOVE=1\nFDNAME={stored}"), &[]) {
-            tracing::warn!(name, generation, %error, "the supervisor keeps the descriptor of a copy");
+            tracing::warn!(stored, %error, "the supervisor keeps a descriptor");
         }
     }
 

@@ -99,6 +99,15 @@ impl Table {
         }
     }
 
+    /// Takes the copy like `copy` from an image.
+    pub fn drop_copy(&mut self, name: &str, copy: &DeviceCopy) {
+        let Some(held) = self.images.get_mut(name) else { return };
+        if let Some(at) = held.info.copies.iter().position(|other| other.is_like(copy)) {
+            held.info.copies.remove(at);
+            held.copies.remove(at);
+        }
+    }
+
     /// Counts an attach.
     pub fn count_attach(&mut self, name: &str) {
         if let Some(held) = self.images.get_mut(name) {

@@ -108,6 +108,32 @@ fn copies_on_devices_come_back_with_their_images() {
 }
 
 #[test]
+fn names_that_are_none_of_this_version_are_forgotten() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let [of_a, of_b] = ["a", "b"].map(|name| place.weights(name, 1, 1000));
+    place.load_path("a", false, &of_a).unwrap();
+    place.load_path("b", false, &of_b).unwrap();
+    supervisor.wait_for_store(&["img.1.a", "img.2.b"]);
+    let mut kept = "img.1.a".to_owned();
+    for damaged in ["img.x.a", "gpu.1.short.a"] {
+        holder.kill();
+        supervisor.rename(&kept, damaged);
+        holder = supervisor.serve(&place, &Start::default());
+        supervisor.wait_for_store(&["img.2.b"]);
+        assert_eq!(place.list().len(), 1);
+        place.load_path("a", false, &of_a).unwrap();
+        wait_for("the image to be stored", || {
+            supervisor.catch_up();
+            supervisor.stored().len() == 2
+        });
+        kept = supervisor.stored().into_iter().find(|name| name.ends_with(".a")).unwrap();
+    }
+}
+
+#[test]
 fn a_copy_for_which_there_is_no_room_is_refused() {
     let _alone = alone();
     let place = Place::new();

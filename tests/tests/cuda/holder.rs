@@ -195,7 +195,7 @@ fn a_copy_that_cannot_be_made_is_logged() {
         let lines =
             std::io::BufRead::lines(log).map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
         let line = lines.into_iter().find(|line| line["message"] == "no copy on the GPU").unwrap();
-        assert_eq!((&line["name"], &line["gpu"]), (&Value::from("m"), &Value::from("cuda:0")));
+        assert_eq!((&line["name"], &line["into"]), (&Value::from("m"), &Value::from("cuda:0")));
         assert!(line["why"].as_str().unwrap().contains("CUDA with cuMemCreate"), "{line}");
     });
 }

@@ -25,15 +25,15 @@ impl Uploads {
         let background = Self(Arc::clone(&uploads.0));
         let targets = targets(args);
         std::thread::spawn(move || {
-            for (name, target) in
-                names.iter().flat_map(|name| targets.iter().map(move |target| (name, target)))
+            for (name, arguments) in
+                names.iter().flat_map(|name| targets.iter().map(move |arguments| (name, arguments)))
             {
-                let gpu = target.join(OsStr::new(" "));
-                let gpu = gpu.display();
-                match background.upload(&socket, name, target) {
+                let into = arguments.join(OsStr::new(" "));
+                let into = into.display();
+                match background.upload(&socket, name, arguments) {
                     Ok(None) => {}
-                    Ok(Some(why)) => tracing::error!(name, %gpu, why, "no copy on the GPU"),
-                    Err(error) => tracing::error!(name, %gpu, %error, "no copy on the GPU"),
+                    Ok(Some(why)) => tracing::error!(name, %into, why, "no copy on the GPU"),
+                    Err(error) => tracing::error!(name, %into, %error, "no copy on the GPU"),
                 }
             }
         });

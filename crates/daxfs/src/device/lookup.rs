@@ -79,15 +79,13 @@ impl Lookup {
             what: format!("a lookup block for {what}"),
             needs: "another image; files can still be resolved on the host".into(),
         };
-        let mut nodes = collect(image);
+        let (mut nodes, names) = collect(image);
         if u32::try_from(nodes.len()).is_ok_and(|count| count < 1 << 31) {
-            let paths: Vec<Vec<u8>> = nodes.iter_mut().map(|(path, _)| std::mem::take(path)).collect();
-            let mut nodes: Vec<Node> = nodes.into_iter().map(|(_, node)| node).collect();
             let seed = (0..SEEDS).find(|&seed| {
-                for (node, path) in nodes.iter_mut().zip(&paths) {
-                    node.hash = hash(seed, path).into();
+                let mut hashes = hashes(seed, &names);
+                for (node, hash) in nodes.iter_mut().zip(&hashes) {
+                    node.hash = (*hash).into();
                 }
-                let mut hashes: Vec<u64> = nodes.iter().map(|node| node.hash.get()).collect();
                 hashes.sort_unstable();
                 hashes.windows(2).all(|pair| pair[0] != pair[1])
             });
@@ -109,23 +107,27 @@ impl Lookup {
     }
 }
 
-/// All names, level by level, so that the entries of each directory follow each other; their hashes are not set.
-fn collect(image: &Image) -> Vec<(Vec<u8>, Node)> {
-    let mut nodes = vec![(Vec::new(), node(image, &image.root()))];
+/// A name, and the number of the directory that it is in, which comes before it. Not its path: those of a deep tree are
+/// long, all together.
+struct Name {
+    directory: usize,
+    name: Vec<u8>,
+}
+
+/// All names, level by level, so that the entries of each directory follow each other; the hashes of the nodes are not
+/// set.
+fn collect(image: &Image) -> (Vec<Node>, Vec<Name>) {
+    let mut nodes = vec![node(image, &image.root())];
+    let mut names = vec![Name { directory: 0, name: Vec::new() }];
     let mut directories = VecDeque::from([(0, image.root())]);
     // Links to directories, and where those are.
     let mut links = Vec::new();
     let mut places = HashMap::from([(image.root().metadata().ino, 0)]);
     while let Some((index, directory)) = directories.pop_front() {
         let first = nodes.len();
-        let prefix = nodes[index].0.clone();
         for child in directory.children() {
-            let mut path = prefix.clone();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(child.name());
             let node = node(image, &child);
+            names.push(Name { directory: index, name: child.name().to_vec() });
             match child.file_type() {
                 FileType::Directory => {
                     places.insert(child.metadata().ino, nodes.len());
@@ -136,20 +138,20 @@ fn collect(image: &Image) -> Vec<(Vec<u8>, Node)> {
                 }
                 _ => {}
             }
-            nodes.push((path, node));
+            nodes.push(node);
         }
         // Too many of them are refused afterwards.
         let count = |n: usize| U32::from(u32::try_from(n).unwrap_or(u32::MAX));
-        nodes[index].1.first_child = count(first);
-        nodes[index].1.children = count(nodes.len() - first);
+        nodes[index].first_child = count(first);
+        nodes[index].children = count(nodes.len() - first);
     }
     for (link, ino) in links {
         if let Some(&place) = places.get(&ino) {
-            let (first, count) = (nodes[place].1.first_child, nodes[place].1.children);
-            (nodes[link].1.first_child, nodes[link].1.children) = (first, count);
+            let (first, count) = (nodes[place].first_child, nodes[place].children);
+            (nodes[link].first_child, nodes[link].children) = (first, count);
         }
     }
-    nodes
+    (nodes, names)
 }
 
 /// The node of an entry, or of what it leads to if it is a link; without hash and children.
@@ -183,13 +185,35 @@ fn node(image: &Image, entry: &Entry) -> Node {
     }
 }
 
-/// `daxfs_hash`.
+/// `daxfs_hash` of a path, which is begun, goes on byte by byte, and is finished.
 fn hash(seed: u64, path: &[u8]) -> u64 {
-    let hash = path.iter().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    let hash = (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    finished(further(begun(seed), path))
+}
+
+fn begun(seed: u64) -> u64 {
+    seed ^ 0xcbf2_9ce4_8422_2325
+}
+
+fn further(state: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(state, |state, byte| (state ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn finished(state: u64) -> u64 {
+    let hash = (state ^ (state >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     hash ^ (hash >> 32)
+}
+
+/// The hash of each name's path.
+fn hashes(seed: u64, names: &[Name]) -> Vec<u64> {
+    let mut states: Vec<u64> = Vec::with_capacity(names.len());
+    for (number, Name { directory, name }) in names.iter().enumerate() {
+        let state = match (number, *directory) {
+            (0, _) | (_, 0) => begun(seed),
+            (_, directory) => further(states[directory], b"/"),
+        };
+        states.push(further(state, name));
+    }
+    states.into_iter().map(finished).collect()
 }
 
 /// Where the search for an inode number begins.

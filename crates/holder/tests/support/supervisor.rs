@@ -142,6 +142,15 @@ impl Supervisor {
         self.kept.lock().unwrap().store.retain(|(stored, _)| stored != name);
     }
 
+    /// Has a descriptor under another name.
+    pub fn rename(&self, name: &str, to: &str) {
+        self.catch_up();
+        let mut kept = self.kept.lock().unwrap();
+        for (stored, _) in kept.store.iter_mut().filter(|(stored, _)| stored == name) {
+            *stored = to.to_owned();
+        }
+    }
+
     /// Names in the store, sorted.
     pub fn stored(&self) -> Vec<String> {
         let mut names: Vec<String> =
