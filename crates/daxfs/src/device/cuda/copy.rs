@@ -1,14 +1,14 @@
 //! Copying a region into device memory, on several threads.
 //!
-//! Each thread reads pieces into two pinned buffers of its own, and the device fetches one while the next is being
-//! read. Pages that are pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins
-//! while the device fetches what another has pinned.
+//! Each thread reads pieces into pinned buffers, and the device fetches one while the next is being read. Pages that are
+//! pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins while the device
+//! fetches what another has pinned.
 
 #![allow(unsafe_code, reason = "submits copies to device memory")]
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use dmabuf::DirectFile;
 
@@ -16,7 +16,7 @@ use super::super::DeviceError;
 use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::host::{self, Registered};
-use super::staging::{Slot, Staging};
+use super::staging::{Slots, Staging};
 use super::stream::Stream;
 use super::threads;
 use super::upload::UploadOptions;
@@ -94,8 +94,12 @@ impl<'a> Upload<'a> {
             Origin::Pinned(pinned) => threads::run(count, &self.stop, || self.fetch(pinned)),
             Origin::Register => threads::run(count, &self.stop, || self.register()),
             Origin::Read(_) => {
-                let staging = self.staging(pieces.min(2 * count))?;
-                threads::run(count, &self.stop, || self.read(&staging))
+                // Each thread fills one; the device empties a piece in a tenth of the time that this takes.
+                let staging = self.staging(pieces.min(count + count.div_ceil(2)))?;
+                let slots = self.slots(&staging)?;
+                threads::run(count, &self.stop, || self.read(&slots))?;
+                let _current = self.to.device().enter()?;
+                Ok(slots.wait()?)
             }
         }
     }
@@ -104,6 +108,11 @@ impl<'a> Upload<'a> {
     fn staging(&self, count: usize) -> Result<Staging<'a>> {
         let _current = self.to.device().enter()?;
         Ok(Staging::new(self.to.device(), count, self.buffer_len())?)
+    }
+
+    fn slots<'b>(&self, staging: &'b Staging<'b>) -> Result<Slots<'b>> {
+        let _current = self.to.device().enter()?;
+        Ok(Slots::of(staging)?)
     }
 
     /// Bytes that are read at a time.
@@ -152,8 +161,6 @@ impl<'a> Upload<'a> {
 
     fn register(&self) -> Result<()> {
         let device = self.to.device();
-        let staging = OnceCell::new();
-        let mut stage = None;
         while let Some((at, len)) = self.take() {
             if let Ok(memory) = host::register(device, self.region, at, len, host::Threads::One) {
                 let _current = device.enter()?;
@@ -164,26 +171,19 @@ impl<'a> Upload<'a> {
                 unsafe { memory.release() };
             } else {
                 // More than the kernel or the driver pins.
-                let staging = match staging.get() {
-                    Some(staging) => staging,
-                    None => {
-                        let made = self.staging(2)?;
-                        staging.get_or_init(|| made)
-                    }
-                };
-                let stage = match &mut stage {
-                    Some(stage) => stage,
-                    none => none.insert(Stage::new(self, staging)?),
-                };
+                let staging = self.staging(2)?;
+                let slots = self.slots(&staging)?;
+                let mut stage = Stage::new(self, &slots)?;
                 stage.send(at, len)?;
+                stage.finish()?;
             }
             self.advance(len)?;
         }
-        stage.map_or(Ok(()), Stage::finish)
+        Ok(())
     }
 
-    fn read(&self, staging: &Staging<'_>) -> Result<()> {
-        let mut stage = Stage::new(self, staging)?;
+    fn read(&self, slots: &Slots<'_>) -> Result<()> {
+        let mut stage = Stage::new(self, slots)?;
         while let Some((at, len)) = self.take() {
             stage.send(at, len)?;
             self.advance(len)?;
@@ -203,34 +203,33 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// Two pinned buffers of a thread, which are filled in turn, and the stream that empties them.
-struct Stage<'a> {
+/// A thread's part in filling buffers, and the stream that empties them.
+struct Stage<'a, 's> {
     upload: &'a Upload<'a>,
-    staging: &'a Staging<'a>,
-    /// Dropped before the slots that it reads.
+    slots: &'a Slots<'s>,
+    /// Dropped, and so waited for, before the slots that it reads.
     stream: Stream<'a>,
-    slots: Vec<Slot<'a>>,
-    turn: usize,
 }
 
-impl<'a> Stage<'a> {
-    fn new(upload: &'a Upload<'a>, staging: &'a Staging<'a>) -> Result<Self> {
+impl<'a, 's> Stage<'a, 's> {
+    fn new(upload: &'a Upload<'a>, slots: &'a Slots<'s>) -> Result<Self> {
         let _current = upload.to.device().enter()?;
-        Ok(Self { upload, staging, stream: Stream::new(upload.to.device())?, slots: Vec::new(), turn: 0 })
+        Ok(Self { upload, slots, stream: Stream::new(upload.to.device())? })
     }
 
-    /// Copies a part of the region, piece by piece; the last two are still on their way then.
+    /// Copies a part of the region, piece by piece; the last ones are still on their way then.
     fn send(&mut self, at: u64, len: u64) -> Result<()> {
         let Upload { region, segments, to, origin, .. } = self.upload;
         let _current = to.device().enter()?;
         let piece = self.upload.buffer_len();
         let end = at + len;
         for at in (at..end).step_by(piece) {
-            if self.turn < 2 {
-                self.slots.push(Slot::new(self.staging)?);
-            }
-            let slot = &mut self.slots[self.turn % 2];
-            self.turn += 1;
+            let mut slot = loop {
+                match self.slots.take() {
+                    Some(slot) => break slot,
+                    None => thread::yield_now(),
+                }
+            };
             let len = usize::try_from(end - at).map_or(piece, |left| left.min(piece));
             let bytes = slot.bytes()?;
             let is_read = match origin {
@@ -245,14 +244,14 @@ impl<'a> Stage<'a> {
             // SAFETY: the part is within the buffer's bytes, which are mapped for writing while it is being filled, and
             // outlive the stream.
             unsafe { slot.send(len, to.address() + at, &self.stream) }?;
+            self.slots.put(slot);
         }
         Ok(())
     }
 
-    /// Waits until all is on the device.
-    fn finish(mut self) -> Result<()> {
+    /// Waits until all that this thread has sent is on the device.
+    fn finish(self) -> Result<()> {
         let _current = self.upload.to.device().enter()?;
-        self.stream.synchronize()?;
-        Ok(self.slots.iter_mut().try_for_each(Slot::wait)?)
+        Ok(self.stream.synchronize()?)
     }
 }

@@ -2,9 +2,11 @@
 
 #![allow(unsafe_code, reason = "calls the CUDA driver")]
 
+use std::collections::VecDeque;
 use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::{Advice, MmapMut, MmapRaw};
 
@@ -124,6 +126,42 @@ pub(super) struct Slot<'a> {
     event: Opaque,
     /// Whether a copy was submitted whose end was not waited for.
     is_busy: bool,
+}
+
+// SAFETY: the buffer was handed out to this value alone, and any thread may use the event (cuda.h binds neither
+// cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which is said of
+// each function; nothing else is reached through the pointers.
+unsafe impl Send for Slot<'_> {}
+
+/// The buffers of an upload, for all of its threads: each takes that whose copy was submitted first, so no thread waits
+/// while another one's buffers are free.
+pub(super) struct Slots<'a>(Mutex<VecDeque<Slot<'a>>>);
+
+impl<'a> Slots<'a> {
+    /// All buffers of `staging`, which are as many as there are threads at least. A context is current.
+    pub fn of(staging: &'a Staging<'a>) -> Result<Self, DeviceError> {
+        let slots: Result<_, _> = (0..staging.count).map(|_| Slot::new(staging)).collect();
+        Ok(Self(Mutex::new(slots?)))
+    }
+
+    /// The next one; none while other threads have all.
+    pub fn take(&self) -> Option<Slot<'a>> {
+        self.lock().pop_front()
+    }
+
+    /// Gives one back, whose copy was submitted.
+    pub fn put(&self, slot: Slot<'a>) {
+        self.lock().push_back(slot);
+    }
+
+    /// Waits until the device has read all of them. A context is current.
+    pub fn wait(&self) -> Result<(), DeviceError> {
+        self.lock().iter_mut().try_for_each(Slot::wait)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Slot<'a>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<'a> Slot<'a> {

@@ -66,7 +66,8 @@ impl UploadOptions {
         }
     }
 
-    /// Threads that read; each has two pinned buffers of one piece. At least 1.
+    /// Threads that read, at least 1. There are one and a half times as many pinned buffers of one piece, while the upload
+    /// lasts.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
