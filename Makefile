@@ -1,8 +1,9 @@
 # The project's commands; the work is done in scripts/ and tests/kernel/.
 
 .DEFAULT_GOAL := help
-# On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh.
-BUILD := $(if $(shell command -v cargo),setup wheel)
+# On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
+# redirection has older versions of make ask a shell, which knows `command`.
+BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
 .PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench bench-gpu build wheel clean
 
 help:            ## this list

@@ -15,7 +15,8 @@ build() {
     rm -rf "$KIT"
     mkdir -p "$KIT/deps"
     # The names of test programs have a hash in them; cargo tells them.
-    cargo test --quiet --release --no-run --message-format=json -p daxfs-tests --test cuda --test vulkan -p daxfs-examples --test run |
+    cargo test --quiet --release --no-run --message-format=json \
+        -p daxfs-tests --test cuda --test vulkan -p daxfs-examples --test run |
         python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -38,7 +39,8 @@ install_wheel() {
         python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' \
             >"$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/machine.pth"
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall dist/*.whl
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall \
+        dist/*.whl
     touch .venv/wheel-is-current
 }
 

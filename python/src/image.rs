@@ -202,8 +202,8 @@ impl Image {
     /// without a copy. The driver allocates it, so DeviceImage.share() and keep() pass it on as they do a GPU's memory,
     /// and nobody pins anything. The threads write it themselves, so register changes nothing.
     ///
-    /// threads: how many threads read and copy; None for as many as there are processors, at most 8.
-    /// piece: bytes that each reads at a time (default 16 MiB); a thread pins twice as much while it runs.
+    /// threads: how many threads read and copy; None for as many as there are processors, at most 12.
+    /// piece: bytes that each reads at a time (default 4 MiB); a thread pins twice as much while it runs.
     /// verify: compare the copy with the image, as DeviceImage.verify() does.
     /// writable: leave the memory writable for kernels of this process.
     /// register: pin the image's own pages for the copy instead of reading them into pinned buffers, where they can be
@@ -245,7 +245,8 @@ impl Image {
 
     /// Lets a GPU read the image's memory where it is, over the link: nothing is copied, the pages are pinned.
     ///
-    /// That takes a memfd that is sealed against shrinking and not against writing; DeviceError says why else.
+    /// That takes a memfd that is sealed against shrinking, or a file; where the driver pins only what could be
+    /// written, no file, and a memfd that is not sealed against writing. DeviceError says why else.
     /// piece: most bytes in one piece, at least 2 MiB (default 64 GiB). What crosses from one to the next has no
     /// address.
     #[pyo3(signature = (device, *, piece=None))]

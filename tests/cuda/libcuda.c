@@ -462,8 +462,8 @@ static unsigned long long setting(const char *name, unsigned long long otherwise
 }
 
 // As of an H100 with driver 580: device memory is shareable by descriptor (102, 103), for RDMA (110, 116) and as
-// dma-buf (124), host memory can be registered (99), also for reading only (113), and allocated (141) on the node beside
-// the device, 0 (134); compute capability 9.0 (75).
+// dma-buf (124), host memory can be registered (99), also for reading only (113), and allocated (141) on the node
+// beside the device, 0 (134); compute capability 9.0 (75).
 static void read_attributes(void) {
     static const int ones[] = {99, 102, 103, 110, 113, 116, 124, 141};
     const char *text = getenv("DAXFS_FAKE_CUDA_ATTRIBUTES");

@@ -12,7 +12,7 @@
 //! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
 //! | `kerf` | do images of an independent builder open with the same contents? |
 //! | `concurrent_rewrite` | what does a reader see while another process writes? |
-//! | `kernel`, `kernel_holder`, `kernel_memory` | do images and descriptors work on a kernel with udmabuf and dma-heap? |
+//! | `kernel`, `kernel_holder`, `kernel_memory` | do images work on a kernel with udmabuf and dma-heap? |
 //! | `kernel_module` | does the kernel's own DAXFS show the same files, and is the memory behind its mounts found? |
 //! | `kernel_pci` | what does a reader see when a PCI device is removed? |
 //! | `vulkan` | does a device read from an image's memory what the CPU reads? |

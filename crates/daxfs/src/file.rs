@@ -182,7 +182,12 @@ impl File {
             let (part, rest) = target.split_at_mut(len);
             match (piece.source, self.image().backing()) {
                 (PieceSource::Image(at), _) => self.image().region().view().read_at(at + skip, part)?,
-                (PieceSource::Backing(at), Some(backing)) => backing.view().read_at(at + skip, part)?,
+                (PieceSource::Backing(at), Some(backing)) => {
+                    // Callers see to the image's own memory.
+                    let _access = backing.cpu_access()?;
+                    backing.view().read_at(at + skip, part)?;
+                    backing.check_present()?;
+                }
                 _ => part.fill(0),
             }
             if rest.is_empty() {

@@ -62,8 +62,8 @@ fn open_target(py: Python<'_>, text: &str) -> PyResult<(cuda::Device, bool)> {
         (None, Some(number)) => (number, true),
         (None, None) => {
             return Err(PyValueError::new_err(format!(
-                "a device is \"cuda\" or \"cuda:N\", or \"cuda-host:N\" for the host memory beside one, N counted from 0, \
-                 not {text:?}"
+                "a device is \"cuda\" or \"cuda:N\", or \"cuda-host:N\" for the host memory beside one, N counted \
+                 from 0, not {text:?}"
             )));
         }
     };

@@ -206,6 +206,28 @@ fn what_cannot_be_waited_for_is_kept() {
     }
 }
 
+/// Pinned buffers, too: the device may still read what was sent when a copy has failed.
+#[test]
+fn buffers_that_cannot_be_waited_for_are_kept() {
+    const TEST: &str = "errors::buffers_that_cannot_be_waited_for_are_kept";
+    for attributes in ["", "99=0"] {
+        let settings = [
+            ("DAXFS_FAKE_CUDA_FAIL", "cuEventRecord:1:999,cuCtxSynchronize:0:900"),
+            ("DAXFS_FAKE_CUDA_ATTRIBUTES", attributes),
+        ];
+        let is_done = simulated(TEST, &settings, || {
+            let options = daxfs::device::cuda::UploadOptions::new().threads(1);
+            let error = image().to_with(&device(), &options).unwrap_err();
+            assert!(error.to_string().contains("cuEventRecord"), "{error}");
+            // Handle, range and mapping of the device's memory, and the context; the buffers, and the event of one.
+            assert_eq!(live(), 6);
+        });
+        if is_done {
+            return;
+        }
+    }
+}
+
 #[test]
 fn mapping_does_not_copy() {
     simulated("errors::mapping_does_not_copy", &[], || {

@@ -44,8 +44,8 @@ fn first(is_enough: fn(&vulkan::Enabled) -> bool) -> Option<Device> {
 }
 
 /// The device and its shaders for all tests of this process that need no device of their own: building the shaders
-/// takes seconds on an emulated processor. Of the ways into it there may be only the mapping, as with NVIDIA's driver on
-/// a machine without a display.
+/// takes seconds on an emulated processor. Of the ways into it there may be only the mapping, as with NVIDIA's driver
+/// on a machine without a display.
 pub fn shared() -> Option<(&'static Device, MutexGuard<'static, Hasher<'static>>)> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     static HASHER: OnceLock<Mutex<Hasher<'static>>> = OnceLock::new();

@@ -31,8 +31,8 @@ impl Image {
     /// [`DeviceError::OutOfMemory`] or [`DeviceError::OutOfHostMemory`], with nothing left behind;
     /// [`Error::BeingReplaced`] when another image took this one's place while it was copied;
     /// [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for it;
-    /// [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Unavailable`] where the driver allocates no such
-    /// memory, [`DeviceError::Driver`].
+    /// [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Unavailable`] where the driver allocates no
+    /// such memory, [`DeviceError::Driver`].
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
         let device = resident(device)?;
         if let Some(kept) = kept(device, self, None, options)? {

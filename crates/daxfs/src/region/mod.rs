@@ -162,7 +162,8 @@ impl Region {
     /// [`Region::is_current`] is true of it for good.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there is not enough memory, and when the file was cut short.
+    /// [`Error::Memory`] when there is not enough memory, when the file was cut short, and when the region's device has
+    /// gone.
     pub fn sealed_copy(&self) -> Result<Self> {
         let memfd = Memfd::create("daxfs-copy", self.len(), HugePages::Auto)?;
         let len = self.view().len();
@@ -174,13 +175,15 @@ impl Region {
             if !self.pread(0, &mut target)? {
                 let mut buffer = vec![0; COPY_CHUNK];
                 self.view().chunks(&mut buffer, |offset, bytes| target.copy_from(offset, bytes))?;
+                self.check_present()?;
             }
         }
         memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
         Self::from_fd(memfd.into())
     }
 
-    /// Copies bytes out of the region. A file that was cut short is an error, where that can be.
+    /// Copies bytes out of the region. A file that was cut short is an error, where that can be, and so is a device that
+    /// has gone.
     #[cfg(feature = "cuda")]
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let mut target = SharedBytesMut::from_slice(bytes);
@@ -197,7 +200,8 @@ impl Region {
             return Ok(());
         }
         let _access = self.cpu_access()?;
-        Ok(self.view().read_at(offset, bytes)?)
+        self.view().read_at(offset, bytes)?;
+        self.check_present()
     }
 
     /// A regular file to be read around the page cache; `None` for other memory, for what was written to a private

@@ -113,14 +113,18 @@ impl<'a> Fill<'a> {
         // `u8`. No other thread has taken these bytes, no other process has a descriptor, and the device was given no
         // work on them, so this is the only reference to them.
         let target = unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(from), room) };
-        if let Some(file) = &self.direct
-            && file.read(self.region.view().get(at, len as u64)?, self.region.offset() + at, target)
-        {
-            // What the file has behind the image is nobody's business.
-            target[len..].fill(0);
-            return Ok(());
+        let is_read = match &self.direct {
+            Some(file) => {
+                file.read(self.region.view().get(at, len as u64)?, self.region.offset() + at, target)
+            }
+            None => false,
+        };
+        if !is_read {
+            self.segments.read_at(self.region, at, &mut target[..len])?;
         }
-        self.segments.read_at(self.region, at, &mut target[..len])
+        // What the file has behind the image is nobody's business, and a read that failed may have left it, too.
+        target[len..].fill(0);
+        Ok(())
     }
 
     fn outside(&self, offset: u64, len: u64) -> dmabuf::Error {

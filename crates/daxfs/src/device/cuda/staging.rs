@@ -24,7 +24,7 @@ const EVENT: c_uint = 2;
 /// Bytes that one thread brings into memory at a time: a few huge pages.
 const TOUCHED: usize = 8 << 20;
 
-/// Pinned memory for several buffers of one size. One piece, since each piece costs the driver a tenth of a millisecond,
+/// Pinned memory for several buffers of one size. One piece, since each costs the driver a tenth of a millisecond,
 /// whatever its size, and all threads wait for the same lock meanwhile.
 pub(super) struct Staging<'a> {
     device: &'a Device,
@@ -85,6 +85,9 @@ impl<'a> Staging<'a> {
 /// Memory of this process, pinned; none where there is no memory, or the driver does not pin it. A context is current.
 fn registered(device: &Device, len: usize) -> Option<MmapRaw> {
     let mapping = MmapMut::map_anon(len).ok()?;
+    // After a fork, by whichever thread, what is written would go to pages of this process's own, and older kernels
+    // leave those that the device reads to the child.
+    mapping.advise(Advice::DontFork).ok()?;
     // Huge pages are quicker to make and to pin. Where there are none, it is as good.
     let _ = mapping.advise(Advice::HugePage);
     // The driver would ask for one page after the other, in one thread. What the kernel does not know how to do before

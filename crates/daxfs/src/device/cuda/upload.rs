@@ -115,9 +115,10 @@ impl UploadOptions {
 
     /// Pins the image's own pages, a quarter of a GiB at a time, and lets the device fetch them from there, instead of
     /// reading them into pinned buffers. It saves the processors a copy and costs the pinning, which takes two to four
-    /// times as long with pages of 4 KiB (measured on an H100 with 16 processors): for where processors are few or busy,
-    /// or pages are huge. What cannot be pinned (see [`Image::map`](crate::Image::map)) is read as without this. What this process has mapped
-    /// for the same device by `Image::map` is pinned already, and always fetched from there.
+    /// times as long with pages of 4 KiB (measured on an H100 with 16 processors): for where processors are few or
+    /// busy, or pages are huge. What cannot be pinned (see [`Image::map`](crate::Image::map)) is read as without this.
+    /// What this process has mapped for the same device by `Image::map` is pinned already, and always fetched from
+    /// there.
     #[must_use]
     pub fn register(mut self, register: bool) -> Self {
         self.register = register;
