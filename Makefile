@@ -28,7 +28,7 @@ test-two-kernels: ## two virtual machines over one memory: devdax, a physical ra
 	@scripts/test.sh setup two-kernels
 
 test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
-	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-python gpu-sanitizer
+	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-vulkan gpu-python gpu-sanitizer
 
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)

@@ -148,12 +148,16 @@ gpu() {
 
 gpu_build() {
     if command -v cargo >/dev/null; then scripts/gpu.sh build; return; fi
-    [ -e target/gpu/deps/cuda ] || cannot "no cargo, and nothing in target/gpu: see scripts/gpu.sh" || return
-    echo "built elsewhere: target/gpu"
+    need_programs && echo "built elsewhere: target/gpu"
+}
+
+need_programs() {
+    [ -e target/gpu/deps/cuda ] || cannot "no cargo, and nothing in target/gpu: see scripts/gpu.sh"
 }
 
 # Each test is a process that starts the driver; one of them takes all memory, and runs alone.
 gpu_rust() {
+    need_programs || return
     local status=0
     target/gpu/deps/cuda --test-threads=8 --skip exhausted:: || status=$?
     target/gpu/deps/cuda exhausted:: || status=$?
@@ -161,7 +165,15 @@ gpu_rust() {
 }
 
 gpu_examples() {
+    need_programs || return
     target/gpu/deps/run --test-threads=1 cuda
+}
+
+# NVIDIA's driver is one of Vulkan as well; without a display it takes mappings alone.
+gpu_vulkan() {
+    need_programs || return
+    ldconfig -p | grep -q 'libvulkan\.so\.1' || cannot "no Vulkan loader: install libvulkan1" || return
+    DAXFS_REQUIRE_VULKAN=1 target/gpu/deps/vulkan --test-threads=1 reading::
 }
 
 gpu_python() {
@@ -177,6 +189,7 @@ gpu_sanitizer() {
     local sanitizer
     sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer) ||
         cannot "compute-sanitizer is not on the PATH" || return
+    need_programs || return
     "$sanitizer" --target-processes all --report-api-errors no --error-exitcode 1 \
         target/gpu/deps/cuda --test-threads=8 --skip exhausted::
 }
@@ -225,6 +238,7 @@ if [ "${DAXFS_TEST_GPU:-}" = 1 ]; then
     step gpu-build gpu_build
     step gpu-rust gpu_rust
     step gpu-examples gpu_examples
+    step gpu-vulkan gpu_vulkan
     step gpu-python gpu_python
     step gpu-sanitizer gpu_sanitizer
 else

@@ -10,8 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::unistd::AccessFlags;
+use nix::fcntl::{AT_FDCWD, AtFlags, PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::{AccessFlags, faccessat};
 
 use crate::map::page_size;
 use crate::view::SharedBytes;
@@ -46,7 +46,8 @@ impl DirectFile {
         let (cached, direct) = (open(0)?, open(libc::O_DIRECT)?);
         posix_fadvise(&cached, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).ok()?;
         let is_ours = cached.metadata().is_ok_and(|file| file.uid() == nix::unistd::geteuid().as_raw());
-        let is_told = is_ours || nix::unistd::access(path.as_str(), AccessFlags::W_OK).is_ok();
+        let may_write = faccessat(AT_FDCWD, path.as_str(), AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok();
+        let is_told = is_ours || may_write;
         let is_refused = AtomicBool::new(false);
         Some(DirectFile { cached, direct, random: RandomState::new(), is_told, is_refused })
     }

@@ -94,6 +94,10 @@ fn only_the_memory_of_this_device_and_image_is_attached() {
         let error = attach(&other, &share()).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::OtherDevice { .. })), "{error}");
         assert!(error.to_string().starts_with("the memory lies on device "), "{error}");
+        // Whatever is said of it.
+        let uuid = other.as_cuda().unwrap().uuid();
+        let error = attach(&other, &Shared { uuid, ..share() }).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::OtherDevice { .. })), "{error}");
 
         let short = Shared { size: 4096, ..share() };
         let error = attach(&device(), &short).unwrap_err();

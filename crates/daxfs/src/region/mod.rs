@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -356,7 +356,10 @@ impl Region {
             FdKind::File | FdKind::Memfd { .. } => {
                 std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino))
             }
-            // Only the root of a mounted DAXFS is a path to these.
+            FdKind::Physical if std::fs::metadata(path).is_ok_and(|now| now.file_type().is_char_device()) => {
+                true
+            }
+            // Otherwise only the root of a mounted DAXFS is a path to these.
             FdKind::DmaBuf { .. } | FdKind::Physical => match source::behind_mount(path) {
                 Ok(Some(Mounted::DmaBuf(fd))) => {
                     dmabuf::describe(fd.as_fd()).is_ok_and(|now| (now.dev, now.ino) == (info.dev, info.ino))

@@ -151,7 +151,10 @@ impl Allocation {
         let is_other = !device.is(&uuid);
         let other =
             || DeviceError::OtherDevice { device: device.name().into(), wanted: uuid, found: device.uuid() };
-        let imported = Some(closed_on_exec(device, fd)?);
+        let imported = fd.try_clone().map_err(|error| DeviceError::Unavailable {
+            what: format!("another descriptor of the memory for {}", device.name()),
+            needs: format!("room for it ({error})"),
+        })?;
         let _current = device.enter()?;
         let mut handle = 0;
         // The descriptor goes through the parameter for the handles of other systems, as its number.
@@ -161,9 +164,13 @@ impl Allocation {
         let check = device.check("cuMemImportFromShareableHandle", code);
         // A device may be refused the memory of another one.
         check.map_err(|error| if is_other && uuid != DeviceCopy::HOST { other() } else { error })?;
-        let mut memory = Memory { device: device.clone(), handle, location: on(device), imported };
+        let mut memory =
+            Memory { device: device.clone(), handle, location: on(device), imported: Some(imported) };
         match memory.location()? {
-            Location { kind: ON_DEVICE, .. } if is_other => return Err(other()),
+            // Whatever was sent along: GPUs that reach each other's memory take it.
+            Location { kind: ON_DEVICE, number } if is_other || number != device.number() => {
+                return Err(other());
+            }
             Location { kind: ON_DEVICE, .. } => {}
             location @ Location { kind: ON_HOST_NODE, .. } => {
                 device.host_node()?;
