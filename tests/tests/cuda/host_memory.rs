@@ -3,8 +3,6 @@
 
 use std::env;
 use std::fs;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -13,9 +11,8 @@ use daxfs::device::{Device, DeviceError, MappedImage, Place, Route};
 use daxfs::dlpack::DLDevice;
 use daxfs::holder::message::DeviceCopy;
 use daxfs::{Error, Image, Part, Region};
-use dmabuf::send_fds;
 
-use crate::sharing::{ROLE, receive, start, uploader};
+use crate::sharing::outlives;
 use crate::support::{bytes, check, device, files, image, live, on_a_gpu, simulated};
 
 pub fn in_host() -> UploadOptions {
@@ -178,42 +175,16 @@ fn readers_map_it_for_reading() {
 #[test]
 fn it_outlives_the_process_that_filled_it() {
     const TEST: &str = "host_memory::it_outlives_the_process_that_filled_it";
-    on_a_gpu(TEST, || {
-        if let Ok(role) = env::var(ROLE) {
-            let (role, number) = role.split_once(' ').unwrap();
-            let socket = UnixStream::from(dmabuf::duplicate(number.parse().unwrap()).unwrap());
-            match role {
-                "upload" => uploader(&socket, &in_host()),
-                _ => {
-                    let (shared, image) = receive(&socket);
-                    assert_eq!(shared.uuid, DeviceCopy::HOST);
-                    let attach =
-                        |shared: &Shared| device().as_cuda().unwrap().attach(&image, shared).unwrap();
-                    let attached = attach(&shared);
-                    assert_eq!(attached.memory().route(), Route::Descriptor);
-                    drop(shared);
-                    check_all(&image, &attached);
-                    let again = attach(&buffer(&attached).share().unwrap());
-                    drop(attached);
-                    check_all(&image, &again);
-                    drop(again);
-                    assert_eq!(live(), 0);
-                }
-            }
-            return;
-        }
-        let (mut process, socket) = start(TEST, "upload");
-        let (shared, image) = receive(&socket);
-        process.kill().unwrap();
-        process.wait().unwrap();
-        // This process only holds the descriptor, and has no context.
-        for _ in 0..2 {
-            let (mut reader, socket) = start(TEST, "read");
-            let mut message = shared.size.to_le_bytes().to_vec();
-            message.extend(shared.uuid);
-            send_fds(socket.as_fd(), &message, &[shared.fd.as_fd(), image.region().fd().unwrap()]).unwrap();
-            assert!(reader.wait().unwrap().success());
-        }
+    outlives(TEST, &in_host(), |shared, image| {
+        assert_eq!(shared.uuid, DeviceCopy::HOST);
+        let attach = |shared: &Shared| device().as_cuda().unwrap().attach(image, shared).unwrap();
+        let attached = attach(&shared);
+        assert_eq!(attached.memory().route(), Route::Descriptor);
+        drop(shared);
+        check_all(image, &attached);
+        let again = attach(&buffer(&attached).share().unwrap());
+        drop(attached);
+        check_all(image, &again);
     });
 }
 

@@ -14,10 +14,10 @@ use dmabuf::{recv_fds, send_fds};
 use crate::support::{check, device, image, live, on_a_gpu, simulated};
 
 /// What a process of these tests does, and the number of its socket.
-pub const ROLE: &str = "DAXFS_TEST_CUDA_ROLE";
+const ROLE: &str = "DAXFS_TEST_CUDA_ROLE";
 
 /// Starts this test once more, in a role, and gives the socket to it.
-pub fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
+fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
     nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
@@ -27,7 +27,7 @@ pub fn start(test: &str, role: &str) -> (std::process::Child, UnixStream) {
 }
 
 /// Fills the device's memory, sends descriptors of it and of the host's image, and waits for its end.
-pub fn uploader(socket: &UnixStream, options: &UploadOptions) {
+fn uploader(socket: &UnixStream, options: &UploadOptions) {
     let image = image();
     let resident = image.to_with(&device(), options).unwrap();
     let Shared { fd, size, uuid } = resident.buffers()[0].as_cuda().unwrap().share().unwrap();
@@ -37,7 +37,7 @@ pub fn uploader(socket: &UnixStream, options: &UploadOptions) {
     std::thread::park();
 }
 
-pub fn receive(socket: &UnixStream) -> (Shared, Image) {
+fn receive(socket: &UnixStream) -> (Shared, Image) {
     let mut message = [0; 24];
     let (len, mut fds) = recv_fds(socket.as_fd(), &mut message, 2).unwrap();
     assert_eq!((len, fds.len()), (24, 2));
@@ -46,39 +46,42 @@ pub fn receive(socket: &UnixStream) -> (Shared, Image) {
     (Shared { fd: fds.pop().unwrap(), size, uuid: message[8..].try_into().unwrap() }, image)
 }
 
-#[test]
-fn memory_outlives_the_process_that_filled_it() {
-    const TEST: &str = "sharing::memory_outlives_the_process_that_filled_it";
-    on_a_gpu(TEST, || {
+/// A process fills memory, by `options`, and is killed. This one has the descriptor then, and no context; two others
+/// `read` the memory, one after the other.
+pub fn outlives(test: &str, options: &UploadOptions, read: fn(Shared, &Image)) {
+    on_a_gpu(test, || {
         if let Ok(role) = env::var(ROLE) {
             let (role, number) = role.split_once(' ').unwrap();
             let socket = UnixStream::from(dmabuf::duplicate(number.parse().unwrap()).unwrap());
-            match role {
-                "upload" => uploader(&socket, &UploadOptions::new()),
-                _ => {
-                    let (shared, image) = receive(&socket);
-                    let attached = device().as_cuda().unwrap().attach(&image, &shared).unwrap();
-                    assert_eq!(attached.memory().route(), Route::Descriptor);
-                    drop(shared);
-                    check(&image, &attached);
-                    drop(attached);
-                    assert_eq!(live(), 0);
-                }
+            if role == "upload" {
+                return uploader(&socket, options);
             }
-            return;
+            let (shared, image) = receive(&socket);
+            read(shared, &image);
+            return assert_eq!(live(), 0);
         }
-        let (mut process, socket) = start(TEST, "upload");
+        let (mut process, socket) = start(test, "upload");
         let (shared, image) = receive(&socket);
         process.kill().unwrap();
         process.wait().unwrap();
-        // This process only holds the descriptor, and has no context.
         for _ in 0..2 {
-            let (mut reader, socket) = start(TEST, "read");
+            let (mut reader, socket) = start(test, "read");
             let mut message = shared.size.to_le_bytes().to_vec();
             message.extend(shared.uuid);
             send_fds(socket.as_fd(), &message, &[shared.fd.as_fd(), image.region().fd().unwrap()]).unwrap();
             assert!(reader.wait().unwrap().success());
         }
+    });
+}
+
+#[test]
+fn memory_outlives_the_process_that_filled_it() {
+    const TEST: &str = "sharing::memory_outlives_the_process_that_filled_it";
+    outlives(TEST, &UploadOptions::new(), |shared, image| {
+        let attached = device().as_cuda().unwrap().attach(image, &shared).unwrap();
+        assert_eq!(attached.memory().route(), Route::Descriptor);
+        drop(shared);
+        check(image, &attached);
     });
 }
 
