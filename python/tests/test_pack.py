@@ -176,7 +176,9 @@ def test_ctrl_c_stops_a_pack(tmp_path: Path) -> None:
         file.truncate(8 << 30)
     (tmp_path / "target").mkdir()
     code = """
-        import daxfs, sys
+        import daxfs, signal, sys
+        # Where the tests run in the background, they are started with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("ready", flush=True)
         try:
             daxfs.pack(sys.argv[1], sys.argv[2], hash=False)
