@@ -64,9 +64,9 @@ impl Mount {
         source(&context)?;
         configure(&context, SET_FLAG, Some("validate"), None, 0)?;
         configure(&context, CMD_CREATE, None, None, 0)?;
+        let number = context.as_raw_fd();
         // SAFETY: this call takes integers only.
-        let tree =
-            descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })?;
+        let tree = descriptor(unsafe { libc::syscall(libc::SYS_fsmount, number, FSMOUNT_CLOEXEC, 0) })?;
         let target = CString::new(at.as_os_str().as_bytes())?;
         // SAFETY: both paths are strings with a NUL, which the kernel only reads.
         let moved = unsafe {
