@@ -182,8 +182,8 @@ impl Region {
         Self::from_fd(memfd.into())
     }
 
-    /// Copies bytes out of the region. A file that was cut short is an error, where that can be, and so is a device that
-    /// has gone.
+    /// Copies bytes out of the region. A file that was cut short is an error, where that can be, and so is a device
+    /// that has gone.
     #[cfg(feature = "cuda")]
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let mut target = SharedBytesMut::from_slice(bytes);

@@ -1,7 +1,7 @@
 //! Copying a region into device memory, on several threads.
 //!
-//! Each thread reads pieces into pinned buffers, and the device fetches one while the next is being read. Pages that are
-//! pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins while the device
+//! Each thread reads pieces into pinned buffers, and the device fetches one while the next is being read. Pages that
+//! are pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins while the device
 //! fetches what another has pinned.
 
 #![allow(unsafe_code, reason = "submits copies to device memory")]

@@ -119,9 +119,13 @@ impl Registered {
 }
 
 /// What this process has pinned for the device of the first `len` bytes of a region, in order, when that is all of
-/// them.
+/// them. Not of a file: who cuts it short and fills it anew leaves the device with pages that are not the file's any
+/// more, and the region may have been opened since.
 pub(super) fn pinned(device: &Device, region: &Region, len: u64) -> Option<Vec<Arc<Registered>>> {
     let info = region.info().filter(|_| !region.is_writable())?;
+    if !matches!(info.kind, FdKind::Memfd { .. }) {
+        return None;
+    }
     let all = PINNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     // Not under the lock: the last share waits for the device.
     let mut list: Vec<Arc<Registered>> = all.iter().filter_map(Weak::upgrade).collect();

@@ -132,8 +132,8 @@ pub(super) struct Slot<'a> {
 }
 
 // SAFETY: the buffer was handed out to this value alone, and any thread may use the event (cuda.h binds neither
-// cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which is said of
-// each function; nothing else is reached through the pointers.
+// cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which is said
+// of each function; nothing else is reached through the pointers.
 unsafe impl Send for Slot<'_> {}
 
 /// The buffers of an upload, for all of its threads: each takes that whose copy was submitted first, so no thread waits

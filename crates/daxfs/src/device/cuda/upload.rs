@@ -66,8 +66,8 @@ impl UploadOptions {
         }
     }
 
-    /// Threads that read, at least 1. There are one and a half times as many pinned buffers of one piece, while the upload
-    /// lasts.
+    /// Threads that read, at least 1. There are one and a half times as many pinned buffers of one piece, while the
+    /// upload lasts.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
@@ -117,8 +117,8 @@ impl UploadOptions {
     /// reading them into pinned buffers. It saves the processors a copy and costs the pinning, which takes two to four
     /// times as long with pages of 4 KiB (measured on an H100 with 16 processors): for where processors are few or
     /// busy, or pages are huge. What cannot be pinned (see [`Image::map`](crate::Image::map)) is read as without this.
-    /// What this process has mapped for the same device by `Image::map` is pinned already, and always fetched from
-    /// there.
+    /// A memfd that this process has mapped for the same device by `Image::map` is pinned already, and always fetched
+    /// from there.
     #[must_use]
     pub fn register(mut self, register: bool) -> Self {
         self.register = register;

@@ -60,9 +60,9 @@ impl MappedImage {
     /// a plan holds are parts of files, so all of it is hashed on the host, too.
     ///
     /// The device computes the hashes, so that no byte of a file in its memory goes over the link; what is in host
-    /// memory does, once. That takes 36 MiB of its memory meanwhile, or 2 where there are no more. Where the driver cannot load the kernels (a GPU older than compute
-    /// capability 7.0, a container without the driver's compiler) everything is copied back and hashed on the host
-    /// instead; [`Verified::on_device`] tells.
+    /// memory does, once. That takes 36 MiB of its memory meanwhile, or 2 where there are no more. Where the driver
+    /// cannot load the kernels (a GPU older than compute capability 7.0, a container without the driver's compiler)
+    /// everything is copied back and hashed on the host instead; [`Verified::on_device`] tells.
     ///
     /// # Errors
     /// [`DeviceError::Mismatch`] names a file that is another on the device; [`Error::OtherContent`] for hashes in the
