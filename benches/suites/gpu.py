@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def suite(context: Context) -> Iterator[Row]:
     source = context.store.weights(count)
     path = context.scratch / "image.daxfs"
     run([context.programs.pack, source, "-o", path, "-q", "--no-sync"])
+    # The disk would have it written meanwhile.
+    os.sync()
     # Some peers read around the page cache: from a tmpfs, they read memory.
     with memory_disk() as disk, held(context.programs, source, "--hash") as image:
         model = source / "model.safetensors"

@@ -102,14 +102,18 @@ def progress_raises(path: Path) -> None:
     assert live() == 0
 
 
-@simulated(DELAY_US=50_000)
+@simulated(DELAY_US=300_000)
 def signals_are_heard(path: Path) -> None:
     def stop(*_: object) -> None:
         raise InterruptedError("stop")
 
     signal.signal(signal.SIGALRM, stop)
-    # More copies than anybody waits for: without the signal this would take longer than the test may.
-    with daxfs.open(path) as image:
+    source = path.parent / "long"
+    source.mkdir()
+    with (source / "file").open("wb") as file:
+        file.truncate(96 << 20)
+    # Three times what is on its way at once, which takes so long that the signal comes before the end.
+    with daxfs.pack(source, into="memfd") as packed, daxfs.open(packed) as image:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(InterruptedError, match="stop"):
             image.to("cuda:0", threads=1, piece=4096)

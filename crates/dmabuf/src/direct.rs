@@ -20,7 +20,7 @@ use crate::view::SharedBytes;
 const BLOCK: usize = 4096;
 /// Places of a range that are asked for in the cache: to ask for every page takes the kernel a seventh of the time of
 /// copying it. Where the disk may bring a page before the answer is given, more than one has to be.
-const PROBES: u64 = 8;
+const PROBES: u64 = 4;
 
 /// A regular file, opened once more with `O_DIRECT`.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ mod exhausted;
 mod holder;
 mod host_copies;
 mod host_memory;
+mod long_copies;
 mod placed;
 mod resident;
 mod sharing;

@@ -1,14 +1,13 @@
 //! Copying a region into device memory, on several threads.
 //!
-//! Each thread reads pieces into pinned buffers, and the device fetches one while the next is being read. Pages that
-//! are pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins while the device
-//! fetches what another has pinned.
+//! The threads read pieces into a ring of pinned memory, and the device fetches one part of it while others are being
+//! read. Pages that are pinned where they are, or are to be, are fetched from there, in longer pieces: one thread pins
+//! while the device fetches what another has pinned.
 
 #![allow(unsafe_code, reason = "submits copies to device memory")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmabuf::DirectFile;
 
@@ -16,7 +15,8 @@ use super::super::DeviceError;
 use super::super::segments::Segments;
 use super::buffer::Buffer;
 use super::host::{self, Registered};
-use super::staging::{Slots, Staging};
+use super::ring::{Layout, Ring, Sink};
+use super::staging::{Slot, Staging};
 use super::stream::Stream;
 use super::threads;
 use super::upload::UploadOptions;
@@ -44,9 +44,7 @@ pub(super) struct Upload<'a> {
     segments: &'a Segments,
     to: &'a Buffer,
     origin: Origin,
-    /// Bytes that a thread takes at a time, at most those of the image.
-    piece: u64,
-    /// First byte that no thread has taken.
+    /// First byte that no thread has taken to pin and have fetched.
     next: AtomicU64,
     done: AtomicU64,
     /// Set by the thread that failed.
@@ -71,62 +69,46 @@ impl<'a> Upload<'a> {
         } else {
             Origin::Read(if options.direct { region.direct() } else { None })
         };
-        let piece = if let Origin::Read(_) = origin { options.piece as u64 } else { WINDOW };
         let [next, done] = [0, 0].map(AtomicU64::new);
-        Self {
-            options,
-            region,
-            segments,
-            to,
-            origin,
-            piece: piece.min(to.len()),
-            next,
-            done,
-            stop: AtomicBool::new(false),
-        }
+        Self { options, region, segments, to, origin, next, done, stop: AtomicBool::new(false) }
     }
 
     /// Copies everything and waits until it is there.
     pub fn run(&self) -> Result<()> {
-        let pieces = usize::try_from(self.to.len().div_ceil(self.piece)).unwrap_or(usize::MAX);
-        let count = pieces.min(self.options.threads);
         match &self.origin {
-            Origin::Pinned(pinned) => threads::run(count, &self.stop, || self.fetch(pinned)),
-            Origin::Register => threads::run(count, &self.stop, || self.register()),
-            Origin::Read(_) => {
-                // Each thread fills one; the device empties a piece in a tenth of the time that this takes.
-                let staging = self.staging(pieces.min(count + count.div_ceil(2)))?;
-                let slots = self.slots(&staging)?;
-                threads::run(count, &self.stop, || self.read(&slots))?;
-                let _current = self.to.device().enter()?;
-                Ok(slots.wait()?)
+            Origin::Pinned(pinned) => self.in_threads(self.windows(), || self.fetch(pinned)),
+            Origin::Register => {
+                let refused = Mutex::new(Vec::new());
+                self.in_threads(self.windows(), || self.register(&refused))?;
+                for (at, len) in joined(refused.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+                    self.read(at, len, None)?;
+                }
+                Ok(())
             }
+            Origin::Read(direct) => self.read(0, self.to.len(), direct.as_ref()),
         }
     }
 
-    /// Buffers of one piece.
-    fn staging(&self, count: usize) -> Result<Staging<'a>> {
-        let _current = self.to.device().enter()?;
-        Ok(Staging::new(self.to.device(), count, self.buffer_len())?)
+    fn windows(&self) -> u64 {
+        self.to.len().div_ceil(WINDOW)
     }
 
-    fn slots<'b>(&self, staging: &'b Staging<'b>) -> Result<Slots<'b>> {
-        let _current = self.to.device().enter()?;
-        Ok(Slots::of(staging)?)
+    /// Runs `work` on as many threads as were asked for, if there are as many pieces of it.
+    fn in_threads(&self, pieces: u64, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
+        threads::run(self.threads(pieces), &self.stop, work)
     }
 
-    /// Bytes that are read at a time.
-    fn buffer_len(&self) -> usize {
-        self.options.piece.min(usize::try_from(self.to.len()).unwrap_or(usize::MAX))
+    fn threads(&self, pieces: u64) -> usize {
+        usize::try_from(pieces).unwrap_or(usize::MAX).min(self.options.threads)
     }
 
-    /// The next piece: where it begins, and its bytes.
+    /// The next window: where it begins, and its bytes.
     fn take(&self) -> Option<(u64, u64)> {
         if self.stop.load(Ordering::Relaxed) {
             return None;
         }
-        let at = self.next.fetch_add(self.piece, Ordering::Relaxed);
-        let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(self.piece);
+        let at = self.next.fetch_add(WINDOW, Ordering::Relaxed);
+        let len = self.to.len().checked_sub(at).filter(|&left| left > 0)?.min(WINDOW);
         Some((at, len))
     }
 
@@ -159,36 +141,73 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    fn register(&self) -> Result<()> {
+    /// Pins windows and has them fetched; those that the kernel or the driver does not pin are `refused`.
+    fn register(&self, refused: &Mutex<Vec<(u64, u64)>>) -> Result<()> {
         let device = self.to.device();
         while let Some((at, len)) = self.take() {
-            if let Ok(memory) = host::register(device, self.region, at, len, host::Threads::One) {
+            let Ok(memory) = host::register(device, self.region, at, len, host::Threads::One) else {
+                lock(refused).push((at, len));
+                continue;
+            };
+            {
                 let _current = device.enter()?;
                 let stream = Stream::new(device)?;
                 self.send(&memory, memory.place().start, len, &stream)?;
                 stream.synchronize()?;
                 // SAFETY: nothing but the copy uses the memory, and that is through.
                 unsafe { memory.release() };
-            } else {
-                // More than the kernel or the driver pins.
-                let staging = self.staging(2)?;
-                let slots = self.slots(&staging)?;
-                let mut stage = Stage::new(self, &slots)?;
-                stage.send(at, len)?;
-                stage.finish()?;
             }
             self.advance(len)?;
         }
         Ok(())
     }
 
-    fn read(&self, slots: &Slots<'_>) -> Result<()> {
-        let mut stage = Stage::new(self, slots)?;
-        while let Some((at, len)) = self.take() {
-            stage.send(at, len)?;
-            self.advance(len)?;
+    /// Copies a part, not empty, by way of pinned buffers.
+    fn read(&self, start: u64, len: u64, direct: Option<&DirectFile>) -> Result<()> {
+        let device = self.to.device();
+        let piece = self.options.piece as u64;
+        let count = self.threads(len.div_ceil(piece));
+        let layout = Layout::new(len, piece, count);
+        let current = device.enter()?;
+        let staging = Staging::new(device, layout.count(), layout.block())?;
+        // One for all: copies of several streams get in each other's way. The memory stays when this is dropped, and so
+        // waited for.
+        let stream = Mutex::new(Stream::new(device)?);
+        let sink = |_| Ok(Fetched { slot: Slot::new(&staging)?, stream: &stream, to: self.to, start });
+        let sinks: Vec<_> = (0..layout.count()).map(sink).collect::<Result<_, DeviceError>>()?;
+        let ring = Ring::new(layout, sinks);
+        // Threads may end up without it: what they tell others is code of the caller's.
+        drop(current);
+        threads::run(count, &self.stop, || {
+            while !self.stop.load(Ordering::Relaxed)
+                && let Some(piece) = ring.take()?
+            {
+                // SAFETY: the staging memory has a buffer for each block of the layout, which are as long, and whose
+                // slots are in this order; the piece lies within one. It is this thread's alone as long as it is not
+                // sent (see `Piece`), and then the bytes are not used any more.
+                let bytes = unsafe { staging.part(piece.block, piece.place, layout.piece()) };
+                self.fill(start + piece.at, piece.len, bytes, direct)?;
+                let len = piece.len as u64;
+                piece.send()?;
+                self.advance(len)?;
+            }
+            Ok(())
+        })?;
+        let _current = device.enter()?;
+        // This tells whatever went wrong on the device.
+        lock(&stream).synchronize()?;
+        Ok(ring.wait()?)
+    }
+
+    /// Reads `len` bytes of the copy from `at` on into the first of `bytes`.
+    fn fill(&self, at: u64, len: usize, bytes: &mut [u8], direct: Option<&DirectFile>) -> Result<()> {
+        let region = self.region;
+        if let Some(file) = direct
+            && file.read(region.view().get(at, len as u64)?, region.offset() + at, bytes)
+        {
+            return Ok(());
         }
-        stage.finish()
+        self.segments.read_at(region, at, &mut bytes[..len])
     }
 
     /// Submits the copy of pinned bytes, which are those of the region's file from `place` on. The stream has to be
@@ -203,55 +222,52 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// A thread's part in filling buffers, and the stream that empties them.
-struct Stage<'a, 's> {
-    upload: &'a Upload<'a>,
-    slots: &'a Slots<'s>,
-    /// Dropped, and so waited for, before the slots that it reads.
-    stream: Stream<'a>,
+/// A block of pinned memory, and where the device fetches it to.
+struct Fetched<'m, 'a> {
+    slot: Slot<'m>,
+    stream: &'m Mutex<Stream<'a>>,
+    to: &'a Buffer,
+    /// First byte of the copy in the buffer.
+    start: u64,
 }
 
-impl<'a, 's> Stage<'a, 's> {
-    fn new(upload: &'a Upload<'a>, slots: &'a Slots<'s>) -> Result<Self> {
-        let _current = upload.to.device().enter()?;
-        Ok(Self { upload, slots, stream: Stream::new(upload.to.device())? })
+impl Sink for Fetched<'_, '_> {
+    fn send(&mut self, at: u64, len: usize) -> Result<(), DeviceError> {
+        let _current = self.to.device().enter()?;
+        let stream = lock(self.stream);
+        // SAFETY: the block is within the buffer's bytes, which are mapped for writing while it is being filled, and
+        // outlive the stream.
+        unsafe { self.slot.send(len, self.to.address() + self.start + at, &stream) }
     }
 
-    /// Copies a part of the region, piece by piece; the last ones are still on their way then.
-    fn send(&mut self, at: u64, len: u64) -> Result<()> {
-        let Upload { region, segments, to, origin, .. } = self.upload;
-        let _current = to.device().enter()?;
-        let piece = self.upload.buffer_len();
-        let end = at + len;
-        for at in (at..end).step_by(piece) {
-            let mut slot = loop {
-                match self.slots.take() {
-                    Some(slot) => break slot,
-                    None => thread::yield_now(),
-                }
-            };
-            let len = usize::try_from(end - at).map_or(piece, |left| left.min(piece));
-            let bytes = slot.bytes()?;
-            let is_read = match origin {
-                Origin::Read(Some(file)) => {
-                    file.read(region.view().get(at, len as u64)?, region.offset() + at, bytes)
-                }
-                _ => false,
-            };
-            if !is_read {
-                segments.read_at(region, at, &mut bytes[..len])?;
-            }
-            // SAFETY: the part is within the buffer's bytes, which are mapped for writing while it is being filled, and
-            // outlive the stream.
-            unsafe { slot.send(len, to.address() + at, &self.stream) }?;
-            self.slots.put(slot);
-        }
-        Ok(())
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        let _current = self.to.device().enter()?;
+        self.slot.wait()
     }
+}
 
-    /// Waits until all that this thread has sent is on the device.
-    fn finish(self) -> Result<()> {
-        let _current = self.upload.to.device().enter()?;
-        Ok(self.stream.synchronize()?)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Parts that follow each other, made one.
+fn joined(mut parts: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    parts.sort_unstable();
+    parts.dedup_by(|next, before| {
+        let follows = before.0 + before.1 == next.0;
+        before.1 += if follows { next.1 } else { 0 };
+        follows
+    });
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::joined;
+
+    #[test]
+    fn parts_that_follow_each_other_are_one() {
+        assert_eq!(joined(vec![(8, 2), (0, 4), (4, 2), (10, 1)]), [(0, 6), (8, 3)]);
+        assert_eq!(joined(Vec::new()), []);
     }
 }

@@ -37,6 +37,7 @@ mod extents;
 mod fill;
 mod hash;
 mod host;
+mod ring;
 mod staging;
 mod stream;
 mod threads;

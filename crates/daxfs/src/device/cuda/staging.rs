@@ -2,11 +2,9 @@
 
 #![allow(unsafe_code, reason = "calls the CUDA driver")]
 
-use std::collections::VecDeque;
 use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::{Advice, MmapMut, MmapRaw};
 
@@ -22,7 +20,7 @@ const PORTABLE: c_uint = 1;
 /// 2.5 % longer, and there is no use for a processor that waits for a buffer.
 const EVENT: c_uint = 2;
 /// Bytes that one thread brings into memory at a time: a few huge pages.
-const TOUCHED: usize = 8 << 20;
+const TOUCHED: usize = 4 << 20;
 
 /// Pinned memory for several buffers of one size. One piece, since each costs the driver a tenth of a millisecond,
 /// whatever its size, and all threads wait for the same lock meanwhile.
@@ -72,6 +70,18 @@ impl<'a> Staging<'a> {
         // SAFETY: the memory is `all` bytes of this value's own; zeros make all of them initialised.
         unsafe { std::ptr::write_bytes(staging.bytes, 0, all) };
         Ok(staging)
+    }
+
+    /// Bytes of a buffer, by its number in the order in which they are handed out.
+    ///
+    /// # Safety
+    /// There is such a buffer, and it has these bytes. While the slice lives nobody else uses them: no other slice, and
+    /// no copy by the device.
+    #[allow(clippy::mut_from_ref, reason = "the caller answers for it")]
+    pub unsafe fn part(&self, buffer: usize, start: usize, len: usize) -> &mut [u8] {
+        let bytes = self.bytes.wrapping_add(buffer * self.len + start);
+        // SAFETY: the memory is initialised (see `Staging`), and the caller answers for everything else.
+        unsafe { std::slice::from_raw_parts_mut(bytes, len) }
     }
 
     /// A buffer that nobody has; none when all were handed out.
@@ -135,37 +145,6 @@ pub(super) struct Slot<'a> {
 // cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which is said
 // of each function; nothing else is reached through the pointers.
 unsafe impl Send for Slot<'_> {}
-
-/// The buffers of an upload, for all of its threads: each takes that whose copy was submitted first, so no thread waits
-/// while another one's buffers are free.
-pub(super) struct Slots<'a>(Mutex<VecDeque<Slot<'a>>>);
-
-impl<'a> Slots<'a> {
-    /// All buffers of `staging`, which are as many as there are threads at least. A context is current.
-    pub fn of(staging: &'a Staging<'a>) -> Result<Self, DeviceError> {
-        let slots: Result<_, _> = (0..staging.count).map(|_| Slot::new(staging)).collect();
-        Ok(Self(Mutex::new(slots?)))
-    }
-
-    /// The next one; none while other threads have all.
-    pub fn take(&self) -> Option<Slot<'a>> {
-        self.lock().pop_front()
-    }
-
-    /// Gives one back, whose copy was submitted.
-    pub fn put(&self, slot: Slot<'a>) {
-        self.lock().push_back(slot);
-    }
-
-    /// Waits until the device has read all of them. A context is current.
-    pub fn wait(&self) -> Result<(), DeviceError> {
-        self.lock().iter_mut().try_for_each(Slot::wait)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Slot<'a>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl<'a> Slot<'a> {
     /// The next buffer of `staging`. A context is current.

@@ -21,6 +21,10 @@ pub(super) struct Stream<'a> {
     stream: Opaque,
 }
 
+// SAFETY: the stream is a handle, which cuda.h binds to a context and not to a thread; nothing else is reached through
+// the pointer.
+unsafe impl Send for Stream<'_> {}
+
 impl<'a> Stream<'a> {
     /// The context is current here, and for all other functions of this module but `drop`.
     pub fn new(device: &'a Device) -> Result<Self, DeviceError> {

@@ -1,0 +1,400 @@
+//! The order in which several threads fill memory that the device empties: which bytes of a copy go through which part
+//! of it, and when.
+//!
+//! Threads fill pieces, and whoever fills the last piece of a block sends the block. So a thread is soon through with
+//! what it has, and the device still gets long copies: between two of them it rests for some microseconds, which at
+//! 55 GB/s is the time of a hundred KiB.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::DeviceError;
+
+/// Bytes that are sent at a time, where pieces are not longer.
+const BLOCK: u64 = 8 << 20;
+/// Blocks that are full, or on their way, while others are being filled.
+const FULL: u64 = 3;
+/// How long a thread that waits stays awake. A device is through with a block in a part of that, and to wake a processor
+/// of a virtual machine takes as long; who waits for a disk sleeps.
+const AWAKE: Duration = Duration::from_millis(2);
+const ASLEEP: Duration = Duration::from_micros(200);
+/// What pieces are a multiple of: `O_DIRECT` reads whole blocks of a disk.
+const UNIT: u64 = 4096;
+
+/// How many bytes are filled and sent at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Bytes of the copy.
+    len: u64,
+    piece: u64,
+    /// Bytes of a block: whole pieces.
+    block: u64,
+    /// Blocks that there is memory for.
+    count: u64,
+}
+
+impl Layout {
+    /// For a copy of `len` bytes by so many threads, that fill about `piece` bytes at a time; none of them is 0.
+    pub fn new(len: u64, piece: u64, threads: usize) -> Self {
+        let piece = piece.min(len).next_multiple_of(UNIT);
+        let block = piece * (BLOCK / piece).clamp(1, len.div_ceil(piece));
+        let filling = (threads as u64).div_ceil(block / piece);
+        Self { len, piece, block, count: (filling + FULL).min(len.div_ceil(block)) }
+    }
+
+    /// Bytes of a piece in memory, also of the last one, which may be filled with less.
+    pub fn piece(&self) -> usize {
+        usize::try_from(self.piece).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of a block in memory.
+    pub fn block(&self) -> usize {
+        usize::try_from(self.block).unwrap_or(usize::MAX)
+    }
+
+    /// Blocks in memory.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.count).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of the copy that go through its block of this number.
+    fn block_len(&self, number: u64) -> u64 {
+        self.len.saturating_sub(number * self.block).min(self.block)
+    }
+}
+
+/// What takes the bytes of a block in memory further.
+pub(super) trait Sink {
+    /// Begins to take the first `len` bytes to `at` in the copy.
+    fn send(&mut self, at: u64, len: usize) -> Result<(), DeviceError>;
+    /// Waits until what was sent has left the memory.
+    fn wait(&mut self) -> Result<(), DeviceError>;
+}
+
+/// One copy on its way.
+#[derive(Debug)]
+pub(super) struct Ring<S> {
+    layout: Layout,
+    blocks: Vec<Block<S>>,
+    /// First byte that no thread has taken.
+    next: AtomicU64,
+    /// Set when a piece will not be filled or sent.
+    is_broken: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Block<S> {
+    /// Which block of the copy is in the memory.
+    number: AtomicU64,
+    /// Bytes of it that are not filled yet.
+    left: AtomicU64,
+    /// Set when it was sent.
+    is_sent: AtomicBool,
+    sink: Mutex<S>,
+}
+
+/// Bytes that one thread has to fill, and to send then; if it does not, the copy is broken.
+///
+/// While it lives, the [`Layout::piece`] bytes at `place` in the memory of block `block` are this thread's alone: they
+/// were given out once, what was there before was sent and has left the memory, and the block is sent after this piece.
+#[derive(Debug)]
+pub(super) struct Piece<'r, S: Sink> {
+    ring: &'r Ring<S>,
+    /// First byte in the copy.
+    pub at: u64,
+    pub len: usize,
+    /// Which block of the memory it is in.
+    pub block: usize,
+    /// First byte there.
+    pub place: usize,
+    is_sent: bool,
+}
+
+impl<S: Sink> Ring<S> {
+    /// For a copy through memory whose blocks have these sinks, [`Layout::count`] of them.
+    pub fn new(layout: Layout, sinks: impl IntoIterator<Item = S>) -> Self {
+        let block = |(number, sink)| Block {
+            number: AtomicU64::new(number),
+            left: AtomicU64::new(layout.block_len(number)),
+            is_sent: AtomicBool::new(false),
+            sink: Mutex::new(sink),
+        };
+        let blocks: Vec<_> = (0..).zip(sinks).map(block).collect();
+        assert_eq!(blocks.len(), layout.count());
+        Self { layout, blocks, next: AtomicU64::new(0), is_broken: AtomicBool::new(false) }
+    }
+
+    /// The next piece, as soon as there is memory for it; `None` when all are taken, or the copy is broken.
+    pub fn take(&self) -> Result<Option<Piece<'_, S>>, DeviceError> {
+        let Layout { len, piece, block, count } = self.layout;
+        let at = self.next.fetch_add(piece, Ordering::Relaxed);
+        if at >= len {
+            return Ok(None);
+        }
+        // Others may be waiting for what this thread would have filled.
+        if !self.open(at / block).inspect_err(|_| self.break_up())? {
+            return Ok(None);
+        }
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let (number, place) = (size(at / block % count), size(at % block));
+        let len = size(piece.min(len - at));
+        Ok(Some(Piece { ring: self, at, len, block: number, place, is_sent: false }))
+    }
+
+    /// Waits until everything that was sent has left the memory.
+    pub fn wait(&self) -> Result<(), DeviceError> {
+        self.blocks
+            .iter()
+            .try_for_each(|block| block.sink.lock().unwrap_or_else(PoisonError::into_inner).wait())
+    }
+
+    fn block(&self, number: u64) -> &Block<S> {
+        &self.blocks[usize::try_from(number % self.layout.count).unwrap_or(0)]
+    }
+
+    /// Waits until what was in a block's memory has left it. False for a copy that is broken.
+    ///
+    /// Nobody waits for ever: what was there are pieces that were taken before, by threads that have them and wait for
+    /// nothing, or wait for still earlier ones.
+    fn open(&self, number: u64) -> Result<bool, DeviceError> {
+        let block = self.block(number);
+        let mut since = None;
+        while block.number.load(Ordering::Acquire) != number {
+            if self.is_broken.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            if block.is_sent.load(Ordering::Acquire) && self.reopen(block)? {
+                continue;
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() < AWAKE {
+                thread::yield_now();
+            } else {
+                thread::sleep(ASLEEP);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until what was sent has left the memory of a block, for what comes next; one thread does this for all.
+    /// False where another one does.
+    fn reopen(&self, block: &Block<S>) -> Result<bool, DeviceError> {
+        let mut sink = match block.sink.try_lock() {
+            Ok(sink) => sink,
+            Err(TryLockError::Poisoned(sink)) => sink.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
+        // Another one may have been through with it before; and what could not be sent is not waited for.
+        if !block.is_sent.load(Ordering::Acquire) || self.is_broken.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        sink.wait()?;
+        let number = block.number.load(Ordering::Acquire) + self.layout.count;
+        block.left.store(self.layout.block_len(number), Ordering::Relaxed);
+        block.is_sent.store(false, Ordering::Relaxed);
+        // From here on it is filled.
+        block.number.store(number, Ordering::Release);
+        Ok(true)
+    }
+
+    /// Counts a piece as filled, and sends its block if it is the last one.
+    fn fill(&self, at: u64, len: u64) -> Result<(), DeviceError> {
+        let number = at / self.layout.block;
+        let block = self.block(number);
+        // What the other threads have filled is seen by the one that sends it.
+        if block.left.fetch_sub(len, Ordering::AcqRel) == len {
+            let len = usize::try_from(self.layout.block_len(number)).unwrap_or(usize::MAX);
+            let mut sink = block.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            sink.send(number * self.layout.block, len)?;
+            block.is_sent.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Has everybody give up who waits for a piece that will not come.
+    fn break_up(&self) {
+        self.is_broken.store(true, Ordering::Release);
+    }
+}
+
+impl<S: Sink> Piece<'_, S> {
+    /// Gives the piece up, which is filled, to be sent with the others of its block.
+    pub fn send(mut self) -> Result<(), DeviceError> {
+        self.ring.fill(self.at, self.len as u64)?;
+        self.is_sent = true;
+        Ok(())
+    }
+}
+
+impl<S: Sink> Drop for Piece<'_, S> {
+    fn drop(&mut self) {
+        if !self.is_sent {
+            self.ring.break_up();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn blocks_are_whole_pieces_and_enough_for_all_threads() {
+        for (len, piece, threads, wanted) in [
+            (8 << 30, MIB, 12, (MIB, 8 * MIB, 5)),
+            (8 << 30, 3 * MIB, 4, (3 * MIB, 6 * MIB, 5)),
+            (8 << 30, 64 * MIB, 2, (64 * MIB, 64 * MIB, 5)),
+            (8 << 30, 4096, 1, (4096, 8 * MIB, 4)),
+            (8 << 30, 5000, 1, (8192, 8 * MIB, 4)),
+            // Not more than the copy needs.
+            (1, 4 * MIB, 12, (4096, 4096, 1)),
+            (5000, 4096, 12, (4096, 8192, 1)),
+            (20 * MIB, MIB, 12, (MIB, 8 * MIB, 3)),
+            (3 * MIB + 1, MIB, 12, (MIB, 4 * MIB, 1)),
+        ] {
+            let layout = Layout::new(len, piece, threads);
+            let Layout { piece, block, count, .. } = layout;
+            assert_eq!((piece, block, count), wanted, "{len} {threads}");
+            let lens: Vec<u64> = (0..len.div_ceil(block)).map(|number| layout.block_len(number)).collect();
+            assert_eq!(lens.iter().sum::<u64>(), len);
+            assert!(lens.iter().all(|&len| (1..=block).contains(&len)));
+            assert_eq!(layout.block_len(lens.len() as u64), 0, "a block behind the last one");
+        }
+    }
+
+    /// What is in the memory of all blocks, and where it goes.
+    #[derive(Debug)]
+    struct Memory {
+        /// Numbers of pieces, one for each place.
+        places: Vec<u64>,
+        copy: Vec<u64>,
+        sent: Vec<(u64, usize)>,
+    }
+
+    /// Takes what is there when it is waited for, as a slow device does.
+    #[derive(Debug)]
+    struct Slow {
+        memory: Arc<Mutex<Memory>>,
+        place: usize,
+        pending: VecDeque<(u64, usize)>,
+        fails_at: Option<u64>,
+    }
+
+    impl Sink for Slow {
+        fn send(&mut self, at: u64, len: usize) -> Result<(), DeviceError> {
+            if self.fails_at == Some(at) {
+                return Err(DeviceError::Cancelled { device: "the test".into() });
+            }
+            self.pending.push_back((at, len));
+            Ok(())
+        }
+
+        fn wait(&mut self) -> Result<(), DeviceError> {
+            let mut memory = self.memory.lock().unwrap();
+            while let Some((at, len)) = self.pending.pop_front() {
+                memory.sent.push((at, len));
+                let (from, to) = (self.place, usize::try_from(at).unwrap() / 4096);
+                for piece in 0..len.div_ceil(4096) {
+                    memory.copy[to + piece] = memory.places[from + piece];
+                }
+            }
+            Ok(())
+        }
+    }
+
+    const TINY: Layout = Layout { len: 41 * 4096 + 5, piece: 4096, block: 4 * 4096, count: 3 };
+
+    fn ring(layout: Layout, fails_at: Option<u64>) -> (Ring<Slow>, Arc<Mutex<Memory>>) {
+        let pieces = usize::try_from(layout.len.div_ceil(4096)).unwrap();
+        let places = layout.count() * layout.block() / 4096;
+        let memory = Memory { places: vec![0; places], copy: vec![0; pieces], sent: Vec::new() };
+        let memory = Arc::new(Mutex::new(memory));
+        let sink = |number| Slow {
+            memory: memory.clone(),
+            place: number * layout.block() / 4096,
+            pending: VecDeque::new(),
+            fails_at,
+        };
+        (Ring::new(layout, (0..layout.count()).map(sink)), memory)
+    }
+
+    /// Fills pieces with their numbers until there are none.
+    fn work(ring: &Ring<Slow>, memory: &Mutex<Memory>) -> Result<(), DeviceError> {
+        while let Some(piece) = ring.take()? {
+            assert_eq!(piece.at % 4096, 0);
+            memory.lock().unwrap().places[piece.block * 4 + piece.place / 4096] = piece.at / 4096 + 1;
+            thread::yield_now();
+            piece.send()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_piece_arrives_where_it_belongs() {
+        // More threads than there are pieces in memory, too.
+        for threads in [1, 2, 5, 12, 30] {
+            let (ring, memory) = ring(TINY, None);
+            thread::scope(|scope| {
+                let threads: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(&ring, &memory))).collect();
+                assert!(threads.into_iter().all(|thread| thread.join().unwrap().is_ok()));
+            });
+            ring.wait().unwrap();
+            let memory = memory.lock().unwrap();
+            assert!(memory.copy.iter().copied().eq(1..=42), "{:?}", memory.copy);
+            let mut sent = memory.sent.clone();
+            sent.sort_unstable();
+            let blocks: Vec<_> = (0..10).map(|number| (number * 4 * 4096, 4 * 4096)).collect();
+            assert_eq!(sent, [&blocks[..], &[(10 * 4 * 4096, 4096 + 5)]].concat());
+        }
+    }
+
+    /// Runs `work` in threads while this one has the first piece, which it drops when all of them wait for it; what
+    /// they answered then. A test that hangs says so.
+    fn abandoned(threads: usize) -> Vec<Result<(), DeviceError>> {
+        let (ring, memory) = ring(TINY, None);
+        let ring = Arc::new(ring);
+        let first = ring.take().unwrap().unwrap();
+        let (sender, answers) = mpsc::channel();
+        for _ in 0..threads {
+            let (ring, memory, sender) = (ring.clone(), memory.clone(), sender.clone());
+            thread::spawn(move || sender.send(work(&ring, &memory)));
+        }
+        // The memory is full then but for what is missing, and each thread has one more.
+        let taken = (12 + threads as u64) * 4096;
+        while ring.next.load(Ordering::Relaxed) < taken.min(TINY.len) {
+            thread::yield_now();
+        }
+        assert!(answers.recv_timeout(Duration::from_millis(20)).is_err(), "nobody is through");
+        drop(first);
+        let answer = |_| answers.recv_timeout(Duration::from_secs(60)).expect("a thread waits for ever");
+        (0..threads).map(answer).collect()
+    }
+
+    #[test]
+    fn nobody_waits_for_a_piece_that_does_not_come() {
+        for threads in [1, 3, 8] {
+            assert!(abandoned(threads).iter().all(Result::is_ok));
+        }
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_sent_ends_the_copy() {
+        for at in [0, 3 * 4 * 4096, 10 * 4 * 4096] {
+            let (ring, memory) = ring(TINY, Some(at));
+            let failed = thread::scope(|scope| {
+                let threads: Vec<_> = (0..5).map(|_| scope.spawn(|| work(&ring, &memory))).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap().err()).count()
+            });
+            assert_eq!(failed, 1);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Copies that are longer than the pinned memory through which they go, so that threads wait for each other and for the
+//! device.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use daxfs::device::cuda::UploadOptions;
+use daxfs::device::{DeviceError, MappedImage};
+use daxfs::{Error, Image};
+use mkimage::Packer;
+
+use crate::support::{MIB, bytes, device, has_context, live, on_a_gpu, read, simulated};
+
+/// Four times as long as the memory for a few threads.
+const LEN: usize = (130 << 20) + 70_001;
+
+/// An image of one file, at a path.
+fn image(path: &Path) -> Image {
+    let source = tempfile::tempdir().unwrap();
+    fs::write(source.path().join("long"), bytes(LEN, 7)).unwrap();
+    Packer::new().input(source.path()).plan().unwrap().write_file(path).unwrap();
+    Image::open(path).unwrap()
+}
+
+fn check(image: &Image, copy: &MappedImage) {
+    let file = image.file("long").unwrap();
+    let place = copy.file(&file).unwrap().one().unwrap();
+    // Pieces, since a test that compares two long vectors and fails says nothing in a useful time.
+    let (there, wanted) = (read(&place), file.to_vec().unwrap());
+    assert!(there.len() == wanted.len());
+    for (number, (there, wanted)) in there.chunks(4096).zip(wanted.chunks(4096)).enumerate() {
+        assert!(there == wanted, "from {} on", number * 4096);
+    }
+}
+
+fn options(threads: usize, piece: usize) -> UploadOptions {
+    UploadOptions::new().threads(threads).piece(piece)
+}
+
+#[test]
+fn memory_is_used_again_by_all_threads() {
+    on_a_gpu("long_copies::memory_is_used_again_by_all_threads", || {
+        let place = tempfile::tempdir().unwrap();
+        let image = image(&place.path().join("image"));
+        // The last are more than the pieces that the memory has.
+        for (threads, piece) in [(1, 64 << 10), (5, 1 << 20), (12, 5 << 20), (7, 5000), (20, 16 << 20)] {
+            check(&image, &image.to_with(&device(), &options(threads, piece)).unwrap());
+        }
+        assert_eq!(live(), 0);
+    });
+}
+
+#[test]
+fn a_file_that_is_cut_ends_the_copy() {
+    on_a_gpu("long_copies::a_file_that_is_cut_ends_the_copy", || {
+        for (threads, piece) in [(1, 64 << 10), (9, 256 << 10)] {
+            let place = tempfile::tempdir().unwrap();
+            let path = place.path().join("image");
+            let image = image(&path);
+            let options = options(threads, piece).progress(move |done, _| {
+                if done > 10 * MIB {
+                    File::options().write(true).open(&path).unwrap().set_len(50 * MIB).unwrap();
+                }
+                true
+            });
+            let error = image.to_with(&device(), &options).unwrap_err();
+            assert!(!matches!(error, Error::Device(_)), "{error}");
+            assert!(live() == 0 && !has_context());
+        }
+    });
+}
+
+#[test]
+fn a_copy_is_cancelled_while_threads_wait() {
+    on_a_gpu("long_copies::a_copy_is_cancelled_while_threads_wait", || {
+        let place = tempfile::tempdir().unwrap();
+        let image = image(&place.path().join("image"));
+        let cancelled = options(9, 256 << 10).progress(|done, _| done < 60 * MIB);
+        let error = image.to_with(&device(), &cancelled).unwrap_err();
+        assert!(matches!(error, Error::Device(DeviceError::Cancelled { .. })), "{error}");
+        assert!(live() == 0 && !has_context());
+        let panics = options(9, 256 << 10).progress(|done, _| {
+            assert!(done < 60 * MIB, "the caller's");
+            true
+        });
+        let panics = || image.to_with(&device(), &panics);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        assert!(live() == 0 && !has_context());
+    });
+}
+
+#[test]
+fn a_device_that_fails_on_the_way_ends_the_copy() {
+    const TEST: &str = "long_copies::a_device_that_fails_on_the_way_ends_the_copy";
+    for fail in [
+        "cuMemcpyHtoDAsync:7:999",
+        "cuEventRecord:7:999",
+        "cuEventSynchronize:2:999",
+        "cuStreamSynchronize:1:999",
+        "cuEventCreate:3:999",
+        "cuCtxPushCurrent:20:999",
+    ] {
+        // So slow that all threads wait for the device.
+        let settings = [("DAXFS_FAKE_CUDA_FAIL", fail), ("DAXFS_FAKE_CUDA_DELAY_US", "3000")];
+        let is_done = simulated(TEST, &settings, || {
+            let place = tempfile::tempdir().unwrap();
+            let image = image(&place.path().join("image"));
+            let error = image.to_with(&device(), &options(9, 256 << 10)).unwrap_err();
+            assert!(matches!(error, Error::Device(DeviceError::Driver { code: 999, .. })), "{error}");
+            assert!(live() == 0 && !has_context());
+        });
+        if is_done {
+            return;
+        }
+    }
+}
