@@ -223,7 +223,7 @@ def a_closed_image(path: Path) -> None:
         lambda: gpu.resident,
         lambda: gpu.tensors(),
         lambda: gpu.share(),
-        lambda: gpu.export_dma_buf(),
+        lambda: gpu.export("dma-buf"),
         lambda: gpu.__enter__(),
     ):
         with pytest.raises(ValueError, match="closed"):

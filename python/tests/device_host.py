@@ -37,7 +37,7 @@ def a_copy_in_host_memory(path: Path) -> None:
                 assert "in host memory for cuda:0" in repr(gpu)
                 check(gpu, image)
                 with pytest.raises(daxfs.DeviceError, match="no dma-buf of its host memory"):
-                    gpu.export_dma_buf()
+                    gpu.export("dma-buf")
         for threads, piece, direct in ((1, 4096, True), (4, 5000, True), (3, 1 << 20, False)):
             with image.to("cuda-host:0", threads=threads, piece=piece, direct=direct, register=True) as gpu:
                 check(gpu, image)

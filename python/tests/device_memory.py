@@ -246,7 +246,9 @@ def bad_handles(path: Path) -> None:
 @simulated()
 def a_dma_buf(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
-        fd = gpu.export_dma_buf()
+        with pytest.raises(ValueError, match="dma-buf"):
+            gpu.export("memfd")  # type: ignore[arg-type]
+        fd = gpu.export("dma-buf")
         gpu.close()
         assert os.pread(fd, image.size, 0) == path.read_bytes()[: image.size]
         assert not os.get_inheritable(fd)
@@ -256,7 +258,7 @@ def a_dma_buf(path: Path) -> None:
 @simulated(ATTRIBUTES="124=0")
 def no_dma_buf(path: Path) -> None:
     with daxfs.open(path) as image, pytest.raises(daxfs.DeviceError, match="cannot be exported"):
-        image.to("cuda:0").export_dma_buf()
+        image.to("cuda:0").export("dma-buf")
 
 
 def mapping_in_place(path: Path) -> None:
@@ -281,7 +283,7 @@ def mapping_in_place(path: Path) -> None:
         at_file, _ = image["config.json"].extent
         os.pwrite(fd, b"[", at_file)
         assert view["config.json"].read(size=1) == b"["
-        for use in (view.share, view.export_dma_buf):
+        for use in (view.share, lambda: view.export("dma-buf")):
             with pytest.raises(daxfs.DeviceError, match="host memory"):
                 use()
         ended = weakref.ref(tensor)
@@ -363,7 +365,7 @@ def a_split_image(path: Path) -> None:
         assert (image.size, image.size) in steps
         assert steps[-1] == (backing.stat().st_size,) * 2
         check_contents(gpu, image)
-        for use in (gpu.share, gpu.export_dma_buf):
+        for use in (gpu.share, lambda: gpu.export("dma-buf")):
             with pytest.raises(daxfs.DeviceError, match="split image lies in two memories"):
                 use()
         assert gpu.tensors()[TENSOR].read() == ALL_DTYPES[TENSOR].data

@@ -181,10 +181,13 @@ impl DeviceImage {
         py.detach(|| held.mapped.keep()).or_raise()
     }
 
-    /// The memory as a dma-buf for network cards, drives, FPGAs and other drivers: a descriptor that the caller owns
-    /// and closes. The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA process there
-    /// is share(). DeviceError where the driver or the kind of memory has none, as host memory.
-    fn export_dma_buf(&self, py: Python<'_>) -> PyResult<RawFd> {
+    /// The memory for network cards, drives, FPGAs and other drivers, as a descriptor that the caller owns and closes;
+    /// `kind` is "dma-buf". The CPU cannot map it and CUDA does not import it on discrete GPUs; for another CUDA
+    /// process there is share(). DeviceError where the driver or the kind of memory has none, as host memory.
+    fn export(&self, py: Python<'_>, kind: &str) -> PyResult<RawFd> {
+        if kind != "dma-buf" {
+            return Err(PyValueError::new_err(format!("expected \"dma-buf\", got {kind:?}")));
+        }
         let held = self.exportable()?;
         let fd = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::export_dma_buf).transpose());
         let fd = fd.or_raise()?.ok_or_else(|| error::device("there is no memory to export"))?;
