@@ -37,20 +37,31 @@ pub struct Request<'a, 'py> {
 pub enum Lent<'a> {
     /// A tensor where the image has it.
     Host(&'a Tensor),
-    /// A tensor in the one place where a device reads it.
-    Device { tensor: &'a Tensor, place: &'a Place, device: DLDevice, read_only: bool },
+    /// A tensor in the one place where a GPU reads it.
+    Device { tensor: &'a Tensor, place: &'a Place, devices: Devices, read_only: bool },
     /// A part of a tensor there.
-    Part { tensor: &'a Tensor, slice: &'a TensorSlice, device: DLDevice, read_only: bool },
+    Part { tensor: &'a Tensor, slice: &'a TensorSlice, devices: Devices, read_only: bool },
+}
+
+/// What memory is on: what it is by itself, and the GPU that reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct Devices {
+    pub own: DLDevice,
+    pub gpu: DLDevice,
 }
 
 impl Lent<'_> {
-    /// Device type and number, as DLPack counts them.
-    fn device(&self) -> (i32, i32) {
-        match self {
-            Self::Host(_) => CPU,
-            Self::Device { device, .. } | Self::Part { device, .. } => (device.device_type, device.device_id),
+    fn devices(&self) -> Devices {
+        match *self {
+            Self::Host(_) => Devices { own: DLDevice::CPU, gpu: DLDevice::CPU },
+            Self::Device { devices, .. } | Self::Part { devices, .. } => devices,
         }
     }
+}
+
+/// Device type and number, as DLPack counts them.
+pub fn pair(device: DLDevice) -> (i32, i32) {
+    (device.device_type, device.device_id)
 }
 
 /// Answers `__dlpack__`.
@@ -63,14 +74,16 @@ pub fn capsule<'py>(
     if matches!(lent, Lent::Host(_)) && request.stream.is_some() {
         return Err(PyBufferError::new_err("memory of the CPU has no streams: stream must be None"));
     }
-    let own = lent.device();
-    if let Some(device) = request.device.filter(|&device| device != own) {
-        return Err(PyBufferError::new_err(format!("the tensor is on device {own:?}, not on {device:?}")));
-    }
+    let Devices { own, gpu } = lent.devices();
+    let wanted = request.device.unwrap_or(pair(own));
+    let Some(device) = [own, gpu].into_iter().find(|&device| pair(device) == wanted) else {
+        let own = pair(own);
+        return Err(PyBufferError::new_err(format!("the tensor is on device {own:?}, not on {wanted:?}")));
+    };
     if request.max_version.is_some_and(|(major, _)| major >= 1) {
-        lend::<DLManagedTensorVersioned>(py, lent, request.copy)
+        lend::<DLManagedTensorVersioned>(py, lent, device, request.copy)
     } else {
-        lend::<DLManagedTensor>(py, lent, request.copy)
+        lend::<DLManagedTensor>(py, lent, device, request.copy)
     }
 }
 
@@ -82,7 +95,8 @@ unsafe trait Managed: Sized {
     /// Name of a capsule whose tensor nobody took yet.
     const NAME: &'static CStr;
 
-    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>>;
+    /// As memory of one of its devices.
+    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs::Result<NonNull<Self>>;
     fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>>;
     fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)>;
 }
@@ -91,17 +105,17 @@ unsafe trait Managed: Sized {
 unsafe impl Managed for DLManagedTensorVersioned {
     const NAME: &'static CStr = c"dltensor_versioned";
 
-    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>> {
+    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs::Result<NonNull<Self>> {
         match lent {
             Lent::Host(tensor) => {
                 let read_only = !tensor.file().region().is_writable();
-                dlpack::export_versioned(tensor, read_only, DLDevice::CPU)
+                dlpack::export_versioned(tensor, read_only, device)
             }
             Lent::Device { tensor, place, read_only, .. } => {
-                dlpack::export_place_versioned(tensor, place, read_only)
+                dlpack::export_place_versioned(tensor, place, read_only, device)
             }
             Lent::Part { tensor, slice, read_only, .. } => {
-                dlpack::export_slice_versioned(tensor, slice, read_only)
+                dlpack::export_slice_versioned(tensor, slice, read_only, device)
             }
         }
     }
@@ -119,7 +133,7 @@ unsafe impl Managed for DLManagedTensorVersioned {
 unsafe impl Managed for DLManagedTensor {
     const NAME: &'static CStr = c"dltensor";
 
-    fn lend(lent: Lent<'_>) -> daxfs::Result<NonNull<Self>> {
+    fn lend(lent: Lent<'_>, _device: DLDevice) -> daxfs::Result<NonNull<Self>> {
         match lent {
             Lent::Host(tensor) => dlpack::export_legacy(tensor),
             Lent::Device { tensor, place, .. } => dlpack::export_place_legacy(tensor, place),
@@ -165,7 +179,12 @@ impl<M: Managed> Drop for Loan<M> {
     }
 }
 
-fn lend<'py, M: Managed>(py: Python<'py>, lent: Lent<'_>, copy: bool) -> PyResult<Bound<'py, PyCapsule>> {
+fn lend<'py, M: Managed>(
+    py: Python<'py>,
+    lent: Lent<'_>,
+    device: DLDevice,
+    copy: bool,
+) -> PyResult<Bound<'py, PyCapsule>> {
     let loan = match lent {
         // Copying may take long, so it runs without the lock.
         Lent::Host(tensor) if copy => py.detach(|| M::copy(tensor).map(Loan)).or_raise()?,
@@ -173,7 +192,7 @@ fn lend<'py, M: Managed>(py: Python<'py>, lent: Lent<'_>, copy: bool) -> PyResul
             let why = "nothing is copied within a device's memory: copy must be None or False";
             return Err(PyBufferError::new_err(why));
         }
-        lent => M::lend(lent).map(Loan).or_raise()?,
+        lent => M::lend(lent, device).map(Loan).or_raise()?,
     };
     let (pointer, destroy) = (loan.0.cast::<c_void>(), Some(destroy::<M> as _));
     // SAFETY: the pointer leads to a live managed tensor, which stays so until its deleter is called: by the consumer

@@ -259,6 +259,11 @@ def taken_by_torch(path: Path) -> None:
         # Of __cuda_array_interface__ torch takes only what can be written.
         with pytest.raises(TypeError, match="read only"):
             torch.as_tensor(gpu.tensors()[TENSOR], device="cuda:0")
+        # Host memory it takes as the GPU's.
+        with image.map("cuda:0") as view:
+            tensor = torch.from_dlpack(view.tensors()[TENSOR].__dlpack__(max_version=(1, 0), dl_device=(2, 0)))
+            assert tensor.device == torch.device("cuda:0")
+            assert bytes(tensor.cpu().numpy()) == image.tensors()[TENSOR].raw
         with image.to("cuda:0", writable=True) as own:
             tensor = torch.as_tensor(own.tensors()[TENSOR], device="cuda:0")
             assert tensor.data_ptr() == own.tensors()[TENSOR].device_ptr

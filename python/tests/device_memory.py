@@ -275,6 +275,16 @@ def mapping_in_place(path: Path) -> None:
         assert tensor.__cuda_array_interface__["data"] == (tensor.device_ptr, True)
         with pytest.raises(BufferError, match="consumers of DLPack 1 only"):
             tensor.__dlpack__()
+        # The GPU's memory to who asks for it, by the GPU's address: the same bytes.
+        for read in (tensor, tensor[1:]):
+            gpus = lent(read.__dlpack__(max_version=(1, 1), dl_device=(2, 0)))
+            assert (gpus.tensor.device_type, gpus.tensor.device_id, gpus.flags) == (2, 0, READ_ONLY)
+            assert gpus.tensor.data == read.device_ptr
+        with pytest.raises(BufferError, match=r"on device \(3, 0\), not on \(2, 1\)"):
+            tensor.__dlpack__(max_version=(1, 1), dl_device=(2, 1))
+        with pytest.raises(BufferError, match="consumers of DLPack 1 only"):
+            tensor.__dlpack__(dl_device=(2, 0))
+        del gpus, read
         # CUDA's host memory is the CPU's, which numpy reads.
         array = np.from_dlpack(tensor)
         assert array.tobytes() == ALL_DTYPES[TENSOR].data

@@ -52,22 +52,23 @@ pub struct DLDevice {
 impl DLDevice {
     /// Ordinary memory of the host, `kDLCPU`.
     pub const CPU: Self = Self { device_type: 1, device_id: 0 };
-    /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.15).
+    /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.11 and 2.15), but
+    /// takes it as the GPU's ([`DLDevice::gpu`]).
     pub const CUDA_HOST: Self = Self { device_type: 3, device_id: 0 };
     /// Host memory that ROCm has pinned, `kDLROCMHost`.
     pub const ROCM_HOST: Self = Self { device_type: 11, device_id: 0 };
 
-    /// A GPU of CUDA, `kDLCUDA`, or the host memory that it reads.
+    /// A GPU of CUDA, `kDLCUDA`.
+    #[cfg(feature = "cuda")]
+    pub fn gpu(device: &cuda::Device) -> Self {
+        // Nobody has 2^31 devices.
+        Self { device_type: 2, device_id: i32::try_from(device.ordinal()).unwrap_or(i32::MAX) }
+    }
+
+    /// Where memory lies: on a GPU of CUDA, or in the host where a GPU reads it.
     #[cfg(feature = "cuda")]
     pub fn of(buffer: &cuda::Buffer) -> Self {
-        match buffer.is_resident() {
-            // Nobody has 2^31 devices.
-            true => Self {
-                device_type: 2,
-                device_id: i32::try_from(buffer.device().ordinal()).unwrap_or(i32::MAX),
-            },
-            false => Self::CUDA_HOST,
-        }
+        if buffer.is_resident() { Self::gpu(buffer.device()) } else { Self::CUDA_HOST }
     }
 
     /// True when pointers to the device's memory are pointers of the CPU.
@@ -225,8 +226,9 @@ pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
 }
 
 /// Lends a tensor out where it lies in a GPU's memory, in the form of DLPack 1.x: `place` is what
-/// [`MappedImage::tensor`](crate::device::MappedImage::tensor) gave for it. Host memory that a GPU reads in place is
-/// [`DLDevice::CUDA_HOST`]. The bytes are there already, so every stream of the consumer may use them at once.
+/// [`MappedImage::tensor`](crate::device::MappedImage::tensor) gave for it. `device` is what the consumer is told that
+/// the memory is: [`DLDevice::of`] its buffer, or [`DLDevice::gpu`] also for host memory that this GPU reads in place,
+/// by the GPU's address. The bytes are there already, so every stream of the consumer may use them at once.
 ///
 /// # Errors
 /// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, and for
@@ -237,8 +239,9 @@ pub fn export_place_versioned(
     tensor: &Tensor,
     place: &Place,
     read_only: bool,
+    device: DLDevice,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
-    lend_place(tensor, Array::at(tensor, place)?, place, read_only)
+    lend_place(tensor, Array::at(tensor, place, device)?, place, read_only)
 }
 
 #[cfg(feature = "cuda")]
@@ -265,8 +268,9 @@ pub fn export_slice_versioned(
     tensor: &Tensor,
     slice: &TensorSlice,
     read_only: bool,
+    device: DLDevice,
 ) -> Result<NonNull<DLManagedTensorVersioned>> {
-    lend_place(tensor, Array::part(tensor, slice)?, slice.place(), read_only)
+    lend_place(tensor, Array::part(tensor, slice, device)?, slice.place(), read_only)
 }
 
 /// Like [`export_place_versioned`], in the form before DLPack 1, for a copy in the device's own memory. This form
@@ -277,7 +281,7 @@ pub fn export_slice_versioned(
 /// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
 #[cfg(feature = "cuda")]
 pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManagedTensor>> {
-    lend_place_legacy(tensor, Array::at(tensor, place)?, place)
+    lend_place_legacy(tensor, Array::at(tensor, place, own(place))?, place)
 }
 
 /// Like [`export_slice_versioned`], in the form before DLPack 1, as [`export_place_legacy`].
@@ -286,7 +290,13 @@ pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLM
 /// As for [`export_slice_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
 #[cfg(feature = "cuda")]
 pub fn export_slice_legacy(tensor: &Tensor, slice: &TensorSlice) -> Result<NonNull<DLManagedTensor>> {
-    lend_place_legacy(tensor, Array::part(tensor, slice)?, slice.place())
+    lend_place_legacy(tensor, Array::part(tensor, slice, own(slice.place()))?, slice.place())
+}
+
+/// Where a place lies; what is not CUDA's is refused by that.
+#[cfg(feature = "cuda")]
+fn own(place: &Place) -> DLDevice {
+    place.buffer().as_cuda().map_or(DLDevice::CUDA_HOST, DLDevice::of)
 }
 
 #[cfg(feature = "cuda")]
@@ -367,8 +377,8 @@ impl Array {
 
     /// The array of the tensor's bytes in a device's memory.
     #[cfg(feature = "cuda")]
-    fn at(tensor: &Tensor, place: &Place) -> Result<Self> {
-        let (data, device) = Self::address(tensor, place)?;
+    fn at(tensor: &Tensor, place: &Place, device: DLDevice) -> Result<Self> {
+        let data = Self::address(tensor, place, device)?;
         if place.len() != tensor.nbytes() {
             return Err(fault(tensor, "the place is not that of the whole tensor").into());
         }
@@ -377,7 +387,7 @@ impl Array {
 
     /// The array of a part of the tensor in a device's memory.
     #[cfg(feature = "cuda")]
-    fn part(tensor: &Tensor, slice: &TensorSlice) -> Result<Self> {
+    fn part(tensor: &Tensor, slice: &TensorSlice, device: DLDevice) -> Result<Self> {
         let whole = Self::describe(tensor, DLDevice::CPU)?;
         if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() {
             return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
@@ -386,20 +396,24 @@ impl Array {
         let shape = signed(slice.shape()).ok_or_else(too_large)?;
         let strides = signed(slice.strides()).ok_or_else(too_large)?;
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
-        let (data, device) = Self::address(tensor, slice.place())?;
+        let data = Self::address(tensor, slice.place(), device)?;
         Ok(Self { data, device, ndim, shape, strides, ..whole })
     }
 
-    /// Pointer and device of a place.
+    /// The pointer to a place on a device.
     #[cfg(feature = "cuda")]
-    fn address(tensor: &Tensor, place: &Place) -> Result<(*mut c_void, DLDevice)> {
+    fn address(tensor: &Tensor, place: &Place, device: DLDevice) -> Result<*mut c_void> {
         let buffer =
             place.buffer().as_cuda().ok_or_else(|| fault(tensor, "no consumer shares this device"))?;
-        // Host memory goes by the CPU's address, which need not be the device's.
-        let start = buffer.host_address().map_or(buffer.address(), |address| address as u64);
+        // The CPU's address need not be the GPU's.
+        let start = match buffer.host_address() {
+            _ if device == DLDevice::gpu(buffer.device()) => buffer.address(),
+            Some(address) if device == DLDevice::of(buffer) => address as u64,
+            _ => return Err(fault(tensor, "its memory is not that of the device asked for").into()),
+        };
         let address =
             usize::try_from(start + place.offset()).map_err(|_| fault(tensor, "its address does not fit"))?;
-        Ok((std::ptr::without_provenance_mut(address), DLDevice::of(buffer)))
+        Ok(std::ptr::without_provenance_mut(address))
     }
 
     /// Everything but the data.

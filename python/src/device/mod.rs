@@ -25,6 +25,7 @@ use pyo3::exceptions::{PyAttributeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::dlpack::Devices;
 use crate::dtype::{Element, element};
 use crate::error::{self, OrRaise};
 use crate::unlocked;
@@ -144,9 +145,11 @@ impl Placed {
         place.address().ok_or_else(|| error::device("the device has no addresses"))
     }
 
-    /// The device in the terms of DLPack.
-    fn dl_device(&self) -> DLDevice {
-        self.buffer().map_or(DLDevice::CUDA_HOST, DLDevice::of)
+    /// The device in the terms of DLPack, and the GPU.
+    fn dl_devices(&self) -> Devices {
+        let host = Devices { own: DLDevice::CUDA_HOST, gpu: DLDevice::CUDA_HOST };
+        self.buffer()
+            .map_or(host, |buffer| Devices { own: DLDevice::of(buffer), gpu: DLDevice::gpu(buffer.device()) })
     }
 
     /// Copies `len` bytes, which lie at these places, back to the host.

@@ -184,18 +184,17 @@ impl DeviceTensorPart {
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
         let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
-        let (tensor, device, read_only) = (&self.tensor, self.held.dl_device(), !self.held.is_writable());
+        let (tensor, devices, read_only) = (&self.tensor, self.held.dl_devices(), !self.held.is_writable());
         let lent = match self.is_whole() {
-            true => Lent::Device { tensor, place: self.place(), device, read_only },
-            false => Lent::Part { tensor, slice: &self.slice, device, read_only },
+            true => Lent::Device { tensor, place: self.place(), devices, read_only },
+            false => Lent::Part { tensor, slice: &self.slice, devices, read_only },
         };
         dlpack::capsule(py, lent, &request)
     }
 
     /// (2, N) for memory of the GPU N; (3, 0) for memory of the host that the GPU reads.
     fn __dlpack_device__(&self) -> (i32, i32) {
-        let device = self.held.dl_device();
-        (device.device_type, device.device_id)
+        dlpack::pair(self.held.dl_devices().own)
     }
 
     /// Version 3 of the interface, as DeviceTensor's, with strides in bytes where there are gaps.

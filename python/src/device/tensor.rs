@@ -144,7 +144,8 @@ impl DeviceTensor {
     /// says what is read-only, get none of a mapped image, whose memory is others' too.
     ///
     /// The bytes were complete before this object was made, so any stream is taken and none is waited for. Nothing is
-    /// copied or moved to another device: BufferError.
+    /// copied or moved to another device: BufferError. Host memory that a GPU reads is also that GPU's to who asks for
+    /// it there, without a copy, as torch.from_dlpack(tensor, device="cuda:0") does.
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__<'py>(
         &self,
@@ -158,7 +159,7 @@ impl DeviceTensor {
         let lent = Lent::Device {
             tensor: &self.tensor,
             place: &self.lendable()?,
-            device: self.held.dl_device(),
+            devices: self.held.dl_devices(),
             read_only: !self.held.is_writable(),
         };
         dlpack::capsule(py, lent, &request)
@@ -166,8 +167,7 @@ impl DeviceTensor {
 
     /// (2, N) for memory of the GPU N; (3, 0) for memory of the host that the GPU reads.
     fn __dlpack_device__(&self) -> (i32, i32) {
-        let device = self.held.dl_device();
-        (device.device_type, device.device_id)
+        dlpack::pair(self.held.dl_devices().own)
     }
 
     /// Version 3 of the interface: address, whether it is read-only, shape and type. No stream has to be waited for.

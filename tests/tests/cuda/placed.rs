@@ -13,7 +13,7 @@ use mkimage::{HugePages, Memory};
 use serde_json::Value;
 
 use crate::holder::{Holder, PATIENCE};
-use crate::support::{bytes, check, device, image, live, on_a_gpu, pack, read, simulated};
+use crate::support::{GPU, bytes, check, device, image, live, on_a_gpu, pack, read, simulated};
 
 const PLAN: &str = r#"{"ranks": 2, "rules": [
     {"tensors": "w", "split": 1, "gather": true},
@@ -129,7 +129,7 @@ fn parts_with_gaps_are_views_of_the_whole_tensor() {
         let part = resident.part(&w).unwrap();
         assert_eq!((part.shape(), part.strides(), part.is_contiguous()), (&[256, 2][..], &[4, 1][..], false));
         assert!(elements(&part, 4) == columns(&image, 1));
-        let loan = dlpack::export_slice_versioned(&w, &part, true).unwrap();
+        let loan = dlpack::export_slice_versioned(&w, &part, true, GPU).unwrap();
         // SAFETY: the loan is live until its deleter is called, below.
         let managed = unsafe { loan.as_ref() };
         assert_eq!(managed.dl_tensor.data.addr() as u64, part.place().address().unwrap());

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use daxfs::device::cuda::{UploadOptions, devices};
 use daxfs::device::{Device, DeviceError, MapOptions, Route, TensorSlice};
-use daxfs::{Error, Image, dlpack};
+use daxfs::dlpack::{self, DLDevice};
+use daxfs::{Error, Image};
 use mkimage::{HugePages, Memory, Packer};
 
 use crate::support::{
-    MIB, bytes, check, device, files, folder, has_context, image, is_real, live, on_a_gpu, pack, read,
+    GPU, MIB, bytes, check, device, files, folder, has_context, image, is_real, live, on_a_gpu, pack, read,
     simulated,
 };
 
@@ -196,14 +197,14 @@ fn what_dlpack_lends_keeps_the_memory() {
         let resident = image.to(&device).unwrap();
         let tensor = image.tensors().unwrap().get("w").unwrap();
         let place = resident.tensor(&tensor).unwrap().one().unwrap();
-        let loan = dlpack::export_place_versioned(&tensor, &place, true).unwrap();
+        let loan = dlpack::export_place_versioned(&tensor, &place, true, GPU).unwrap();
         let address = place.address().unwrap();
         let short = place.split(100).remove(0);
-        let error = dlpack::export_place_versioned(&tensor, &short, true).unwrap_err();
+        let error = dlpack::export_place_versioned(&tensor, &short, true, GPU).unwrap_err();
         assert!(error.to_string().contains("whole tensor"), "{error}");
         for (what, writable) in [(image.to(&device).unwrap(), false), (writable(&image, &device), true)] {
             let place = what.tensor(&tensor).unwrap().one().unwrap();
-            let loan = dlpack::export_place_versioned(&tensor, &place, false);
+            let loan = dlpack::export_place_versioned(&tensor, &place, false, GPU);
             assert_eq!(loan.is_ok(), writable);
             if let Ok(loan) = loan {
                 end(loan);
@@ -248,7 +249,7 @@ fn parts_of_tensors_are_views() {
         assert_eq!((part.shape(), part.strides(), part.is_contiguous()), (&[256, 2][..], &[4, 1][..], false));
         let wanted: Vec<u8> = whole.chunks(16).flat_map(|row| row[4..12].to_vec()).collect();
         assert!(elements(&part) == wanted);
-        let loan = dlpack::export_slice_versioned(&tensor, &part, true).unwrap();
+        let loan = dlpack::export_slice_versioned(&tensor, &part, true, GPU).unwrap();
         // SAFETY: the loan is live until its deleter is called, below.
         let lent = unsafe { &loan.as_ref().dl_tensor };
         assert_eq!(lent.data.addr() as u64, part.place().address().unwrap());
@@ -275,7 +276,7 @@ fn parts_of_tensors_are_views() {
             assert!(error.to_string().contains(why), "{error}");
         }
         let part = resident.slice(&packed, 0, 1..3).unwrap();
-        assert!(dlpack::export_slice_versioned(&packed, &part, true).is_err());
+        assert!(dlpack::export_slice_versioned(&packed, &part, true, GPU).is_err());
     });
 }
 
@@ -286,15 +287,23 @@ fn host_memory_is_lent_for_reading_by_its_own_address() {
         let mapped = image.map(&device()).unwrap();
         let tensor = image.tensors().unwrap().get("w").unwrap();
         let place = mapped.tensor(&tensor).unwrap().one().unwrap();
-        assert!(dlpack::export_place_versioned(&tensor, &place, false).is_err());
+        for device in [DLDevice::CUDA_HOST, GPU] {
+            assert!(dlpack::export_place_versioned(&tensor, &place, false, device).is_err());
+        }
+        for device in [DLDevice::CPU, DLDevice { device_id: 1, ..GPU }] {
+            let error = dlpack::export_place_versioned(&tensor, &place, true, device).unwrap_err();
+            assert!(error.to_string().contains("device asked for"), "{error}");
+        }
         assert!(dlpack::export_place_legacy(&tensor, &place).is_err());
-        let loan = dlpack::export_place_versioned(&tensor, &place, true).unwrap();
-        // SAFETY: the loan is live until its deleter is called, below.
-        let lent = unsafe { &loan.as_ref().dl_tensor };
-        let host = place.buffer().as_cuda().unwrap().host_address().unwrap();
-        assert_eq!(lent.data.addr() as u64, host as u64 + place.offset());
-        assert_eq!((lent.device.device_type, lent.device.device_id), (3, 0));
-        end(loan);
+        // By the address of who is to read it.
+        let host = place.buffer().as_cuda().unwrap().host_address().unwrap() as u64 + place.offset();
+        for (device, address) in [(DLDevice::CUDA_HOST, host), (GPU, place.address().unwrap())] {
+            let loan = dlpack::export_place_versioned(&tensor, &place, true, device).unwrap();
+            // SAFETY: the loan is live until its deleter is called, below.
+            let lent = unsafe { &loan.as_ref().dl_tensor };
+            assert_eq!((lent.data.addr() as u64, lent.device), (address, device));
+            end(loan);
+        }
     });
 }
 

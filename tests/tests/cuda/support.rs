@@ -9,10 +9,13 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use daxfs::device::{Device, MappedImage};
+use daxfs::dlpack::DLDevice;
 use daxfs::{File, FileType, Image};
 use mkimage::{HugePages, Memory, Packer};
 
 pub const MIB: u64 = 1 << 20;
+/// `device()`, as DLPack has it.
+pub const GPU: DLDevice = DLDevice { device_type: 2, device_id: 0 };
 
 /// Set in the processes of single tests.
 const CHILD: &str = "DAXFS_TEST_CUDA_CHILD";
