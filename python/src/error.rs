@@ -206,7 +206,9 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         Error::Memory(error) => from_memory(error),
         Error::Holder(error) => from_holder(error),
         Error::Source { .. } => PyValueError::new_err(error.to_string()),
-        Error::OutsideSource { .. } | Error::PhysicalMount { .. } => source(error.to_string()),
+        Error::OutsideSource { .. } | Error::PhysicalMount { .. } | Error::NotMountable { .. } => {
+            source(error.to_string())
+        }
         Error::BeingReplaced { .. } => raise(error.to_string(), |types| &types.base),
         Error::Write(error) => PyOSError::new_err(error.to_string()),
         Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),

@@ -13,15 +13,18 @@ use daxfs_tests::mounts::{self, Mount};
 use daxfs_tests::tree::{self, Facts, Item, Tree};
 use dmabuf::{CpuAccess, FdKind, HugePages, Mapping};
 use mkimage::{Memory, Packer};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Where an inode has the bytes of its file.
+const SIZE_OF_FILE: usize = 16;
 /// Nobody, who may open what others may.
 const NOBODY: u32 = 65534;
 
@@ -145,6 +148,60 @@ fn the_kernel_shows_what_was_packed_and_we_read_the_memory_behind_it() {
     }
 }
 
+/// `daxfs mount` of a descriptor that it inherits.
+fn mount_command(memory: &OwnedFd, at: &Path) -> Command {
+    let memory = memory.try_clone().unwrap();
+    fcntl(&memory, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut command = daxfs();
+    command.arg("mount").arg(format!("fd:{}", memory.into_raw_fd())).arg(at);
+    command
+}
+
+#[test]
+fn the_command_mounts_or_says_why_not() {
+    let place = Place::new(&small());
+    let refused = |output: Output, expected: &[&str]| {
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(expected.iter().any(|part| said.contains(part)), "{said}");
+    };
+    // Also where there is no such file system, nor a dma-buf.
+    let memfd = place.pack(&Memory::Memfd(HugePages::No));
+    let output = mount_command(&memfd, &place.mount_point()).output().unwrap();
+    refused(output, &["the kernel mounts dma-bufs and physical memory"]);
+    if !mounts::are_possible() {
+        if Path::new("/dev/dma_heap/system").exists() {
+            let output = mount_command(&place.pack(&heap()), &place.mount_point()).output().unwrap();
+            refused(output, &["the file system daxfs is not available", "CAP_SYS_ADMIN"]);
+        }
+        return;
+    }
+    for memory in [Memory::Udmabuf, heap()] {
+        let fd = place.pack(&memory);
+        let output = mount_command(&fd, &place.mount_point()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        drop(fd);
+        let mount = Mount::by_another(&place.mount_point());
+        assert_same(&tree::on_disk(mount.path()), &place.tree());
+    }
+    let good = place.pack(&heap());
+    let output = mount_command(&good, &place.mount_point()).uid(NOBODY).gid(NOBODY).output().unwrap();
+    refused(output, &["CAP_SYS_ADMIN"]);
+    let output = mount_command(&good, &place.0.path().join("none")).output().unwrap();
+    refused(output, &["No such file or directory"]);
+    // What the kernel would take, and trip over: a file of more bytes than there are.
+    let region = Image::from_fd(good).unwrap().region().clone();
+    let mut bytes = region.view().to_vec();
+    let image = Image::from_region(region).unwrap();
+    let slots = usize::try_from(image.superblock().inode_table.start).unwrap();
+    let ino = usize::try_from(image.file("config.json").unwrap().ino()).unwrap();
+    let size = slots + 64 * (ino - 1) + SIZE_OF_FILE;
+    assert_eq!(bytes[size..size + 8], 3_u64.to_le_bytes());
+    bytes[size..size + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    let output = mount_command(&buffer(&bytes), &place.mount_point()).output().unwrap();
+    refused(output, &["is outside the base image"]);
+}
+
 #[test]
 fn a_mounted_tree_is_packed_again() {
     if !mounts::are_possible() {
@@ -215,7 +272,9 @@ fn a_physical_mount_is_found_and_who_may_not_open_it_is_told_its_range() {
     let range = format!("phys:{address:#x}+{len:#x}");
     let memory = Memory::parse(range.as_ref(), HugePages::No).unwrap();
     Packer::new().input(place.tree()).plain(true).plan().unwrap().write_region(&memory).unwrap();
-    let mount = Mount::of_range(address, len, &place.mount_point()).unwrap();
+    let output = daxfs().args(["mount", &range]).arg(place.mount_point()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let mount = Mount::by_another(&place.mount_point());
     assert_same(&tree::on_disk(mount.path()), &place.tree());
 
     let image = Image::open(mount.path()).unwrap();

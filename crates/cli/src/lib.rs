@@ -17,6 +17,7 @@ mod json;
 mod ls;
 mod manual;
 mod memory;
+mod mount;
 mod output;
 mod place;
 mod placements;
@@ -80,6 +81,7 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
+        ImageVerb::Mount(verb) => mount::run(&open()?, verb),
         // Opens the image in its own way: a broken rule is a finding there.
         ImageVerb::Verify(verb) => verify::run(args, verb, out),
     }

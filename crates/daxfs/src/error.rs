@@ -60,6 +60,13 @@ pub enum Error {
         source: dmabuf::Error,
     },
 
+    /// The kernel's own DAXFS does not mount this image.
+    #[error("the kernel cannot mount this image: {why}")]
+    NotMountable {
+        /// What it is that it does not take.
+        why: &'static str,
+    },
+
     /// The image holds other content than was expected.
     #[error("the image's content hash is {}, expected {}", found.as_ref().map_or_else(|| "not stored".to_owned(), hex), hex(expected))]
     OtherContent {

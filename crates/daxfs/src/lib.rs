@@ -66,6 +66,7 @@ pub mod format;
 mod generation;
 pub mod holder;
 mod image;
+mod mount;
 mod region;
 mod snapshot;
 mod superblock;

@@ -63,6 +63,7 @@ mod fdpass;
 mod heap;
 mod map;
 mod memfd;
+mod mount;
 mod mounted;
 mod numa;
 mod socket;
@@ -84,6 +85,7 @@ pub use fdpass::{recv_fds, send_fds};
 pub use heap::{heap_allocate, heap_allocate_on, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
+pub use mount::{Mountable, mount, unmount};
 pub use mounted::{Mounted, mounted, mounts};
 pub use numa::nodes_of;
 pub use socket::{

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from model import check
-from mounting import unmount
 
 import daxfs
-
-PACK = Path(sys.executable).with_name("daxfs-pack")
-MOUNTER = Path(__file__).with_name("mounting.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,8 +29,13 @@ def file_system() -> None:
 
 def mount(target: str, folder: Path, point: Path) -> None:
     """Pack a folder and mount the image."""
-    command = [PACK, "--quiet", "--into", target, folder, "--", sys.executable, MOUNTER, point]
-    subprocess.run(command, check=True)
+    with daxfs.pack(folder, into=target) as packed, daxfs.open(packed) as image:
+        image.mount(point)
+
+
+def unmount(point: Path) -> None:
+    """Take the mount away, also while its files are open."""
+    subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.mark.parametrize(("target", "exporter"), [("udmabuf", "udmabuf"), ("heap:system", "system")])

@@ -56,6 +56,16 @@ pub enum ImageVerb {
     /// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
     /// enough free memory that is not fragmented.
     Collapse(CollapseArgs),
+    /// Have the kernel mount an image that is in memory
+    ///
+    /// The kernel's own DAXFS (the module daxfs of multikernel.io) shows the image as files, from the same memory. It
+    /// takes dma-bufs and physical ranges, so pack with `--into udmabuf` or `--into heap:NAME`, also in a holder
+    /// (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN; umount(8) takes the mount away.
+    ///
+    /// The image is checked strictly before, since the kernel fails worse than an error on what is broken. Who can open
+    /// DIR gets the whole memory, with the access that it was made with: `chmod 700` its root before packing, where
+    /// that is too much.
+    Mount(MountArgs),
 }
 
 impl ImageVerb {
@@ -70,7 +80,8 @@ impl ImageVerb {
             | Self::Place(PlaceArgs { image, .. })
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Extract(ExtractArgs { image, .. })
-            | Self::Collapse(CollapseArgs { image }) => image,
+            | Self::Collapse(CollapseArgs { image })
+            | Self::Mount(MountArgs { image, .. }) => image,
         }
     }
 }
@@ -232,6 +243,19 @@ pub struct ExtractArgs {
     /// No progress bar and no summary
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Arguments of `daxfs mount`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  daxfs-pack weights/ --into udmabuf -- sh -c 'daxfs mount $DAXFS_IMAGE /mnt/model'\n  \
+                  daxfs mount daxfs://llama /mnt/llama\n  daxfs mount phys:0x8000000+64M /mnt/model"
+)]
+pub struct MountArgs {
+    /// Image in a dma-buf or in physical memory: fd:N, an image of a holder, phys:ADDRESS+LENGTH
+    pub image: OsString,
+    /// Directory to mount it at
+    pub dir: PathBuf,
 }
 
 /// Arguments of `daxfs collapse`.

@@ -8,8 +8,8 @@ pub use holder::{
     DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs, StopArgs,
 };
 pub use image::{
-    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, PlaceArgs, StatArgs, TreeArgs,
-    VerifyArgs,
+    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, PlaceArgs, StatArgs,
+    TreeArgs, VerifyArgs,
 };
 pub use upload::{Gpu, UploadArgs};
 
