@@ -36,7 +36,7 @@ def suite(context: Context) -> Iterator[Row]:
     source = context.store.weights(count)
     path = context.scratch / "image.daxfs"
     run([context.programs.pack, source, "-o", path, "-q", "--no-sync"])
-    # The disk would have it written meanwhile.
+    # Else it would be written to the disk while copies are timed.
     os.sync()
     # Some peers read around the page cache: from a tmpfs, they read memory.
     with memory_disk() as disk, held(context.programs, source, "--hash") as image:

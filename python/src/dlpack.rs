@@ -47,13 +47,13 @@ pub enum Lent<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Devices {
     pub own: DLDevice,
-    pub gpu: DLDevice,
+    pub gpu: Option<DLDevice>,
 }
 
 impl Lent<'_> {
     fn devices(&self) -> Devices {
         match *self {
-            Self::Host(_) => Devices { own: DLDevice::CPU, gpu: DLDevice::CPU },
+            Self::Host(_) => Devices { own: DLDevice::CPU, gpu: None },
             Self::Device { devices, .. } | Self::Part { devices, .. } => devices,
         }
     }
@@ -76,7 +76,7 @@ pub fn capsule<'py>(
     }
     let Devices { own, gpu } = lent.devices();
     let wanted = request.device.unwrap_or(pair(own));
-    let Some(device) = [own, gpu].into_iter().find(|&device| pair(device) == wanted) else {
+    let Some(device) = [Some(own), gpu].into_iter().flatten().find(|&device| pair(device) == wanted) else {
         let own = pair(own);
         return Err(PyBufferError::new_err(format!("the tensor is on device {own:?}, not on {wanted:?}")));
     };
@@ -133,6 +133,7 @@ unsafe impl Managed for DLManagedTensorVersioned {
 unsafe impl Managed for DLManagedTensor {
     const NAME: &'static CStr = c"dltensor";
 
+    // Host memory of a GPU, which alone is of two devices, is not lent in this form.
     fn lend(lent: Lent<'_>, _device: DLDevice) -> daxfs::Result<NonNull<Self>> {
         match lent {
             Lent::Host(tensor) => dlpack::export_legacy(tensor),

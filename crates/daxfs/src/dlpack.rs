@@ -52,8 +52,8 @@ pub struct DLDevice {
 impl DLDevice {
     /// Ordinary memory of the host, `kDLCPU`.
     pub const CPU: Self = Self { device_type: 1, device_id: 0 };
-    /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.11 and 2.15), but
-    /// takes it as the GPU's ([`DLDevice::gpu`]).
+    /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.11 and 2.15) and is
+    /// to be given it as the GPU's ([`DLDevice::gpu`]).
     pub const CUDA_HOST: Self = Self { device_type: 3, device_id: 0 };
     /// Host memory that ROCm has pinned, `kDLROCMHost`.
     pub const ROCM_HOST: Self = Self { device_type: 11, device_id: 0 };
@@ -231,9 +231,10 @@ pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
 /// by the GPU's address. The bytes are there already, so every stream of the consumer may use them at once.
 ///
 /// # Errors
-/// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, and for
-/// one of a device that DLPack's consumers do not share; [`TensorError::NotWritable`] for a writable loan of memory
-/// that this process's kernels may only read ([`cuda::Buffer::is_writable`]).
+/// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, for one
+/// of a device that DLPack's consumers do not share, and for a `device` that is none of the two;
+/// [`TensorError::NotWritable`] for a writable loan of memory that this process's kernels may only read
+/// ([`cuda::Buffer::is_writable`]).
 #[cfg(feature = "cuda")]
 pub fn export_place_versioned(
     tensor: &Tensor,
@@ -293,7 +294,7 @@ pub fn export_slice_legacy(tensor: &Tensor, slice: &TensorSlice) -> Result<NonNu
     lend_place_legacy(tensor, Array::part(tensor, slice, own(slice.place()))?, slice.place())
 }
 
-/// Where a place lies; what is not CUDA's is refused by that.
+/// Where a place lies. One that is not CUDA's has no device here, and is refused whatever is said of it.
 #[cfg(feature = "cuda")]
 fn own(place: &Place) -> DLDevice {
     place.buffer().as_cuda().map_or(DLDevice::CUDA_HOST, DLDevice::of)

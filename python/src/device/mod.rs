@@ -147,9 +147,11 @@ impl Placed {
 
     /// The device in the terms of DLPack, and the GPU.
     fn dl_devices(&self) -> Devices {
-        let host = Devices { own: DLDevice::CUDA_HOST, gpu: DLDevice::CUDA_HOST };
-        self.buffer()
-            .map_or(host, |buffer| Devices { own: DLDevice::of(buffer), gpu: DLDevice::gpu(buffer.device()) })
+        let host = Devices { own: DLDevice::CUDA_HOST, gpu: None };
+        self.buffer().map_or(host, |buffer| Devices {
+            own: DLDevice::of(buffer),
+            gpu: Some(DLDevice::gpu(buffer.device())),
+        })
     }
 
     /// Copies `len` bytes, which lie at these places, back to the host.

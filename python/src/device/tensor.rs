@@ -144,8 +144,8 @@ impl DeviceTensor {
     /// says what is read-only, get none of a mapped image, whose memory is others' too.
     ///
     /// The bytes were complete before this object was made, so any stream is taken and none is waited for. Nothing is
-    /// copied or moved to another device: BufferError. Host memory that a GPU reads is also that GPU's to who asks for
-    /// it there, without a copy, as torch.from_dlpack(tensor, device="cuda:0") does.
+    /// copied or moved to another device: BufferError. Host memory that a GPU reads is also that GPU's, without a copy,
+    /// to who asks for it there by dl_device=(2, N).
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__<'py>(
         &self,

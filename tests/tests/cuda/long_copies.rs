@@ -2,12 +2,15 @@
 //! device.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use daxfs::device::cuda::UploadOptions;
 use daxfs::device::{DeviceError, MappedImage};
 use daxfs::{Error, Image};
-use mkimage::Packer;
+use mkimage::{HugePages, Memory, Packer};
 
 use crate::support::{MIB, bytes, device, has_context, live, on_a_gpu, read, simulated};
 
@@ -42,10 +45,38 @@ fn memory_is_used_again_by_all_threads() {
     on_a_gpu("long_copies::memory_is_used_again_by_all_threads", || {
         let place = tempfile::tempdir().unwrap();
         let image = image(&place.path().join("image"));
-        // The last are more than the pieces that the memory has.
-        for (threads, piece) in [(1, 64 << 10), (5, 1 << 20), (12, 5 << 20), (7, 5000), (20, 16 << 20)] {
+        for (threads, piece) in [(1, 64 << 10), (5, 1 << 20), (12, 5 << 20), (7, 5000), (3, 16 << 20)] {
             check(&image, &image.to_with(&device(), &options(threads, piece)).unwrap());
         }
+        assert_eq!(live(), 0);
+    });
+}
+
+/// What is not pinned lies behind what is: two windows of 256 MiB.
+#[test]
+fn the_end_is_read_where_only_the_beginning_is_pinned() {
+    const TEST: &str = "long_copies::the_end_is_read_where_only_the_beginning_is_pinned";
+    const END: u64 = (300 << 20) + 5;
+    // The pinned memory of the copy's own is registered after both windows were tried.
+    let settings = [("DAXFS_FAKE_CUDA_FAIL", "cuMemHostRegister:2:999"), ("DAXFS_FAKE_CUDA_DELAY_US", "1")];
+    simulated(TEST, &settings, || {
+        let source = tempfile::tempdir().unwrap();
+        let file = File::create(source.path().join("long")).unwrap();
+        file.set_len(END).unwrap();
+        for place in (0..END - 4096).step_by(1 << 20) {
+            file.write_all_at(&place.to_le_bytes(), place + place % 4093).unwrap();
+        }
+        let plan = Packer::new().input(source.path()).plan().unwrap();
+        let image =
+            Image::from_fd(plan.write_memory(&Memory::SharedMemfd(HugePages::No)).unwrap().0).unwrap();
+        let done = Arc::new(AtomicU64::new(0));
+        let seen = done.clone();
+        let options = options(1, 1 << 20).register(true).progress(move |now, _| {
+            seen.fetch_max(now, Ordering::Relaxed);
+            true
+        });
+        check(&image, &image.to_with(&device(), &options).unwrap());
+        assert_eq!(done.load(Ordering::Relaxed), image.superblock().total_size);
         assert_eq!(live(), 0);
     });
 }

@@ -202,7 +202,7 @@ fn files_are_read_around_the_page_cache() {
             match (before, direct) {
                 (0, true) => assert!(pages < all / 2, "{pages}"),
                 (0, false) => assert_eq!(pages, all),
-                _ => eprintln!("not run: {} is nothing but cache", path.display()),
+                _ => eprintln!("not run: {before} pages of {} stay in the cache", path.display()),
             }
             check(&image, &resident);
             // Now all of it is in the cache.

@@ -18,9 +18,10 @@ use super::super::DeviceError;
 const BLOCK: u64 = 8 << 20;
 /// Blocks that are full, or on their way, while others are being filled.
 const FULL: u64 = 3;
-/// How long a thread that waits stays awake. A device is through with a block in a part of that, and to wake a processor
-/// of a virtual machine takes as long; who waits for a disk sleeps.
+/// How long a thread that waits stays awake: a device is through with several blocks in that time, and to wake a
+/// processor of a virtual machine may take as long.
 const AWAKE: Duration = Duration::from_millis(2);
+/// And how long it sleeps at a time after that, as when a disk is what all wait for.
 const ASLEEP: Duration = Duration::from_micros(200);
 /// What pieces are a multiple of: `O_DIRECT` reads whole blocks of a disk.
 const UNIT: u64 = 4096;
@@ -61,9 +62,9 @@ impl Layout {
         usize::try_from(self.count).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of the copy that go through its block of this number.
+    /// Bytes of the copy's block of this number, which it has.
     fn block_len(&self, number: u64) -> u64 {
-        self.len.saturating_sub(number * self.block).min(self.block)
+        (self.len - number * self.block).min(self.block)
     }
 }
 
@@ -111,7 +112,8 @@ pub(super) struct Piece<'r, S: Sink> {
     pub block: usize,
     /// First byte there.
     pub place: usize,
-    is_sent: bool,
+    /// Whether the block counts it as filled.
+    is_counted: bool,
 }
 
 impl<S: Sink> Ring<S> {
@@ -128,7 +130,8 @@ impl<S: Sink> Ring<S> {
         Self { layout, blocks, next: AtomicU64::new(0), is_broken: AtomicBool::new(false) }
     }
 
-    /// The next piece, as soon as there is memory for it; `None` when all are taken, or the copy is broken.
+    /// The next piece, as soon as there is memory for it; `None` when all are taken, and instead of waiting for a copy
+    /// that is broken.
     pub fn take(&self) -> Result<Option<Piece<'_, S>>, DeviceError> {
         let Layout { len, piece, block, count } = self.layout;
         let at = self.next.fetch_add(piece, Ordering::Relaxed);
@@ -142,7 +145,7 @@ impl<S: Sink> Ring<S> {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         let (number, place) = (size(at / block % count), size(at % block));
         let len = size(piece.min(len - at));
-        Ok(Some(Piece { ring: self, at, len, block: number, place, is_sent: false }))
+        Ok(Some(Piece { ring: self, at, len, block: number, place, is_counted: false }))
     }
 
     /// Waits until everything that was sent has left the memory.
@@ -224,14 +227,14 @@ impl<S: Sink> Piece<'_, S> {
     /// Gives the piece up, which is filled, to be sent with the others of its block.
     pub fn send(mut self) -> Result<(), DeviceError> {
         self.ring.fill(self.at, self.len as u64)?;
-        self.is_sent = true;
+        self.is_counted = true;
         Ok(())
     }
 }
 
 impl<S: Sink> Drop for Piece<'_, S> {
     fn drop(&mut self) {
-        if !self.is_sent {
+        if !self.is_counted {
             self.ring.break_up();
         }
     }
@@ -267,7 +270,6 @@ mod tests {
             let lens: Vec<u64> = (0..len.div_ceil(block)).map(|number| layout.block_len(number)).collect();
             assert_eq!(lens.iter().sum::<u64>(), len);
             assert!(lens.iter().all(|&len| (1..=block).contains(&len)));
-            assert_eq!(layout.block_len(lens.len() as u64), 0, "a block behind the last one");
         }
     }
 
@@ -286,13 +288,18 @@ mod tests {
         memory: Arc<Mutex<Memory>>,
         place: usize,
         pending: VecDeque<(u64, usize)>,
-        fails_at: Option<u64>,
+        /// What cannot be sent, or, with `true`, not be waited for.
+        fails_at: Option<(u64, bool)>,
+    }
+
+    fn failure() -> DeviceError {
+        DeviceError::Cancelled { device: "the test".into() }
     }
 
     impl Sink for Slow {
         fn send(&mut self, at: u64, len: usize) -> Result<(), DeviceError> {
-            if self.fails_at == Some(at) {
-                return Err(DeviceError::Cancelled { device: "the test".into() });
+            if self.fails_at == Some((at, false)) {
+                return Err(failure());
             }
             self.pending.push_back((at, len));
             Ok(())
@@ -300,6 +307,9 @@ mod tests {
 
         fn wait(&mut self) -> Result<(), DeviceError> {
             let mut memory = self.memory.lock().unwrap();
+            if self.pending.iter().any(|&(at, _)| self.fails_at == Some((at, true))) {
+                return Err(failure());
+            }
             while let Some((at, len)) = self.pending.pop_front() {
                 memory.sent.push((at, len));
                 let (from, to) = (self.place, usize::try_from(at).unwrap() / 4096);
@@ -313,7 +323,7 @@ mod tests {
 
     const TINY: Layout = Layout { len: 41 * 4096 + 5, piece: 4096, block: 4 * 4096, count: 3 };
 
-    fn ring(layout: Layout, fails_at: Option<u64>) -> (Ring<Slow>, Arc<Mutex<Memory>>) {
+    fn ring(layout: Layout, fails_at: Option<(u64, bool)>) -> (Ring<Slow>, Arc<Mutex<Memory>>) {
         let pieces = usize::try_from(layout.len.div_ceil(4096)).unwrap();
         let places = layout.count() * layout.block() / 4096;
         let memory = Memory { places: vec![0; places], copy: vec![0; pieces], sent: Vec::new() };
@@ -387,14 +397,16 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_cannot_be_sent_ends_the_copy() {
-        for at in [0, 3 * 4 * 4096, 10 * 4 * 4096] {
-            let (ring, memory) = ring(TINY, Some(at));
+    fn a_block_that_cannot_be_sent_or_waited_for_ends_the_copy() {
+        for fails_at in [(0, false), (3 * 4 * 4096, false), (10 * 4 * 4096, false), (4 * 4096, true)] {
+            let (ring, memory) = ring(TINY, Some(fails_at));
             let failed = thread::scope(|scope| {
                 let threads: Vec<_> = (0..5).map(|_| scope.spawn(|| work(&ring, &memory))).collect();
                 threads.into_iter().filter_map(|thread| thread.join().unwrap().err()).count()
             });
-            assert_eq!(failed, 1);
+            // Each thread that waits for a block finds out for itself.
+            assert!(if fails_at.1 { failed >= 1 } else { failed == 1 }, "{fails_at:?}: {failed}");
+            assert_eq!(ring.wait().is_err(), fails_at.1);
         }
     }
 }

@@ -22,8 +22,8 @@ const EVENT: c_uint = 2;
 /// Bytes that one thread brings into memory at a time: a few huge pages.
 const TOUCHED: usize = 4 << 20;
 
-/// Pinned memory for several buffers of one size. One piece, since each costs the driver a tenth of a millisecond,
-/// whatever its size, and all threads wait for the same lock meanwhile.
+/// Pinned memory for several buffers of one size, initialised. One piece, since each costs the driver a tenth of a
+/// millisecond, whatever its size, and all threads wait for the same lock meanwhile.
 pub(super) struct Staging<'a> {
     device: &'a Device,
     bytes: *mut u8,
@@ -39,7 +39,7 @@ pub(super) struct Staging<'a> {
 }
 
 // SAFETY: the pointer is to memory of this value's own, which any thread may use and give back: each buffer is handed
-// out once (`next`), and the driver's calls are for any thread.
+// out once (`next`), or lent by `part`, whose caller answers for that, and the driver's calls are for any thread.
 unsafe impl Send for Staging<'_> {}
 // SAFETY: as for Send.
 unsafe impl Sync for Staging<'_> {}
@@ -75,8 +75,8 @@ impl<'a> Staging<'a> {
     /// Bytes of a buffer, by its number in the order in which they are handed out.
     ///
     /// # Safety
-    /// There is such a buffer, and it has these bytes. While the slice lives nobody else uses them: no other slice, and
-    /// no copy by the device.
+    /// There is such a buffer, and it has these bytes. While the slice lives nobody else uses them: no other slice, be
+    /// it of the slot that has the buffer ([`Slot::bytes`]), and no copy by the device.
     #[allow(clippy::mut_from_ref, reason = "the caller answers for it")]
     pub unsafe fn part(&self, buffer: usize, start: usize, len: usize) -> &mut [u8] {
         let bytes = self.bytes.wrapping_add(buffer * self.len + start);

@@ -51,7 +51,7 @@ impl UploadOptions {
     /// As many threads as there are processors, but at most 14; pieces of 1 MiB; files that are not in memory are read
     /// around the page cache; mapped for reading afterwards; no verification.
     ///
-    /// On an H200 with 16 processors, whose link takes 55 GB/s, 12 to 14 threads of 4.7 GB/s fill it, 10 do not, and 16
+    /// On an H200 with 16 processors, whose link takes 55 GB/s, 12 to 14 threads of 4.7 GB/s come nearest to that; 16
     /// are in each other's way.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(14);
@@ -67,18 +67,18 @@ impl UploadOptions {
         }
     }
 
-    /// Threads that read, at least 1. What they read lies in pinned memory until it is on the device: room for a piece
-    /// for each thread, and 24 MiB, or three pieces, if those are more.
+    /// Threads that read, at least 1. What they read lies in pinned memory until it is on the device: in blocks of as
+    /// many pieces as have 8 MiB, at least one. There are blocks for a piece of each thread, and three more.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Bytes that a thread reads at a time, at least 4096; the device gets several pieces at a time, 8 MiB or a piece.
+    /// Bytes that a thread reads at a time, not 0, rounded up to a multiple of 4096.
     #[must_use]
     pub fn piece(mut self, bytes: usize) -> Self {
-        self.piece = bytes.max(4096);
+        self.piece = bytes.max(1).checked_next_multiple_of(4096).unwrap_or(usize::MAX - 4095);
         self
     }
 
@@ -136,7 +136,7 @@ impl UploadOptions {
         self
     }
 
-    /// Calls `progress` with the bytes that are done and all bytes, from several threads, which may overtake each
+    /// Calls `progress` with the bytes that were read and all bytes, from several threads, which may overtake each
     /// other; `false` ends the upload with [`DeviceError::Cancelled`](crate::device::DeviceError::Cancelled). A split
     /// image is two uploads. Verification comes after that and counts the bytes of all files anew.
     #[must_use]
