@@ -1,7 +1,6 @@
 //! `daxfs.Image`.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::{Entry, FileType, ViewKind};
@@ -16,7 +15,7 @@ use crate::error::{OrRaise, not_found};
 use crate::tensors::Tensors;
 use crate::text::{self, ImagePath};
 use crate::walk::Walk;
-use crate::{file, mapping, stat};
+use crate::{file, mapping, source, stat};
 
 /// An opened image: a read-only mapping from paths to files.
 ///
@@ -310,13 +309,15 @@ impl Image {
         py.detach(|| image.region().collapse()).or_raise()
     }
 
-    /// Has the kernel mount the image at a directory, by its own DAXFS (the module daxfs of multikernel.io), which shows
-    /// it as files from the same memory. It takes dma-bufs and physical ranges; umount takes the mount away.
+    /// Has the kernel mount the image at a directory, by its own DAXFS (the module daxfs of multikernel.io), which
+    /// shows it as files from the same memory. It takes dma-bufs and physical ranges of format version 8; umount takes
+    /// the mount away. An image with an overlay can be written there, and changes for all.
     ///
-    /// SourceError for other memory and where the kernel has no DAXFS, FormatError for an image that breaks a rule of
-    /// strict opening, PermissionError without CAP_SYS_ADMIN, OSError with what else the kernel answers.
-    fn mount(&self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
-        let image = self.opened()?;
+    /// SourceError for an image that is none of these and where the kernel has no DAXFS, FormatError for one that
+    /// breaks a rule of strict opening, PermissionError without CAP_SYS_ADMIN, OSError with what else the kernel
+    /// answers.
+    fn mount(&self, py: Python<'_>, directory: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (image, directory) = (self.opened()?, source::path(directory)?);
         py.detach(|| image.mount(&directory)).or_raise()
     }
 

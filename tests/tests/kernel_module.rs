@@ -17,14 +17,14 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, Permissions};
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Where an inode has the bytes of its file.
-const SIZE_OF_FILE: usize = 16;
+/// Where a slot has type and permissions.
+const MODE_OF_INODE: usize = 4;
 /// Nobody, who may open what others may.
 const NOBODY: u32 = 65534;
 
@@ -148,58 +148,74 @@ fn the_kernel_shows_what_was_packed_and_we_read_the_memory_behind_it() {
     }
 }
 
-/// `daxfs mount` of a descriptor that it inherits.
-fn mount_command(memory: &OwnedFd, at: &Path) -> Command {
-    let memory = memory.try_clone().unwrap();
-    fcntl(&memory, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+/// What `daxfs mount` of a descriptor answers, for everybody or for nobody in particular.
+fn mount_command(memory: &OwnedFd, at: &Path, user: Option<u32>) -> Output {
+    fcntl(memory, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let mut command = daxfs();
-    command.arg("mount").arg(format!("fd:{}", memory.into_raw_fd())).arg(at);
-    command
+    command.arg("mount").arg(format!("fd:{}", memory.as_raw_fd())).arg(at);
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    command.output().unwrap()
 }
 
 #[test]
 fn the_command_mounts_or_says_why_not() {
     let place = Place::new(&small());
+    let point = place.mount_point();
     let refused = |output: Output, expected: &[&str]| {
+        // Taken away again if it was mounted all the same.
+        let _mount = output.status.success().then(|| Mount::by_another(&point));
         let said = text(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(expected.iter().any(|part| said.contains(part)), "{said}");
     };
     // Also where there is no such file system, nor a dma-buf.
     let memfd = place.pack(&Memory::Memfd(HugePages::No));
-    let output = mount_command(&memfd, &place.mount_point()).output().unwrap();
-    refused(output, &["the kernel mounts dma-bufs and physical memory"]);
+    refused(mount_command(&memfd, &point, None), &["neither a dma-buf nor physical memory"]);
     if !mounts::are_possible() {
         if Path::new("/dev/dma_heap/system").exists() {
-            let output = mount_command(&place.pack(&heap()), &place.mount_point()).output().unwrap();
+            let output = mount_command(&place.pack(&heap()), &point, None);
             refused(output, &["the file system daxfs is not available", "CAP_SYS_ADMIN"]);
         }
         return;
     }
     for memory in [Memory::Udmabuf, heap()] {
-        let fd = place.pack(&memory);
-        let output = mount_command(&fd, &place.mount_point()).output().unwrap();
+        // The mount keeps what nobody else has any more.
+        let output = mount_command(&place.pack(&memory), &point, None);
         assert!(output.status.success(), "{}", text(&output));
-        drop(fd);
-        let mount = Mount::by_another(&place.mount_point());
+        let mount = Mount::by_another(&point);
         assert_same(&tree::on_disk(mount.path()), &place.tree());
+        let options = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = options.lines().find(|line| line.contains(point.to_str().unwrap())).unwrap();
+        assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
     }
     let good = place.pack(&heap());
-    let output = mount_command(&good, &place.mount_point()).uid(NOBODY).gid(NOBODY).output().unwrap();
-    refused(output, &["CAP_SYS_ADMIN"]);
-    let output = mount_command(&good, &place.0.path().join("none")).output().unwrap();
-    refused(output, &["No such file or directory"]);
-    // What the kernel would take, and trip over: a file of more bytes than there are.
-    let region = Image::from_fd(good).unwrap().region().clone();
-    let mut bytes = region.view().to_vec();
-    let image = Image::from_region(region).unwrap();
+    refused(mount_command(&good, &point, Some(NOBODY)), &["CAP_SYS_ADMIN"]);
+    refused(mount_command(&good, &place.0.path().join("none"), None), &["none", "No such file or directory"]);
+    let link = place.0.path().join("link");
+    std::os::unix::fs::symlink(&point, &link).unwrap();
+    assert!(mount_command(&good, &link, None).status.success());
+    drop(Mount::by_another(&point));
+
+    let image = Image::from_fd(good).unwrap();
+    let len = image.region().len();
+    // What lies behind the image would be mounted, too.
+    let larger = buffer(&[image.region().view().to_vec(), vec![0; 4096]].concat());
+    let part = daxfs::Part { offset: 0, len: Some(len) };
+    let error =
+        Image::from_region(Region::from_fd_part(larger, part).unwrap()).unwrap().mount(&point).unwrap_err();
+    assert!(error.to_string().contains("only all of one"), "{error}");
+    // What opens here, and what the kernel would not take.
+    let mut bytes = image.region().view().to_vec();
     let slots = usize::try_from(image.superblock().inode_table.start).unwrap();
-    let ino = usize::try_from(image.file("config.json").unwrap().ino()).unwrap();
-    let size = slots + 64 * (ino - 1) + SIZE_OF_FILE;
-    assert_eq!(bytes[size..size + 8], 3_u64.to_le_bytes());
-    bytes[size..size + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
-    let output = mount_command(&buffer(&bytes), &place.mount_point()).output().unwrap();
-    refused(output, &["is outside the base image"]);
+    let ino = usize::try_from(image.file("empty").unwrap().ino()).unwrap();
+    let mode = slots + 64 * (ino - 1) + MODE_OF_INODE;
+    assert_eq!(bytes[mode..mode + 4], 0o100_644_u32.to_le_bytes());
+    bytes[mode..mode + 4].copy_from_slice(&0o010_644_u32.to_le_bytes());
+    let fifo = buffer(&bytes);
+    assert!(Image::from_fd(fifo.try_clone().unwrap()).is_ok());
+    refused(mount_command(&fifo, &point, None), &["the kernel's validation refuses slots"]);
 }
 
 #[test]

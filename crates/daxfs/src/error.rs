@@ -64,7 +64,7 @@ pub enum Error {
     #[error("the kernel cannot mount this image: {why}")]
     NotMountable {
         /// What it is that it does not take.
-        why: &'static str,
+        why: String,
     },
 
     /// The image holds other content than was expected.

@@ -268,6 +268,11 @@ impl Image {
         Ok(self.region().provenance() == Provenance::Sealed || self.region().stamp()? == self.0.stamp)
     }
 
+    /// How it was opened.
+    pub(crate) fn options(&self) -> &OpenOptions {
+        &self.0.options
+    }
+
     /// True when it was opened for one content only.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_expected(&self) -> bool {

@@ -6,58 +6,84 @@ use std::path::Path;
 
 use dmabuf::{FdKind, Mountable};
 
-use crate::{Error, Image, Result, format};
+use crate::format::v8;
+use crate::{Error, Image, Result};
 
 impl Image {
     /// Has the kernel mount the image at a directory, by its own DAXFS, so that programs that know nothing of images
     /// read it as files, from the same memory. The kernel takes dma-bufs and physical ranges of format version 8.
     ///
-    /// The image is checked once more, by the rules of [`OpenOptions::strict`](crate::OpenOptions::strict): the kernel
-    /// checks less, and fails worse. That says nothing about what others write to the memory later, which the kernel
-    /// reads again and again. [`dmabuf::unmount`] or umount(8) takes the mount away; the image stays.
+    /// The image is opened once more as this one was, and strictly ([`OpenOptions::strict`]): the kernel checks less,
+    /// and fails worse. That says nothing about what others write to the memory later, which the kernel reads again
+    /// and again. An image with an overlay is mounted for writing, which changes it for all; no other is. Programs do
+    /// not get other rights by set-user-ID bits, and device nodes do nothing. [`dmabuf::unmount`] or umount(8) takes
+    /// the mount away; the image stays.
+    ///
+    /// [`OpenOptions::strict`]: crate::OpenOptions::strict
     ///
     /// # Errors
     /// [`Error::NotMountable`] says what the kernel would not take; what is wrong with the image, as for opening it
-    /// strictly; [`Error::Memory`] when the kernel has no DAXFS, without CAP_SYS_ADMIN, and with what the kernel
-    /// answers.
+    /// strictly; [`Error::BeingReplaced`] when the memory has another image by now; [`Error::Memory`] when the kernel
+    /// has no DAXFS, without CAP_SYS_ADMIN, and with what the kernel answers.
     pub fn mount(&self, at: impl AsRef<Path>) -> Result<()> {
-        let refuse = |why| Err(Error::NotMountable { why });
+        let refuse = |why: &str| Err(Error::NotMountable { why: why.into() });
         let region = self.region();
-        if self.superblock().version != format::v8::VERSION {
-            return refuse("it is not of format version 8");
+        if region.is_writable() {
+            return refuse("it was opened privately, and the kernel does not see what was written");
         }
-        if self.superblock().data_is_external() {
-            return refuse("what is in its files lies elsewhere, not in its memory");
-        }
-        let memory = match (region.fd(), region.info().map(|info| &info.kind)) {
-            (Some(fd), Some(FdKind::DmaBuf { .. })) if region.offset() == 0 => Mountable::DmaBuf(fd),
-            (Some(_), Some(FdKind::DmaBuf { .. })) => return refuse("it is a part of a dma-buf"),
+        let info = region.info();
+        let memory = match (region.fd(), info.map(|info| &info.kind)) {
+            (Some(fd), Some(FdKind::DmaBuf { .. })) => Mountable::DmaBuf(fd),
             (_, Some(FdKind::Physical)) => {
                 Mountable::Physical { address: region.offset(), len: region.len() }
             }
             _ => {
                 return refuse(
-                    "the kernel mounts dma-bufs and physical memory: pack it --into udmabuf or heap:NAME",
+                    "it lies in neither a dma-buf nor physical memory; what is packed --into udmabuf or heap:NAME does, \
+                     but no sealed copy of it",
                 );
             }
         };
-        crate::OpenOptions::new().strict(true).open_region(region.clone())?;
+        let whole = info.map_or(0, |info| info.len);
+        if matches!(memory, Mountable::DmaBuf(_)) && region.len() != whole {
+            let part =
+                format!("{:#x} bytes at {:#x} of a dma-buf of {whole:#x}", region.len(), region.offset());
+            return refuse(&format!("it lies in {part}, and the kernel mounts only all of one"));
+        }
+        let checked = self.options().clone().strict(true).open_region(region.clone())?;
+        if !self.is_there()? {
+            return Err(Error::BeingReplaced { generation: checked.generation() });
+        }
+        let superblock = checked.superblock();
+        if superblock.version != v8::VERSION {
+            return refuse(&format!("it is of format version {}, not {}", superblock.version, v8::VERSION));
+        }
+        if superblock.data_is_external() {
+            return refuse("what is in its files lies elsewhere, not in its memory");
+        }
         Ok(dmabuf::mount(memory, at.as_ref())?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use crate::{Error, Image, Region};
 
     #[test]
     fn what_the_kernel_does_not_take_is_refused() {
         let place = tempfile::tempdir().unwrap();
-        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/");
-        for (name, expected) in [("plain-v8", "into udmabuf"), ("everything-v5", "version 8")] {
-            let bytes = std::fs::read(format!("{golden}{name}.daxfs")).unwrap();
-            let image = Image::from_region(Region::from_bytes(bytes)).unwrap();
-            let error = image.mount(place.path()).unwrap_err();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/plain-v8.daxfs");
+        let bytes = std::fs::read(golden).unwrap();
+        let file = std::fs::File::open(golden).unwrap();
+        let fd = || file.as_fd().try_clone_to_owned().unwrap();
+        for (region, expected) in [
+            (Region::from_bytes(bytes), "neither a dma-buf nor physical"),
+            (Region::from_fd(fd()).unwrap(), "neither a dma-buf nor physical"),
+            (Region::from_fd_private(fd()).unwrap(), "privately"),
+        ] {
+            let error = Image::from_region(region).unwrap().mount(place.path()).unwrap_err();
             assert!(matches!(error, Error::NotMountable { .. }), "{error:?}");
             assert!(error.to_string().contains(expected), "{error}");
         }

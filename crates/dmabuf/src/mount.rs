@@ -2,17 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use crate::describe::fd_name;
 use crate::error::{Error, Result};
 
 /// Memory that the kernel can mount.
@@ -30,30 +32,32 @@ pub enum Mountable<'a> {
     },
 }
 
+const NO_RIGHTS: &str = "mounting takes CAP_SYS_ADMIN, and that of the first user namespace";
+
 /// Mounts the image in `memory` at the directory `at`, by the kernel's module `daxfs` (format version 8), which also
-/// checks it by its own rules (`validate`). The mount holds the memory: the descriptor can be closed.
+/// checks it by its own rules (`validate`). The mount holds the memory: the descriptor can be closed. Set-user-ID bits
+/// and device nodes are of no effect there (`nosuid`, `nodev`), since who can read a mounted dma-buf can write it.
 ///
-/// Those rules leave out what makes the kernel fail later, and memory that others write can change after them: mount
+/// The kernel's rules leave out what makes it fail later, and memory that others write can change after them: mount
 /// only what was checked before, and what only those write who may bring the kernel down.
 ///
 /// # Errors
 /// [`Error::Unavailable`] when the kernel has no such file system; [`Error::Refused`] without CAP_SYS_ADMIN, and with
 /// the kernel's own words for an image or memory that it does not take; [`Error::Os`] with what else it answers.
 pub fn mount(memory: Mountable<'_>, at: &Path) -> Result<()> {
-    let place = at.display().to_string();
+    let place = || at.display().to_string();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let point =
+        rustix::fs::open(at, flags, Mode::empty()).map_err(|errno| Error::os("open", place(), errno))?;
     let context = fsopen("daxfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
         Errno::NODEV => Error::Unavailable {
             what: "the file system daxfs".into(),
             needs: "the kernel's module daxfs (multikernel.io), loaded".into(),
         },
-        Errno::PERM => refused("fsopen", "daxfs", errno, "mounting takes CAP_SYS_ADMIN".into()),
-        _ => Error::os("fsopen", "daxfs", errno),
+        errno => refused("fsopen", "daxfs".into(), errno, String::new()),
     })?;
     let context = context.as_fd();
-    let said = |op, errno| match log(context) {
-        words if words.is_empty() => Error::os(op, &place, errno),
-        words => refused(op, &place, errno, words),
-    };
+    let said = |op, errno| refused(op, memory.to_string(), errno, log(context));
     match memory {
         Mountable::DmaBuf(fd) => fsconfig_set_fd(context, "dmabuf", fd),
         Mountable::Physical { address, len } => fsconfig_set_string(context, "phys", format!("{address:#x}"))
@@ -62,10 +66,21 @@ pub fn mount(memory: Mountable<'_>, at: &Path) -> Result<()> {
     .and_then(|()| fsconfig_set_flag(context, "validate"))
     .and_then(|()| fsconfig_create(context))
     .map_err(|errno| said("fsconfig", errno))?;
-    let tree = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let tree = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| said("fsmount", errno))?;
-    move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|errno| Error::os("move_mount", &place, errno))
+    let by_descriptors = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, "", &point, "", by_descriptors)
+        .map_err(|errno| refused("move_mount", place(), errno, String::new()))
+}
+
+impl fmt::Display for Mountable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DmaBuf(fd) => f.write_str(&fd_name(*fd)),
+            Self::Physical { address, len } => write!(f, "phys:{address:#x}+{len:#x}"),
+        }
+    }
 }
 
 /// Takes a mount away. Who has files of it open keeps them.
@@ -77,8 +92,13 @@ pub fn unmount(at: &Path) -> Result<()> {
         .map_err(|errno| Error::os("umount", at.display().to_string(), errno))
 }
 
-fn refused(op: &'static str, subject: &str, errno: Errno, advice: String) -> Error {
-    Error::Refused { op, subject: subject.into(), source: io::Error::from(errno), advice }
+/// An error with what the kernel has said of it, if anything, or what is known of it.
+fn refused(op: &'static str, subject: String, errno: Errno, words: String) -> Error {
+    let advice = if words.is_empty() && errno == Errno::PERM { NO_RIGHTS.into() } else { words };
+    match advice.is_empty() {
+        true => Error::os(op, subject, errno),
+        false => Error::Refused { op, subject, source: io::Error::from(errno), advice },
+    }
 }
 
 /// What the kernel says of a mount that failed: lines that begin with a letter for how bad it is and a blank
@@ -108,6 +128,15 @@ mod tests {
         // Without the right to, without the module, or with it: this is no dma-buf.
         let expected = ["CAP_SYS_ADMIN", "module daxfs", "fsconfig"];
         assert!(expected.iter().any(|part| error.to_string().contains(part)), "{error}");
+        let memory = || Mountable::Physical { address: 0x1000, len: 4096 };
+        let file = place.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for (path, number) in [(place.path().join("none"), libc::ENOENT), (file, libc::ENOTDIR)] {
+            let error = mount(memory(), &path).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(number), "{error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
+        assert_eq!(memory().to_string(), "phys:0x1000+0x1000");
         let error = unmount(place.path()).unwrap_err();
         assert!(matches!(error, Error::Os { op: "umount", .. }), "{error}");
     }

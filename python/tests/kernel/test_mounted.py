@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from model import check
 
 import daxfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,46 +32,45 @@ def file_system() -> None:
     pytest.skip("the kernel's module daxfs is not loaded")
 
 
-def mount(target: str, folder: Path, point: Path) -> None:
-    """Pack a folder and mount the image."""
+@contextmanager
+def mounted(target: str, folder: Path, point: Path) -> Iterator[None]:
+    """Pack a folder and have the image mounted for a while."""
     with daxfs.pack(folder, into=target) as packed, daxfs.open(packed) as image:
         image.mount(point)
-
-
-def unmount(point: Path) -> None:
-    """Take the mount away, also while its files are open."""
-    subprocess.run(["umount", "--lazy", point], check=True)
+    try:
+        yield
+    finally:
+        # Also while files are open.
+        subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.mark.parametrize(("target", "exporter"), [("udmabuf", "udmabuf"), ("heap:system", "system")])
 def test_mount_is_opened_by_its_path(target: str, exporter: str, folder: Path, tmp_path: Path) -> None:
-    mount(target, folder, tmp_path)
-    try:
+    with mounted(target, folder, tmp_path):
         for path in (path for path in folder.rglob("*") if path.is_file()):
             assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
         with daxfs.open(tmp_path) as image:
             assert (image.kind, image.exporter, image.provenance) == ("dma-buf", exporter, "shared")
             check(image, folder)
             assert image.is_current()
-    finally:
-        unmount(tmp_path)
 
 
 def test_image_stays_when_the_mount_goes(folder: Path, tmp_path: Path) -> None:
-    mount("heap:system", folder, tmp_path)
-    with daxfs.open(str(tmp_path)) as image:
-        unmount(tmp_path)
+    with mounted("heap:system", folder, tmp_path):
+        image = daxfs.open(str(tmp_path))
+    with image:
         check(image, folder)
         assert not image.is_current()
         with pytest.raises(daxfs.SourceError, match="it is a directory"):
             image.refresh()
-        mount("heap:system", folder, tmp_path)
-        try:
+        with mounted("heap:system", folder, tmp_path):
             assert not image.is_current()
             new = image.refresh()
             assert new is not None
             with new:
                 assert new.is_current()
                 check(new, folder)
-        finally:
-            unmount(tmp_path)
+        with pytest.raises(FileNotFoundError, match="none"), daxfs.pack(folder, into="udmabuf") as packed:
+            daxfs.open(packed).mount(tmp_path / "none")
+        with pytest.raises(daxfs.SourceError, match="neither a dma-buf nor physical"), daxfs.pack(folder) as packed:
+            daxfs.open(packed).mount(bytes(tmp_path))

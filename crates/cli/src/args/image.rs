@@ -59,12 +59,13 @@ pub enum ImageVerb {
     /// Have the kernel mount an image that is in memory
     ///
     /// The kernel's own DAXFS (the module daxfs of multikernel.io) shows the image as files, from the same memory. It
-    /// takes dma-bufs and physical ranges, so pack with `--into udmabuf` or `--into heap:NAME`, also in a holder
-    /// (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN; umount(8) takes the mount away.
+    /// takes dma-bufs and physical ranges, so pack with `--into udmabuf` or `--into heap:NAME`, also in a holder, which
+    /// packs folders so (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN; umount(8) takes the mount away. An image
+    /// with an overlay can be written there, and changes for all.
     ///
-    /// The image is checked strictly before, since the kernel fails worse than an error on what is broken. Who can open
-    /// DIR gets the whole memory, with the access that it was made with: `chmod 700` its root before packing, where
-    /// that is too much.
+    /// The image is checked strictly before, since on what is broken the kernel fails worse than by an error. Who can
+    /// open anything in the mount of a dma-buf gets the whole memory, with the access that it was made with: where that
+    /// is too much, mount below a directory that others cannot enter.
     Mount(MountArgs),
 }
 
