@@ -53,7 +53,7 @@ impl DLDevice {
     /// Ordinary memory of the host, `kDLCPU`.
     pub const CPU: Self = Self { device_type: 1, device_id: 0 };
     /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.11 and 2.15) and is
-    /// to be given it as the GPU's ([`DLDevice::gpu`]).
+    /// to be given it as the GPU's (`DLDevice::gpu`).
     pub const CUDA_HOST: Self = Self { device_type: 3, device_id: 0 };
     /// Host memory that ROCm has pinned, `kDLROCMHost`.
     pub const ROCM_HOST: Self = Self { device_type: 11, device_id: 0 };
