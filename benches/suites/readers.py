@@ -33,7 +33,7 @@ class Crowd:
     """What the processes took together."""
 
     touched: float  # seconds of the slowest from opening to the last page
-    pss: int  # bytes of all, each shared page counted once
+    pss: int  # bytes that they have more than before, each shared page counted once; their libraries were there
     image_pss: int  # of it, the mappings of the image
     resident: int  # bytes of all, each page counted in every process
 
@@ -82,6 +82,7 @@ def crowd(count: int, command: Sequence[str | Path], image: Held | None) -> Crow
 
         for process in processes:
             line_of(process)
+        before = sum(_rollup(process.pid)["Pss"] for process in processes)
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
@@ -90,7 +91,7 @@ def crowd(count: int, command: Sequence[str | Path], image: Held | None) -> Crow
         of_image = sum(_pss_of_image(process.pid) for process in processes)
     return Crowd(
         max(report["touched"] for report in reports),
-        sum(rollup["Pss"] for rollup in rollups),
+        sum(rollup["Pss"] for rollup in rollups) - before,
         of_image,
         sum(rollup["Rss"] for rollup in rollups),
     )

@@ -85,12 +85,12 @@ def print_readers(reports: list[dict[str, Any]]) -> None:
     print(f"   image: {first['image_size'] / MB:.1f} MB, {pages}, used by {users}")
     print(f"   memory: {first['memory']}; provenance: {first['provenance']}")
     print("                 private memory, MB              image, MB")
-    print("   process    imports  +tensors  +computing    mapped     PSS    open ms  compute ms")
+    print("   process      ready  +tensors  +computing    mapped     PSS    open ms  compute ms")
     for report in reports:
-        imported, holding, computed = (private(report, at) / MB for at in ("imported", "holding", "computed"))
+        ready, holding, computed = (private(report, at) / MB for at in ("ready", "holding", "computed"))
         image = report["usage"]["computed"]["image"]
         print(
-            f"   {report['pid']:<8} {imported:9.1f} {holding - imported:9.2f} {computed - holding:11.1f}"
+            f"   {report['pid']:<8} {ready:9.1f} {holding - ready:9.2f} {computed - holding:11.1f}"
             f" {image['rss'] / MB:9.1f} {image['pss'] / MB:7.1f}"
             f" {1e3 * report['open_seconds']:10.1f} {1e3 * report['compute_seconds']:11.0f}"
         )

@@ -2,7 +2,8 @@
 
 PSS ("proportional set size") divides every shared page by the number of processes that map it, so the PSS of
 several processes may be added up. Anonymous memory belongs to one process alone: a copy of the weights, read
-into a buffer or made by copy-on-write, would show there.
+into a buffer or made by copy-on-write, would show there. Pages of a library's file that no other process maps at
+the moment are no such memory: they come and go with other processes, so they are not counted as private.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ class Usage:
 
     rss: int = 0
     pss: int = 0
-    shared: int = 0
-    private: int = 0
     anonymous: int = 0
     huge: int = 0  # mapped by page table entries of 2 MiB
 
@@ -48,8 +47,6 @@ def usage_from(fields: dict[str, int]) -> Usage:
     return Usage(
         rss=fields["Rss"],
         pss=fields["Pss"],
-        shared=fields["Shared_Clean"] + fields["Shared_Dirty"] + fields["Shared_Hugetlb"],
-        private=fields["Private_Clean"] + fields["Private_Dirty"] + fields["Private_Hugetlb"],
         anonymous=fields["Anonymous"],
         huge=fields["AnonHugePages"] + fields["ShmemPmdMapped"] + fields["FilePmdMapped"],
     )

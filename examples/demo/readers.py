@@ -48,7 +48,7 @@ def run(fd: int, count: int, sentences: list[str]) -> list[dict[str, Any]]:
     try:
         for reader in readers:
             tell(reader, json.dumps(sentences))
-        for expected in ("imported", "holding", "computed"):
+        for expected in ("ready", "holding", "computed"):
             for reader in readers:
                 if answer(reader).strip() != expected:
                     raise RuntimeError(f"reader {reader.pid} did not say {expected!r}")
