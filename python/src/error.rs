@@ -11,7 +11,7 @@ use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
 use pyo3::exceptions::{
     PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
-    PyRuntimeError, PyValueError,
+    PyRuntimeError, PyTimeoutError, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -235,9 +235,13 @@ fn from_holder(error: &HolderError) -> PyErr {
         HolderError::Refused { refusal: Refusal::NotAllowed, .. } => {
             PyPermissionError::new_err(error.to_string())
         }
-        HolderError::Unreachable { .. } | HolderError::Closed { .. } | HolderError::Protocol { .. } => {
-            PyConnectionError::new_err(error.to_string())
-        }
+        // By its number: who may not connect gets a PermissionError, whatever listens there.
+        HolderError::System { source, .. } => from_memory(source),
+        HolderError::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
+        HolderError::Unreachable { .. }
+        | HolderError::Closed { .. }
+        | HolderError::NotAsSaid { .. }
+        | HolderError::Protocol { .. } => PyConnectionError::new_err(error.to_string()),
         _ => source(error.to_string()),
     }
 }

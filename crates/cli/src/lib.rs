@@ -37,6 +37,7 @@ use std::ffi::OsString;
 ///
 /// Writes to the standard output and standard error of the process. Does not end the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    dmabuf::fill_standard_descriptors();
     let cli = match Cli::read(args) {
         Ok(cli) => cli,
         Err(error) => {

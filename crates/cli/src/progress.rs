@@ -23,6 +23,11 @@ impl Progress {
         Self(bar)
     }
 
+    /// Another hand on the same bar.
+    pub fn another(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// Counts `bytes` as done.
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);

@@ -67,6 +67,7 @@ mod mount;
 mod mounted;
 mod numa;
 mod socket;
+mod standard;
 pub mod survey;
 mod sync;
 mod transfer;
@@ -89,8 +90,9 @@ pub use mount::{Mountable, mount, unmount};
 pub use mounted::{Mounted, mounted, mounts};
 pub use numa::nodes_of;
 pub use socket::{
-    Peer, accept_seqpacket, connect_seqpacket, listen_seqpacket, peer, peer_groups, set_timeout,
+    Peer, accept_seqpacket, connect_seqpacket, is_all_read, listen_seqpacket, peer, peer_groups, set_timeout,
 };
+pub use standard::fill_standard_descriptors;
 pub use sync::{Access, CpuAccess};
 pub use transfer::{Transfer, Way, wait_writable};
 pub use udmabuf::{udmabuf_from, udmabuf_join, udmabuf_limit, udmabuf_list_limit};

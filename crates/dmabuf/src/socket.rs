@@ -136,6 +136,25 @@ pub fn peer_groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
     }
 }
 
+nix::ioctl_read_bad!(
+    /// Bytes of memory that messages take which the other end has not read (unix(7)).
+    siocoutq,
+    libc::TIOCOUTQ,
+    libc::c_int
+);
+
+/// Whether the other end has read all that was sent to it, and so has all descriptors.
+///
+/// # Errors
+/// [`Error::Os`] from ioctl.
+pub fn is_all_read(fd: BorrowedFd<'_>) -> Result<bool> {
+    let mut bytes = 0;
+    // SAFETY: the pointer is to a live, exclusively borrowed integer, which is all that this ioctl writes.
+    unsafe { siocoutq(fd.as_raw_fd(), &raw mut bytes) }
+        .map_err(|e| Error::os("ioctl SIOCOUTQ", fd_name(fd), e))?;
+    Ok(bytes == 0)
+}
+
 /// Who connected to, or listens at, the other end.
 ///
 /// # Errors
@@ -162,8 +181,11 @@ mod tests {
         crate::send_fds(client.as_fd(), b"one", &[]).unwrap();
         crate::send_fds(client.as_fd(), b"three", &[]).unwrap();
         let mut buffer = [0; 16];
+        assert!(!is_all_read(client.as_fd()).unwrap());
         assert_eq!(crate::recv_fds(server.as_fd(), &mut buffer, 0).unwrap().0, 3);
+        assert!(!is_all_read(client.as_fd()).unwrap());
         assert_eq!(crate::recv_fds(server.as_fd(), &mut buffer, 0).unwrap().0, 5);
+        assert!(is_all_read(client.as_fd()).unwrap());
         let error = crate::recv_fds(client.as_fd(), &mut buffer, 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::EAGAIN));
         let peer = peer(server.as_fd()).unwrap();

@@ -1,6 +1,6 @@
 //! The connections of the event loop: accepting, serving in turns, and closing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,30 +16,79 @@ use crate::server::Server;
 const IDLE: Duration = Duration::from_secs(60);
 /// Messages read from one connection before the others have their turn.
 const BURST: usize = 16;
+/// Descriptors that are kept free of connections: for sources, loads, helpers, metrics.
+const RESERVED: usize = 64;
+/// So many clients are served however few descriptors there are.
+const CONNECTIONS_MIN: usize = 8;
+/// Connections that are closed at once when there are too few descriptors after all.
+const MAKE_ROOM: usize = 16;
+/// How long a client may leave descriptors unread while others wait for that.
+const UNREAD_PATIENCE: Duration = Duration::from_secs(4);
 /// What a connection is watched for that nothing waits in.
 const READING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
 impl Server {
     pub(crate) fn accept(&mut self, buffer: &mut [u8]) {
+        let most = self.connections_max();
+        let mut short = 0;
         for _ in 0..self.config.max_connections {
             // What the last one asked for may have ended this: a stop, a takeover.
             if !self.accepting {
                 return;
             }
-            if self.connections.len() >= self.config.max_connections {
+            if self.connections.len() >= most {
                 self.close_longest_idle();
             }
             match dmabuf::accept_seqpacket(self.listener.fd.as_fd()) {
                 Ok(Some(socket)) => self.add_connection(socket, buffer),
                 Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept");
-                    // Too many descriptors: make room, and look again at the next tick.
+                // Too many descriptors, of loads and images for one: make room, and look again.
+                Err(_) if short < MAKE_ROOM => {
+                    short += 1;
                     self.close_longest_idle();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept; trying again");
                     self.pause_accepting();
                     return;
                 }
             }
+        }
+    }
+
+    /// Most connections now: they take descriptors of which images, and what else is at work, need some.
+    fn connections_max(&self) -> usize {
+        let free = self.descriptor_limit.saturating_sub(self.table.descriptors() + RESERVED);
+        self.config.max_connections.min(free).max(CONNECTIONS_MIN)
+    }
+
+    /// Sends what waits for descriptors in flight to be read. Whoever does not read them while others of its user, or
+    /// all others, wait for that is cut off in the end.
+    pub(crate) fn serve_parked(&mut self) {
+        for connection in self.connections.values_mut() {
+            connection.look_for_read(&mut self.in_flight);
+        }
+        let parked: Vec<u64> = self.parked.iter().copied().collect();
+        let mut waiting = HashSet::new();
+        for token in parked {
+            let Some(mut connection) = self.connections.remove(&token) else { continue };
+            let alive = self.flush_takeover(token, &mut connection);
+            if connection.parked {
+                waiting.insert(connection.peer.uid);
+            }
+            self.put_back(token, connection, alive);
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        let full = self.in_flight.is_full();
+        let unread = self.connections.iter().filter(|(_, connection)| {
+            connection.unread_for().is_some_and(|time| time > UNREAD_PATIENCE)
+                && (full || waiting.contains(&connection.peer.uid))
+        });
+        for token in unread.map(|(token, _)| *token).collect::<Vec<_>>() {
+            tracing::info!("closing a connection that does not read while others wait");
+            self.close(token);
         }
     }
 
@@ -79,7 +128,9 @@ impl Server {
     }
 
     fn close(&mut self, token: u64) {
-        if let Some(connection) = self.connections.remove(&token) {
+        if let Some(mut connection) = self.connections.remove(&token) {
+            self.parked.remove(&token);
+            connection.give_up_unread(&mut self.in_flight);
             // Closing the last descriptor would take it out, too.
             let _ = self.epoll.delete(connection.socket());
             drop(connection);
@@ -119,6 +170,8 @@ impl Server {
         }
         // While a load runs nothing is read, so only the hang-up tells that its client is gone.
         alive &= !events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) || connection.is_blocked();
+        // What is parked sends nothing, so only the hang-up tells that nobody will ever read it.
+        alive &= !connection.parked || !events.intersects(EpollFlags::EPOLLHUP);
         alive &= !connection.ending || connection.is_blocked();
         self.put_back(token, connection, alive);
     }
@@ -126,7 +179,9 @@ impl Server {
     pub(crate) fn put_back(&mut self, token: u64, mut connection: Connection, alive: bool) {
         // A client that has closed its sending half but does not read what waits for it would wake the loop for ever,
         // so its hang-up is not looked at then; that it is gone altogether is always told.
-        let interest = if connection.is_blocked() {
+        let interest = if connection.parked {
+            EpollFlags::empty()
+        } else if connection.is_blocked() {
             EpollFlags::EPOLLOUT
         } else if connection.load.is_none() {
             READING
@@ -137,6 +192,11 @@ impl Server {
         if connection.interest != interest {
             connection.interest = interest;
             watched = self.epoll.modify(connection.socket(), &mut EpollEvent::new(interest, token)).is_ok();
+        }
+        if connection.parked {
+            self.parked.insert(token);
+        } else {
+            self.parked.remove(&token);
         }
         self.connections.insert(token, connection);
         if !alive || !watched {

@@ -4,9 +4,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use dmabuf::HugePages;
 use mkimage::Memory;
+
+use crate::helper::Helper;
 
 /// Where images are put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,28 @@ impl FromStr for Target {
     }
 }
 
+/// Tells how many log lines were lost so far: whoever writes the log counts them, and the metrics show the count.
+#[derive(Clone)]
+pub struct LostLines(Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl LostLines {
+    /// Asks `count` whenever the number is wanted.
+    pub fn new(count: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(count))
+    }
+
+    /// How many.
+    pub fn count(&self) -> u64 {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for LostLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LostLines").field(&self.count()).finish()
+    }
+}
+
 /// What the holder is told when it starts.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -81,8 +106,13 @@ pub struct Config {
     pub control: Vec<u32>,
     /// Where metrics and health are served by HTTP.
     pub metrics: Option<SocketAddr>,
-    /// Most connections at a time.
+    /// Most connections at a time; fewer where the limit of open files (RLIMIT_NOFILE) is low.
     pub max_connections: usize,
+    /// Counts the log lines that were lost, for the metrics.
+    pub lost_log_lines: Option<LostLines>,
+    /// How a helper is started, which packs directories with the rights of other users. Without one their clients pack
+    /// them.
+    pub helper: Option<Helper>,
 }
 
 impl Config {
@@ -98,6 +128,8 @@ impl Config {
             control: Vec::new(),
             metrics: None,
             max_connections: 4096,
+            lost_log_lines: None,
+            helper: None,
         }
     }
 }

@@ -4,18 +4,32 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use daxfs::holder::message::Reply;
 use daxfs::holder::wire::DESCRIPTORS_MAX;
 use dmabuf::Peer;
 use nix::sys::epoll::EpollFlags;
 
+use crate::inflight::InFlight;
+
 /// A reply that waits for room in the socket, with the descriptors that go with it.
 #[derive(Debug)]
 struct Outgoing {
     message: Vec<u8>,
     fds: Arc<[OwnedFd]>,
+    attach: Option<Attached>,
+}
+
+/// What an attach brings; it counts when it was sent.
+#[derive(Debug)]
+pub struct Attached {
+    /// Name of the image.
+    pub name: String,
+    /// Its generation.
+    pub generation: u64,
+    /// Whether it is a copy on a device.
+    pub on_device: bool,
 }
 
 /// What came from a client.
@@ -41,8 +55,14 @@ pub struct Connection {
     pub active: Instant,
     /// Set to end the load that it waits for.
     pub load: Option<Arc<AtomicBool>>,
-    /// Attaches that were answered.
+    /// Attaches that were answered, or are about to be.
     pub attaches: u32,
+    /// Attaches that were sent since somebody looked.
+    pub sent: Vec<Attached>,
+    /// Descriptors that were sent and maybe not read, and since when there are any.
+    unread: (usize, Instant),
+    /// Replies wait until descriptors that are in flight were read, here or elsewhere.
+    pub parked: bool,
     /// No more is read; it ends when everything was sent.
     pub ending: bool,
     /// What the loop watches it for.
@@ -59,6 +79,9 @@ impl Connection {
             active: Instant::now(),
             load: None,
             attaches: 0,
+            sent: Vec::new(),
+            unread: (0, Instant::now()),
+            parked: false,
             ending: false,
             interest,
         }
@@ -95,9 +118,14 @@ impl Connection {
         }
     }
 
-    /// Sends a reply, or queues it until there is room.
+    /// Queues a reply.
     pub fn reply(&mut self, reply: &Reply, fds: Arc<[OwnedFd]>) {
-        self.outgoing.push_back(Outgoing { message: reply.encode(), fds });
+        self.outgoing.push_back(Outgoing { message: reply.encode(), fds, attach: None });
+    }
+
+    /// Queues the reply to an attach.
+    pub fn reply_attach(&mut self, reply: &Reply, fds: Arc<[OwnedFd]>, attach: Attached) {
+        self.outgoing.push_back(Outgoing { message: reply.encode(), fds, attach: Some(attach) });
     }
 
     /// Sends progress if there is room; a client that does not read misses it.
@@ -107,20 +135,58 @@ impl Connection {
         }
     }
 
-    /// Sends what waits. Returns false when the connection is broken.
-    pub fn flush(&mut self) -> bool {
+    /// Sends what waits, as far as there is room. Returns false when the connection is broken.
+    pub fn flush(&mut self, in_flight: &mut InFlight) -> bool {
+        let uid = self.peer.uid;
+        self.parked = false;
         while let Some(next) = self.outgoing.front() {
+            let count = next.fds.len();
+            if count > 0 && !in_flight.has_room(uid, count) {
+                self.look_for_read(in_flight);
+                if !in_flight.has_room(uid, count) {
+                    self.parked = true;
+                    return true;
+                }
+            }
+            let Some(next) = self.outgoing.front() else { return true };
             let fds: Vec<_> = next.fds.iter().map(AsFd::as_fd).collect();
             match dmabuf::send_fds(self.socket.as_fd(), &next.message, &fds) {
                 Ok(()) => {
                     self.active = Instant::now();
-                    self.outgoing.pop_front();
+                    if count > 0 {
+                        let since = if self.unread.0 == 0 { self.active } else { self.unread.1 };
+                        self.unread = (self.unread.0 + count, since);
+                        in_flight.add(uid, count);
+                    }
+                    self.sent.extend(self.outgoing.pop_front().and_then(|sent| sent.attach));
                 }
                 Err(error) if would_block(&error) => return true,
+                // So many are in flight, of whichever process of this user, that the kernel passes none for now.
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    self.parked = true;
+                    return true;
+                }
                 Err(_) => return false,
             }
         }
         true
+    }
+
+    /// Takes off what the client has read meanwhile.
+    pub fn look_for_read(&mut self, in_flight: &mut InFlight) {
+        if self.unread.0 > 0 && dmabuf::is_all_read(self.socket.as_fd()).unwrap_or(false) {
+            self.give_up_unread(in_flight);
+        }
+    }
+
+    /// Takes off all that is in flight: it was read, or goes with the connection.
+    pub fn give_up_unread(&mut self, in_flight: &mut InFlight) {
+        in_flight.release(self.peer.uid, std::mem::take(&mut self.unread.0));
+    }
+
+    /// How long descriptors have been waiting to be read, if there are any.
+    pub fn unread_for(&self) -> Option<Duration> {
+        (self.unread.0 > 0).then(|| self.unread.1.elapsed())
     }
 }
 

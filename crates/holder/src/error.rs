@@ -24,15 +24,28 @@ pub enum Error {
     /// What was given to load is no valid image.
     #[error(transparent)]
     Image(#[from] daxfs::Error),
-    /// Packing failed.
-    #[error(transparent)]
-    Pack(#[from] mkimage::Error),
     /// Another holder answers at the socket.
     #[error("a holder (process {pid}) answers at {} already; replace it with --takeover", socket.display())]
     Running {
         /// The socket.
         socket: PathBuf,
         /// The other holder.
+        pid: i32,
+    },
+    /// Something lies at the path of the socket, or of its lock, that is not this program's to remove.
+    #[error("{}: {what} lies there, which a holder does not remove; name another path with --socket", socket.display())]
+    Occupied {
+        /// The path.
+        socket: PathBuf,
+        /// What lies there.
+        what: String,
+    },
+    /// Another process keeps the lock that keeps two starting holders apart.
+    #[error("{} is locked by process {pid}; end it, or name another path with --socket", path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// The process; 0 when the system does not say.
         pid: i32,
     },
     /// No holder answers, but one was to be taken over.
@@ -60,6 +73,43 @@ pub enum Error {
     /// The socket that was passed is of another kind.
     #[error("the socket of LISTEN_FDS does not listen for messages; its unit needs ListenSequentialPacket=")]
     Socket,
+    /// A source could not be packed. Paths in the text begin with `.`, which stands for the source.
+    #[error("{0}")]
+    Packing(String),
+    /// The helper could not pack a source with the rights of who asked.
+    #[error("{text}")]
+    Helper {
+        /// What the system said to it; 0 when it was something else.
+        errno: i32,
+        /// Why, as for [`Error::Packing`].
+        text: String,
+    },
+    /// A directory that this holder does not read for its client.
+    #[error(
+        "this holder reads no directories with rights that are not its own; pack it (daxfs-pack --into memfd) and load \
+         the sealed memory, as daxfs load does"
+    )]
+    ClientPacks,
+    /// A descriptor that gives no right to read.
+    #[error("the descriptor was opened with O_PATH, which gives no right to read what it stands for")]
+    PathOnly,
+    /// Memory that is not kept as it is, but was not to be copied.
+    #[error(
+        "it would have to be copied: only memory that nobody can write is kept as it is (a memfd sealed against \
+         writing, shrinking and growing), or with --shared memory that cannot shrink"
+    )]
+    WouldCopy,
+    /// Memory that is neither kept nor can be copied.
+    #[error(
+        "memory that others can take away or that is not memory alone is not held; copy the image to a file first"
+    )]
+    NotCopied,
+    /// A swap that would change who may attach.
+    #[error("a swap keeps who may attach ({now}); change that with `daxfs access`")]
+    OtherAccess {
+        /// Who may.
+        now: String,
+    },
     /// A load option that is not known or not possible.
     #[error("option {option:?}: {why}")]
     Option {

@@ -1,9 +1,13 @@
-//! `GET /metrics`, `GET /healthz` and `GET /readyz`, one connection at a time, in a thread of its own.
+//! `GET /metrics`, `GET /healthz` and `GET /readyz`: each connection in a thread of its own, a few at a time.
+//!
+//! No connection makes another one wait. When too many are open the oldest one is closed, so a health check is answered
+//! beside any number of silent clients; each has a deadline for its whole request and answer.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -13,6 +17,11 @@ use crate::metrics::Metrics;
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest request that is read.
 const REQUEST_MAX: usize = 4096;
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 16;
+
+/// The connections that are open, oldest first.
+type Open = Arc<Mutex<VecDeque<(u64, TcpStream)>>>;
 
 /// Listens and serves until the process ends. Returns the address, whose port may have been chosen. With `patience` an
 /// address that is in use is tried again for so long in the background; then it is an error in the log only.
@@ -32,10 +41,7 @@ pub fn serve(address: SocketAddr, metrics: Arc<Metrics>, patience: Duration) -> 
         .spawn(move || match listener.map_or_else(|| bind_within(address, patience), Ok) {
             Ok(listener) => {
                 tracing::info!(address = %bound, "serving metrics");
-                for stream in listener.incoming().flatten() {
-                    // A scraper that breaks off is its own business.
-                    let _ = answer(stream, &metrics);
-                }
+                accept(&listener, &metrics);
             }
             Err(error) => tracing::error!(%address, %error, "no metrics are served"),
         })
@@ -49,6 +55,40 @@ fn bind_within(address: SocketAddr, patience: Duration) -> std::io::Result<TcpLi
         match TcpListener::bind(address) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
             result => return result,
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, metrics: &Arc<Metrics>) {
+    let open = Open::default();
+    for number in 0.. {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                // Too many descriptors, for one; the queue of the socket is not emptied by asking faster.
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        let Ok(handle) = stream.try_clone() else { continue };
+        {
+            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            if open.len() >= CONNECTIONS_MAX
+                && let Some((_, oldest)) = open.pop_front()
+            {
+                // Its thread ends by that.
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+            open.push_back((number, handle));
+        }
+        let (others, metrics) = (Arc::clone(&open), Arc::clone(metrics));
+        let serve = move || {
+            // A scraper that breaks off is its own business.
+            let _ = answer(stream, &metrics);
+            others.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != number);
+        };
+        if std::thread::Builder::new().name("http".into()).spawn(serve).is_err() {
+            open.lock().unwrap_or_else(PoisonError::into_inner).pop_back();
         }
     }
 }
@@ -109,7 +149,7 @@ mod tests {
 
     #[test]
     fn answers() {
-        let shared = Arc::new(Metrics::new());
+        let shared = Arc::new(Metrics::new(None));
         let address = serve("127.0.0.1:0".parse().unwrap(), Arc::clone(&shared), Duration::ZERO).unwrap();
         let metrics = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(metrics.starts_with("HTTP/1.0 200 OK") && metrics.contains("daxfs_images 0"), "{metrics}");
@@ -125,12 +165,18 @@ mod tests {
     #[test]
     fn a_silent_scraper_does_not_keep_others_waiting_for_good() {
         let address =
-            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new()), Duration::ZERO).unwrap();
+            serve("127.0.0.1:0".parse().unwrap(), Arc::new(Metrics::new(None)), Duration::ZERO).unwrap();
         let silent = TcpStream::connect(address).unwrap();
         let mut slow = TcpStream::connect(address).unwrap();
         slow.write_all(b"GET /metrics HT").unwrap();
         // Both are there still, and were there first.
         assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
-        drop((silent, slow));
+        // The oldest of many go; none of them keeps a health check waiting.
+        let many: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+        assert!(ask(address, "GET /healthz HTTP/1.0\r\n\r\n").ends_with("ok\n"));
+        let mut oldest = silent;
+        oldest.set_read_timeout(Some(TIMEOUT / 4)).unwrap();
+        assert_eq!(oldest.read(&mut [0; 8]).unwrap(), 0, "closed to make room, long before its deadline");
+        drop((oldest, slow, many));
     }
 }

@@ -22,7 +22,9 @@ mod config;
 mod connection;
 mod crash;
 mod error;
+pub mod helper;
 mod http;
+mod inflight;
 mod limits;
 mod load;
 mod loads;
@@ -39,7 +41,7 @@ mod takeover;
 pub mod users;
 
 pub use access::Access;
-pub use config::{Config, Target};
+pub use config::{Config, LostLines, Target};
 pub use error::{Error, Result};
 pub use load::LoadOptions;
 pub use server::Server;

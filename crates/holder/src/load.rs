@@ -1,6 +1,10 @@
 //! From a descriptor that a client sent to an image that can be held: packed, copied or kept, and always validated.
+//!
+//! Nothing is read that the client could not read itself: a directory is packed with the client's rights, and all else is
+//! read through the client's own descriptor.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::{File, Metadata};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,12 +15,14 @@ use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
 use daxfs::{Image, Provenance};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::access::Access;
+use crate::access::{Access, Rights};
 use crate::config::{Config, Target};
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
-use crate::limits::Budget;
+use crate::helper::{self, Helper};
+use crate::limits::{Budget, Reservation};
 use crate::source;
 use crate::table::Ready;
 
@@ -28,6 +34,7 @@ use crate::table::Ready;
 /// | `shared` | `1`: leave a memfd unsealed against writing |
 /// | `align-tensors` | bytes, a power of two |
 /// | `dedupe` | `1` |
+/// | `no-copy` | `1`: refuse memory that would have to be copied |
 /// | `expect` | the content hash that the image must have, `blake3:` and 64 hexadecimal digits |
 /// | `allow-uid`, `allow-gid` | a number; may be given several times |
 #[derive(Debug, Clone)]
@@ -36,8 +43,12 @@ pub struct LoadOptions {
     pub(crate) shared: bool,
     pub(crate) align_tensors: Option<u64>,
     pub(crate) dedupe: bool,
+    no_copy: bool,
     expect: Option<[u8; 32]>,
-    access: Access,
+    /// Who may attach, if the load says so.
+    pub(crate) access: Option<Access>,
+    /// Whether the load says anything of the memory.
+    chooses_memory: bool,
 }
 
 impl LoadOptions {
@@ -51,8 +62,10 @@ impl LoadOptions {
             shared: config.shared,
             align_tensors: None,
             dedupe: false,
+            no_copy: false,
             expect: None,
-            access: Access::default(),
+            access: None,
+            chooses_memory: false,
         };
         for option in options {
             let wrong = |why: String| Error::Option { option: option.clone(), why };
@@ -60,10 +73,11 @@ impl LoadOptions {
             let number = || value.parse::<u32>().map_err(|_| wrong("expected a number".into()));
             match key {
                 "into" => parsed.into = value.parse().map_err(wrong)?,
-                "shared" | "dedupe" if !["0", "1"].contains(&value) => {
+                "shared" | "dedupe" | "no-copy" if !["0", "1"].contains(&value) => {
                     return Err(wrong("expected 0 or 1".into()));
                 }
                 "shared" => parsed.shared = value == "1",
+                "no-copy" => parsed.no_copy = value == "1",
                 "dedupe" => parsed.dedupe = value == "1",
                 "align-tensors" => {
                     let bytes = value.parse::<u64>().ok().filter(|bytes| bytes.is_power_of_two());
@@ -74,16 +88,63 @@ impl LoadOptions {
                     let hash = daxfs::parse_content_hash(value);
                     parsed.expect = Some(hash.ok_or_else(|| wrong("expected a BLAKE3 hash".into()))?);
                 }
-                "allow-uid" => parsed.access.uids.push(number()?),
-                "allow-gid" => parsed.access.gids.push(number()?),
+                "allow-uid" => parsed.access.get_or_insert_default().uids.push(number()?),
+                "allow-gid" => parsed.access.get_or_insert_default().gids.push(number()?),
                 _ => return Err(wrong("this holder does not know it".into())),
             }
+            parsed.chooses_memory |= ["into", "shared"].contains(&key);
         }
         Ok(parsed)
+    }
+
+    /// What only the packer needs to know.
+    pub(crate) fn to_pack(into: Target, shared: bool, align_tensors: Option<u64>, dedupe: bool) -> Self {
+        Self {
+            into,
+            shared,
+            align_tensors,
+            dedupe,
+            no_copy: false,
+            expect: None,
+            access: None,
+            chooses_memory: true,
+        }
+    }
+
+    /// Puts the image into memory like that of the one which it replaces, unless the load says where.
+    pub(crate) fn keep_memory(&mut self, replaced: BorrowedFd<'_>) {
+        let Ok(info) = dmabuf::describe(replaced) else { return };
+        if self.chooses_memory {
+            return;
+        }
+        match info.kind {
+            FdKind::Memfd { seals, hugetlb } => {
+                let pages = match hugetlb {
+                    Some(0x4000_0000) => HugePages::Hugetlb1G,
+                    Some(_) => HugePages::Hugetlb2M,
+                    // Which of the ordinary pages were asked for, the memory does not say.
+                    None => match &self.into {
+                        Target::Memfd(pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => *pages,
+                        _ => HugePages::Auto,
+                    },
+                };
+                (self.into, self.shared) = (Target::Memfd(pages), !seals.contains(Seals::WRITE));
+            }
+            FdKind::DmaBuf { exporter, .. } if exporter == "udmabuf" => self.into = Target::Udmabuf,
+            FdKind::DmaBuf { exporter, .. } if dmabuf::heaps().contains(&exporter) => {
+                self.into = Target::Heap(exporter);
+            }
+            _ => {}
+        }
     }
 }
 
 impl LoadOptions {
+    /// True when the image is to be in memory that clients can write.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared || matches!(self.into, Target::Udmabuf | Target::Heap(_))
+    }
+
     /// Memory that the packer is to write to.
     pub(crate) fn memory(&self) -> Memory {
         match &self.into {
@@ -105,6 +166,20 @@ impl LoadOptions {
     pub(crate) fn seals(&self) -> Seals {
         if self.shared { Seals::SHRINK | Seals::GROW } else { Seals::IMMUTABLE | Seals::SEAL }
     }
+}
+
+/// With whose rights a directory is read.
+#[derive(Debug)]
+pub(crate) enum By {
+    /// This process': nobody else asked, or one with the same rights.
+    Own,
+    /// Those of a client, by a helper.
+    Peer {
+        /// The client's.
+        rights: Rights,
+        /// How a helper is started, if there is one.
+        helper: Option<Helper>,
+    },
 }
 
 /// Progress of a load, and the wish to end it.
@@ -132,38 +207,34 @@ impl Watch {
 ///
 /// # Errors
 /// [`Error`]; nothing is left behind.
-pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc<Watch>) -> Result<Ready> {
+pub(crate) fn load(
+    source: OwnedFd,
+    options: &LoadOptions,
+    by: &By,
+    budget: &Budget,
+    watch: &Arc<Watch>,
+) -> Result<Ready> {
     crash_point("load-begin");
+    refuse_path_only(source.as_fd())?;
     let descriptor = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
     let metadata = std::fs::metadata(&descriptor).map_err(|e| Error::system("stat the source", e))?;
-    let (fd, reservation) = if metadata.is_dir() {
-        source::pack(&descriptor, options, budget, watch)?
-    } else {
-        let info = dmabuf::describe(source.as_fd())?;
-        if source::is_kept(&info.kind) {
-            // Pages that nobody has written yet come into being when they are read; those of hugetlb out of their pool.
-            let fresh = match info.kind {
-                FdKind::Memfd { hugetlb: None, .. } => {
-                    info.len.saturating_sub(metadata.blocks().saturating_mul(512))
-                }
-                _ => 0,
-            };
-            let reservation = budget.reserve(info.len, fresh)?;
-            // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it
-            // cannot be had (a dma-buf, a device that this process may not open), the load is refused in the end if
-            // there is a supervisor and an image has this one already.
-            (dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation)
-        } else {
-            source::copy(source.as_fd(), info.len, options, budget, watch)?
+    let own = matches!(by, By::Own);
+    let (fd, reservation) = match by {
+        By::Own if metadata.is_dir() => source::pack(&descriptor, options, budget, watch)?,
+        By::Peer { rights, helper } if metadata.is_dir() => {
+            helper::pack(source.as_fd(), helper.as_ref(), rights, options, budget, watch)?
         }
+        _ => keep_or_copy(source, &metadata, options, budget, watch)?,
     };
     crash_point("load-written");
     let image =
         Image::from_fd(fd.try_clone().map_err(|e| Error::system("duplicate the image's descriptor", e))?)?;
-    if !metadata.is_dir() {
+    // What this process has packed itself needs no second look.
+    if !(metadata.is_dir() && own) {
         source::verify(&image, watch)?;
     }
     let info = describe(&image)?;
+    let fd = if info.kind == MemoryKind::SealedMemfd { read_only(fd) } else { fd };
     match options.expect {
         Some(expected) if info.content_hash != Some(expected) => {
             return Err(daxfs::Error::OtherContent { expected, found: info.content_hash }.into());
@@ -172,6 +243,49 @@ pub fn load(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc
     }
     watch.check()?;
     Ok(Ready { info, fds: vec![fd], access: options.access.clone(), reservation })
+}
+
+/// Refuses a descriptor that stands for a path and gives no right to read.
+pub(crate) fn refuse_path_only(fd: BorrowedFd<'_>) -> Result<()> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::system("look at the descriptor", e))?;
+    if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) { Err(Error::PathOnly) } else { Ok(()) }
+}
+
+/// Takes an image from a file, or from memory.
+fn keep_or_copy(
+    source: OwnedFd,
+    metadata: &Metadata,
+    options: &LoadOptions,
+    budget: &Budget,
+    watch: &Watch,
+) -> Result<(OwnedFd, Reservation)> {
+    let mut info = dmabuf::describe(source.as_fd())?;
+    if options.is_shared() {
+        source::forbid_growing(source.as_fd(), &info.kind);
+        info = dmabuf::describe(source.as_fd())?;
+    }
+    if !source::is_kept(&info.kind, options.is_shared()) {
+        if options.no_copy {
+            return Err(Error::WouldCopy);
+        }
+        return source::copy(source.as_fd(), info.len, options, budget, watch);
+    }
+    // Pages that nobody has written yet come into being when they are read; those of hugetlb out of their pool.
+    let fresh = match info.kind {
+        FdKind::Memfd { hugetlb: None, .. } => info.len.saturating_sub(metadata.blocks().saturating_mul(512)),
+        _ => 0,
+    };
+    let reservation = budget.reserve(info.len, fresh)?;
+    // Of its own: a supervisor keeps each open file only once, whatever it is told to call it. Where it cannot be had (a
+    // dma-buf, a device that this process may not open), the load is refused in the end if there is a supervisor and an
+    // image has this one already.
+    Ok((dmabuf::reopen(source.as_fd()).unwrap_or(source), reservation))
+}
+
+/// The same memory, open for reading only: no client gets a descriptor that its seals alone keep from writing. Without
+/// `/proc` they have to do.
+fn read_only(fd: OwnedFd) -> OwnedFd {
+    File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_or(fd, OwnedFd::from)
 }
 
 /// What clients are told of an image.
@@ -225,7 +339,7 @@ mod tests {
         let options = options.unwrap();
         assert_eq!(options.into, Target::Heap("system".into()));
         assert_eq!((options.shared, options.align_tensors), (true, Some(256)));
-        assert_eq!(options.access.uids, [7, 8]);
+        assert_eq!(options.access.as_ref().unwrap().uids, [7, 8]);
         assert_eq!(options.fresh(10), 10);
         for (text, fresh) in [("into=memfd:2M", 0), ("into=memfd:1G", 0), ("into=memfd:4K", 10)] {
             assert_eq!(parse(&[text]).unwrap().fresh(10), fresh, "{text}");

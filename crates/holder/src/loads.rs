@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use daxfs::holder::message::{Refusal, Reply};
 
+use crate::access::Access;
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
-use crate::load::{LoadOptions, Watch, load};
+use crate::load::{By, LoadOptions, Watch, load};
 use crate::requests::taken;
 use crate::server::Server;
 use crate::table::Ready;
@@ -23,6 +24,7 @@ pub(crate) struct Job {
     pub name: String,
     pub replace: bool,
     pub options: LoadOptions,
+    pub by: By,
     pub source: OwnedFd,
     pub watch: Arc<Watch>,
 }
@@ -64,7 +66,7 @@ impl Server {
         let watch = Arc::new(Watch::default());
         let (since, budget) = (Instant::now(), self.budget.clone());
         let ready = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| load_caught(source, &options, &budget, &watch));
+            let worker = scope.spawn(|| load_caught(source, &options, &By::Own, &budget, &watch));
             while !worker.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
                 progress(watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
@@ -104,7 +106,7 @@ impl Server {
             let (token, name, replace) = (job.token, job.name.clone(), job.replace);
             let failed = (name.clone(), sender.clone());
             let spawned = std::thread::Builder::new().name("load".into()).spawn(move || {
-                let result = load_caught(job.source, &job.options, &budget, &job.watch);
+                let result = load_caught(job.source, &job.options, &job.by, &budget, &job.watch);
                 // The loop may have ended; then nobody wants to know.
                 let _ = sender.send(Finished { token, name, replace, result });
                 let _ = wake.write(1);
@@ -147,7 +149,7 @@ impl Server {
         if let Some(mut connection) = self.connections.remove(&token) {
             connection.load = None;
             connection.reply(&reply, Arc::new([]));
-            let alive = connection.flush();
+            let alive = self.flush(&mut connection);
             self.put_back(token, connection, alive);
         }
         self.start_next_load();
@@ -165,7 +167,7 @@ impl Server {
         for (token, done, total) in told {
             if let Some(mut connection) = self.connections.remove(&token) {
                 connection.progress(done, total);
-                let alive = connection.flush();
+                let alive = self.flush(&mut connection);
                 self.put_back(token, connection, alive);
             }
         }
@@ -174,8 +176,9 @@ impl Server {
     /// Puts an image under its name. A supervisor has it before anybody is told.
     fn hold(&mut self, name: &str, ready: Ready) -> Result<()> {
         crash_point("hold-begin");
+        let access = self.access_of(name, ready.access.as_ref())?;
         let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
-        self.notify.check_room(kept, (&ready.access, ready.fds.len()))?;
+        self.notify.check_room(kept, (&access, ready.fds.len()))?;
         if self.notify.is_active()
             && let Some(name) = self.stored_as(&ready.fds)
         {
@@ -183,10 +186,10 @@ impl Server {
         }
         let generation = self.table.next_generation();
         for fd in &ready.fds {
-            self.notify.store(name, generation, &ready.access, fd.as_fd())?;
+            self.notify.store(name, generation, &access, fd.as_fd())?;
         }
         crash_point("hold-stored");
-        let old = self.table.put(name, ready);
+        let old = self.table.put(name, Ready { access: Some(access), ..ready });
         if let Some(old) = &old {
             self.notify.forget(name, old.info.generation, &old.info.copies);
         }
@@ -198,6 +201,22 @@ impl Server {
         Ok(())
     }
 
+    /// Who may attach to what comes under a name: those who may attach to what it replaces, also where that one could
+    /// not be looked at when the holder started.
+    ///
+    /// # Errors
+    /// [`Error::OtherAccess`] when a load says otherwise.
+    pub(crate) fn access_of(&self, name: &str, asked: Option<&Access>) -> Result<Access> {
+        let now = self.table.get(name).map(|held| &held.access).or_else(|| self.notify.access_aside(name));
+        match (now, asked) {
+            (Some(now), Some(asked)) if !now.is_same(asked) => {
+                Err(Error::OtherAccess { now: now.to_string() })
+            }
+            (Some(now), _) => Ok(now.clone()),
+            (None, asked) => Ok(asked.cloned().unwrap_or_default()),
+        }
+    }
+
     /// The image under which a supervisor has one of these open files already, as far as can be told.
     fn stored_as(&self, fds: &[OwnedFd]) -> Option<&str> {
         let held = self.table.iter().find(|held| held.shares_open_file(fds));
@@ -207,8 +226,15 @@ impl Server {
 
 /// Loads; a bug that ends the load by a panic does not end all loads after it. What the load has is given back when the
 /// stack unwinds, and nothing else sees its state.
-fn load_caught(source: OwnedFd, options: &LoadOptions, budget: &Budget, watch: &Arc<Watch>) -> Result<Ready> {
-    catch_unwind(AssertUnwindSafe(|| load(source, options, budget, watch))).unwrap_or(Err(Error::Panicked))
+fn load_caught(
+    source: OwnedFd,
+    options: &LoadOptions,
+    by: &By,
+    budget: &Budget,
+    watch: &Arc<Watch>,
+) -> Result<Ready> {
+    catch_unwind(AssertUnwindSafe(|| load(source, options, by, budget, watch)))
+        .unwrap_or(Err(Error::Panicked))
 }
 
 /// What a client is told, for programs, when a load fails.
@@ -216,6 +242,8 @@ fn refusal_of(error: &Error) -> Refusal {
     match error {
         Error::Limit { .. } | Error::Store { .. } => Refusal::Limit,
         Error::Image(daxfs::Error::OtherContent { .. }) => Refusal::OtherContent,
+        Error::ClientPacks => Refusal::ClientPacks,
+        Error::OtherAccess { .. } | Error::PathOnly => Refusal::BadRequest,
         _ => Refusal::Failed,
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use daxfs::holder::message::{ImageInfo, Refusal};
 
+use crate::config::LostLines;
 use crate::table::Table;
 
 /// Counters that the event loop writes and the HTTP thread reads.
@@ -26,11 +27,12 @@ pub struct Metrics {
     refusals: [AtomicU64; Refusal::ALL.len()],
     load_nanoseconds: AtomicU64,
     images: Mutex<Vec<ImageInfo>>,
+    lost_log_lines: Option<LostLines>,
 }
 
 impl Metrics {
     /// All zero, from now on.
-    pub fn new() -> Self {
+    pub fn new(lost_log_lines: Option<LostLines>) -> Self {
         Self {
             started: Instant::now(),
             attaches: AtomicU64::new(0),
@@ -41,6 +43,7 @@ impl Metrics {
             refusals: [const { AtomicU64::new(0) }; Refusal::ALL.len()],
             load_nanoseconds: AtomicU64::new(0),
             images: Mutex::new(Vec::new()),
+            lost_log_lines,
         }
     }
 
@@ -64,6 +67,10 @@ impl Metrics {
         self.started.elapsed().as_secs()
     }
 
+    fn lost_log_lines(&self) -> u64 {
+        self.lost_log_lines.as_ref().map_or(0, LostLines::count)
+    }
+
     /// Takes over what is held now.
     pub fn set_images(&self, table: &Table) {
         // A poisoned lock only means that another thread panicked while it read; the list itself is whole.
@@ -84,6 +91,12 @@ impl Metrics {
                 self.failed_loads.load(Ordering::Relaxed),
             ),
             ("daxfs_connections", "gauge", "connections now", self.connections.load(Ordering::Relaxed)),
+            (
+                "daxfs_log_lines_lost_total",
+                "counter",
+                "log lines that were not written",
+                self.lost_log_lines(),
+            ),
             ("daxfs_uptime_seconds", "gauge", "seconds since the start", self.uptime()),
         ];
         for (name, kind, help, value) in counters {
@@ -136,7 +149,7 @@ mod tests {
 
     #[test]
     fn text_has_a_type_for_each_name() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(Some(LostLines::new(|| 3)));
         metrics.attaches.store(7, Ordering::Relaxed);
         metrics.refuse(Refusal::NotAllowed);
         metrics.failed_loads.store(1, Ordering::Relaxed);
@@ -145,6 +158,7 @@ mod tests {
         assert!(text.contains("daxfs_attaches_total 7\n"), "{text}");
         assert!(text.contains("daxfs_refusals_total{reason=\"not_allowed\"} 1\n"), "{text}");
         assert!(text.contains("daxfs_load_seconds_sum 1.5\ndaxfs_load_seconds_count 1\n"), "{text}");
+        assert!(text.contains("daxfs_log_lines_lost_total 3\n"), "{text}");
         let types: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 
 use daxfs::holder::message::{COPIES_MAX, DeviceCopy, ImageInfo, PAGE_MAX, Refusal, Reply, Request, Version};
 
-use crate::access::{Access, may_control, peer_groups};
-use crate::connection::Connection;
-use crate::load::{LoadOptions, Watch};
+use crate::access::{Access, Rights, may_control, peer_groups};
+use crate::connection::{Attached, Connection};
+use crate::error::Error;
+use crate::load::{By, LoadOptions, Watch, refuse_path_only};
 use crate::loads::Job;
 use crate::server::Server;
 use crate::table::Held;
@@ -16,8 +17,10 @@ use crate::table::Held;
 /// Loads that may wait for their turn.
 const QUEUE_MAX: usize = 16;
 
-/// Attaches on one connection. Descriptors in replies that nobody reads count against a limit of the holder's user
-/// (RLIMIT_NOFILE) beyond which it could pass none to anybody, so nobody may leave many of them unread.
+/// Users and groups of one image: they are handed over in one message.
+const IDS_MAX: usize = 1024;
+
+/// Attaches on one connection: nobody needs more, and they are what a client can make the holder work for.
 const ATTACHES_MAX: u32 = 32;
 
 /// A refusal with its text.
@@ -42,6 +45,7 @@ impl Server {
             }
             Request::Drop { name } => self.drop_image(connection, &name),
             Request::Stop => self.stop(connection),
+            Request::Access { name, change } => self.access(connection, &name, change),
             Request::Health => Ok(Some(self.health())),
             Request::Takeover => self.begin_takeover(token, connection),
             Request::TakeoverDone => self.end_takeover(token),
@@ -81,17 +85,32 @@ impl Server {
         if expect.is_some() && info.content_hash != expect {
             return Err((Refusal::OtherContent, format!("{name:?} holds other content than expected")));
         }
-        let (info, peer, generation) = (info.clone(), connection.peer, info.generation);
+        let (info, generation) = (info.clone(), info.generation);
         if let Some(held) = self.table.get(name) {
-            connection.reply(&Reply::Attached(info), Arc::clone(&held.fds));
+            let attach = Attached { name: name.to_owned(), generation, on_device: false };
+            connection.reply_attach(&Reply::Attached(info), Arc::clone(&held.fds), attach);
         }
         connection.attaches += 1;
-        self.table.count_attach(name);
-        self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
-        // The client need not wait for the log; what cannot be sent now is sent when there is room.
-        connection.flush();
-        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached");
+        // What cannot be sent now is sent when there is room.
+        self.flush(connection);
         Ok(None)
+    }
+
+    /// Sends what waits in a connection, as far as there is room, and counts the attaches among it; the client need not
+    /// wait for the log. Returns false when the connection is broken.
+    pub(crate) fn flush(&mut self, connection: &mut Connection) -> bool {
+        let alive = connection.flush(&mut self.in_flight);
+        let peer = connection.peer;
+        for Attached { name, generation, on_device } in connection.sent.drain(..) {
+            if on_device {
+                tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached on a device");
+                continue;
+            }
+            self.table.count_attach(&name, generation);
+            self.metrics.attaches.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached");
+        }
+        alive
     }
 
     fn current(&self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
@@ -116,6 +135,9 @@ impl Server {
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
+        for fd in &fds {
+            refuse_path_only(fd.as_fd()).map_err(|error| (Refusal::BadRequest, error.to_string()))?;
+        }
         let held = self.same(connection, of)?;
         let (name, generation, old) = (&of.name, of.generation, held.copy_like(&copy).map(|(old, _)| old));
         if held.copies.len() >= COPIES_MAX && old.is_none() {
@@ -152,11 +174,10 @@ impl Server {
         let held = self.same(connection, of)?;
         // There is none, which is no failure.
         let Some((copy, fd)) = held.copy_like(wanted) else { return Ok(Some(Reply::Ok)) };
-        connection.reply(&Reply::Copy { size: copy.size }, Arc::clone(fd));
+        let attach = Attached { name: of.name.clone(), generation: of.generation, on_device: true };
+        connection.reply_attach(&Reply::Copy { size: copy.size }, Arc::clone(fd), attach);
         connection.attaches += 1;
-        connection.flush();
-        let (peer, name, generation) = (connection.peer, &of.name, of.generation);
-        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, "attached on a device");
+        self.flush(connection);
         Ok(None)
     }
 
@@ -203,16 +224,30 @@ impl Server {
         if self.queue.len() >= QUEUE_MAX {
             return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));
         }
-        let options =
-            LoadOptions::parse(options, &self.config).map_err(|e| (Refusal::BadRequest, e.to_string()))?;
+        let bad = |error: Error| (Refusal::BadRequest, error.to_string());
+        let mut options = LoadOptions::parse(options, &self.config).map_err(bad)?;
+        if replace {
+            // At once, not after a long load.
+            self.access_of(&name, options.access.as_ref()).map_err(bad)?;
+            if let Some(fd) = self.table.get(&name).and_then(|held| held.fds.first()) {
+                options.keep_memory(fd.as_fd());
+            }
+        }
         let Some(source) = fds.pop() else {
             return Err((Refusal::BadRequest, "a load needs a descriptor".into()));
+        };
+        refuse_path_only(source.as_fd()).map_err(bad)?;
+        let rights = Rights::of(connection.peer, connection.socket());
+        let by = if rights.cover(&self.own_rights) {
+            By::Own
+        } else {
+            By::Peer { rights, helper: self.config.helper.clone() }
         };
         let watch = Arc::new(Watch::default());
         connection.load = Some(Arc::clone(&watch.cancel));
         let peer = connection.peer;
         tracing::info!(peer.pid, peer.uid, peer.gid, name, replace, "load queued");
-        self.queue.push_back(Job { token, name, replace, options, source, watch });
+        self.queue.push_back(Job { token, name, replace, options, by, source, watch });
         self.start_next_load();
         Ok(None)
     }
@@ -232,6 +267,39 @@ impl Server {
         let (peer, generation) = (connection.peer, removed.map(|held| held.info.generation));
         tracing::info!(peer.pid, peer.uid, peer.gid, name, ?generation, aside, "dropped");
         Ok(Some(Reply::Ok))
+    }
+
+    /// Says who may attach to an image, and changes it if that is asked for.
+    fn access(
+        &mut self,
+        connection: &Connection,
+        name: &str,
+        change: Option<(Vec<u32>, Vec<u32>)>,
+    ) -> Result<Option<Reply>, Refused> {
+        self.check_control(connection)?;
+        let Some(held) = self.table.get(name) else {
+            return Err((Refusal::NoSuchName, format!("there is no image {name:?}")));
+        };
+        let (before, generation) = (held.access.clone(), held.info.generation);
+        let ids = |access: &Access| (access.uids.clone(), access.gids.clone());
+        let Some((uids, gids)) = change else {
+            return Ok(Some(Reply::Access { before: ids(&before), after: ids(&before) }));
+        };
+        if uids.len() + gids.len() > IDS_MAX {
+            return Err((Refusal::Limit, format!("{IDS_MAX} users and groups at most")));
+        }
+        let after = Access::new(uids, gids).in_place_of(&before);
+        if after.is_stored() && !before.is_stored() {
+            let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
+            let room = self.notify.check_room(kept, (&Access::default(), 1));
+            room.map_err(|error| (Refusal::Limit, error.to_string()))?;
+        }
+        let changed = self.notify.change_access(name, generation, &before, &after);
+        changed.map_err(|error| (Refusal::Failed, error.to_string()))?;
+        self.table.set_access(name, after.clone());
+        let peer = connection.peer;
+        tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, %before, %after, "access changed");
+        Ok(Some(Reply::Access { before: ids(&before), after: ids(&after) }))
     }
 
     fn stop(&mut self, connection: &mut Connection) -> Result<Option<Reply>, Refused> {

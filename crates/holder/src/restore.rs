@@ -36,9 +36,10 @@ pub(crate) fn restore_all(
             Some(Stored { kind, generation, name }) => {
                 // Who may attach was stored before the image; without it only the holder's own user may.
                 let key = (generation, name.to_owned());
-                let access = match kind {
-                    StoredKind::Restricted => access.get(&key).cloned().unwrap_or_else(Access::nobody),
-                    _ => Access::default(),
+                let access = match (access.get(&key), kind) {
+                    (Some(access), _) => access.clone(),
+                    (None, StoredKind::Restricted) => Access::nobody(),
+                    (None, _) => Access::default(),
                 };
                 restore(table, budget, notify, key, access, passed.fd);
             }
@@ -93,8 +94,9 @@ fn restore(
         Ok(mut info) if generation > newer => {
             info.name = name.to_owned();
             info.generation = generation;
+            info.loaded = made(&fd).map_or(info.loaded, |made| made.min(info.loaded));
             let reservation = budget.adopt(info.size);
-            let old = table.adopt(Ready { info, fds: vec![fd], access, reservation });
+            let old = table.adopt(Ready { info, fds: vec![fd], access: Some(access), reservation });
             if let Some(old) = old {
                 notify.forget(name, old.info.generation, &[]);
             }
@@ -120,6 +122,12 @@ fn restore(
             notify.forget(name, generation, &[]);
         }
     }
+}
+
+/// When memory was made, which for what a load has packed or copied is when it was loaded; seconds since 1970. Writing
+/// by a mapping does not change it.
+fn made(fd: &OwnedFd) -> Option<u64> {
+    fstat(fd).ok().and_then(|stat| u64::try_from(stat.st_mtime).ok()).filter(|time| *time > 0)
 }
 
 /// True when the system refused something, which says nothing of the image.

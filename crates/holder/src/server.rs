@@ -2,7 +2,7 @@
 //!
 //! Connections are served in `clients`, requests answered in `requests`, loads begun and ended in `loads`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -14,10 +14,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::access::Rights;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::http;
+use crate::inflight::InFlight;
 use crate::limits::Budget;
 use crate::loads::{Finished, Job, Running};
 use crate::metrics::Metrics;
@@ -31,6 +33,8 @@ use crate::takeover::{TakenOver, Takeover, take_over};
 const LINGER: Duration = Duration::from_millis(500);
 /// How often progress is sent and time-outs are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How often it is looked whether descriptors in flight were read while replies wait for that: the kernel tells nobody.
+const PARKED_TICK: Duration = Duration::from_millis(10);
 /// How long a port for metrics may stay taken by the holder that was replaced.
 const METRICS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -58,11 +62,16 @@ pub struct Server {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) notify: Notify,
     pub(crate) own_uid: u32,
+    pub(crate) own_rights: Rights,
     pub(crate) queue: VecDeque<Job>,
     pub(crate) takeover: Option<Takeover>,
     pub(crate) running: Option<Running>,
     pub(crate) finished: (mpsc::Sender<Finished>, mpsc::Receiver<Finished>),
     pub(crate) connections: HashMap<u64, Connection>,
+    /// Connections whose replies wait for descriptors in flight.
+    pub(crate) parked: HashSet<u64>,
+    pub(crate) in_flight: InFlight,
+    pub(crate) descriptor_limit: usize,
     pub(crate) next_token: u64,
     pub(crate) epoll: Epoll,
     pub(crate) wake: Arc<EventFd>,
@@ -75,7 +84,7 @@ impl Server {
     /// Starts: takes what systemd kept, or what a running holder hands over, or makes the socket. Nothing is answered
     /// before [`Server::run`]; clients that connect earlier wait.
     ///
-    /// SIGTERM and SIGINT are blocked in this thread, and in threads that it starts, and end the loop.
+    /// SIGTERM, SIGINT and SIGHUP are blocked in this thread, and in threads that it starts, and end the loop.
     ///
     /// # Errors
     /// [`Error::Running`] when another holder answers at the socket and `takeover` is false;
@@ -89,12 +98,14 @@ impl Server {
         let budget = Budget::new(config.max_bytes);
         let mut notify = Notify::from_environment()?;
         let mut table = Table::default();
-        raise_descriptor_limit();
+        let descriptor_limit = raise_descriptor_limit();
         let listener = restore_all(passed, &mut table, &budget, &mut notify, &config.socket)?;
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
         mask.add(Signal::SIGINT);
+        // A terminal that closes ends what runs in it; it must not leave a socket at which nobody listens.
+        mask.add(Signal::SIGHUP);
         mask.thread_block().map_err(failed("block signals"))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .map_err(failed("signalfd"))?;
@@ -104,7 +115,7 @@ impl Server {
         for (fd, token) in [(signals.as_fd(), SIGNALS), (wake.as_fd(), WAKE)] {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(failed("epoll_ctl"))?;
         }
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(config.lost_log_lines.clone()));
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
             let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget, &signals)?;
@@ -133,11 +144,15 @@ impl Server {
             metrics,
             notify,
             own_uid: nix::unistd::geteuid().as_raw(),
+            own_rights: Rights::own(),
             queue: VecDeque::new(),
             takeover: None,
             running: None,
             finished: mpsc::channel(),
             connections: HashMap::new(),
+            parked: HashSet::new(),
+            in_flight: InFlight::new(descriptor_limit),
+            descriptor_limit,
             next_token: FIRST_CONNECTION,
             epoll,
             wake: Arc::new(wake),
@@ -187,7 +202,7 @@ impl Server {
         self.listener.remove();
     }
 
-    /// Serves until SIGTERM, SIGINT, a stop request, or a takeover.
+    /// Serves until SIGTERM, SIGINT, SIGHUP, a stop request, or a takeover.
     ///
     /// # Errors
     /// [`Error`] when the loop itself fails; single connections and loads never end it.
@@ -199,9 +214,10 @@ impl Server {
         tracing::info!(socket = %self.config.socket.display(), images = self.table.len(), "serving");
         let mut events = [EpollEvent::empty(); 64];
         let mut buffer = vec![0; MESSAGE_MAX];
-        let mut last_tick = Instant::now();
+        let (mut last_tick, mut last_parked) = (Instant::now(), Instant::now());
         loop {
-            let timeout = EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO);
+            let wait = if self.parked.is_empty() { TICK } else { PARKED_TICK };
+            let timeout = EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO);
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -225,6 +241,10 @@ impl Server {
             }
             while let Ok(finished) = self.finished.1.try_recv() {
                 self.finish_load(finished);
+            }
+            if !self.parked.is_empty() && last_parked.elapsed() >= PARKED_TICK / 2 {
+                last_parked = Instant::now();
+                self.serve_parked();
             }
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
@@ -318,12 +338,16 @@ impl Server {
     }
 }
 
-/// Each connection takes a descriptor, so the soft limit is raised to the hard one.
-fn raise_descriptor_limit() {
+/// Each connection takes a descriptor, so the soft limit is raised to the hard one. Returns what it is then.
+fn raise_descriptor_limit() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            soft
+        }
+    };
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! The sources of a load: a directory is packed, a file is copied, and memory that cannot shrink is kept as it is.
+//! The sources of a load: a directory is packed, a file is copied, and memory that nobody can write is kept as it is.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxfs::{Image, format};
-use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd};
+use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals};
 use mkimage::Packer;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use crate::config::Target;
 use crate::error::{Error, Result};
@@ -16,6 +17,8 @@ use crate::load::{LoadOptions, Watch};
 
 /// Bytes copied between two looks at the cancellation flag.
 const COPY_CHUNK: u64 = 4 << 20;
+/// Bytes on their way from one mapping to another.
+const MAPPED_CHUNK: usize = 64 << 10;
 
 /// The packer's progress goes to the watch.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl mkimage::Progress for PackProgress {
     }
 }
 
-/// Packs a directory. Its files are read with the holder's rights, through the client's descriptor.
+/// Packs a directory with the holder's rights, through the client's descriptor: for those who have the same rights.
 pub(crate) fn pack(
     directory: &Path,
     options: &LoadOptions,
@@ -49,19 +52,48 @@ pub(crate) fn pack(
         .tensor_alignment(options.align_tensors)
         .dedupe(options.dedupe)
         .progress(PackProgress(Arc::clone(watch)));
-    let plan = packer.plan()?;
+    let failed = |error: mkimage::Error| match error {
+        mkimage::Error::Cancelled => Error::Cancelled,
+        error => Error::Packing(name_within(&error.to_string(), directory)),
+    };
+    let plan = packer.plan().map_err(failed)?;
     let reservation = budget.reserve(plan.total_size(), options.fresh(plan.total_size()))?;
-    let (fd, _) = plan.write_memory(&options.memory())?;
+    let (fd, _) = plan.write_memory(&options.memory()).map_err(failed)?;
     Ok((fd, reservation))
 }
 
-/// True for memory that a load keeps as it is, without a copy: nobody can take its pages away, so it may be mapped.
-pub fn is_kept(kind: &FdKind) -> bool {
-    kind.keeps_pages()
+/// An error of the packer in the words of a load: paths begin with `.`, which stands for the source, since the path of a
+/// descriptor says nothing to who named it; and what is advised exists.
+pub(crate) fn name_within(text: &str, directory: &Path) -> String {
+    let text = text.replace(&directory.display().to_string(), ".");
+    let advice = "(daxfs-pack --skip-special leaves such files out)";
+    text.replace("(--skip-special leaves such files out)", advice)
 }
 
-/// Copies an image of `len` bytes from a file, or from a memfd that could shrink, into memory of its own. It is read,
-/// not mapped; what came is validated afterwards.
+/// True for memory that a load keeps as it is, without a copy. Nobody can take its pages away, so it may be mapped; and
+/// nobody can write it or grow it, unless it is to be open to writing anyhow (`shared`).
+pub fn is_kept(kind: &FdKind, shared: bool) -> bool {
+    match kind {
+        FdKind::Memfd { seals, .. } if shared => kind.keeps_pages() && seals.contains(Seals::GROW),
+        FdKind::Memfd { seals, .. } => seals.contains(Seals::IMMUTABLE),
+        _ => shared && kind.keeps_pages(),
+    }
+}
+
+/// Takes from a memfd that could grow the way to do that, if it can be: else it could exceed every budget once it is
+/// held.
+pub(crate) fn forbid_growing(source: BorrowedFd<'_>, kind: &FdKind) {
+    if let FdKind::Memfd { seals, .. } = kind
+        && seals.contains(Seals::SHRINK)
+        && !seals.intersects(Seals::GROW | Seals::SEAL)
+    {
+        // What cannot be sealed is copied.
+        let _ = fcntl(source, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
+    }
+}
+
+/// Copies an image of `len` bytes from a file, or from memory that others can write, into memory of its own. What could
+/// be cut short is read, not mapped; what came is validated afterwards.
 pub(crate) fn copy(
     source: BorrowedFd<'_>,
     len: u64,
@@ -69,11 +101,24 @@ pub(crate) fn copy(
     budget: &Budget,
     watch: &Watch,
 ) -> Result<(OwnedFd, Reservation)> {
-    check_magic(source)?;
+    let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
+    // Devices and dma-bufs know no read(2), and their pages stay.
+    let kind = dmabuf::describe(source)?.kind;
+    let mapped = match &kind {
+        FdKind::Memfd { .. } | FdKind::File => None,
+        kind if kind.keeps_pages() => Some(Mapping::read_only(source, 0, bytes)?),
+        _ => return Err(Error::NotCopied),
+    };
+    let _access = match &kind {
+        FdKind::DmaBuf { exporter, .. } if dmabuf::syncs_reads(exporter) => {
+            Some(CpuAccess::begin(source, dmabuf::Access::Read)?)
+        }
+        _ => None,
+    };
+    check_magic(source, mapped.as_ref())?;
     let reservation = budget.reserve(len, options.fresh(len))?;
     watch.total.store(len, Ordering::Relaxed);
     watch.done.store(0, Ordering::Relaxed);
-    let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
     let fill = |fd: BorrowedFd<'_>, huge: bool| -> Result<()> {
         let mut mapping = Mapping::read_write(fd, 0, bytes)?;
         if huge {
@@ -83,13 +128,23 @@ pub(crate) fn copy(
         let mut done = 0;
         while done < len {
             watch.check()?;
-            let mut part = target.get_mut(done, COPY_CHUNK.min(len - done))?;
-            let count = part.pread_from(source, done).map_err(|e| Error::system("read the source", e))?;
+            let wanted = COPY_CHUNK.min(len - done);
+            let count = match &mapped {
+                None => {
+                    let mut part = target.get_mut(done, wanted)?;
+                    part.pread_from(source, done).map_err(|e| Error::system("read the source", e))? as u64
+                }
+                Some(mapped) => {
+                    let part = mapped.view().get(done, wanted)?;
+                    part.chunks(&mut vec![0; MAPPED_CHUNK], |at, bytes| target.copy_from(done + at, bytes))?;
+                    wanted
+                }
+            };
             if count == 0 {
                 return Err(too_short(done, len));
             }
-            done += count as u64;
-            watch.done.fetch_add(count as u64, Ordering::Relaxed);
+            done += count;
+            watch.done.fetch_add(count, Ordering::Relaxed);
         }
         Ok(())
     };
@@ -124,9 +179,14 @@ fn too_short(found: u64, len: u64) -> Error {
 }
 
 /// Refuses at once what is no image: it may be long.
-fn check_magic(source: BorrowedFd<'_>) -> Result<()> {
+fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
     let mut magic = [0; 4];
-    nix::sys::uio::pread(source, &mut magic, 0).map_err(|e| Error::system("read the source", e))?;
+    match mapped {
+        Some(mapped) => mapped.view().read_at(0, &mut magic)?,
+        None => {
+            nix::sys::uio::pread(source, &mut magic, 0).map_err(|e| Error::system("read the source", e))?;
+        }
+    }
     match u32::from_le_bytes(magic) {
         format::MAGIC => Ok(()),
         found => Err(daxfs::Error::NotAnImage { found }.into()),

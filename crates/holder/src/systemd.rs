@@ -56,12 +56,11 @@ pub fn take_passed() -> Result<Vec<Passed>> {
     let mut passed = Vec::new();
     for index in 0..count.unwrap_or(0) {
         let number = FIRST + index;
-        nix::fcntl::fcntl(
-            // SAFETY: only borrowed for this call; if the number is no open descriptor, the call says EBADF.
-            unsafe { BorrowedFd::borrow_raw(number) },
-            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
-        )
-        .map_err(|e| Error::system(format!("descriptor {number} of LISTEN_FDS"), e))?;
+        // SAFETY: this fcntl takes integers only and touches no memory; a number that is no open descriptor is EBADF.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            let error = std::io::Error::last_os_error();
+            return Err(Error::system(format!("descriptor {number} of LISTEN_FDS"), error));
+        }
         // SAFETY: the descriptor is open (the call above succeeded) and was passed for this process to own
         // (LISTEN_PID is ours). It was open when this program began, so no other owner here was ever given its number,
         // and `TAKEN` lets only one caller come this far.
@@ -135,7 +134,7 @@ impl Notify {
     ) -> Result<()> {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
         // One more for the list of users.
-        let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(*access != Access::default());
+        let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(access.is_stored());
         let aside = self.aside.iter().map(|image| (&image.access, 1 + image.copies.len()));
         let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
         let need = kept + descriptors(fresh);
@@ -221,15 +220,40 @@ impl Notify {
             return Ok(());
         }
         let mut kind = StoredKind::Open;
-        if *access != Access::default() {
+        if access.is_stored() {
             kind = StoredKind::Restricted;
-            let list = memfd_create("daxfs-access", MFdFlags::MFD_CLOEXEC);
-            let mut list = File::from(list.map_err(|e| Error::system("memfd_create", e))?);
-            let written = list.write_all(access.to_text().as_bytes());
-            written.map_err(|e| Error::system("write the list of users", e))?;
-            self.send(&assignment("FDSTORE", StoredKind::Access, name, generation), &[list.as_fd()])?;
+            self.store_access(name, generation, access)?;
         }
         self.send(&assignment("FDSTORE", kind, name, generation), &[fd])
+    }
+
+    fn store_access(&self, name: &str, generation: u64, access: &Access) -> Result<()> {
+        let list = memfd_create("daxfs-access", MFdFlags::MFD_CLOEXEC);
+        let mut list = File::from(list.map_err(|e| Error::system("memfd_create", e))?);
+        let written = list.write_all(access.to_text().as_bytes());
+        written.map_err(|e| Error::system("write the list of users", e))?;
+        self.send(&assignment("FDSTORE", StoredKind::Access, name, generation), &[list.as_fd()])
+    }
+
+    /// Stores who may attach anew. If the holder dies in between, an image that had a list is for nobody but the
+    /// holder's own user, and one that had none for everybody as before.
+    ///
+    /// # Errors
+    /// See [`Notify::ready`].
+    pub fn change_access(&self, name: &str, generation: u64, old: &Access, new: &Access) -> Result<()> {
+        if !self.is_active() || !(old.is_stored() || new.is_stored()) {
+            return Ok(());
+        }
+        if old.is_stored() {
+            self.send(&assignment("FDSTOREREMOVE", StoredKind::Access, name, generation), &[])?;
+        }
+        self.store_access(name, generation, new)
+    }
+
+    /// Who may attach to an image that was set aside.
+    pub fn access_aside(&self, name: &str) -> Option<&Access> {
+        let of_name = self.aside.iter().filter(|image| image.name == name);
+        of_name.max_by_key(|image| image.generation).map(|image| &image.access)
     }
 
     /// Stores the descriptor of a copy on a device, whose image is stored already. One of the same name is to be

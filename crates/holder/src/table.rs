@@ -16,8 +16,8 @@ pub struct Ready {
     pub info: ImageInfo,
     /// One descriptor for each role.
     pub fds: Vec<OwnedFd>,
-    /// Who may attach.
-    pub access: Access,
+    /// Who may attach; everybody who may connect where nothing is said.
+    pub access: Option<Access>,
     /// Its share of the budget.
     pub reservation: Reservation,
 }
@@ -108,9 +108,9 @@ impl Table {
         }
     }
 
-    /// Counts an attach.
-    pub fn count_attach(&mut self, name: &str) {
-        if let Some(held) = self.images.get_mut(name) {
+    /// Counts an attach to an image, unless it was replaced meanwhile.
+    pub fn count_attach(&mut self, name: &str, generation: u64) {
+        if let Some(held) = self.images.get_mut(name).filter(|held| held.info.generation == generation) {
             held.info.attaches += 1;
         }
     }
@@ -129,6 +129,11 @@ impl Table {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.images.len()
+    }
+
+    /// Descriptors of all images.
+    pub fn descriptors(&self) -> usize {
+        self.images.values().map(Held::descriptors).sum()
     }
 
     /// First generation that was not handed out: the one that the next image gets.
@@ -161,12 +166,17 @@ impl Table {
         let info = ImageInfo { copies: Vec::new(), ..ready.info };
         let held = Held {
             fds: ready.fds.into(),
-            access: ready.access,
+            access: ready.access.unwrap_or_default(),
             copies: Vec::new(),
             _reservation: ready.reservation,
             info,
         };
         self.images.insert(held.info.name.clone(), held)
+    }
+
+    /// Says anew who may attach, and returns who might before.
+    pub fn set_access(&mut self, name: &str, access: Access) -> Option<Access> {
+        self.images.get_mut(name).map(|held| std::mem::replace(&mut held.access, access))
     }
 
     /// Takes an image out.
@@ -195,7 +205,7 @@ mod tests {
             roles: vec![Role::Image],
             copies: Vec::new(),
         };
-        Ready { info, fds: Vec::new(), access: Access::default(), reservation: budget.adopt(10) }
+        Ready { info, fds: Vec::new(), access: None, reservation: budget.adopt(10) }
     }
 
     #[test]

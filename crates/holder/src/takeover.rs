@@ -111,7 +111,7 @@ impl Server {
         if let Some(held) = next {
             takeover.copies_sent = 0;
             takeover.sent = held.info.name.clone();
-            let Access { uids, gids } = held.access.clone();
+            let Access { uids, gids, .. } = held.access.clone();
             connection.reply(&Reply::Handover { info: held.info.clone(), uids, gids }, Arc::clone(&held.fds));
             crash_point("takeover-image");
             return;
@@ -134,10 +134,10 @@ impl Server {
     /// Sends what waits in a connection, and, if it is the new process', all that follows as long as there is room.
     /// Returns false when the connection is broken.
     pub(crate) fn flush_takeover(&mut self, token: u64, connection: &mut Connection) -> bool {
-        let mut alive = connection.flush();
+        let mut alive = self.flush(connection);
         while alive && !connection.is_blocked() && self.has_more_to_hand_over(token) {
             self.continue_takeover(token, connection);
-            alive = connection.flush();
+            alive = self.flush(connection);
         }
         alive
     }
@@ -208,7 +208,8 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
                 tracing::info!(name = info.name, generation = info.generation, "image received");
                 let reservation = budget.adopt(info.size);
                 last.clone_from(&info.name);
-                table.adopt(Ready { info, fds, access: Access { uids, gids }, reservation });
+                let access = Some(Access::new(uids, gids));
+                table.adopt(Ready { info, fds, access, reservation });
                 crash_point("takeover-received");
             }
             (Reply::HandoverCopy(copy), fds) => {
@@ -260,6 +261,10 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
             tracing::warn!(%error, "the old holder died in the takeover; this one has everything");
         }
         Err(error) => return Err(Error::Takeover(error)),
+    }
+    // From here on clients are told of this process.
+    if let Err(error) = listener.claim() {
+        tracing::warn!(%error, "clients are told of the process that made the socket");
     }
     crash_point("takeover-after-done");
     Ok(TakenOver { listener, table })

@@ -1,6 +1,7 @@
 //! A client that may only attach cannot change, shorten or lengthen a sealed image by any way that the kernel offers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(unsafe_code, reason = "mprotect")]
 
 mod support;
 
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use dmabuf::Mapping;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl};
 use support::{Place, Start, be_process, is_root_for, tensor, write_whole};
 
 /// User "nobody".
@@ -29,6 +30,8 @@ fn attempts(fd: &OwnedFd) -> String {
     let size = i64::try_from(len).unwrap();
     let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let access = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()) & OFlag::O_ACCMODE;
+    assert_eq!(access, OFlag::O_RDONLY, "no client needs to write");
     let mut results = Vec::new();
     let mut attempt = |name: &str, result: Result<(), Errno>| results.push(format!("{name} {result:?}"));
 
@@ -42,6 +45,12 @@ fn attempts(fd: &OwnedFd) -> String {
     attempt("extend", fallocate(fd, FallocateFlags::empty(), size, 4096));
     let raw = |error: dmabuf::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
     attempt("mmap", Mapping::read_write(fd.as_fd(), 0, 4096).map(drop).map_err(raw));
+    // A mapping for reading that is made writable afterwards.
+    attempt("mprotect", write_through_mprotect(fd));
+    // What other processes have open leads to the same memory, by their numbers and by ours.
+    let pid = std::process::id();
+    let by_pid = OpenOptions::new().write(true).open(format!("/proc/{pid}/fd/{}", fd.as_raw_fd()));
+    attempt("by-pid", by_pid.and_then(|file| file.write_at(b"x", 0).map(drop)).map_err(errno));
     let seal = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW);
     attempt("seal", fcntl(fd, seal).map(drop));
     for (name, truncate) in [("reopen", false), ("reopen-truncate", true)] {
@@ -49,14 +58,27 @@ fn attempts(fd: &OwnedFd) -> String {
         // Whoever gets it open is held by the seals all the same.
         let result = reopened.and_then(|file| {
             let write = file.write_at(b"x", 0).map(drop);
-            let resize = file.set_len(1);
+            assert!(file.set_len(1).is_err() && file.set_len(len + 4096).is_err());
             assert!(Mapping::read_write(file.as_fd(), 0, 4096).is_err());
-            assert!(write.is_err() == resize.is_err());
+            assert!(fallocate(&file, punch, 0, 4096).is_err());
             write
         });
         attempt(name, result.map_err(errno));
     }
     results.join("\n")
+}
+
+/// Maps for reading and asks for more; the errno, by the kernel's own program for it.
+fn write_through_mprotect(fd: &OwnedFd) -> Result<(), Errno> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mprotect, munmap};
+    let len = std::num::NonZero::new(4096).unwrap();
+    // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+    let address = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, fd, 0) }?;
+    // SAFETY: the mapping was just made, and nothing refers to it.
+    let result = unsafe { mprotect(address, 4096, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE) };
+    // SAFETY: as above; it is not used any more.
+    unsafe { munmap(address, 4096) }?;
+    result
 }
 
 /// The client's part: run as another user by the test below.
@@ -78,15 +100,18 @@ fn check(report: &str) {
         let (name, result) = line.split_once(' ').unwrap();
         // Opening for writing may be refused at once (the file's mode); with O_TRUNC the seal or the mode refuses.
         let allowed: &[&str] = match name {
-            "mmap" | "seal" => &["Err(EPERM)", "Err(EACCES)"],
-            "reopen" | "reopen-truncate" => &["Err(EPERM)", "Err(EACCES)"],
+            "mmap" | "seal" | "mprotect" => &["Err(EPERM)", "Err(EACCES)"],
+            "reopen" | "reopen-truncate" | "by-pid" => &["Err(EPERM)", "Err(EACCES)"],
             // Memory files know no such operation.
-            "zero" => &["Err(EPERM)", "Err(EOPNOTSUPP)"],
+            "zero" => &["Err(EPERM)", "Err(EOPNOTSUPP)", "Err(EBADF)"],
+            // The descriptor is open for reading only.
+            "pwrite" | "append" | "punch" | "extend" => &["Err(EBADF)"],
+            "truncate" | "grow" => &["Err(EINVAL)"],
             _ => &["Err(EPERM)"],
         };
         assert!(allowed.contains(&result), "{line}");
     }
-    assert_eq!(lines, 11);
+    assert_eq!(lines, 13);
 }
 
 #[test]

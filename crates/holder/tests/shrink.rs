@@ -38,14 +38,15 @@ fn memfd(bytes: &[u8], seals: Seals) -> OwnedFd {
 }
 
 #[test]
-fn memory_that_could_shrink_is_copied_and_other_memory_is_kept() {
+fn memory_that_somebody_can_write_is_copied_and_other_memory_is_kept() {
     let place = Place::new();
     let _holder = place.serve(&Start::default());
     let bytes = image(&place);
     for (name, seals, kept, kind) in [
         ("none", Seals::empty(), false, MemoryKind::SealedMemfd),
         ("grow", Seals::GROW | Seals::WRITE, false, MemoryKind::SealedMemfd),
-        ("shrink", Seals::SHRINK, true, MemoryKind::SharedMemfd),
+        ("shrink", Seals::SHRINK, false, MemoryKind::SealedMemfd),
+        ("future", Seals::SHRINK | Seals::GROW | Seals::FUTURE_WRITE, false, MemoryKind::SealedMemfd),
         ("all", Seals::IMMUTABLE, true, MemoryKind::SealedMemfd),
     ] {
         let source = memfd(&bytes, seals);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::Image;
-use daxfs::holder::message::{DeviceCopy, Request};
+use daxfs::holder::message::{DeviceCopy, Reply, Request};
 use support::supervisor::Supervisor;
 use support::{
     Place, Process, Start, be_process, hash_of, identity, is_root_for, is_used, keep_copies, kept_copies,
@@ -160,9 +160,9 @@ fn one_memory_under_two_names_is_kept_for_both() {
     let attached = |name: &str| place.open(name).region().fd().unwrap().try_clone_to_owned().unwrap();
     let weights = File::open(place.weights("a", 1, 1000)).unwrap();
     place.load("a", false, &["shared=1"], weights.as_fd()).unwrap();
-    place.load("b", false, &[], attached("a").as_fd()).unwrap();
+    place.load("b", false, &["shared=1"], attached("a").as_fd()).unwrap();
     supervisor.wait_for_store(&["img.1.a", "img.2.b"]);
-    // In place of itself, twice from one descriptor.
+    // In place of itself, twice from one descriptor; it stays shared.
     let own = attached("b");
     for _ in 0..2 {
         place.load("b", true, &[], own.as_fd()).unwrap();
@@ -316,14 +316,54 @@ fn who_may_attach_is_kept_too() {
     place.load("a", false, &["allow-uid=4321"], weights.as_fd()).unwrap();
     supervisor.wait_for_store(&["acl.1.a", "own.1.a"]);
     holder.kill();
-    let _holder = supervisor.serve(&place, &Start::default());
+    let mut holder = supervisor.serve(&place, &Start::default());
     let hash = hash_of(&Image::open(place.address("a")).unwrap());
     let _first = place.client("a", "may", false, Some(4321));
     assert_eq!(place.report("may"), hash);
     let _second = place.client("a", "may-not", false, Some(4322));
     assert!(place.report("may-not").contains("there is no image"));
+    // A swap keeps it, and so does the next holder.
     place.load("a", true, &[], weights.as_fd()).unwrap();
-    supervisor.wait_for_store(&["img.2.a"]);
+    supervisor.wait_for_store(&["acl.2.a", "own.2.a"]);
+    let access = |place: &Place, change: Option<(Vec<u32>, Vec<u32>)>| {
+        let request = Request::Access { name: "a".into(), change };
+        match place.connect().request(&request, &[]).unwrap().0 {
+            Reply::Access { before, after } => (before, after),
+            reply => panic!("{reply:?}"),
+        }
+    };
+    let list = (vec![4321], vec![]);
+    assert_eq!(access(&place, None), (list.clone(), list.clone()));
+    // So is a change of it kept, whichever way it goes.
+    for (name, change, reads) in [
+        ("other", (vec![4322], vec![]), [false, true]),
+        ("everybody", (vec![], vec![]), [true, true]),
+        ("group", (vec![], vec![4321]), [true, false]),
+    ] {
+        assert_eq!(access(&place, Some(change.clone())).1, change);
+        let generation = place.list()[0].generation;
+        supervisor.catch_up();
+        holder.kill();
+        holder = supervisor.serve(&place, &Start::default());
+        assert_eq!((access(&place, None).0, place.list()[0].generation), (change, generation));
+        for (uid, reads) in [4321, 4322].into_iter().zip(reads) {
+            let report = format!("{name}-{uid}");
+            let _client = place.client("a", &report, false, Some(uid));
+            assert_eq!(place.report(&report) == hash, reads, "{name} {uid}");
+        }
+    }
+    // An image that everybody may have at first is stored without a list, until it gets one.
+    place.load("b", false, &[], weights.as_fd()).unwrap();
+    supervisor.wait_for_store(&["acl.2.a", "img.3.b", "own.2.a"]);
+    place
+        .connect()
+        .request(&Request::Access { name: "b".into(), change: Some((vec![1], vec![])) }, &[])
+        .unwrap();
+    supervisor.wait_for_store(&["acl.2.a", "acl.3.b", "img.3.b", "own.2.a"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    let _third = place.client("b", "not-any-more", false, Some(4322));
+    assert!(place.report("not-any-more").contains("there is no image"));
 }
 
 #[test]

@@ -29,6 +29,8 @@ const TAKE_OVER: Start = Start {
     pause_at: None,
     control: None,
     max_connections: None,
+    user: None,
+    limit: None,
     max_descriptors: None,
 };
 

@@ -27,14 +27,22 @@ pub enum HolderVerb {
     Ps(PsArgs),
     /// Let a holder keep another image
     ///
-    /// SOURCE is opened here and sent as a descriptor. A directory is packed, an image file is copied into memory,
-    /// and memory that cannot shrink (a memfd sealed against it, and against writing as well if it has hugetlb pages;
-    /// a dma-buf; devdax) is kept as it is. Everything is validated, with the hashes that the image carries.
+    /// SOURCE is opened here and sent as a descriptor. A directory is packed with the rights of this user: by the holder
+    /// where it has the same or is root, else here. An image file is copied into memory, and so is memory that somebody
+    /// could still write; a memfd sealed against writing, shrinking and growing is kept as it is. With --shared, or where
+    /// the image is to be in a dma-buf, all memory that cannot shrink is kept. Everything is validated, with the hashes
+    /// that the image carries.
     Load(LoadArgs),
     /// Replace an image under its name, in one step
     ///
-    /// Clients that have the old image keep it, and can ask whether it is still current. The name may also be new.
+    /// Clients that have the old image keep it, and can ask whether it is still current. The name may also be new. Who
+    /// may attach stays as it was (`daxfs access` changes it), and so does the kind of memory, unless --into or --shared
+    /// says otherwise.
     Swap(LoadArgs),
+    /// Show who may attach to an image, or change it
+    ///
+    /// Those who have attached keep the image.
+    Access(AccessArgs),
     /// Put a copy of an image into a GPU's memory, for its holder to keep
     ///
     /// The copy is made by this process, which then ends; the holder keeps a descriptor of it, and needs no GPU driver.
@@ -53,6 +61,9 @@ pub enum HolderVerb {
     Stop(StopArgs),
     /// Ask a holder whether it is well; exit status 2 when none answers
     Health(HealthArgs),
+    /// Packs a directory for a holder with the rights of who asked it; started by `daxfs serve` alone
+    #[command(hide = true)]
+    Helper,
 }
 
 /// Where the holder is.
@@ -168,6 +179,9 @@ pub struct LoadArgs {
     /// Leave the memfd open to writing, so that devices can pin it. Every client can then change what all others read
     #[arg(long)]
     pub shared: bool,
+    /// Refuse a source that would have to be copied: a file, or memory that somebody could still write
+    #[arg(long)]
+    pub no_copy: bool,
     /// Move the tensors of safetensors files to multiples of SIZE (256 without one); for directories
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
     #[arg(value_parser = parse_alignment)]
@@ -208,6 +222,33 @@ impl FromStr for Place {
         let memory = text.parse().map_err(|why: String| why + "; or cuda:N, cuda:all, or cuda-host:N")?;
         Ok(Self { memory, gpu: None })
     }
+}
+
+/// Arguments of `daxfs access`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  daxfs access llama\n  daxfs access llama --allow-uid 1000 --allow-gid 100\n  \
+    daxfs access llama --everybody"
+)]
+pub struct AccessArgs {
+    /// Name of the image
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The holder.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// User who may attach from now on, besides root and the holder's own; may be given several times
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+    /// Group whose members may attach from now on; may be given several times
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
+    /// Whoever may connect may attach
+    #[arg(long, conflicts_with_all = ["allow_uid", "allow_gid"])]
+    pub everybody: bool,
+    /// Print JSON: {"name": NAME, "before": {"uids": [...], "gids": [...]}, "after": {...}}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `daxfs drop`.

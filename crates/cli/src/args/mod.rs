@@ -5,7 +5,8 @@ mod image;
 mod upload;
 
 pub use holder::{
-    DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs, StopArgs,
+    AccessArgs, DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs,
+    StopArgs,
 };
 pub use image::{
     CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, PlaceArgs, StatArgs,

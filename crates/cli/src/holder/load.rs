@@ -1,7 +1,7 @@
 //! `daxfs load` and `daxfs swap`: send a source to a holder and wait until it holds it.
 
 use super::ps::{ImageJson, content};
-use super::{LONG, open_source, unexpected};
+use super::{LONG, open_source};
 use crate::args::LoadArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
@@ -9,12 +9,17 @@ use crate::progress::Progress;
 use crate::source::name;
 use crate::text::{hex, human};
 use anyhow::bail;
-use daxfs::holder::Connection;
-use daxfs::holder::message::{Reply, Request};
+use daxfs::Source;
+use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
+use daxfs::holder::{Connection, HolderError};
 use daxfs_holder::Target;
+use dmabuf::HugePages;
+use mkimage::{Memory, Packer};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sends the source and follows the load.
 ///
@@ -28,21 +33,19 @@ pub fn run(
 ) -> anyhow::Result<Outcome> {
     let source = open_source(&args.source)?;
     check_effect(args, &source)?;
-    let mut connection = Connection::open(&args.socket.path())?;
-    connection.set_timeout(LONG)?;
     let mut options = options(args);
     options.extend(expect.map(|hash| format!("expect=blake3:{}", hex(&hash))));
-    let request = Request::Load { name: args.name.clone(), replace, options };
     let progress = Progress::new("loading", 0, args.quiet);
-    let mut reply = connection.request(&request, &[source.as_fd()])?.0;
-    let info = loop {
-        match reply {
-            Reply::Progress { done, total } => progress.set(done, total),
-            Reply::Loaded(info) => break info,
-            reply => return unexpected(&reply),
+    let info = match send(args, replace, &options, &source, &progress) {
+        Err(HolderError::Refused { refusal: Refusal::ClientPacks, .. }) => {
+            let memory = pack(args, &source, &progress)?;
+            // What the packer was told is done.
+            options.retain(|option| !option.starts_with("align-tensors=") && !option.starts_with("dedupe="));
+            send(args, replace, &options, &memory, &progress)
         }
-        reply = connection.receive()?.0;
+        sent => sent,
     };
+    let info = info.map_err(|error| named(error, args))?;
     drop(progress);
     if args.json {
         json::write(out, &ImageJson::new(&info, None))?;
@@ -53,12 +56,84 @@ pub fn run(
     Ok(Outcome::Clean)
 }
 
+/// Sends what is to be loaded, and follows the load.
+fn send(
+    args: &LoadArgs,
+    replace: bool,
+    options: &[String],
+    source: &OwnedFd,
+    progress: &Progress,
+) -> Result<ImageInfo, HolderError> {
+    let mut connection = Connection::open(&args.socket.path())?;
+    connection.set_timeout(LONG)?;
+    let request = Request::Load { name: args.name.clone(), replace, options: options.to_vec() };
+    let mut reply = connection.request(&request, &[source.as_fd()])?.0;
+    loop {
+        match reply {
+            Reply::Progress { done, total } => progress.set(done, total),
+            Reply::Loaded(info) => return Ok(info),
+            _ => return Err(connection.unexpected("not the end of a load")),
+        }
+        reply = connection.receive()?.0;
+    }
+}
+
+/// Packs a directory here, with the rights of this user, for a holder that has others: into memory that it keeps.
+fn pack(args: &LoadArgs, source: &OwnedFd, progress: &Progress) -> anyhow::Result<OwnedFd> {
+    // By its path where it has one, so that errors name what the user named.
+    let directory = match Source::parse(&args.source)? {
+        Source::Path { path, .. } => path,
+        _ => PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd())),
+    };
+    let target = args.into.clone().unwrap_or(Target::Memfd(HugePages::Auto));
+    let memory = match target {
+        Target::Memfd(pages) if args.shared => Memory::SharedMemfd(pages),
+        target => target.memory(),
+    };
+    let shown = Shown { bar: progress.another(), done: AtomicU64::new(0), total: AtomicU64::new(0) };
+    let packer = Packer::new().input(directory).tensor_alignment(args.align_tensors).dedupe(args.dedupe);
+    Ok(packer.progress(shown).plan()?.write_memory(&memory)?.0)
+}
+
+/// The packer's progress on the bar.
+#[derive(Debug)]
+struct Shown {
+    bar: Progress,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl mkimage::Progress for Shown {
+    fn start(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        self.bar.set(done, self.total.load(Ordering::Relaxed));
+    }
+
+    fn finish(&self) {}
+}
+
+/// A failure that is the source's names it.
+fn named(error: HolderError, args: &LoadArgs) -> anyhow::Error {
+    use Refusal::{Failed, Limit, OtherContent};
+    match &error {
+        HolderError::Refused { refusal: Failed | Limit | OtherContent, .. } => {
+            anyhow::Error::new(error).context(name(&args.source))
+        }
+        _ => error.into(),
+    }
+}
+
 /// The options as the protocol has them; see `daxfs_holder::LoadOptions`.
 fn options(args: &LoadArgs) -> Vec<String> {
     let mut options = Vec::new();
     options.extend(args.into.as_ref().map(|target| format!("into={target}")));
     options.extend(args.shared.then(|| "shared=1".to_owned()));
     options.extend(args.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
+    options.extend(args.no_copy.then(|| "no-copy=1".to_owned()));
     options.extend(args.dedupe.then(|| "dedupe=1".to_owned()));
     options.extend(args.allow_uid.iter().map(|uid| format!("allow-uid={uid}")));
     options.extend(args.allow_gid.iter().map(|gid| format!("allow-gid={gid}")));
@@ -72,17 +147,19 @@ fn check_effect(args: &LoadArgs, source: &OwnedFd) -> anyhow::Result<()> {
         bail!("--shared is for memfds; a dma-buf is always shared");
     }
     if File::from(source.try_clone()?).metadata()?.is_dir() {
+        if args.no_copy {
+            bail!("{place}: --no-copy is for memory; a directory is packed");
+        }
         return Ok(());
     }
     let packing = [("--align-tensors", args.align_tensors.is_some()), ("--dedupe", args.dedupe)];
     if let Some((flag, _)) = packing.iter().find(|(_, given)| *given) {
         bail!("{place}: {flag} is for directories; this holds an image already");
     }
+    let is_kept = daxfs_holder::is_kept(&dmabuf::describe(source.as_fd())?.kind, false);
     let moving = [("--into", args.into.is_some()), ("--shared", args.shared)];
-    if let Some((flag, _)) = moving.iter().find(|(_, given)| *given)
-        && daxfs_holder::is_kept(&dmabuf::describe(source.as_fd())?.kind)
-    {
-        bail!("{place}: {flag} is for directories and files; memory that cannot shrink is kept as it is");
+    if let Some((flag, _)) = moving.iter().find(|(_, given)| *given && is_kept) {
+        bail!("{place}: {flag} is for what can be moved; memory that nobody can write is kept as it is");
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Verbs of the holder.
 
+mod access;
 mod load;
+mod log;
 mod ps;
 mod serve;
 mod upload;
@@ -36,6 +38,11 @@ pub fn run(verb: &HolderVerb, expect: Option<[u8; 32]>, out: &mut Output) -> any
         HolderVerb::Load(args) => load::run(args, false, expect, out),
         HolderVerb::Swap(args) => load::run(args, true, expect, out),
         HolderVerb::Upload(args) => upload::run(args, expect, out),
+        HolderVerb::Access(args) => access::run(args, out),
+        HolderVerb::Helper => Ok(match daxfs_holder::helper::main() {
+            0 => Outcome::Clean,
+            _ => Outcome::Failed,
+        }),
         HolderVerb::Drop(args) => drop_image(args, out),
         HolderVerb::Stop(args) => stop(args, out),
         HolderVerb::Health(args) => health(args, out),

@@ -1,15 +1,15 @@
 //! `daxfs serve`: the holder itself.
 
-use super::open_source;
-use super::uploads::Uploads;
-use crate::args::{Log, NamedSource, ServeArgs};
-use crate::output::{Outcome, report, stderr_is_terminal};
+use super::uploads::{Uploads, own_command};
+use super::{log, open_source};
+use crate::args::{NamedSource, ServeArgs};
+use crate::output::{Outcome, one_line};
 use crate::placements;
 use crate::progress::Progress;
-use anyhow::{Context, anyhow};
+use anyhow::Context;
+use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
 use std::os::fd::OwnedFd;
-use tracing_subscriber::EnvFilter;
 
 /// Loads what is given, then serves until told to end.
 ///
@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 /// When a source cannot be loaded, or another holder answers at the socket. A holder that has images already, from
 /// systemd or from a takeover, reports a source that cannot be loaded and goes on: it must not lose the others.
 pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
-    begin_log(args.log)?;
+    let log = log::begin(args.log)?;
     // Before anything else, so that a wrong path or plan leaves a running holder alone.
     if let Some(path) = &args.place {
         placements::gpus(&placements::read(path)?, &args.ranks)?;
@@ -27,7 +27,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         .iter()
         .map(|image| Ok((image, open_source(&image.source)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut server = Server::start(config(args), args.takeover)?;
+    let config = Config { lost_log_lines: Some(log.lost.clone()), ..config(args) };
+    let mut server = Server::start(config, args.takeover)?;
     let keeps_others = !server.is_empty();
     for (image, source) in sources {
         if keeps_others && server.has(&image.name) {
@@ -40,7 +41,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
                 server.cancel();
                 return Ok(Outcome::Clean);
             }
-            Err(error) if keeps_others => report(&error),
+            Err(error) if keeps_others => tracing::error!(error = one_line(&error), "not loaded"),
             Err(error) => {
                 server.cancel();
                 return Err(error);
@@ -70,22 +71,11 @@ fn config(args: &ServeArgs) -> Config {
         max_bytes: args.max_bytes,
         control: args.allow_control.clone(),
         metrics: args.metrics,
+        helper: Some(Helper::new(|| {
+            let mut command = own_command()?;
+            command.arg("helper");
+            Ok(command)
+        })),
         ..Config::new(args.socket.path())
     }
-}
-
-/// Log lines go to standard error: one for each attach, refusal, load, drop, swap and takeover.
-fn begin_log(form: Log) -> anyhow::Result<()> {
-    let filter = match std::env::var_os("RUST_LOG") {
-        None => EnvFilter::new("info"),
-        Some(_) => EnvFilter::try_from_default_env().map_err(|e| anyhow!("RUST_LOG: {e}"))?,
-    };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let begun = match form {
-        Log::Text => lines.with_ansi(stderr_is_terminal()).with_target(false).try_init(),
-        Log::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
-        }
-    };
-    begun.map_err(|error| anyhow!("log: {error}"))
 }

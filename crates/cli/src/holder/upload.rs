@@ -44,7 +44,7 @@ struct CopyJson {
 /// images.
 pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> anyhow::Result<Outcome> {
     // A holder that starts this has them blocked.
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
+    SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
     let mut source = OsString::from("daxfs+unix://");
     source.push(args.socket.path());
     source.push("/");

@@ -106,7 +106,7 @@ fn targets(args: &ServeArgs) -> Vec<Vec<OsString>> {
 
 /// This command once more, without verb: the program, or the interpreter that runs it and the script. Not by
 /// `current_exe`, which leads out of a virtual environment.
-fn own_command() -> std::io::Result<Command> {
+pub(super) fn own_command() -> std::io::Result<Command> {
     let mut arguments = std::env::args_os();
     let mut command = match arguments.next() {
         Some(program) => Command::new(program),

@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dmabuf::{FdInfo, FdKind, Seals};
+
 use super::Address;
 use super::message::{DeviceCopy, ImageInfo, MemoryKind, Refusal, Reply, Request, Version};
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
@@ -33,13 +35,40 @@ pub enum HolderError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// No holder answers.
+    /// Nobody listens at the socket, or nobody made it.
     #[error("no holder answers at {}: {source}; start one with `daxfs serve`", socket.display())]
     Unreachable {
         /// Its socket.
         socket: PathBuf,
         /// What the system said.
         source: dmabuf::Error,
+    },
+    /// The system refuses to connect, to send or to receive, whoever listens: this process may not (EACCES), or has too
+    /// many descriptors (EMFILE).
+    #[error("the holder at {} cannot be asked: {source}", socket.display())]
+    System {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: dmabuf::Error,
+    },
+    /// The holder listens and does not answer: it is stopped, or has too much to do.
+    #[error("the holder at {} does not answer within {} s", socket.display(), timeout.as_secs_f64())]
+    Timeout {
+        /// Its socket.
+        socket: PathBuf,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// The holder says of an image what its descriptor is not.
+    #[error("the holder at {} is wrong about {name:?}: {what}", socket.display())]
+    NotAsSaid {
+        /// Its socket.
+        socket: PathBuf,
+        /// Which image.
+        name: String,
+        /// What the holder said of it, and what there is.
+        what: String,
     },
     /// The holder refuses.
     #[error("the holder at {} refuses: {text}", socket.display())]
@@ -85,10 +114,18 @@ impl HolderError {
     pub fn is_disconnect(&self) -> bool {
         match self {
             Self::Closed { .. } => true,
-            Self::Unreachable { source, .. } => {
+            Self::System { source, .. } => {
                 matches!(source.io_kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
             }
             _ => false,
+        }
+    }
+
+    /// The errno, where the system refused.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Unreachable { source, .. } | Self::System { source, .. } => source.raw_os_error(),
+            _ => None,
         }
     }
 }
@@ -96,21 +133,38 @@ impl HolderError {
 /// A connection to a holder's socket.
 #[derive(Debug)]
 pub struct Connection {
-    fd: OwnedFd,
+    /// `None` once a reply was missed or was none: what comes next would be taken for the reply to something else.
+    fd: Option<OwnedFd>,
     socket: PathBuf,
     buffer: Vec<u8>,
+    timeout: Duration,
 }
 
 impl Connection {
     /// Connects.
     ///
     /// # Errors
-    /// [`HolderError::Unreachable`].
+    /// [`HolderError::Unreachable`], [`HolderError::System`], [`HolderError::Timeout`].
     pub fn open(socket: &Path) -> Result<Self, HolderError> {
-        match dmabuf::connect_seqpacket(socket, TIMEOUT) {
-            Ok(fd) => Ok(Self { fd, socket: socket.to_owned(), buffer: Vec::new() }),
-            Err(source) => Err(HolderError::Unreachable { socket: socket.to_owned(), source }),
+        let mut connection =
+            Self { fd: None, socket: socket.to_owned(), buffer: Vec::new(), timeout: TIMEOUT };
+        let fd = dmabuf::connect_seqpacket(socket, TIMEOUT).map_err(|source| connection.failed(source))?;
+        connection.fd = Some(fd);
+        Ok(connection)
+    }
+
+    /// What a failed system call means.
+    fn failed(&self, source: dmabuf::Error) -> HolderError {
+        let socket = self.socket.clone();
+        match source.io_kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => HolderError::Unreachable { socket, source },
+            ErrorKind::WouldBlock => HolderError::Timeout { socket, timeout: self.timeout },
+            _ => HolderError::System { socket, source },
         }
+    }
+
+    fn fd(&self) -> Result<BorrowedFd<'_>, HolderError> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(|| HolderError::Closed { socket: self.socket.clone() })
     }
 
     /// Sends a request and waits for its first reply.
@@ -122,8 +176,10 @@ impl Connection {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
-        dmabuf::send_fds(self.fd.as_fd(), &request.encode(), descriptors)
-            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
+        if let Err(source) = dmabuf::send_fds(self.fd()?, &request.encode(), descriptors) {
+            self.fd = None;
+            return Err(self.failed(source));
+        }
         match request {
             Request::Attach { .. } | Request::Current { .. } => self.receive_within(ATTACH_MAX),
             _ => self.receive(),
@@ -139,29 +195,37 @@ impl Connection {
     }
 
     fn receive_within(&mut self, bytes: usize) -> Result<(Reply, Vec<OwnedFd>), HolderError> {
+        let Some(fd) = self.fd.take() else {
+            return Err(HolderError::Closed { socket: self.socket.clone() });
+        };
         self.buffer.resize(bytes, 0);
-        let (len, descriptors) = dmabuf::recv_fds(self.fd.as_fd(), &mut self.buffer, DESCRIPTORS_MAX)
-            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })?;
+        let received = dmabuf::recv_fds(fd.as_fd(), &mut self.buffer, DESCRIPTORS_MAX);
+        let (len, descriptors) = received.map_err(|source| self.failed(source))?;
         let message = self.buffer.get(..len).unwrap_or_default();
         if message.is_empty() {
             return Err(HolderError::Closed { socket: self.socket.clone() });
         }
-        match Reply::decode(message, descriptors.len()) {
-            Ok(Reply::Error { refusal, text }) => {
+        let reply = Reply::decode(message, descriptors.len()).map_err(|source| self.protocol(source))?;
+        // Only who keeps to the protocol is asked again.
+        self.fd = Some(fd);
+        match reply {
+            Reply::Error { refusal, text } => {
                 Err(HolderError::Refused { socket: self.socket.clone(), refusal, text })
             }
-            Ok(reply) => Ok((reply, descriptors)),
-            Err(source) => Err(self.protocol(source)),
+            reply => Ok((reply, descriptors)),
         }
     }
 
-    /// Bounds how long each further send and receive waits.
+    /// Bounds how long each further send and receive waits; 10 seconds otherwise.
     ///
     /// # Errors
-    /// [`HolderError::Unreachable`].
-    pub fn set_timeout(&self, timeout: Duration) -> Result<(), HolderError> {
-        dmabuf::set_timeout(&self.fd, timeout)
-            .map_err(|source| HolderError::Unreachable { socket: self.socket.clone(), source })
+    /// [`HolderError::System`].
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), HolderError> {
+        self.timeout = timeout;
+        match &self.fd {
+            Some(fd) => dmabuf::set_timeout(fd, timeout).map_err(|source| self.failed(source)),
+            None => Ok(()),
+        }
     }
 
     /// All images, in order of their names.
@@ -212,6 +276,11 @@ impl Connection {
         }
     }
 
+    /// The error for a reply that is of another kind than the request asks for.
+    pub fn unexpected(&self, what: &'static str) -> HolderError {
+        self.field("reply", what)
+    }
+
     fn protocol(&self, source: WireError) -> HolderError {
         HolderError::Protocol { socket: self.socket.clone(), source }
     }
@@ -257,6 +326,34 @@ impl Attachment {
             }
             None => Err(HolderError::Memory { name: info.name, kind: info.kind }),
         }
+    }
+
+    /// Compares what the holder said of the image with what its descriptor is. A kind of memory or a size that is not
+    /// so would mislead whoever decides by it.
+    ///
+    /// # Errors
+    /// [`HolderError::NotAsSaid`].
+    pub fn check(&self, found: &FdInfo) -> Result<(), HolderError> {
+        let differs = |what: String| {
+            let (socket, name) = (self.address.socket.clone(), self.address.name.clone());
+            Err(HolderError::NotAsSaid { socket, name, what })
+        };
+        if self.info.size != found.len {
+            return differs(format!("it says {} bytes, but sent memory of {}", self.info.size, found.len));
+        }
+        let is_sealed =
+            matches!(&found.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
+        let is_kind = match self.info.kind {
+            MemoryKind::SealedMemfd => is_sealed,
+            MemoryKind::SharedMemfd => matches!(found.kind, FdKind::Memfd { .. }),
+            MemoryKind::DmaBuf => matches!(found.kind, FdKind::DmaBuf { .. }),
+            MemoryKind::File => !matches!(found.kind, FdKind::Memfd { .. } | FdKind::DmaBuf { .. }),
+            MemoryKind::CudaVmm | MemoryKind::DeviceDmaBuf => false,
+        };
+        if !is_kind {
+            return differs(format!("it says {}, but sent {:?}", self.info.kind.name(), found.kind));
+        }
+        Ok(())
     }
 
     /// Where it came from.

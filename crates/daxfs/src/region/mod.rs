@@ -89,6 +89,9 @@ impl Region {
         let Opened { fd, part, attachment } = source.open(false, expect)?;
         let region = Self::map(fd, part, if private { Mapping::private } else { Mapping::read_only })
             .map_err(|error| error.of_source(&source))?;
+        if let (Some(attachment), Some(found)) = (&attachment, region.info()) {
+            attachment.check(found)?;
+        }
         Ok(Self {
             attachment: attachment.map(Arc::new),
             source: Some(Arc::new(source)),

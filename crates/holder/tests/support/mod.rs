@@ -15,11 +15,14 @@ use std::time::{Duration, Instant};
 use daxfs::Image;
 use daxfs::holder::message::{DeviceCopy, ImageInfo, Reply, Request};
 use daxfs::holder::{Address, Connection, HolderError};
+use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
 
 /// Set in processes that are to be a holder: `socket`, `mode` in octal, `control` uid or nothing, `takeover` or
 /// nothing, most connections or nothing, separated by new lines.
 const HOLDER: &str = "DAXFS_TEST_HOLDER";
+/// Set in processes that are to pack for a holder.
+const HELPER: &str = "DAXFS_TEST_HELPER";
 /// Set in processes that are to be a client: the address, and where to say what happened.
 pub const CLIENT: &str = "DAXFS_TEST_CLIENT";
 /// More than any step takes on a busy machine; only a failing test waits so long.
@@ -27,6 +30,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The body of the test `process` in every binary that starts holders or clients: returns at once in the test itself.
 pub fn be_process() {
+    if std::env::var_os(HELPER).is_some() {
+        std::process::exit(daxfs_holder::helper::main().into());
+    }
     if let Ok(text) = std::env::var(HOLDER) {
         let mut lines = text.lines();
         let mut next = || lines.next().unwrap_or_default().to_owned();
@@ -35,6 +41,11 @@ pub fn be_process() {
         config.control.extend(next().parse::<u32>().ok());
         let takeover = next() == "takeover";
         config.max_connections = next().parse().unwrap_or(config.max_connections);
+        config.helper = Some(Helper::new(|| {
+            let mut command = this_program();
+            command.env(HELPER, "1").env_remove(HOLDER);
+            Ok(command)
+        }));
         let end = Server::start(config, takeover).and_then(Server::run);
         if let Err(error) = end {
             eprintln!("holder: {error}");
@@ -146,6 +157,10 @@ pub struct Start {
     pub pause_at: Option<&'static str>,
     pub control: Option<u32>,
     pub max_connections: Option<usize>,
+    /// Runs as this user, who has no more rights than others.
+    pub user: Option<u32>,
+    /// Most descriptors, hard limit.
+    pub limit: Option<usize>,
     /// Most descriptors, for those that a supervisor starts.
     pub max_descriptors: Option<usize>,
 }
@@ -171,7 +186,21 @@ impl Place {
         // A holder blocks SIGTERM before it starts threads, but a test program has some already.
         let program = this_program();
         let mut command = Command::new("env");
-        command.arg("--block-signal=TERM").arg(program.get_program()).args(program.get_args());
+        command.arg("--block-signal=TERM");
+        if let Some(uid) = start.user {
+            // It makes its socket here.
+            std::os::unix::fs::chown(self.dir.path(), Some(uid), None).unwrap();
+            let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+            command.args(["setpriv", &uid, &gid, "--clear-groups"]);
+        }
+        if let Some(most) = start.limit {
+            command.args(["prlimit", &format!("--nofile={most}:{most}")]);
+        }
+        match start.user {
+            Some(_) => command.arg(self.program()),
+            None => command.arg(program.get_program()),
+        };
+        command.args(program.get_args());
         for (key, _) in program.get_envs().filter(|(_, value)| value.is_none()) {
             command.env_remove(key);
         }

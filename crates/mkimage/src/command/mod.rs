@@ -19,6 +19,7 @@ const FAILED: u8 = 2;
 /// 1 `--verify` found a difference, 2 error. With a COMMAND it does not return unless that cannot be started.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    dmabuf::fill_standard_descriptors();
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => {

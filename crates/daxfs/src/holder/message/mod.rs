@@ -54,6 +54,8 @@ mod tests {
             Request::TakeoverDone,
             Request::Keep { of: version(), copy: copy(3, 9) },
             Request::Copy { of: version(), device: [4; 16], placement: [8; 32] },
+            Request::Access { name: "a".into(), change: None },
+            Request::Access { name: "a".into(), change: Some((vec![], vec![5, 6])) },
         ];
         for request in requests {
             let message = request.encode();
@@ -80,6 +82,7 @@ mod tests {
             Reply::Handover { info: info(), uids: vec![0, 1000], gids: vec![] },
             Reply::Copy { size: 6 },
             Reply::HandoverCopy(copy(3, 4)),
+            Reply::Access { before: (vec![1], vec![]), after: (vec![], vec![2, 3]) },
         ];
         for reply in replies {
             let message = reply.encode();

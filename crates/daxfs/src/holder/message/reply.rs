@@ -3,7 +3,14 @@
 use super::info::{DeviceCopy, ImageInfo};
 use crate::holder::wire::{Builder, Fields, Frame, WireError};
 
-fn read_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, WireError> {
+pub(super) fn write_ids(builder: &mut Builder, ids: &[u32]) {
+    builder.u32(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+    for id in ids {
+        builder.u32(*id);
+    }
+}
+
+pub(super) fn read_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, WireError> {
     // The body bounds how many can be read; the count allocates nothing.
     (0..fields.u32("ids")?).map(|_| fields.u32("id")).collect()
 }
@@ -28,11 +35,13 @@ pub enum Refusal {
     BadRequest,
     /// The holder is busy with a takeover or is ending.
     Busy,
+    /// The holder does not read directories with the rights of this client: it is to pack and to send sealed memory.
+    ClientPacks,
 }
 
 impl Refusal {
     /// All of them, in the order of their codes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoSuchName,
         Self::NameTaken,
         Self::OtherContent,
@@ -41,6 +50,7 @@ impl Refusal {
         Self::Failed,
         Self::BadRequest,
         Self::Busy,
+        Self::ClientPacks,
     ];
 
     fn code(self) -> u32 {
@@ -53,6 +63,7 @@ impl Refusal {
             Self::Failed => 6,
             Self::BadRequest => 7,
             Self::Busy => 8,
+            Self::ClientPacks => 9,
         }
     }
 
@@ -67,6 +78,7 @@ impl Refusal {
             Self::Failed => "failed",
             Self::BadRequest => "bad_request",
             Self::Busy => "busy",
+            Self::ClientPacks => "client_packs",
         }
     }
 }
@@ -136,6 +148,13 @@ pub enum Reply {
         /// Bytes of the device's memory.
         size: u64,
     },
+    /// Who may attach to an image, before a change and after it.
+    Access {
+        /// Users and groups before; both empty for everybody who may connect.
+        before: (Vec<u32>, Vec<u32>),
+        /// Users and groups now.
+        after: (Vec<u32>, Vec<u32>),
+    },
     /// The last message of a takeover: the listening socket comes with it, and the next generation to hand out.
     Socket {
         /// First generation that was not used.
@@ -203,10 +222,14 @@ impl Reply {
                 let mut builder = begin(0x89);
                 info.write(&mut builder);
                 for ids in [uids, gids] {
-                    builder.u32(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-                    for id in ids {
-                        builder.u32(*id);
-                    }
+                    write_ids(&mut builder, ids);
+                }
+                builder
+            }
+            Self::Access { before, after } => {
+                let mut builder = begin(0x8c);
+                for ids in [&before.0, &before.1, &after.0, &after.1] {
+                    write_ids(&mut builder, ids);
                 }
                 builder
             }
@@ -274,6 +297,10 @@ impl Reply {
             },
             0x8a => Self::Copy { size: fields.u64("size")? },
             0x8b => Self::HandoverCopy(DeviceCopy::read(&mut fields)?),
+            0x8c => {
+                let mut both = || Ok((read_ids(&mut fields)?, read_ids(&mut fields)?));
+                Self::Access { before: both()?, after: both()? }
+            }
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

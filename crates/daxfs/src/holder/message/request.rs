@@ -1,6 +1,7 @@
 //! What clients ask.
 
 use super::info::{DeviceCopy, read_name};
+use super::reply::{read_ids, write_ids};
 use crate::holder::wire::{Builder, Fields, Frame, WireError};
 
 /// What a client asks.
@@ -24,8 +25,8 @@ pub enum Request {
         /// Empty at first.
         after: String,
     },
-    /// Hold what the one descriptor is: a directory (packed), an image file (copied into memory), or memory that
-    /// holds an image (kept as it is, unless it could shrink).
+    /// Hold what the one descriptor is: a directory (packed with the client's rights), an image file (copied into memory),
+    /// or memory that holds an image (kept as it is where nobody can write it, else copied).
     Load {
         /// Under this name.
         name: String,
@@ -62,6 +63,13 @@ pub enum Request {
         device: [u8; 16],
         /// What of the image it is to hold: see [`DeviceCopy::placement`].
         placement: [u8; 32],
+    },
+    /// Say who may attach to an image, and change that.
+    Access {
+        /// Which image.
+        name: String,
+        /// The users and groups that may from now on, both empty for everybody who may connect; `None` changes nothing.
+        change: Option<(Vec<u32>, Vec<u32>)>,
     },
 }
 
@@ -140,6 +148,14 @@ impl Request {
                 of.write(&mut builder).raw(device).raw(placement);
                 builder
             }
+            Self::Access { name, change } => {
+                let mut builder = begin(12);
+                builder.bytes(name.as_bytes()).u8(u8::from(change.is_some()));
+                for ids in change.iter().flat_map(|(uids, gids)| [uids, gids]) {
+                    write_ids(&mut builder, ids);
+                }
+                builder
+            }
         };
         builder.finish()
     }
@@ -173,6 +189,14 @@ impl Request {
                 device: fields.array("device")?,
                 placement: fields.array("placement")?,
             },
+            12 => {
+                let name = read_name(&mut fields)?;
+                let change = match fields.u8("change")? {
+                    0 => None,
+                    _ => Some((read_ids(&mut fields)?, read_ids(&mut fields)?)),
+                };
+                Self::Access { name, change }
+            }
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;

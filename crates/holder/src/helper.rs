@@ -1,0 +1,330 @@
+//! The helper: a process with the rights of who asked for a load, which opens and packs the directory.
+//!
+//! A holder of root could read every file for whoever may load. So the directory of another user is packed by a process
+//! of its own, which begins as this program, takes on the user, group and supplementary groups of the peer for good, and
+//! only then looks at the descriptor. What it sends back is one memfd, sealed; the holder takes it for hostile, as any
+//! other memory that comes from outside. The helper is a child of the holder, so its control group pays for the memory.
+//!
+//! ```text
+//! holder                          helper, on descriptor 0
+//!   PACK user, groups, options -->   becomes that user; plans
+//!   <-- PLANNED bytes                (the holder takes them from its budget)
+//!   GO -->                           packs
+//!   <-- PROGRESS done, total
+//!   <-- PACKED with the memfd | FAILED errno, text
+//! ```
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use daxfs::holder::wire::{Builder, Fields, Frame, MESSAGE_MAX, WireError};
+use dmabuf::{FdKind, HugePages};
+use mkimage::{Memory, Packer};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+
+use crate::access::Rights;
+use crate::config::Target;
+use crate::error::{Error, Result};
+use crate::limits::{Budget, Reservation};
+use crate::load::{LoadOptions, Watch};
+use crate::source;
+
+const PACK: u16 = 0x201;
+const GO: u16 = 0x202;
+const PLANNED: u16 = 0x281;
+const PROGRESS: u16 = 0x282;
+const PACKED: u16 = 0x283;
+const FAILED: u16 = 0x284;
+
+/// How often the holder looks whether anybody still waits for the load.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How this program is started once more, to become a helper: the new process calls [`main`].
+#[derive(Clone)]
+pub struct Helper(Arc<dyn Fn() -> io::Result<Command> + Send + Sync>);
+
+impl Helper {
+    /// Made by `command` each time; standard input is the helper's, all else is the caller's to choose.
+    pub fn new(command: impl Fn() -> io::Result<Command> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(command))
+    }
+}
+
+impl fmt::Debug for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Helper").finish_non_exhaustive()
+    }
+}
+
+/// Ends the helper with the load, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Has a directory packed with the rights of `peer`. The memory is what the options say, and is not validated yet.
+///
+/// # Errors
+/// [`Error::Denied`] with the errno of the helper for what the peer may not read, [`Error::Pack`] and the others of a
+/// load; [`Error::ClientPacks`] when there is no helper, or it may not become that user.
+pub(crate) fn pack(
+    directory: BorrowedFd<'_>,
+    helper: Option<&Helper>,
+    peer: &Rights,
+    options: &LoadOptions,
+    budget: &Budget,
+    watch: &Arc<Watch>,
+) -> Result<(OwnedFd, Reservation)> {
+    let (Some(helper), true) = (helper, geteuid().is_root()) else { return Err(Error::ClientPacks) };
+    let failed = |what: &'static str| move |e: nix::Error| Error::system(what, e);
+    let (own, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(failed("socketpair"))?;
+    dmabuf::set_timeout(&own, LOOK)?;
+    let mut command = (helper.0)().map_err(|e| Error::system("find the helper", e))?;
+    // What a supervisor passed is the holder's.
+    for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"] {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+    let running = Running(command.spawn().map_err(|e| Error::system("start the helper", e))?);
+    // Else the descriptor of the helper's end in `command` would keep the connection open after its death.
+    drop(command);
+    dmabuf::send_fds(own.as_fd(), &request(peer, options), &[directory])?;
+
+    let mut reservation = None;
+    let (fd, reservation) = loop {
+        let (message, mut fds) = receive(own.as_fd(), Some(watch))?;
+        let frame = Frame::parse(&message, fds.len()).map_err(broken)?;
+        let mut fields = Fields::new(frame.body);
+        match frame.verb {
+            PLANNED if reservation.is_none() => {
+                let bytes = fields.u64("bytes").map_err(broken)?;
+                reservation = Some((bytes, budget.reserve(bytes, options.fresh(bytes))?));
+                dmabuf::send_fds(own.as_fd(), &Builder::new(GO, 0).finish(), &[])?;
+            }
+            PROGRESS => {
+                watch.done.store(fields.u64("done").map_err(broken)?, Ordering::Relaxed);
+                watch.total.store(fields.u64("total").map_err(broken)?, Ordering::Relaxed);
+            }
+            PACKED => match (fds.pop(), reservation.take()) {
+                (Some(fd), Some((bytes, reservation))) if fds.is_empty() => {
+                    check(fd.as_fd(), bytes, options)?;
+                    break (fd, reservation);
+                }
+                _ => return Err(unexpected()),
+            },
+            FAILED => {
+                let errno = fields.u32("errno").map_err(broken)?.cast_signed();
+                let text = fields.text("text").map_err(broken)?;
+                return Err(if errno == BECOME { Error::ClientPacks } else { Error::Helper { errno, text } });
+            }
+            _ => return Err(unexpected()),
+        }
+    };
+    drop(running);
+    match options.into {
+        Target::Memfd(_) => Ok((fd, reservation)),
+        // Only the holder need be allowed to make such memory.
+        Target::Udmabuf | Target::Heap(_) => {
+            let len = dmabuf::describe(fd.as_fd())?.len;
+            source::copy(fd.as_fd(), len, options, budget, watch)
+        }
+    }
+}
+
+/// Instead of an errno: the helper may not become that user.
+const BECOME: i32 = -1;
+
+/// The memory that the packer writes to.
+fn memory(options: &LoadOptions) -> Memory {
+    match options.into {
+        Target::Memfd(_) => options.memory(),
+        Target::Udmabuf | Target::Heap(_) => Memory::Memfd(HugePages::Auto),
+    }
+}
+
+fn request(peer: &Rights, options: &LoadOptions) -> Vec<u8> {
+    let mut builder = Builder::new(PACK, 1);
+    builder.u32(peer.uid).u32(peer.gid).u32(u32::try_from(peer.groups.len()).unwrap_or(0));
+    for group in &peer.groups {
+        builder.u32(*group);
+    }
+    builder.bytes(options.into.to_string().as_bytes()).u8(u8::from(options.shared));
+    builder.u64(options.align_tensors.unwrap_or(0)).u8(u8::from(options.dedupe));
+    builder.finish()
+}
+
+/// Refuses memory that is not what was asked for: it could shrink, grow, or be written.
+fn check(fd: BorrowedFd<'_>, bytes: u64, options: &LoadOptions) -> Result<()> {
+    let info = dmabuf::describe(fd)?;
+    let wanted = match options.into {
+        Target::Memfd(_) => options.seals(),
+        _ => dmabuf::Seals::IMMUTABLE,
+    };
+    let sealed = matches!(&info.kind, FdKind::Memfd { seals, .. } if seals.contains(wanted));
+    // Hugetlb memory has whole pages.
+    let room = bytes.checked_next_multiple_of(1 << 30).unwrap_or(u64::MAX);
+    if sealed && info.len <= room { Ok(()) } else { Err(unexpected()) }
+}
+
+fn broken(error: WireError) -> Error {
+    Error::system("read what the helper says", io::Error::other(error.to_string()))
+}
+
+fn unexpected() -> Error {
+    Error::system("pack", io::Error::other("the helper answers something else than was asked for"))
+}
+
+/// Waits for a message; with a watch only as long as somebody waits for the load.
+fn receive(socket: BorrowedFd<'_>, watch: Option<&Watch>) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; MESSAGE_MAX];
+    loop {
+        match dmabuf::recv_fds(socket, &mut buffer, 1) {
+            Ok((0, _)) => {
+                let why = "it ended before its work was done; the machine may be short of memory";
+                return Err(Error::system("the helper", io::Error::other(why)));
+            }
+            Ok((len, fds)) => {
+                buffer.truncate(len);
+                return Ok((buffer, fds));
+            }
+            Err(error) if error.io_kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(watch) = watch {
+            watch.check()?;
+        }
+    }
+}
+
+/// What a helper process does, with its end of the connection as standard input: the whole of it. Returns the exit
+/// status.
+pub fn main() -> u8 {
+    let stdin = io::stdin();
+    let socket = stdin.as_fd();
+    match serve(socket) {
+        Ok(fd) => match dmabuf::send_fds(socket, &Builder::new(PACKED, 1).finish(), &[fd.as_fd()]) {
+            Ok(()) => 0,
+            Err(_) => 2,
+        },
+        Err((errno, text)) => {
+            let mut builder = Builder::new(FAILED, 0);
+            builder.u32(errno.cast_unsigned()).bytes(text.as_bytes());
+            // A holder that has gone does not want to know.
+            let _ = dmabuf::send_fds(socket, &builder.finish(), &[]);
+            2
+        }
+    }
+}
+
+type Failed = (i32, String);
+
+fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
+    let other = |error: &dyn fmt::Display| (0, error.to_string());
+    let (message, mut fds) = receive(socket, None).map_err(|e| other(&e))?;
+    let frame = Frame::parse(&message, fds.len()).map_err(|e| other(&e))?;
+    let Some(directory) = fds.pop().filter(|_| frame.verb == PACK) else {
+        return Err((0, "the helper was not asked to pack".to_owned()));
+    };
+    let mut fields = Fields::new(frame.body);
+    let mut read = || -> std::result::Result<_, WireError> {
+        let (uid, gid) = (fields.u32("uid")?, fields.u32("gid")?);
+        let groups = (0..fields.u32("groups")?).map(|_| fields.u32("group")).collect::<Result<_, _>>()?;
+        let rights = Rights { uid, gid, groups };
+        let (into, shared) = (fields.text("into")?, fields.u8("shared")? == 1);
+        Ok((rights, into, shared, fields.u64("align-tensors")?, fields.u8("dedupe")? == 1))
+    };
+    let (rights, into, shared, align, dedupe) = read().map_err(|e| other(&e))?;
+    become_user(&rights).map_err(|e| (BECOME, e.to_string()))?;
+    let into = into.parse().map_err(|e: String| other(&e))?;
+    let align_tensors = Some(align).filter(|bytes| *bytes > 0);
+    let options = LoadOptions::to_pack(into, shared, align_tensors, dedupe);
+
+    // From here on everything is opened with the rights of the peer.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let (watch, connection) = (Arc::new(Watch::default()), socket.try_clone_to_owned());
+    let connection = connection.map_err(|e| other(&e))?;
+    let errno = |error: &mkimage::Error| match error {
+        mkimage::Error::Io { source, .. } => source.raw_os_error().unwrap_or(0),
+        _ => 0,
+    };
+    let packing = |error: mkimage::Error| (errno(&error), source::name_within(&error.to_string(), &path));
+    let packer = Packer::new()
+        .input(&path)
+        .tensor_alignment(options.align_tensors)
+        .dedupe(options.dedupe)
+        .progress(Sent { watch, connection });
+    let plan = packer.plan().map_err(packing)?;
+    let mut planned = Builder::new(PLANNED, 0);
+    planned.u64(plan.total_size());
+    dmabuf::send_fds(socket, &planned.finish(), &[]).map_err(|e| other(&e))?;
+    let (message, fds) = receive(socket, None).map_err(|e| other(&e))?;
+    match Frame::parse(&message, fds.len()) {
+        Ok(Frame { verb: GO, .. }) => {}
+        _ => return Err((0, "the helper was not told to go on".to_owned())),
+    }
+    Ok(plan.write_memory(&memory(&options)).map_err(packing)?.0)
+}
+
+/// Takes on another user, for good.
+fn become_user(rights: &Rights) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(rights.uid), Gid::from_raw(rights.gid));
+    let groups: Vec<Gid> = rights.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    setgroups(&groups)?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    // The kernel has taken all capabilities with that; nobody would notice if it had not.
+    let root = Uid::from_raw(0);
+    if geteuid() != uid || (!uid.is_root() && setresuid(root, root, root).is_ok()) {
+        return Err(io::Error::other("the rights of root could not be given up"));
+    }
+    nix::sys::prctl::set_no_new_privs()?;
+    Ok(())
+}
+
+/// The packer's progress goes to the holder, now and then.
+#[derive(Debug)]
+struct Sent {
+    watch: Arc<Watch>,
+    connection: OwnedFd,
+}
+
+/// Bytes between two messages of progress.
+const STEP: u64 = 16 << 20;
+
+impl mkimage::Progress for Sent {
+    fn start(&self, total: u64) {
+        self.watch.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        let before = self.watch.done.fetch_add(bytes, Ordering::Relaxed);
+        let done = before.saturating_add(bytes);
+        if before / STEP == done / STEP {
+            return;
+        }
+        let mut builder = Builder::new(PROGRESS, 0);
+        builder.u64(done).u64(self.watch.total.load(Ordering::Relaxed));
+        if dmabuf::send_fds(self.connection.as_fd(), &builder.finish(), &[]).is_err() {
+            self.watch.cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(&self) {}
+
+    fn cancelled(&self) -> bool {
+        self.watch.cancel.load(Ordering::Relaxed)
+    }
+}
