@@ -312,3 +312,78 @@ fn pages_and_completions() {
     assert!(place.run(&["completions", "bash"]).ok().contains("takeover"));
     assert!(place.run(&["completions", "fish", "--program", "daxfs-pack"]).ok().contains("align-tensors"));
 }
+
+#[test]
+fn who_may_attach_is_shown_and_changed_by_a_verb_of_its_own() {
+    let place = Place::new();
+    let _holder = place.serve(&["--mode", "0666"]);
+    place.run(&["load", "m", "TREE", "--allow-uid", "1000", "-q"]).ok();
+    assert_eq!(place.run(&["access", "m"]).ok(), "m: user 1000\n");
+    place.run(&["swap", "m", "TREE", "-q"]).ok();
+    assert_eq!(place.run(&["access", "m"]).ok(), "m: user 1000\n");
+    let error = place.run(&["swap", "m", "TREE", "--allow-uid", "5"]).error();
+    assert!(error.contains("keeps who may attach (user 1000); change that with `daxfs access`"), "{error}");
+    let changed = place.run(&["access", "m", "--allow-gid", "7", "--allow-uid", "5"]).ok();
+    assert_eq!(changed, "m: user 5, group 7, before: user 1000\n");
+    let json = place.run(&["access", "m", "--everybody", "--json"]).json();
+    let before = serde_json::json!({"uids": [5], "gids": [7]});
+    let after = serde_json::json!({"uids": [], "gids": []});
+    assert_eq!(json, serde_json::json!({"name": "m", "before": before, "after": after}));
+    assert_eq!(place.run(&["access", "m"]).ok(), "m: everybody who may connect\n");
+    assert!(place.run(&["access", "x"]).error().contains("no image \"x\""));
+    assert_eq!(place.run(&["access", "m", "--everybody", "--allow-uid", "1"]).status, 2);
+}
+
+#[test]
+fn a_load_that_fails_names_what_the_user_named() {
+    let place = Place::new();
+    let _holder = place.serve(&[]);
+    let special = place.0.path("special");
+    fs::create_dir(&special).unwrap();
+    nix::unistd::mkfifo(&special.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = place.run(&["load", "x", "DIR/special"]).error();
+    assert!(error.contains(special.to_str().unwrap()) && error.contains(": ./pipe: "), "{error}");
+    assert!(error.contains("(daxfs-pack --skip-special leaves such files out)"), "{error}");
+    assert!(!error.contains("/proc/"), "{error}");
+    let error = place.run(&["load", "x", "IMAGE", "--no-copy"]).error();
+    assert!(error.contains("would have to be copied"), "{error}");
+    assert!(place.run(&["load", "x", "TREE", "--no-copy"]).error().contains("--no-copy is for memory"));
+}
+
+/// A holder of another user than the one who loads: it reads nothing for root, and root packs for itself.
+#[test]
+fn a_holder_without_the_rights_is_sent_what_was_packed() {
+    if !nix::unistd::geteuid().is_root() {
+        let required = std::env::var_os("DAXFS_REQUIRE_ROOT").is_some();
+        assert!(!required, "becoming another user needs root");
+        return;
+    }
+    let place = Place::new();
+    let other = place.other_image();
+    // Others can run it there, whatever the way to the build directory allows.
+    let program = place.0.path("daxfs");
+    fs::copy(common::DAXFS, &program).unwrap();
+    let run = place.0.path("run");
+    fs::create_dir(&run).unwrap();
+    std::os::unix::fs::chown(&run, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(place.0.path("."), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = run.join("s.sock");
+    let mut holder = std::process::Command::new("setpriv");
+    holder.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    holder.arg("serve").arg("--socket").arg(&socket).stderr(Stdio::null());
+    let _holder = Process(holder.spawn().unwrap());
+    let run = |args: &[&str]| common::Run::of(place.command(args).env("DAXFS_SOCKET", &socket));
+    until("the holder answers", || run(&["health"]).status == 0);
+    // As safetensors are written by default: for their owner alone.
+    for file in ["model.safetensors", "config.json"] {
+        fs::set_permissions(place.0.tree().join(file), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let loaded = run(&["load", "m", "TREE", "--json"]).json();
+    assert_eq!(loaded["memory"], "sealed memfd");
+    assert!(loaded["content_hash"].is_string(), "{loaded}");
+    run(&["verify", "-q", "daxfs://m", "TREE"]).ok();
+    assert_eq!(run(&["swap", "m", "TREE", "--align-tensors=512", "--json"]).json()["generation"], 2);
+    run(&["swap", "m", &other, "-q"]).ok();
+    let error = run(&["load", "x", "DIR/absent"]).error();
+    assert!(error.contains("No such file"), "{error}");
+}

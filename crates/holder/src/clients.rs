@@ -23,7 +23,7 @@ const CONNECTIONS_MIN: usize = 8;
 /// Connections that are closed at once when there are too few descriptors after all.
 const MAKE_ROOM: usize = 16;
 /// How long a client may leave descriptors unread while others wait for that.
-const UNREAD_PATIENCE: Duration = Duration::from_secs(4);
+const UNREAD_PATIENCE: Duration = Duration::from_secs(6);
 /// What a connection is watched for that nothing waits in.
 const READING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 

@@ -20,6 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// microseconds, and a buffer for the longest message would be a good part of them.
 const ATTACH_MAX: usize = 8 << 10;
 
+/// Images in a listing; a holder has a descriptor for each.
+const IMAGES_MAX: usize = 1 << 16;
+
 /// How often an attach is tried when the holder ends the connection instead of answering.
 const ATTEMPTS: u32 = 3;
 
@@ -245,6 +248,9 @@ impl Connection {
                     all.extend(images);
                     if !advances {
                         return Err(self.field("images", "not in order of their names"));
+                    }
+                    if all.len() > IMAGES_MAX {
+                        return Err(self.field("images", "more than any holder has descriptors for"));
                     }
                     if !more {
                         return Ok(all);
