@@ -10,6 +10,8 @@
 pub mod args;
 mod cat;
 mod collapse;
+mod cut;
+mod descent;
 mod extract;
 mod holder;
 mod inspect;
@@ -19,6 +21,7 @@ mod manual;
 mod memory;
 mod mount;
 mod output;
+mod paths;
 mod place;
 mod placements;
 mod progress;
@@ -72,6 +75,7 @@ fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
 }
 
 fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow::Result<Outcome> {
+    cut::end_with_an_error()?;
     let open = || source::open(args, verb.image());
     match verb {
         ImageVerb::Ls(verb) => ls::run(&open()?, verb, out),

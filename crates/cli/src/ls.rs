@@ -3,15 +3,46 @@
 use crate::args::LsArgs;
 use crate::json::{self, EntryJson};
 use crate::output::{Outcome, Output, report};
-use crate::text::{Side, Table, escape, mode_string};
+use crate::text::{Side, Table, count, escape, mode_string};
+use anyhow::anyhow;
 use daxfs::{Entry, FileType, Image};
-use serde::Serialize;
+use serde::ser::{Error as _, Serialize, SerializeSeq, Serializer};
+use std::cell::Cell;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-#[derive(Serialize)]
-struct Listing {
-    entries: Vec<EntryJson>,
+/// Longest path that is listed, from what was named on: that of the kernel, PATH_MAX without its NUL. Of a tree that is
+/// made to be deep, all longer ones together would be far longer than the image.
+const LONGEST: usize = 4095;
+
+/// `{"entries": [...]}`, written entry by entry.
+#[derive(serde::Serialize)]
+struct Listing<'a> {
+    entries: Entries<'a>,
+}
+
+struct Entries<'a> {
+    single: &'a [(String, Entry)],
+    directories: &'a [Entry],
+    recursive: bool,
+    too_deep: Cell<u64>,
+}
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        let json = |entry: &Entry| EntryJson::new(entry).map_err(S::Error::custom);
+        for (_, entry) in self.single {
+            list.serialize_element(&json(entry)?)?;
+        }
+        for directory in self.directories {
+            let too_deep = each_directory(directory.clone(), self.recursive, |_, children| {
+                children.iter().try_for_each(|child| list.serialize_element(&json(child)?))
+            })?;
+            self.too_deep.set(self.too_deep.get().saturating_add(too_deep));
+        }
+        list.end()
+    }
 }
 
 /// Lists `args.paths`: first what is no directory, then each directory.
@@ -29,26 +60,22 @@ pub fn run(image: &Image, args: &LsArgs, out: &mut Output) -> anyhow::Result<Out
         }
     }
     if args.json {
-        let mut entries = Vec::new();
-        for (_, entry) in &single {
-            entries.push(EntryJson::new(entry)?);
-        }
-        for directory in directories {
-            each_directory(directory, args.recursive, |_, children| {
-                for child in children {
-                    entries.push(EntryJson::new(child)?);
-                }
-                Ok(())
-            })?;
-        }
-        json::write(out, &Listing { entries })?;
-        return Ok(outcome);
+        let entries = Entries {
+            single: &single,
+            directories: &directories,
+            recursive: args.recursive,
+            too_deep: Cell::new(0),
+        };
+        let listing = Listing { entries };
+        json::write(out, &listing)?;
+        return Ok(complain(listing.entries.too_deep.get(), outcome));
     }
     let mut first = single.is_empty();
     list(&single, args.long, out)?;
     let headers = args.recursive || args.paths.len() > 1;
+    let mut too_deep = 0_u64;
     for directory in directories {
-        each_directory(directory, args.recursive, |directory, children| {
+        let below = each_directory(directory, args.recursive, |directory, children| -> anyhow::Result<()> {
             if !std::mem::replace(&mut first, false) {
                 writeln!(out)?;
             }
@@ -58,8 +85,21 @@ pub fn run(image: &Image, args: &LsArgs, out: &mut Output) -> anyhow::Result<Out
             let rows: Vec<_> = children.iter().map(|child| (escape(child.name()), child.clone())).collect();
             list(&rows, args.long, out)
         })?;
+        too_deep = too_deep.saturating_add(below);
     }
-    Ok(outcome)
+    Ok(complain(too_deep, outcome))
+}
+
+/// Says that directories were not listed.
+fn complain(too_deep: u64, outcome: Outcome) -> Outcome {
+    if too_deep == 0 {
+        return outcome;
+    }
+    let directories = count(too_deep, "directory is", "directories are");
+    report(&anyhow!(
+        "{directories} not listed: the path has more than {LONGEST} bytes; name what is above to list it"
+    ));
+    Outcome::Failed
 }
 
 /// The entry that a path of the command line means. As in `ls`, a symbolic link is followed when it leads to a
@@ -85,21 +125,31 @@ pub fn sorted_children(directory: &Entry) -> Vec<Entry> {
     children
 }
 
-/// Calls `visit` for a directory and, when `recursive`, for each directory below it, depth first.
-fn each_directory(
+/// Calls `visit` for a directory and, when `recursive`, for each directory below it, depth first. Returns how many were
+/// left out with all that is below them, since their paths are too long.
+fn each_directory<E>(
     top: Entry,
     recursive: bool,
-    mut visit: impl FnMut(&Entry, &[Entry]) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut todo = vec![top];
-    while let Some(directory) = todo.pop() {
+    mut visit: impl FnMut(&Entry, &[Entry]) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut too_deep = 0_u64;
+    let mut todo = vec![(top, 0_usize)];
+    while let Some((directory, len)) = todo.pop() {
         let children = sorted_children(&directory);
         visit(&directory, &children)?;
-        if recursive {
-            todo.extend(children.into_iter().rev().filter(|child| child.file_type() == FileType::Directory));
+        if !recursive {
+            continue;
+        }
+        for child in children.into_iter().rev().filter(|child| child.file_type() == FileType::Directory) {
+            let len = len.saturating_add(child.name().len()).saturating_add(1);
+            if len > LONGEST {
+                too_deep = too_deep.saturating_add(1);
+            } else {
+                todo.push((child, len));
+            }
         }
     }
-    Ok(())
+    Ok(too_deep)
 }
 
 fn list(rows: &[(String, Entry)], long: bool, out: &mut impl Write) -> anyhow::Result<()> {

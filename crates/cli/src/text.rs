@@ -38,7 +38,7 @@ pub fn escape_message(message: &str) -> String {
 }
 
 /// Control characters, and the format characters that reorder or hide text.
-fn is_unsafe(c: char) -> bool {
+pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
@@ -95,18 +95,23 @@ pub fn kind_name(mode: u32) -> &'static str {
 
 /// A size with a 1024-based unit: `612 B`, `4.0 KiB`, `86.7 MiB`. Rounded to nearest.
 pub fn human(bytes: u64) -> String {
+    human_wide(bytes.into())
+}
+
+/// The same of a sum that may exceed 64 bits.
+pub fn human_wide(bytes: u128) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
     }
-    let mut tenths = u128::from(bytes) * 10;
+    let mut tenths = bytes.saturating_mul(10);
     let mut unit = "B";
     for name in UNITS {
         // 1023.95 and more of a unit would print as 1024.0.
         if unit != "B" && tenths < 10_240 {
             break;
         }
-        tenths = (tenths + 512) / 1024;
+        tenths = tenths.saturating_add(512) / 1024;
         unit = name;
     }
     format!("{}.{} {unit}", tenths / 10, tenths % 10)
@@ -235,6 +240,7 @@ mod tests {
         assert_eq!(human((1 << 20) - 1), "1.0 MiB");
         assert_eq!(human(90_868_376), "86.7 MiB");
         assert_eq!(human(u64::MAX), "16.0 EiB");
+        assert_eq!(human_wide(3 << 64), "48.0 EiB");
         assert_eq!(percent(1, 3), "33.33%");
         assert_eq!(percent(3, 3), "100.00%");
         assert_eq!(percent(0, 0), "-");

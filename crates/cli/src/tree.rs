@@ -3,7 +3,7 @@
 use crate::args::TreeArgs;
 use crate::ls::sorted_children;
 use crate::output::{Outcome, Output};
-use crate::text::{count, escape, human, kind_name};
+use crate::text::{count, escape, human_wide, kind_name};
 use anyhow::bail;
 use daxfs::{Entry, FileType, Image};
 use std::collections::{HashMap, HashSet};
@@ -14,13 +14,17 @@ use std::os::unix::ffi::OsStrExt;
 #[derive(Default)]
 struct Totals {
     /// Bytes of the files below each directory, by inode number.
-    below: HashMap<u64, u64>,
+    below: HashMap<u64, u128>,
     directories: u64,
     files: u64,
     links: u64,
     special: u64,
-    bytes: u64,
+    bytes: u128,
 }
+
+/// Levels that are drawn by lines; what is deeper has its level before its name. A tree that is made to be deep would
+/// be drawn as mostly lines.
+const DRAWN: usize = 200;
 
 /// Draws the tree below `args.path` and ends with the sums.
 pub fn run(image: &Image, args: &TreeArgs, out: &mut Output) -> anyhow::Result<Outcome> {
@@ -29,7 +33,7 @@ pub fn run(image: &Image, args: &TreeArgs, out: &mut Output) -> anyhow::Result<O
         bail!("{}: not a directory but a {}", escape(args.path.as_bytes()), kind_name(top.metadata().mode));
     }
     let totals = sum(&top);
-    let size = |bytes: u64| if args.bytes { bytes.to_string() } else { human(bytes) };
+    let size = |bytes: u128| if args.bytes { bytes.to_string() } else { human_wide(bytes) };
     // The widest number is not always the total's: "1000 B" is wider than "1.0 KiB".
     let width = totals.widest(&top, &size).max(size(totals.bytes).len());
 
@@ -40,21 +44,25 @@ pub fn run(image: &Image, args: &TreeArgs, out: &mut Output) -> anyhow::Result<O
         let Some(entry) = level.next() else {
             levels.pop();
             // Four columns per level; some of their characters take several bytes.
-            for _ in 0..4 {
+            for _ in 0..if levels.len() < DRAWN { 4 } else { 0 } {
                 prefix.pop();
             }
             continue;
         };
         let last = level.len() == 0;
+        let depth = levels.len();
+        let deep = if depth > DRAWN { format!("({depth}) ") } else { String::new() };
         let bytes = totals.size_of(&entry);
         let branch = if last { "└── " } else { "├── " };
         let cell = bytes.map(size).unwrap_or_default();
-        writeln!(out, "{cell:>width$}  {prefix}{branch}{}", label(&entry)?)?;
+        writeln!(out, "{cell:>width$}  {prefix}{branch}{deep}{}", label(&entry)?)?;
         let descend =
             args.depth.is_none_or(|depth| levels.len() < usize::try_from(depth).unwrap_or(usize::MAX));
         if entry.file_type() == FileType::Directory && descend {
             levels.push(sorted_children(&entry).into_iter());
-            prefix.push_str(if last { "    " } else { "│   " });
+            if depth < DRAWN {
+                prefix.push_str(if last { "    " } else { "│   " });
+            }
         }
     }
     writeln!(out, "\n{}", totals.summary())?;
@@ -72,15 +80,15 @@ fn label(entry: &Entry) -> anyhow::Result<String> {
 
 impl Totals {
     /// What the size column shows; nothing for links and special files.
-    fn size_of(&self, entry: &Entry) -> Option<u64> {
+    fn size_of(&self, entry: &Entry) -> Option<u128> {
         match entry.file_type() {
             FileType::Directory => Some(self.below.get(&entry.metadata().ino).copied().unwrap_or(0)),
-            FileType::File => Some(entry.metadata().size),
+            FileType::File => Some(entry.metadata().size.into()),
             FileType::Symlink | FileType::Special => None,
         }
     }
 
-    fn widest(&self, top: &Entry, size: &impl Fn(u64) -> String) -> usize {
+    fn widest(&self, top: &Entry, size: &impl Fn(u128) -> String) -> usize {
         let mut width = 0;
         let mut todo = vec![top.clone()];
         while let Some(entry) = todo.pop() {
@@ -99,7 +107,7 @@ impl Totals {
         if self.special > 0 {
             parts.push(count(self.special, "special file", "special files"));
         }
-        format!("{}, {}", parts.join(", "), human(self.bytes))
+        format!("{}, {}", parts.join(", "), human_wide(self.bytes))
     }
 }
 
@@ -107,14 +115,15 @@ impl Totals {
 fn sum(top: &Entry) -> Totals {
     let mut totals = Totals::default();
     let mut seen = HashSet::new();
-    let mut levels = vec![(top.metadata().ino, 0, sorted_children(top).into_iter())];
+    let mut levels = vec![(top.metadata().ino, 0_u128, sorted_children(top).into_iter())];
     while let Some((ino, bytes, children)) = levels.last_mut() {
         let Some(entry) = children.next() else {
             let (ino, bytes) = (*ino, *bytes);
             totals.below.insert(ino, bytes);
             levels.pop();
             match levels.last_mut() {
-                Some((_, parent, _)) => *parent += bytes,
+                // 2^64 files of 2^64 bytes fit.
+                Some((_, parent, _)) => *parent = parent.saturating_add(bytes),
                 None => totals.bytes = bytes,
             }
             continue;
@@ -122,17 +131,17 @@ fn sum(top: &Entry) -> Totals {
         let metadata = entry.metadata();
         match entry.file_type() {
             FileType::Directory => {
-                totals.directories += 1;
+                totals.directories = totals.directories.saturating_add(1);
                 levels.push((metadata.ino, 0, sorted_children(&entry).into_iter()));
             }
             FileType::File => {
-                totals.files += 1;
+                totals.files = totals.files.saturating_add(1);
                 if seen.insert(metadata.ino) {
-                    *bytes += metadata.size;
+                    *bytes = bytes.saturating_add(metadata.size.into());
                 }
             }
-            FileType::Symlink => totals.links += 1,
-            FileType::Special => totals.special += 1,
+            FileType::Symlink => totals.links = totals.links.saturating_add(1),
+            FileType::Special => totals.special = totals.special.saturating_add(1),
         }
     }
     totals

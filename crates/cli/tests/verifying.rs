@@ -205,3 +205,173 @@ fn what_cannot_be_checked_is_an_error() {
     assert!(fixture.run(&["verify", "IMAGE", "IMAGE"]).error().contains("not a directory"));
     assert_eq!(fixture.run(&["verify", "--realigned", "IMAGE"]).status, 2);
 }
+
+/// Each file that promises tensors and has none is a difference, also in a freshly packed image.
+#[test]
+fn broken_files_are_named() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    let whole = fs::read(tree.join("model.safetensors")).unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+    fs::create_dir(tree.join("bad")).unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(tree.join("bad").join(name), bytes).unwrap();
+    write("cut.safetensors", &whole[..whole.len() - 1]);
+    write("short.safetensors", &whole[..40]);
+    write("trailing.safetensors", &[&whole[..], b"x"].concat());
+    write("empty.safetensors", b"");
+    write("pointer.safetensors", pointer.as_bytes());
+    write("pytorch_model.bin", pointer.as_bytes());
+    write("model.gguf", b"PK\x03\x04");
+    write("good.gguf", b"GGUF\x03\0\0\0");
+    // In a Hugging Face cache the link has the name.
+    fs::create_dir(tree.join("blobs")).unwrap();
+    fs::write(tree.join("blobs/0a"), &whole[..whole.len() - 1]).unwrap();
+    symlink("../blobs/0a", tree.join("bad/link.safetensors")).unwrap();
+    fixture.pack(|packer| packer);
+    let run = fixture.run(&["verify", "-q", "IMAGE", "TREE"]);
+    let mut lines: Vec<_> = run.text().lines().collect();
+    lines.sort_unstable();
+    let expected = [
+        ("/bad/cut.safetensors", "tensor data ends at"),
+        ("/bad/empty.safetensors", "the file is empty"),
+        ("/bad/link.safetensors", "tensor data ends at"),
+        ("/bad/model.gguf", "not a GGUF file but a zip archive"),
+        (
+            "/bad/pointer.safetensors",
+            "a git-lfs pointer; the file itself was not downloaded: run `git lfs pull`",
+        ),
+        (
+            "/bad/pytorch_model.bin",
+            "a git-lfs pointer; the file itself was not downloaded: run `git lfs pull`",
+        ),
+        ("/bad/short.safetensors", "is outside the file"),
+        ("/bad/trailing.safetensors", "tensor data ends at"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{run:?}");
+    for (line, (path, text)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("tensors: {path}: ")) && line.contains(text), "{line}");
+    }
+    assert_eq!((run.status, run.stderr.as_str()), (1, ""), "{run:?}");
+
+    // What is asked of one file does not fail because of another.
+    let good = fixture.run(&["inspect", "IMAGE", "/model.safetensors"]).ok();
+    assert!(good.contains("embed.weight"), "{good}");
+    let all = fixture.run(&["inspect", "IMAGE"]);
+    assert_eq!((all.status, all.stderr.lines().count()), (2, 6), "{all:?}");
+    assert!(
+        fixture.run(&["inspect", "IMAGE", "/bad/cut.safetensors"]).error().contains("/bad/cut.safetensors: ")
+    );
+}
+
+#[test]
+fn shards_that_are_missing_are_differences() {
+    let fixture = Fixture::new();
+    let sharded = fixture.tree().join("sharded");
+    fs::remove_file(sharded.join("model.safetensors.index.json")).unwrap();
+    fixture.pack(|packer| packer);
+    fixture.run(&["verify", "IMAGE"]).ok();
+    fs::remove_file(sharded.join("model-00001-of-00002.safetensors")).unwrap();
+    fixture.pack(|packer| packer);
+    let line = "checkpoint: /sharded: /sharded/model-*-of-00002.safetensors: 1 of 2 shards are missing";
+    assert_differences(&fixture, &["TREE"], &[line]);
+}
+
+#[test]
+fn a_variant_is_a_checkpoint() {
+    let fixture = Fixture::new();
+    let sharded = fixture.tree().join("sharded");
+    let list = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"lost-1.safetensors","c":"lost-2.safetensors"}}"#;
+    fs::write(sharded.join("model.safetensors.index.fp16.json"), list).unwrap();
+    fixture.pack(|packer| packer);
+    assert_differences(
+        &fixture,
+        &[],
+        &[
+            "/sharded/model.safetensors.index.fp16.json: 2 of its 3 shards are not in the image (looked for in \
+           /sharded): lost-1.safetensors, lost-2.safetensors",
+        ],
+    );
+    let list = r#"{"weight_map":{"b":"model-00002-of-00002.safetensors"}}"#;
+    fs::write(sharded.join("model.safetensors.index.fp16.json"), list).unwrap();
+    fixture.pack(|packer| packer);
+    fixture.run(&["verify", "IMAGE"]).ok();
+    let shown = fixture.run(&["inspect", "--variant", "fp16", "IMAGE", "sharded"]).ok();
+    assert!(shown.contains("model-00002-of-00002") && !shown.contains("model-00001-of-00002"), "{shown}");
+    let error = fixture.run(&["inspect", "--variant", "int8", "IMAGE", "sharded"]).error();
+    assert!(error.contains("no tensors of the variant \"int8\"; there are fp16"), "{error}");
+}
+
+#[test]
+fn any_name_of_an_inode_is_right() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    // The deeper name is first in the order of paths, the other one in that of the walk.
+    fs::create_dir(tree.join("a")).unwrap();
+    fs::hard_link(tree.join("model.safetensors"), tree.join("a/copy.safetensors")).unwrap();
+    fs::hard_link(tree.join("config.json"), tree.join("a/config.json")).unwrap();
+    fixture.pack(|packer| packer);
+    fixture.run(&["verify", "IMAGE", "TREE"]).ok();
+}
+
+#[test]
+fn many_names_and_long_paths_are_compared() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    fs::write(tree.join("names"), b"one file").unwrap();
+    fs::create_dir(tree.join("many")).unwrap();
+    for name in 0..20_000 {
+        fs::hard_link(tree.join("names"), tree.join(format!("many/{name}"))).unwrap();
+    }
+    fixture.pack(|packer| packer);
+    fixture.run(&["verify", "-q", "IMAGE", "TREE"]).ok();
+    fs::remove_file(tree.join("many/777")).unwrap();
+    fs::write(tree.join("many/x"), b"").unwrap();
+    assert_differences(
+        &fixture,
+        &["TREE"],
+        &["source: /many/777: only in the image", "source: /many/x: only in the"],
+    );
+
+    // An image whose tree is extracted to a depth that no path reaches.
+    let image = fixture.path("out");
+    fixture.run(&["extract", "-q", "-p", "IMAGE", "DIR/out"]).ok();
+    fixture.run(&["verify", "-q", "IMAGE", image.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_read_is_an_error_not_a_signal() {
+    let fixture = Fixture::new();
+    fs::write(fixture.tree().join("large"), vec![1; 64 << 20]).unwrap();
+    fixture.pack(|packer| packer);
+    let bytes = fs::metadata(fixture.image()).unwrap().len();
+    // The command stops at the pipe that nobody reads yet, and goes on when the file is shorter.
+    let mut child = std::process::Command::new(common::DAXFS)
+        .arg("cat")
+        .arg(fixture.image())
+        .arg("large")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut stdout, &mut [0; 1000]).unwrap();
+    fs::OpenOptions::new().write(true).open(fixture.image()).unwrap().set_len(1 << 20).unwrap();
+    let _ = std::io::copy(&mut stdout, &mut std::io::sink());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.starts_with("daxfs: ") && stderr.lines().count() == 1, "{stderr}");
+    assert!(stderr.contains("cut short"), "{stderr}");
+
+    // `verify` reads by itself, so the moment is left to chance: whatever it does then, no signal ends it.
+    fixture.pack(|packer| packer);
+    assert_eq!(fs::metadata(fixture.image()).unwrap().len(), bytes);
+    let image = fixture.image();
+    let cutter = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::OpenOptions::new().write(true).open(image).unwrap().set_len(1 << 20).unwrap();
+    });
+    let run = fixture.run(&["verify", "-q", "IMAGE"]);
+    cutter.join().unwrap();
+    assert!((0..=2).contains(&run.status), "{run:?}");
+}

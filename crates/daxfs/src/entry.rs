@@ -79,6 +79,10 @@ impl Entry {
         Self { image, node }
     }
 
+    pub(crate) fn node(&self) -> u32 {
+        self.node
+    }
+
     /// The image that it belongs to.
     pub fn image(&self) -> &Image {
         &self.image
@@ -149,6 +153,14 @@ impl Entry {
             .tree()
             .target(self.node)
             .ok_or_else(|| Error::NotALink { path: self.path(), kind: self.file_type() })
+    }
+
+    /// What a symbolic link leads to, inside the image; any other entry itself.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotADirectory`] and [`Error::TooManyLinks`], with the link's target as the path.
+    pub fn followed(&self) -> Result<Self> {
+        self.image.follow(self)
     }
 
     /// Its contents as a file.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::foreign::Foreign;
 use crate::holder::HolderError;
 use crate::region::{Provenance, Source};
 use crate::tensor::TensorError;
@@ -92,6 +93,13 @@ pub enum Error {
         found: u32,
     },
 
+    /// This is something else, of a well-known kind.
+    #[error("this is not a DAXFS image but {kind}; {}", kind.advice())]
+    Foreign {
+        /// What it is.
+        kind: Foreign,
+    },
+
     /// The image is being replaced at this moment, or a replacement was broken off.
     #[error(
         "superblock: generation {generation} is being written into this region, or writing it was broken off; open it \
@@ -161,22 +169,24 @@ pub enum Error {
 
     /// The metadata is larger than the caller allows.
     #[error(
-        "{place}: copying it takes {needed:#x} bytes of metadata in all, the limit is {limit:#x}; raise it with OpenOptions::max_metadata if the image is trusted to be this large"
+        "{place}: with this, the image takes {needed:#x} bytes of metadata in all, the limit is {limit:#x}; raise max_metadata (--max-metadata) if the image is trusted to be this large"
     )]
     MetadataLimit {
-        /// What was about to be copied.
+        /// What was about to be copied or built.
         place: String,
-        /// Bytes copied so far and needed for this.
+        /// Bytes used so far and needed for this.
         needed: u64,
         /// The limit.
         limit: u64,
     },
 
     /// No such path in the image.
-    #[error("{}: no such file or directory in the image", Escaped(.path))]
+    #[error("{}: no such file or directory in the image{}", Escaped(.path), crate::nearest::question(near))]
     NotFound {
         /// The path as it was asked for.
         path: Vec<u8>,
+        /// Paths that are there and like it, escaped, the nearest first; at most three.
+        near: Vec<String>,
     },
 
     /// A path component is not a directory.
@@ -450,7 +460,7 @@ mod tests {
             error.to_string(),
             "inode 17: data 0x4000..0x9000 is outside the base image (0x8000 bytes)"
         );
-        let error = Error::NotFound { path: b"a\n\xff/\xc3\xa9".to_vec() };
+        let error = Error::NotFound { path: b"a\n\xff/\xc3\xa9".to_vec(), near: Vec::new() };
         assert_eq!(error.to_string(), "a\\n\\xff/é: no such file or directory in the image");
         assert!(error.is_not_found());
     }

@@ -92,6 +92,11 @@ impl File {
         }
     }
 
+    /// True when its one extent lies in the backing file.
+    pub(crate) fn is_backed(&self) -> bool {
+        matches!(self.entry.content(), Content::Backing(_))
+    }
+
     /// The whole file as a bounded view, without a copy.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::budget::Budget;
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
@@ -18,7 +19,7 @@ use crate::{File, FileType, Provenance, Region, Superblock, format};
 /// Symbolic links followed in one lookup, as in the kernel's path walk.
 pub const MAX_LINKS: usize = 40;
 
-/// Default of [`OpenOptions::max_metadata`]: enough for about a million and a half files.
+/// Default of [`OpenOptions::max_metadata`]: enough for about a million files.
 pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
 
 /// How often opening is tried while one image takes the place of another.
@@ -79,8 +80,10 @@ impl OpenOptions {
         self
     }
 
-    /// Most bytes of metadata (inodes, directory entries, overlay entries, logs) that are copied; the default is
-    /// [`DEFAULT_MAX_METADATA`].
+    /// Most bytes that the image may cost this process: of metadata (inodes, directory entries, overlay entries, logs)
+    /// that is copied when it is opened, of the tables that are built of it, and of the headers of tensors and the
+    /// checkpoints that are parsed later, each once per extent. The default is [`DEFAULT_MAX_METADATA`]. Files that
+    /// are read and arrays that are made are not counted.
     #[must_use]
     pub fn max_metadata(mut self, bytes: u64) -> Self {
         self.max_metadata = bytes;
@@ -165,7 +168,7 @@ impl OpenOptions {
 
     /// Copies and checks the metadata, and the hash of the contents if one is expected.
     fn open_there(&self, region: Region) -> Result<Image> {
-        let Snapshot { superblock, tree, view_kind, stamp } = {
+        let Snapshot { superblock, tree, view_kind, stamp, budget } = {
             let _access = region.cpu_access()?;
             let backing_len = self.backing.as_ref().map(Region::len);
             snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)?
@@ -179,6 +182,7 @@ impl OpenOptions {
             view_kind,
             stamp,
             options: self.clone(),
+            budget,
             tensors: TensorCache::default(),
             index: OnceLock::new(),
         }));
@@ -199,6 +203,7 @@ struct Inner {
     view_kind: ViewKind,
     stamp: Stamp,
     options: OpenOptions,
+    budget: Budget,
     tensors: TensorCache,
     index: OnceLock<Option<Index>>,
 }
@@ -318,6 +323,15 @@ impl Image {
         &self.0.tree
     }
 
+    /// Spends `bytes` of [`OpenOptions::max_metadata`] for a table that the caller derives from the image and keeps: a
+    /// list of paths, names of tensors. An image can be made so that such a table is far larger than itself.
+    ///
+    /// # Errors
+    /// [`Error::MetadataLimit`] with `place`, when there are not so many bytes left.
+    pub fn charge(&self, place: &str, bytes: u64) -> Result<()> {
+        self.0.budget.charge(|| place.to_owned(), bytes)
+    }
+
     pub(crate) fn tensor_cache(&self) -> &TensorCache {
         &self.0.tensors
     }
@@ -344,7 +358,8 @@ impl Image {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotADirectory`], [`Error::TooManyLinks`].
     pub fn entry(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
-        self.resolve(path.as_ref(), true).map(|node| Entry::new(self.clone(), node))
+        let found = self.resolve(path.as_ref(), true).map_err(|error| self.with_nearest(error))?;
+        Ok(Entry::new(self.clone(), found))
     }
 
     /// Like [`Image::entry`], but a link at the end of the path is returned itself.
@@ -352,7 +367,29 @@ impl Image {
     /// # Errors
     /// As for [`Image::entry`].
     pub fn entry_no_follow(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
-        self.resolve(path.as_ref(), false).map(|node| Entry::new(self.clone(), node))
+        let found = self.resolve(path.as_ref(), false).map_err(|error| self.with_nearest(error))?;
+        Ok(Entry::new(self.clone(), found))
+    }
+
+    /// What a symbolic link leads to, or the entry itself. Errors name no other paths, as those of [`Image::entry`] do.
+    pub(crate) fn follow(&self, entry: &Entry) -> Result<Entry> {
+        let tree = self.tree();
+        let node = match tree.target(entry.node()) {
+            Some(target) => self.walk_from(tree.node(entry.node()).parent, target, true)?,
+            None => entry.node(),
+        };
+        Ok(Entry::new(self.clone(), node))
+    }
+
+    /// Adds what may have been meant.
+    fn with_nearest(&self, error: Error) -> Error {
+        match error {
+            Error::NotFound { path, .. } => {
+                let near = crate::nearest::nearest_paths(self, &path);
+                Error::NotFound { path, near }
+            }
+            other => other,
+        }
     }
 
     /// Looks a regular file up.
@@ -385,12 +422,17 @@ impl Image {
 
     /// The slow way: component by component, for paths with links or `..`.
     fn walk_components(&self, path: &[u8], follow: bool) -> Result<u32> {
+        self.walk_from(0, path, follow)
+    }
+
+    /// From a directory on, or from the root if the path begins with `/`.
+    fn walk_from(&self, directory: u32, path: &[u8], follow: bool) -> Result<u32> {
         let tree = self.tree();
-        let not_found = || Error::NotFound { path: path.to_vec() };
+        let not_found = || Error::NotFound { path: path.to_vec(), near: Vec::new() };
         let follow_last = follow || path.ends_with(b"/");
         // Components still to walk, the next one last.
         let mut pending: Vec<&[u8]> = reversed_components(path);
-        let mut current = 0;
+        let mut current = if path.starts_with(b"/") { 0 } else { directory };
         let mut links = 0;
         while let Some(name) = pending.pop() {
             if tree.node(current).file_type != FileType::Directory {
@@ -426,22 +468,39 @@ impl Image {
         Walk::new(self.clone())
     }
 
-    /// The image's tensors: its one sharded checkpoint, or its one safetensors file.
+    /// The image's tensors: its one sharded checkpoint, its one safetensors file, or its one set of numbered shards
+    /// (`*-00001-of-00004.safetensors`), all of which must be there. What lies at the root goes before what lies below;
+    /// a variant (`model.fp16.safetensors`) gives way to the set that it is a variant of, see
+    /// [`Image::tensors_of_variant`]; hidden names and directories count only when there is nothing else.
     ///
     /// # Errors
     /// [`Error::Tensor`] when there is none, when there are several (the message lists them; name one with
     /// [`Image::tensors_at`]), or when a header is wrong.
     pub fn tensors(&self) -> Result<Tensors> {
-        tensor::default_tensors(self)
+        tensor::default_tensors(self, None)
     }
 
-    /// The tensors of a `.safetensors` file, of a checkpoint's `.safetensors.index.json`, or of the one
-    /// checkpoint or safetensors file in a directory.
+    /// The tensors of a `.safetensors` file, of a checkpoint's `.safetensors.index.json`, of numbered shards
+    /// (`model-*-of-00004.safetensors`), or of the one set in a directory.
     ///
     /// # Errors
     /// As for [`Image::tensors`] and [`Image::entry`].
     pub fn tensors_at(&self, path: impl AsRef<[u8]>) -> Result<Tensors> {
-        tensor::tensors_at(self, path.as_ref())
+        tensor::tensors_at(self, path.as_ref(), None)
+    }
+
+    /// The tensors of one variant in a directory, as `transformers` and `diffusers` name them: `fp16` for
+    /// `model.fp16.safetensors`, `model.safetensors.index.fp16.json`, `model.fp16-00001-of-00002.safetensors`. With `/`
+    /// the whole image is meant, as by [`Image::tensors`].
+    ///
+    /// # Errors
+    /// As for [`Image::tensors_at`]; [`TensorError::NoVariant`](crate::TensorError::NoVariant) names the variants that
+    /// are there.
+    pub fn tensors_of_variant(&self, path: impl AsRef<[u8]>, variant: &str) -> Result<Tensors> {
+        match path.as_ref() {
+            b"" | b"/" => tensor::default_tensors(self, Some(variant)),
+            path => tensor::tensors_at(self, path, Some(variant)),
+        }
     }
 
     /// The tensor index that the packer wrote, `/.daxfs/index`; `None` when the image has none.

@@ -56,17 +56,20 @@
 
 #![deny(unsafe_code)]
 
+mod budget;
 mod content;
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
 pub mod device;
 mod entry;
 mod error;
 mod file;
+mod foreign;
 pub mod format;
 mod generation;
 pub mod holder;
 mod image;
 mod mount;
+mod nearest;
 mod region;
 mod snapshot;
 mod superblock;
@@ -79,6 +82,7 @@ pub use dmabuf::{MemoryClass, SharedBytes, Transfer};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use file::{Extent, File};
+pub use foreign::Foreign;
 pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use region::{Opened, Part, Provenance, Region, Source};
 pub use snapshot::ViewKind;

@@ -199,7 +199,10 @@ pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
             "it is a block device: its mapping is this kernel's page cache, not the device, and goes stale; \
              use devdax or a file",
         ),
-        SFlag::S_IFDIR => refuse("it is a directory"),
+        SFlag::S_IFDIR => refuse(
+            "it is a directory; `daxfs-pack DIR -o IMAGE.daxfs` packs it, `daxfs serve NAME=DIR` keeps it in memory \
+             for others",
+        ),
         SFlag::S_IFIFO => refuse("it is a pipe; write it to a file or a memfd first"),
         SFlag::S_IFSOCK => refuse("it is a socket; receive into a file or a memfd first"),
         _ => refuse("it is neither a file, a memfd, a dma-buf nor a device with memory"),

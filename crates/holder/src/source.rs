@@ -180,13 +180,21 @@ fn too_short(found: u64, len: u64) -> Error {
 
 /// Refuses at once what is no image: it may be long.
 fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
-    let mut magic = [0; 4];
-    match mapped {
-        Some(mapped) => mapped.view().read_at(0, &mut magic)?,
-        None => {
-            nix::sys::uio::pread(source, &mut magic, 0).map_err(|e| Error::system("read the source", e))?;
+    let mut head = [0; daxfs::Foreign::HEAD];
+    let len = match mapped {
+        Some(mapped) => {
+            let len = mapped.view().len().min(head.len());
+            mapped.view().read_at(0, head.get_mut(..len).unwrap_or_default())?;
+            len
         }
+        None => {
+            nix::sys::uio::pread(source, &mut head, 0).map_err(|e| Error::system("read the source", e))?
+        }
+    };
+    if let Some(kind) = head.get(..len).and_then(daxfs::Foreign::of) {
+        return Err(daxfs::Error::Foreign { kind }.into());
     }
+    let magic = head.first_chunk::<4>().copied().unwrap_or_default();
     match u32::from_le_bytes(magic) {
         format::MAGIC => Ok(()),
         found => Err(daxfs::Error::NotAnImage { found }.into()),

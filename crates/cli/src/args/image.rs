@@ -1,6 +1,6 @@
 //! Verbs that look into an image.
 
-use super::parse_alignment;
+use super::{parse_alignment, parse_size};
 use clap::{Args, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -45,7 +45,8 @@ pub enum ImageVerb {
     /// Unpack an image into a new directory
     ///
     /// Nothing is ever written outside DEST: every step is taken relative to an open directory, no symbolic link is
-    /// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory.
+    /// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory. More
+    /// bytes than twice the image are refused unless --max-bytes allows them: files of an image can share its bytes.
     /// `/.daxfs`, the index that the packer adds, is not written.
     ///
     /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
@@ -192,6 +193,10 @@ pub struct InspectArgs {
     /// Print JSON with everything
     #[arg(long)]
     pub json: bool,
+    /// Show the tensors of this variant only, such as fp16: of the set that a directory (the first path, else the
+    /// image) has of it
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
     /// Draw the memory map of the image into this file
     #[arg(long, value_name = "OUT.svg")]
     pub svg: Option<PathBuf>,
@@ -241,6 +246,10 @@ pub struct ExtractArgs {
     /// Skip devices, FIFOs and sockets, instead of refusing the image
     #[arg(long)]
     pub skip_special: bool,
+    /// Most bytes to write, such as 64M or 2G (1024-based); by default twice the image, which files that share data
+    /// can exceed
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_bytes: Option<u64>,
     /// No progress bar and no summary
     #[arg(short, long)]
     pub quiet: bool,

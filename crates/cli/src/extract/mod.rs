@@ -1,29 +1,26 @@
 //! `daxfs extract`: unpacks an image into a new directory.
 //!
-//! [`Beneath`] makes every file system call, and cannot leave its directory. Here the order is decided:
-//! directories are made with mode 0700, filled, and get their owner and mode last, from the deepest up.
+//! [`beneath`] makes every file system call, and cannot leave its directory; [`Descent`] is the way down. Here the order
+//! is decided: directories are made with mode 0700, filled, and get their owner and mode when they are left. Nothing is
+//! listed before, and no path is kept: memory and time are linear in what is written.
 
 mod beneath;
 
 use crate::args::ExtractArgs;
+use crate::descent::Descent;
 use crate::output::{Outcome, Output, note};
 use crate::progress::Progress;
 use crate::text::{count, escape, human, kind_name};
 use anyhow::{Context, anyhow, bail};
-use beneath::{Attributes, Beneath};
-use daxfs::{Entry, FileType, Image, format};
+use beneath::Attributes;
+use daxfs::{Entry, FileType, Image, Region, ViewKind, format};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
-use std::collections::HashMap;
-use std::collections::hash_map;
-use std::io::Write;
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-
-/// An entry, and its path below the destination.
-struct Item {
-    entry: Entry,
-    target: Vec<u8>,
-}
 
 /// What was written.
 #[derive(Default)]
@@ -37,14 +34,18 @@ struct Written {
 
 /// Extracts what `args.path` names.
 pub fn run(image: &Image, args: &ExtractArgs, out: &mut Output) -> anyhow::Result<Outcome> {
-    let items = items(image, args)?;
+    let top = image.entry(args.path.as_bytes())?;
+    let total = survey(image, &top, args)?;
     let rules = Rules::of(args);
-    let total = items.iter().filter(|item| item.entry.file_type() == FileType::File);
-    let progress =
-        Progress::new("extracting", total.map(|item| item.entry.metadata().size).sum(), args.quiet);
-    let dest = Beneath::create(&args.dest)?;
-    let mut written = Written::default();
-    let result = write_all(&dest, &items, &rules, &progress, &mut written);
+    let progress = Progress::new("extracting", total, args.quiet);
+    let dest = beneath::create(&args.dest)?;
+    let mut work = Work::new(image, &top, &rules, &progress, &dest);
+    let result = match top.file_type() {
+        FileType::Directory => work.tree(&top),
+        _ => work.one(&top),
+    };
+    let result = work.remove_stage().and(result);
+    let written = work.written;
     drop(progress);
     let name = escape(args.dest.as_os_str().as_bytes());
     result.with_context(|| format!("{name} is left incomplete: {}", written.summary()))?;
@@ -103,98 +104,287 @@ fn current_umask() -> u32 {
     mask.bits()
 }
 
-/// What to write, parents before children; refuses special files before anything is written.
-fn items(image: &Image, args: &ExtractArgs) -> anyhow::Result<Vec<Item>> {
-    let top = image.entry(args.path.as_bytes())?;
-    let mut items = Vec::new();
-    match top.file_type() {
-        FileType::Directory => items.push(Item { entry: top, target: Vec::new() }),
-        _ => {
-            let target = top.name().to_vec();
-            let parent = top.parent().ok_or_else(|| anyhow!("the root is not a directory"))?;
-            items.push(Item { entry: parent, target: Vec::new() });
-            items.push(Item { entry: top, target });
-            return refuse_special(items, args);
+/// Looks at all that is to be written before anything is, and returns its bytes: special files are refused, and more
+/// bytes than the caller wants.
+fn survey(image: &Image, top: &Entry, args: &ExtractArgs) -> anyhow::Result<u64> {
+    let memory = image.backing().map_or(0, Region::len).saturating_add(image.region().len());
+    let limit = args.max_bytes.unwrap_or_else(|| memory.saturating_mul(2));
+    let mut inodes = HashSet::new();
+    let mut bytes = 0_u64;
+    for entry in below(top) {
+        let metadata = entry.metadata();
+        match entry.file_type() {
+            FileType::Special if !args.skip_special => bail!(
+                "{}: a {} cannot be extracted; skip such files with --skip-special",
+                escape(&entry.path()),
+                kind_name(metadata.mode)
+            ),
+            FileType::File if inodes.insert(metadata.ino) => bytes = bytes.saturating_add(metadata.size),
+            _ => (),
         }
     }
-    let mut next = 0;
-    while let Some(Item { entry, target }) = items.get(next) {
-        let mut below = Vec::new();
-        let at_root = entry.parent().is_none();
-        for child in entry.children() {
-            if at_root && child.name() == format::index::DIR.as_bytes() {
-                continue;
-            }
-            let mut path = target.clone();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(child.name());
-            below.push(Item { entry: child, target: path });
+    if bytes > limit && args.max_bytes.is_some() {
+        bail!("the files have {} ({bytes} bytes), more than --max-bytes {limit}", human(bytes));
+    }
+    if bytes > limit {
+        bail!(
+            "the files have {} ({bytes} bytes), more than twice the image's {}, because they share its bytes or have \
+             holes; if that is what it is meant to hold (daxfs-pack --dedupe makes such images), write them all by \
+             --max-bytes {bytes}",
+            human(bytes),
+            human(memory)
+        );
+    }
+    Ok(bytes)
+}
+
+/// All entries below a directory and itself, or the one that is none; without `/.daxfs`.
+fn below(top: &Entry) -> impl Iterator<Item = Entry> {
+    let mut pending = vec![top.clone()];
+    std::iter::from_fn(move || {
+        let entry = pending.pop()?;
+        pending.extend(entry.children().filter(|child| !is_index(child)));
+        Some(entry)
+    })
+}
+
+/// True for the directory that the packer adds.
+fn is_index(entry: &Entry) -> bool {
+    entry.name() == format::index::DIR.as_bytes()
+        && entry.parent().is_some_and(|parent| parent.parent().is_none())
+}
+
+/// A directory that is being filled.
+struct Level {
+    entry: Entry,
+    children: Box<dyn Iterator<Item = Entry>>,
+    /// Bytes of its path below the destination.
+    path_len: usize,
+}
+
+impl Level {
+    fn new(entry: Entry, path_len: usize) -> Self {
+        let children = Box::new(entry.children().filter(|child| !is_index(child)));
+        Self { entry, children, path_len }
+    }
+}
+
+/// Where the first name of a file is, for its other names.
+enum First {
+    /// Where the image has it.
+    There(Entry),
+    /// In the stage, since its path is too long for one call.
+    Staged,
+}
+
+/// Longest path that is given to the kernel; PATH_MAX is 4096 with the NUL.
+const LONGEST: usize = 4000;
+
+struct Work<'a> {
+    image: &'a Image,
+    top: &'a Entry,
+    rules: &'a Rules,
+    progress: &'a Progress,
+    dest: &'a OwnedFd,
+    written: Written,
+    firsts: HashMap<u64, First>,
+    /// A directory in the destination that is there only meanwhile, and the names in it: links to files that are too
+    /// deep to be reached again by their paths.
+    stage: Option<Stage>,
+    /// Directories whose modes are for later: nobody could work in them.
+    locked: bool,
+}
+
+struct Stage {
+    name: Vec<u8>,
+    fd: OwnedFd,
+    links: Vec<u64>,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        image: &'a Image,
+        top: &'a Entry,
+        rules: &'a Rules,
+        progress: &'a Progress,
+        dest: &'a OwnedFd,
+    ) -> Self {
+        Self {
+            image,
+            top,
+            rules,
+            progress,
+            dest,
+            written: Written::default(),
+            firsts: HashMap::new(),
+            stage: None,
+            locked: false,
         }
-        items.extend(below);
-        next += 1;
     }
-    refuse_special(items, args)
-}
 
-fn refuse_special(items: Vec<Item>, args: &ExtractArgs) -> anyhow::Result<Vec<Item>> {
-    let special = |item: &&Item| item.entry.file_type() == FileType::Special;
-    match items.iter().find(special) {
-        Some(Item { entry, .. }) if !args.skip_special => bail!(
-            "{}: a {} cannot be extracted; skip such files with --skip-special",
-            escape(&entry.path()),
-            kind_name(entry.metadata().mode)
-        ),
-        _ => Ok(items),
+    /// One file, in the destination, which stands for the directory that the image has it in.
+    fn one(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        let parent = entry.parent().ok_or_else(|| anyhow!("the root is not a directory"))?;
+        self.written.directories = 1;
+        self.leaf(self.dest.as_fd(), 0, entry)?;
+        self.rules.attributes(&parent).apply(self.dest).with_context(|| escape(&parent.path()))
     }
-}
 
-fn write_all(
-    dest: &Beneath,
-    items: &[Item],
-    rules: &Rules,
-    progress: &Progress,
-    written: &mut Written,
-) -> anyhow::Result<()> {
-    let mut first_names: HashMap<u64, &[u8]> = HashMap::new();
-    for Item { entry, target } in items {
+    /// A directory's contents, into the destination.
+    fn tree(&mut self, top: &Entry) -> anyhow::Result<()> {
+        self.written.directories = 1;
+        let mut way = Descent::new(self.dest.try_clone()?, Level::new(top.clone(), 0));
+        loop {
+            match way.data.children.next() {
+                Some(entry) if entry.file_type() == FileType::Directory => {
+                    let place = || escape(&entry.path());
+                    let path_len = way.data.path_len.saturating_add(entry.name().len()).saturating_add(1);
+                    beneath::make_directory(way.fd(), entry.name()).with_context(place)?;
+                    way.enter(entry.name(), Level::new(entry.clone(), path_len)).with_context(place)?;
+                    self.written.directories = self.written.directories.saturating_add(1);
+                }
+                Some(entry) => self.leaf(way.fd(), way.data.path_len, &entry)?,
+                None => {
+                    let attributes = self.rules.attributes(&way.data.entry);
+                    let entry = way.data.entry.clone();
+                    let place = || escape(&entry.path());
+                    let left = way.leave().with_context(place)?;
+                    if attributes.locks_out() {
+                        self.locked = true;
+                    } else {
+                        let fd = left.as_ref().map_or(self.dest.as_fd(), |(fd, _)| fd.as_fd());
+                        attributes.apply(fd).with_context(place)?;
+                    }
+                    if left.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        if self.locked { self.lock(top) } else { Ok(()) }
+    }
+
+    /// Anything but a directory, in an open directory whose path has `path_len` bytes.
+    fn leaf(&mut self, parent: BorrowedFd<'_>, path_len: usize, entry: &Entry) -> anyhow::Result<()> {
         let place = || escape(&entry.path());
         match entry.file_type() {
-            FileType::Directory => {
-                if !target.is_empty() {
-                    dest.make_directory(target).with_context(place)?;
-                }
-                written.directories += 1;
-            }
             FileType::Symlink => {
                 let link = entry.read_link().with_context(place)?;
-                dest.make_symlink(target, link, rules.attributes(entry).owner).with_context(place)?;
-                written.links += 1;
+                let owner = self.rules.attributes(entry).owner;
+                beneath::make_symlink(parent, entry.name(), link, owner).with_context(place)?;
+                self.written.links = self.written.links.saturating_add(1);
             }
             FileType::File => {
-                match first_names.entry(entry.metadata().ino) {
-                    hash_map::Entry::Occupied(first) => {
-                        dest.make_link(first.get(), target).with_context(place)?
+                if !self.link(parent, entry).with_context(place)? {
+                    let file = beneath::make_file(parent, entry.name()).with_context(place)?;
+                    let bytes = entry.file()?.write_to(&file).with_context(place)?;
+                    self.rules.attributes(entry).apply(&file).with_context(place)?;
+                    self.remember(parent, path_len, entry).with_context(place)?;
+                    self.written.bytes = self.written.bytes.saturating_add(bytes);
+                    self.progress.add(bytes);
+                }
+                self.written.files = self.written.files.saturating_add(1);
+            }
+            FileType::Special => self.written.skipped = self.written.skipped.saturating_add(1),
+            FileType::Directory => (),
+        }
+        Ok(())
+    }
+
+    /// Makes another name of a file that was written; false for a file that was not.
+    fn link(&self, parent: BorrowedFd<'_>, entry: &Entry) -> io::Result<bool> {
+        let ino = entry.metadata().ino;
+        match (self.firsts.get(&ino), &self.stage) {
+            (Some(First::There(first)), _) => {
+                let directory = beneath::open_below(self.dest.as_fd(), &self.path_of_parent(first))?;
+                beneath::make_link(directory.as_fd(), first.name(), parent, entry.name())?;
+            }
+            (Some(First::Staged), Some(stage)) => {
+                beneath::make_link(stage.fd.as_fd(), ino.to_string().as_bytes(), parent, entry.name())?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Keeps the place of a file that may have other names. Changed images do not keep link counts.
+    fn remember(&mut self, parent: BorrowedFd<'_>, path_len: usize, entry: &Entry) -> anyhow::Result<()> {
+        let metadata = entry.metadata();
+        if metadata.nlink < 2 && self.image.view_kind() == ViewKind::Base {
+            return Ok(());
+        }
+        let first = if path_len < LONGEST {
+            First::There(entry.clone())
+        } else {
+            let stage = match &mut self.stage {
+                Some(stage) => stage,
+                None => self.stage.insert(Stage::new(self.dest.as_fd(), self.top)?),
+            };
+            let name = metadata.ino.to_string();
+            beneath::make_link(parent, entry.name(), stage.fd.as_fd(), name.as_bytes())?;
+            stage.links.push(metadata.ino);
+            First::Staged
+        };
+        self.firsts.insert(metadata.ino, first);
+        Ok(())
+    }
+
+    /// Path of an entry's directory below the destination.
+    fn path_of_parent(&self, entry: &Entry) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut directory = entry.parent();
+        while let Some(entry) = directory.filter(|entry| entry.metadata().ino != self.top.metadata().ino) {
+            names.push(entry.name().to_vec());
+            directory = entry.parent();
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
+    /// Gives directories modes that lock their owner out, from the deepest up, once nothing is left to do in them.
+    fn lock(&self, top: &Entry) -> anyhow::Result<()> {
+        let mut way = Descent::new(self.dest.try_clone()?, Level::new(top.clone(), 0));
+        loop {
+            match way.data.children.next() {
+                Some(entry) if entry.file_type() == FileType::Directory => {
+                    way.enter(entry.name(), Level::new(entry.clone(), 0))
+                        .with_context(|| escape(&entry.path()))?;
+                }
+                Some(_) => (),
+                None => {
+                    let entry = way.data.entry.clone();
+                    let attributes = self.rules.attributes(&entry);
+                    let left = way.leave().with_context(|| escape(&entry.path()))?;
+                    if attributes.locks_out() {
+                        let fd = left.as_ref().map_or(self.dest.as_fd(), |(fd, _)| fd.as_fd());
+                        attributes.apply(fd).with_context(|| escape(&entry.path()))?;
                     }
-                    hash_map::Entry::Vacant(slot) => {
-                        slot.insert(target);
-                        let file = dest.make_file(target).with_context(place)?;
-                        written.bytes += entry.file()?.write_to(&file).with_context(place)?;
-                        rules.attributes(entry).apply(&file).with_context(place)?;
+                    if left.is_none() {
+                        return Ok(());
                     }
                 }
-                progress.add(entry.metadata().size);
-                written.files += 1;
             }
-            FileType::Special => written.skipped += 1,
         }
     }
-    for Item { entry, target } in
-        items.iter().rev().filter(|item| item.entry.file_type() == FileType::Directory)
-    {
-        let directory = dest.open_directory(target).with_context(|| escape(&entry.path()))?;
-        rules.attributes(entry).apply(&directory).with_context(|| escape(&entry.path()))?;
+
+    /// Takes the stage away, also after an error.
+    fn remove_stage(&mut self) -> anyhow::Result<()> {
+        let Some(stage) = self.stage.take() else { return Ok(()) };
+        for ino in stage.links {
+            unlinkat(&stage.fd, ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir)?;
+        }
+        unlinkat(self.dest, OsStr::from_bytes(&stage.name), UnlinkatFlags::RemoveDir)?;
+        Ok(())
     }
-    Ok(())
+}
+
+impl Stage {
+    /// A directory whose name the image does not have.
+    fn new(dest: BorrowedFd<'_>, top: &Entry) -> anyhow::Result<Self> {
+        let names = (0_u32..).map(|number| format!(".daxfs-extract-{number}").into_bytes());
+        let name = names.into_iter().find(|name| top.child(name).is_none()).unwrap_or_default();
+        beneath::make_directory(dest, &name)?;
+        let fd = beneath::open_below(dest, &name)?;
+        Ok(Self { name, fd, links: Vec::new() })
+    }
 }

@@ -140,8 +140,12 @@ pub struct Usage {
 }
 
 impl Layout {
-    /// Looks at every entry of the image; parses the header of every safetensors file.
-    pub fn of(image: &Image) -> Self {
+    /// Looks at every entry of the image; parses the headers of the safetensors files, and the checkpoints, whose paths
+    /// are wanted.
+    ///
+    /// # Errors
+    /// When the lists that are made exceed the image's budget.
+    pub fn of(image: &Image, wanted: impl Fn(&[u8]) -> bool) -> daxfs::Result<Self> {
         let superblock = image.superblock();
         let mut claims = Vec::new();
         let mut claim = |range: Option<Range<u64>>, kind| {
@@ -167,8 +171,11 @@ impl Layout {
         let mut checkpoints = Vec::new();
         let mut seen = HashSet::new();
         for entry in image.walk() {
-            if entry.name().ends_with(b".safetensors.index.json") && image.file(entry.path()).is_ok() {
-                checkpoints.push(Checkpoint::of(image, entry.path()));
+            if daxfs::tensor::is_checkpoint(entry.name()) {
+                let path = entry.path();
+                if wanted(&path) && image.file(&path).is_ok() {
+                    checkpoints.push(Checkpoint::of(image, path));
+                }
             }
             match entry.file_type() {
                 FileType::Directory => claim(metadata_extent(image, &entry), Kind::Directories),
@@ -176,7 +183,10 @@ impl Layout {
                 FileType::File => {
                     let ino = entry.metadata().ino;
                     if seen.insert(ino) {
-                        files.push(FileMap::of(image, entry, named.contains(&ino)));
+                        let file = FileMap::of(image, entry, named.contains(&ino), &wanted);
+                        // In a deep tree the paths of all files together are far longer than the image.
+                        image.charge("paths of files", file.path.len() as u64)?;
+                        files.push(file);
                     }
                 }
                 FileType::Special => (),
@@ -191,7 +201,7 @@ impl Layout {
         }
         let base = superblock.base.clone().filter(|_| image.view_kind() != ViewKind::Base);
         let pieces = cover(claims, base, superblock.total_size, image.region().len());
-        Self { image_size: superblock.total_size, pieces, files, checkpoints }
+        Ok(Self { image_size: superblock.total_size, pieces, files, checkpoints })
     }
 
     /// Sums by kind, in the order of [`Kind`].
@@ -228,14 +238,17 @@ fn named_safetensors(image: &Image) -> HashSet<u64> {
 }
 
 impl FileMap {
-    fn of(image: &Image, entry: Entry, is_tensors: bool) -> Self {
+    fn of(image: &Image, entry: Entry, named: bool, wanted: impl Fn(&[u8]) -> bool) -> Self {
         let path = entry.path();
+        let is_tensors = named && wanted(&path);
         let file = entry.file();
         let mut map = Self { path, entry, extent: None, in_image: false, tensors: None };
         match file {
             Ok(file) => {
-                map.extent =
-                    file.extent().map(|e| e.offset..e.offset + e.len).filter(|range| !range.is_empty());
+                map.extent = file
+                    .extent()
+                    .map(|e| e.offset..e.offset.saturating_add(e.len))
+                    .filter(|range| !range.is_empty());
                 map.in_image = file.region().view().as_ptr() == image.region().view().as_ptr();
                 if is_tensors {
                     map.tensors = Some(tensors_of(&file).map_err(|error| error.to_string()));
@@ -253,6 +266,9 @@ impl FileMap {
     }
 }
 
+/// About what a tensor's row of the tables costs, without its name and shape.
+const ROW: u64 = 512;
+
 /// The tensors of a file in the order of their bytes.
 fn tensors_of(file: &File) -> daxfs::Result<Vec<TensorMap>> {
     let base = file.extent().map(|extent| extent.offset);
@@ -261,13 +277,15 @@ fn tensors_of(file: &File) -> daxfs::Result<Vec<TensorMap>> {
         .iter()
         .map(|tensor| {
             let tensor = tensor?;
+            let shown = tensor.name().len().saturating_add(size_of_val::<[u64]>(tensor.shape()));
+            file.image().charge("tensors to show", (shown as u64).saturating_mul(2).saturating_add(ROW))?;
             Ok(TensorMap {
                 name: tensor.name().to_owned(),
                 dtype: tensor.dtype(),
                 shape: tensor.shape().to_vec(),
                 nbytes: tensor.nbytes(),
                 in_file: tensor.offset(),
-                offset: base.map(|base| base + tensor.offset()),
+                offset: base.map(|base| base.saturating_add(tensor.offset())),
                 alignment: tensor.alignment(),
             })
         })

@@ -1,60 +1,64 @@
 //! Files against the records of the index: sizes, paths, hashes, and the hash of all contents.
 
 use super::{Findings, Kind, hash_text};
+use crate::paths::each_in_order;
 use crate::progress::Progress;
-use daxfs::{ContentHasher, Entry, File, FileType, Image, Index};
+use crate::text::{escape, human};
+use anyhow::anyhow;
+use daxfs::{ContentHasher, Entry, File, FileType, Image, Index, Region, format};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Bytes that are hashed at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Compares every regular file outside `/.daxfs` with its record.
-///
-/// # Errors
-/// None of its own; what cannot be read is noted.
-pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings) -> anyhow::Result<()> {
-    let names = names(image);
-    // One entry per inode, by its first path.
-    let mut inodes: BTreeMap<u64, &(Vec<u8>, Entry)> = BTreeMap::new();
-    for name in names.iter().filter(|(_, entry)| entry.file_type() == FileType::File) {
-        inodes.entry(name.1.metadata().ino).or_insert(name);
-    }
-    records(index, &inodes, findings);
-    if !index.has_hashes() {
-        return Ok(());
-    }
-    let total = inodes.values().map(|(_, entry)| entry.metadata().size).sum();
-    let progress = Progress::new("hashing", total, quiet);
-    let hashes: Vec<(u64, daxfs::Result<[u8; 32]>)> = inodes
-        .par_iter()
-        .map(|(ino, (_, entry))| (*ino, entry.file().and_then(|file| hash(&file, &progress))))
-        .collect();
-    drop(progress);
+/// Most bytes of paths that go into the content hash. The paths of ten million files have less; those of a deep tree
+/// are together longer than their image by its depth.
+const MOST_PATHS: u64 = 4 << 30;
 
-    let mut known: BTreeMap<u64, [u8; 32]> = BTreeMap::new();
-    for (ino, hash) in hashes {
-        let Some((path, entry)) = inodes.get(&ino) else { continue };
-        let hash = match hash {
-            Ok(hash) => hash,
-            Err(error) => {
-                findings.fail(error);
-                continue;
-            }
-        };
-        known.insert(ino, hash);
-        findings.facts.hashed_files += 1;
-        findings.facts.hashed_bytes += entry.metadata().size;
-        match index.file_hash(ino) {
-            Ok(Some(stored)) if stored != hash => {
-                let text = format!("BLAKE3 is {}, the index has {}", hash_text(&hash), hash_text(&stored));
-                findings.differ(Kind::Hash, Some(path), text);
+/// Where the bytes of a file lie; files that share them are hashed once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Place {
+    /// Region, offset and length.
+    Extent(usize, u64, u64),
+    /// In pieces or elsewhere: the inode.
+    Inode(u64),
+}
+
+/// Compares every regular file outside `/.daxfs` with its record. Returns false when the index is not worth a further
+/// look.
+pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings) -> bool {
+    // One entry per inode, by its first path.
+    let mut inodes: BTreeMap<u64, Entry> = BTreeMap::new();
+    let mut paths = 0_u64;
+    each_in_order(image, |path, entry| {
+        paths = paths.saturating_add(path.len() as u64);
+        if entry.file_type() == FileType::File {
+            inodes.entry(entry.metadata().ino).or_insert_with(|| entry.clone());
+        }
+    });
+    let sound = records(image, index, &inodes, findings);
+    if !index.has_hashes() {
+        return sound;
+    }
+    let known = hashes(image, &inodes, quiet, findings);
+    for (ino, hash) in &known {
+        let Some(entry) = inodes.get(ino) else { continue };
+        findings.facts.hashed_files = findings.facts.hashed_files.saturating_add(1);
+        match index.file_hash(*ino) {
+            Ok(Some(stored)) if stored != *hash => {
+                let text = format!("BLAKE3 is {}, the index has {}", hash_text(hash), hash_text(&stored));
+                findings.differ(Kind::Hash, Some(&entry.path()), text);
             }
             // A record that is missing or wrong was noted above.
             Ok(_) | Err(_) => (),
         }
     }
-    if let Some(computed) = content_hash(&names, &known) {
+    if paths > MOST_PATHS {
+        findings.fail(anyhow!("content hash not checked: the paths of all files have {}", human(paths)));
+        return sound;
+    }
+    if let Some(computed) = content_hash(image, &known) {
         findings.facts.content_hash = Some(hash_text(&computed));
         match index.content_hash() {
             Some(stored) if stored != computed => {
@@ -65,37 +69,28 @@ pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings)
             _ => (),
         }
     }
-    Ok(())
+    sound
 }
 
-/// Names of files and links outside `/.daxfs` in the order of their absolute paths, as the content hash wants it.
-fn names(image: &Image) -> Vec<(Vec<u8>, Entry)> {
-    let mut names: Vec<_> = image
-        .walk()
-        .filter(|entry| matches!(entry.file_type(), FileType::File | FileType::Symlink))
-        .map(|entry| (entry.path(), entry))
-        .filter(|(path, _)| ContentHasher::covers(path))
-        .collect();
-    names.sort_by(|a, b| a.0.cmp(&b.0));
-    names
-}
-
-/// Every file has a record, and every record a file: same path, same size.
-fn records(index: &Index, inodes: &BTreeMap<u64, &(Vec<u8>, Entry)>, findings: &mut Findings) {
-    for (ino, (path, entry)) in inodes {
+/// Every file has a record, and every record a file: one of its paths, and its size.
+fn records(image: &Image, index: &Index, inodes: &BTreeMap<u64, Entry>, findings: &mut Findings) -> bool {
+    for (ino, entry) in inodes {
         let size = entry.metadata().size;
         match index.file(*ino) {
             Ok(Some(record)) if record.size != size => {
                 let text = format!("{size} bytes, the index has {}", record.size);
-                findings.differ(Kind::Index, Some(path), text);
+                findings.differ(Kind::Index, Some(&entry.path()), text);
             }
             Ok(Some(_)) => (),
             Ok(None) => {
-                findings.differ(Kind::Index, Some(path), format!("inode {ino} has no record in the index"))
+                let text = format!("inode {ino} has no record in the index");
+                findings.differ(Kind::Index, Some(&entry.path()), text);
             }
-            Err(error) => findings.judge(Kind::Index, path, error),
+            Err(error) => findings.judge(Kind::Index, &entry.path(), error),
         }
     }
+    // Files have different paths, so these are together no longer than the index.
+    let mut left = image.entry_no_follow(format::index::PATH).map_or(0, |entry| entry.metadata().size);
     let mut last = None;
     for (number, record) in index.files().enumerate() {
         // Broken records of existing inodes were noted above; those of others can only be noted here.
@@ -107,6 +102,12 @@ fn records(index: &Index, inodes: &BTreeMap<u64, &(Vec<u8>, Entry)>, findings: &
                 continue;
             }
         };
+        let Some(rest) = left.checked_sub(path.len() as u64) else {
+            let text = format!("file record {number}: the paths of the records share their bytes");
+            findings.differ(Kind::Index, None, text);
+            return false;
+        };
+        left = rest;
         if last.is_some_and(|last| last >= record.ino) {
             let text = format!("file record {number}: inode {} is not in order", record.ino);
             findings.differ(Kind::Index, Some(&path), text);
@@ -117,11 +118,76 @@ fn records(index: &Index, inodes: &BTreeMap<u64, &(Vec<u8>, Entry)>, findings: &
                 let text = format!("file record {number}: the image has no file with inode {}", record.ino);
                 findings.differ(Kind::Index, Some(&path), text);
             }
-            Some((first, _)) if *first != path => {
-                let text = format!("the index calls this inode {}", crate::text::escape(&path));
-                findings.differ(Kind::Index, Some(first), text);
+            // Any name of an inode is right.
+            Some(entry)
+                if !image.entry_no_follow(&path).is_ok_and(|named| named.metadata().ino == record.ino) =>
+            {
+                let text = format!("the index calls this inode {}", escape(&path));
+                findings.differ(Kind::Index, Some(&entry.path()), text);
             }
             Some(_) => (),
+        }
+    }
+    true
+}
+
+/// BLAKE3 of every file, each stretch of the image hashed once.
+fn hashes(
+    image: &Image,
+    inodes: &BTreeMap<u64, Entry>,
+    quiet: bool,
+    findings: &mut Findings,
+) -> BTreeMap<u64, [u8; 32]> {
+    let mut places: BTreeMap<Place, File> = BTreeMap::new();
+    let mut of_inode: Vec<(u64, Place)> = Vec::with_capacity(inodes.len());
+    for (ino, entry) in inodes {
+        match entry.file() {
+            Ok(file) => {
+                let place = Place::of(&file);
+                of_inode.push((*ino, place));
+                places.entry(place).or_insert(file);
+            }
+            Err(error) => findings.fail(error),
+        }
+    }
+    let total = places.values().fold(0_u64, |sum, file| sum.saturating_add(file.len()));
+    let memory = image.backing().map_or(0, Region::len).saturating_add(image.region().len());
+    if total > memory.saturating_mul(2) {
+        let text = format!(
+            "files overlap without being the same: they have {}, more than twice the image's {}; not hashed",
+            human(total),
+            human(memory)
+        );
+        findings.differ(Kind::Structure, None, text);
+        return BTreeMap::new();
+    }
+    let progress = Progress::new("hashing", total, quiet);
+    let hashed: HashMap<Place, daxfs::Result<[u8; 32]>> =
+        places.par_iter().map(|(place, file)| (*place, hash(file, &progress))).collect();
+    drop(progress);
+    let mut known = BTreeMap::new();
+    let mut failed = Vec::new();
+    for (place, outcome) in hashed {
+        match outcome {
+            Ok(_) if !places.contains_key(&place) => (),
+            Ok(hash) => {
+                let bytes = places.get(&place).map_or(0, File::len);
+                findings.facts.hashed_bytes = findings.facts.hashed_bytes.saturating_add(bytes);
+                known.insert(place, hash);
+            }
+            Err(error) => failed.push((place, error)),
+        }
+    }
+    failed.sort_by_key(|(place, _)| *place);
+    failed.into_iter().for_each(|(_, error)| findings.fail(error));
+    of_inode.into_iter().filter_map(|(ino, place)| Some((ino, *known.get(&place)?))).collect()
+}
+
+impl Place {
+    fn of(file: &File) -> Self {
+        match file.extent() {
+            Some(extent) => Self::Extent(file.region().view().as_ptr().addr(), extent.offset, extent.len),
+            None => Self::Inode(file.ino()),
         }
     }
 }
@@ -130,26 +196,34 @@ fn records(index: &Index, inodes: &BTreeMap<u64, &(Vec<u8>, Entry)>, findings: &
 fn hash(file: &File, progress: &Progress) -> daxfs::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; usize::try_from(file.len()).unwrap_or(CHUNK).min(CHUNK)];
-    let mut offset = 0;
+    let mut offset = 0_u64;
     while offset < file.len() {
         let len = file.read_at(offset, &mut buffer)?;
         let Some(bytes) = buffer.get(..len).filter(|bytes| !bytes.is_empty()) else { break };
         hasher.update_rayon(bytes);
         progress.add(len as u64);
-        offset += len as u64;
+        offset = offset.saturating_add(len as u64);
     }
     Ok(hasher.finalize().into())
 }
 
 /// The hash of all contents; `None` when the hash of a file is not known.
-fn content_hash(names: &[(Vec<u8>, Entry)], hashes: &BTreeMap<u64, [u8; 32]>) -> Option<[u8; 32]> {
+fn content_hash(image: &Image, hashes: &BTreeMap<u64, [u8; 32]>) -> Option<[u8; 32]> {
     let mut hasher = ContentHasher::new();
-    for (path, entry) in names {
+    let mut complete = true;
+    each_in_order(image, |path, entry| {
         let metadata = entry.metadata();
         match entry.file_type() {
-            FileType::Symlink => hasher.link(path, entry.read_link().ok()?),
-            _ => hasher.file(path, metadata.size, hashes.get(&metadata.ino)?),
+            FileType::Symlink => match entry.read_link() {
+                Ok(target) => hasher.link(path, target),
+                Err(_) => complete = false,
+            },
+            FileType::File => match hashes.get(&metadata.ino) {
+                Some(hash) => hasher.file(path, metadata.size, hash),
+                None => complete = false,
+            },
+            _ => (),
         }
-    }
-    Some(hasher.finish())
+    });
+    complete.then(|| hasher.finish())
 }

@@ -19,9 +19,16 @@ use std::io::Write;
 #[derive(Debug, Default)]
 pub struct Findings {
     differences: Vec<Difference>,
+    /// Bytes of their paths and texts.
+    bytes: usize,
+    /// Differences that are counted only: all paths together can be far longer than the image.
+    unlisted: u64,
     errors: Vec<anyhow::Error>,
     facts: Facts,
 }
+
+/// Most bytes of differences that are kept.
+const MOST_BYTES: usize = 64 << 20;
 
 /// One thing that is not as it should be.
 #[derive(Debug)]
@@ -41,7 +48,7 @@ pub enum Kind {
     Index,
     /// BLAKE3 of a file, or of all contents.
     Hash,
-    /// The index and the headers of safetensors files.
+    /// The index and the headers of safetensors files, and files that promise tensors and have none.
     Tensors,
     /// A sharded checkpoint.
     Checkpoint,
@@ -91,18 +98,32 @@ pub struct Facts {
 impl Findings {
     /// Notes a difference, at a path if it has one.
     pub fn differ(&mut self, kind: Kind, path: Option<&[u8]>, text: impl Into<String>) {
-        self.differences.push(Difference { kind, path: path.map(<[u8]>::to_vec), text: text.into() });
+        let text = text.into();
+        let bytes = self.bytes.saturating_add(text.len()).saturating_add(path.map_or(0, <[u8]>::len));
+        if bytes > MOST_BYTES {
+            self.unlisted = self.unlisted.saturating_add(1);
+            return;
+        }
+        self.bytes = bytes;
+        self.differences.push(Difference { kind, path: path.map(<[u8]>::to_vec), text });
     }
 
     /// Notes that something could not be checked.
     pub fn fail(&mut self, error: impl Into<anyhow::Error>) {
-        self.errors.push(error.into());
+        let error = error.into();
+        let bytes = self.bytes.saturating_add(error.to_string().len());
+        if bytes <= MOST_BYTES || self.errors.is_empty() {
+            self.bytes = bytes;
+            self.errors.push(error);
+        }
     }
 
     /// Notes an error of the reader: files whose contents are elsewhere cannot be checked, all else is a difference.
     pub fn judge(&mut self, kind: Kind, path: &[u8], error: daxfs::Error) {
         match error {
-            daxfs::Error::NoContents { .. } | daxfs::Error::Memory(_) => self.fail(error),
+            daxfs::Error::NoContents { .. }
+            | daxfs::Error::Memory(_)
+            | daxfs::Error::MetadataLimit { .. } => self.fail(error),
             error => {
                 let text = error.to_string();
                 // Many messages begin with the path, which is shown anyway.
@@ -143,11 +164,12 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
             None
         }
     };
+    let mut sound = true;
     if let Some(index) = index {
         findings.facts.indexed = true;
-        contents::check(&image, index, args.quiet, &mut findings)?;
+        sound = contents::check(&image, index, args.quiet, &mut findings);
     }
-    tensors::check(&image, index, &mut findings);
+    tensors::check(&image, index.filter(|_| sound), &mut findings);
     if let Some(dir) = &args.dir {
         source::compare(&image, dir, args, &mut findings)?;
     }
@@ -157,6 +179,9 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
     } else {
         for difference in &findings.differences {
             writeln!(out, "{}", difference.line())?;
+        }
+        if findings.unlisted > 0 {
+            writeln!(out, "and {}", count(findings.unlisted, "more difference", "more differences"))?;
         }
         if !args.quiet {
             writeln!(out, "{}: {}", name(&args.image), summary(&image, &findings, args))?;
@@ -204,7 +229,10 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     if facts.realigned_files > 0 {
         parts.push(count(facts.realigned_files as u64, "realigned file", "realigned files"));
     }
-    let verdict = match (findings.differences.len() as u64, findings.errors.len() as u64) {
+    let verdict = match (
+        (findings.differences.len() as u64).saturating_add(findings.unlisted),
+        findings.errors.len() as u64,
+    ) {
         (0, 0) => "ok".to_owned(),
         (differences, 0) => count(differences, "difference", "differences"),
         (differences, errors) => {
@@ -229,6 +257,8 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
 struct Report<'a> {
     ok: bool,
     differences: Vec<DifferenceJson<'a>>,
+    #[serde(skip_serializing_if = "is_none")]
+    unlisted_differences: u64,
     errors: Vec<String>,
     checked: &'a Facts,
 }
@@ -251,10 +281,16 @@ impl<'a> Report<'a> {
         Self {
             ok: findings.outcome() == Outcome::Clean,
             differences: findings.differences.iter().map(difference).collect(),
+            unlisted_differences: findings.unlisted,
             errors: findings.errors.iter().map(one_line).collect(),
             checked: &findings.facts,
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Text of a hash in the summary.

@@ -3,26 +3,34 @@
 use super::realigned::tensors_equal;
 use super::{Findings, Kind};
 use crate::args::VerifyArgs;
+use crate::descent::{DIRECTORY, Descent};
 use crate::ls::sorted_children;
 use crate::progress::Progress;
 use crate::text::{escape, kind_name};
 use anyhow::{Context, bail};
 use daxfs::{Entry, FileType, Image, format};
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Bytes that are compared at a time.
 const CHUNK: usize = 1 << 20;
 
+/// Files that are open at a time while their contents are compared.
+const BATCH: usize = 128;
+
 /// A file on both sides whose contents are still to be compared.
 struct Pair {
     entry: Entry,
-    source: PathBuf,
+    source: File,
     size: u64,
 }
 
@@ -34,116 +42,160 @@ enum Verdict {
     Different(String),
 }
 
-/// Compares trees, then contents.
+/// Compares trees and contents, directory by directory, by descriptors: neither the number of names, nor depth, nor the
+/// length of paths matters.
 ///
 /// # Errors
 /// When `dir` is no directory. What cannot be read below it is noted.
 pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Findings) -> anyhow::Result<()> {
-    let top = fs::metadata(dir).with_context(|| escape(dir.as_os_str().as_bytes()))?;
-    if !top.is_dir() {
-        bail!("{}: not a directory", escape(dir.as_os_str().as_bytes()));
+    let name = || escape(dir.as_os_str().as_bytes());
+    // The last component may be a link.
+    let top = open(dir, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).with_context(name)?;
+    let stat = fstat(&top).with_context(name)?;
+    if stat.st_mode & format::S_IFMT != format::S_IFDIR {
+        bail!("{}: not a directory", name());
     }
-    let mut walk = Comparison { args, findings, pairs: Vec::new(), links: Links::default() };
-    walk.entry(&image.root(), dir, &top);
-    let mut todo = vec![(image.root(), dir.to_path_buf())];
-    while let Some((directory, source)) = todo.pop() {
-        walk.directory(&directory, &source, &mut todo);
+    let files = image.walk().filter(|entry| entry.file_type() == FileType::File);
+    let total = files.fold(0_u64, |sum, entry| sum.saturating_add(entry.metadata().size));
+    let progress = Progress::new("comparing", total, args.quiet);
+    let mut walk = Comparison {
+        args,
+        findings,
+        dir,
+        progress,
+        batch: Vec::new(),
+        different: Vec::new(),
+        links: Links::default(),
+    };
+    walk.entry(&image.root(), top.as_fd(), b".", &stat);
+    let first = walk.directory(&image.root(), top.as_fd());
+    let mut way = Descent::new(top, first);
+    loop {
+        let Some((entry, stat)) = way.data.next() else {
+            match way.leave() {
+                Ok(Some(_)) => continue,
+                Ok(None) => break,
+                Err(error) => {
+                    walk.findings.fail(anyhow::Error::new(error).context(name()));
+                    break;
+                }
+            }
+        };
+        if walk.entry(&entry, way.fd(), entry.name(), &stat) {
+            match way.enter(entry.name(), Vec::new().into_iter()) {
+                Ok(()) => way.data = walk.directory(&entry, way.fd()),
+                Err(error) => walk.fail(&entry, error),
+            }
+        }
+        if walk.batch.len() >= BATCH {
+            walk.contents();
+        }
     }
-    let pairs = walk.pairs;
-    contents(&pairs, args, findings);
+    walk.contents();
+    let Comparison { findings, different, .. } = walk;
+    for (entry, text) in different {
+        findings.differ(Kind::Source, Some(&entry.path()), text);
+    }
     Ok(())
 }
 
 struct Comparison<'a> {
     args: &'a VerifyArgs,
     findings: &'a mut Findings,
-    pairs: Vec<Pair>,
+    dir: &'a Path,
+    progress: Progress,
+    batch: Vec<Pair>,
+    /// Differences of contents, which are shown behind those of the trees.
+    different: Vec<(Entry, String)>,
     links: Links,
 }
 
 /// Which inode of the image is which inode of the source, by the first name that showed it.
 #[derive(Default)]
 struct Links {
-    by_image: HashMap<u64, ((u64, u64), Vec<u8>)>,
-    by_source: HashMap<(u64, u64), (u64, Vec<u8>)>,
+    by_image: HashMap<u64, ((u64, u64), Entry)>,
+    by_source: HashMap<(u64, u64), (u64, Entry)>,
 }
 
+/// Names on both sides, and what the source says of them.
+type Common = std::vec::IntoIter<(Entry, FileStat)>;
+
 impl Comparison<'_> {
-    /// Compares the names in a directory, and what they name; directories on both sides go to `todo`.
-    fn directory(&mut self, directory: &Entry, source: &Path, todo: &mut Vec<(Entry, PathBuf)>) {
+    /// Notes an error of the source.
+    fn fail(&mut self, entry: &Entry, error: impl Into<std::io::Error>) {
+        let place = self.dir.join(OsStr::from_bytes(entry.path().strip_prefix(b"/").unwrap_or_default()));
+        self.findings.fail(anyhow::Error::new(error.into()).context(escape(place.as_os_str().as_bytes())));
+    }
+
+    /// Compares the names in a directory, both sides sorted, and returns those that are on both.
+    fn directory(&mut self, directory: &Entry, source: BorrowedFd<'_>) -> Common {
         let at_root = directory.parent().is_none();
         let own = |name: &[u8]| at_root && name == format::index::DIR.as_bytes();
-        let listed =
-            fs::read_dir(source).and_then(|names| names.map(|n| Ok(n?.file_name().into_vec())).collect());
-        let mut names: Vec<Vec<u8>> = match listed {
+        let mut names = match names_in(source) {
             Ok(names) => names,
             Err(error) => {
-                self.findings.fail(anyhow::Error::new(error).context(escape(source.as_os_str().as_bytes())));
-                return;
+                self.fail(directory, error);
+                return Vec::new().into_iter();
             }
         };
         names.retain(|name| !own(name));
-        names.sort();
-        let mut below = Vec::new();
+        names.sort_unstable();
+        let mut names = names.into_iter().peekable();
+        let mut common = Vec::new();
         for child in sorted_children(directory).into_iter().filter(|child| !own(child.name())) {
-            match names.binary_search_by(|name| name.as_slice().cmp(child.name())) {
-                Err(_) => self.differ(&child, "only in the image"),
-                Ok(found) => {
-                    let path = source.join(std::ffi::OsStr::from_bytes(&names.remove(found)));
-                    match fs::symlink_metadata(&path) {
-                        Err(error) => {
-                            self.findings
-                                .fail(anyhow::Error::new(error).context(escape(path.as_os_str().as_bytes())));
-                        }
-                        Ok(metadata) if self.entry(&child, &path, &metadata) => below.push((child, path)),
-                        Ok(_) => (),
-                    }
-                }
+            while let Some(name) = names.next_if(|name| name.as_slice() < child.name()) {
+                self.only_in_source(directory, &name);
+            }
+            if names.next_if(|name| name.as_slice() == child.name()).is_none() {
+                self.differ(&child, "only in the image");
+                continue;
+            }
+            match fstatat(source, OsStr::from_bytes(child.name()), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) => common.push((child, stat)),
+                Err(error) => self.fail(&child, error),
             }
         }
-        for name in names {
-            let mut path = directory.path();
-            if !at_root {
-                path.push(b'/');
-            }
-            path.extend_from_slice(&name);
-            self.findings.differ(Kind::Source, Some(&path), "only in the source directory");
+        names.for_each(|name| self.only_in_source(directory, &name));
+        common.into_iter()
+    }
+
+    fn only_in_source(&mut self, directory: &Entry, name: &[u8]) {
+        let mut path = directory.path();
+        if path.last() != Some(&b'/') {
+            path.push(b'/');
         }
-        todo.extend(below.into_iter().rev());
+        path.extend_from_slice(name);
+        self.findings.differ(Kind::Source, Some(&path), "only in the source directory");
     }
 
     /// Compares what can be compared without reading contents. True for a directory on both sides.
-    fn entry(&mut self, entry: &Entry, source: &Path, metadata: &Metadata) -> bool {
-        self.findings.facts.compared_entries += 1;
+    fn entry(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &FileStat) -> bool {
+        self.findings.facts.compared_entries = self.findings.facts.compared_entries.saturating_add(1);
         let ours = entry.metadata();
-        if (ours.mode ^ metadata.mode()) & format::S_IFMT != 0 {
-            let text = format!("a {}, in the source a {}", kind_name(ours.mode), kind_name(metadata.mode()));
+        if (ours.mode ^ stat.st_mode) & format::S_IFMT != 0 {
+            let text = format!("a {}, in the source a {}", kind_name(ours.mode), kind_name(stat.st_mode));
             self.differ(entry, text);
             return false;
         }
-        let (mode, source_mode) = (ours.mode & 0o7777, metadata.mode() & 0o7777);
+        let (mode, source_mode) = (ours.mode & 0o7777, stat.st_mode & 0o7777);
         // Linux has no modes of symbolic links.
         if mode != source_mode && entry.file_type() != FileType::Symlink {
             self.differ(entry, format!("mode {mode:04o}, in the source {source_mode:04o}"));
         }
         match entry.file_type() {
             FileType::Directory => return true,
-            FileType::Symlink => self.symlink(entry, source),
-            FileType::File => self.file(entry, source, metadata),
+            FileType::Symlink => self.symlink(entry, parent, name),
+            FileType::File => self.file(entry, parent, name, stat),
             FileType::Special => (),
         }
         false
     }
 
-    fn symlink(&mut self, entry: &Entry, source: &Path) {
-        let (ours, theirs) = match (entry.read_link(), fs::read_link(source)) {
+    fn symlink(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8]) {
+        let (ours, theirs) = match (entry.read_link(), readlinkat(parent, OsStr::from_bytes(name))) {
             (Ok(ours), Ok(theirs)) => (ours, theirs),
             (Err(error), _) => return self.findings.fail(error),
-            (_, Err(error)) => {
-                return self
-                    .findings
-                    .fail(anyhow::Error::new(error).context(escape(source.as_os_str().as_bytes())));
-            }
+            (_, Err(error)) => return self.fail(entry, error),
         };
         let theirs = theirs.as_os_str().as_bytes();
         if ours != theirs {
@@ -151,67 +203,87 @@ impl Comparison<'_> {
         }
     }
 
-    fn file(&mut self, entry: &Entry, source: &Path, metadata: &Metadata) {
-        let (ino, id) = (entry.metadata().ino, (metadata.dev(), metadata.ino()));
-        let path = entry.path();
-        let first = self.links.by_image.entry(ino).or_insert_with(|| (id, path.clone()));
-        let first_source = self.links.by_source.entry(id).or_insert_with(|| (ino, path.clone()));
+    fn file(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &FileStat) {
+        let (ino, id) = (entry.metadata().ino, (stat.st_dev, stat.st_ino));
+        let known = self.links.by_image.contains_key(&ino);
+        let first = self.links.by_image.entry(ino).or_insert_with(|| (id, entry.clone()));
+        let first_source = self.links.by_source.entry(id).or_insert_with(|| (ino, entry.clone()));
         if first.0 != id {
-            let text = format!("the same file as {}, but not in the source", escape(&first.1));
-            self.findings.differ(Kind::Source, Some(&path), text);
+            let text = format!("the same file as {}, but not in the source", escape(&first.1.path()));
+            self.differ(entry, text);
         } else if first_source.0 != ino {
-            let text = format!("not the same file as {}, as in the source", escape(&first_source.1));
-            self.findings.differ(Kind::Source, Some(&path), text);
-        } else if first.1 != path {
+            let text = format!("not the same file as {}, as in the source", escape(&first_source.1.path()));
+            self.differ(entry, text);
+        } else if known {
             // Another name of a pair that is compared already.
             return;
         }
-        let (size, source_size) = (entry.metadata().size, metadata.len());
+        let (size, source_size) = (entry.metadata().size, u64::try_from(stat.st_size).unwrap_or(0));
         let may_be_realigned = self.args.realigned && entry.name().ends_with(b".safetensors");
         if size != source_size && !may_be_realigned {
             self.differ(entry, format!("{size} bytes, in the source {source_size}"));
             return;
         }
-        self.pairs.push(Pair { entry: entry.clone(), source: source.to_path_buf(), size });
+        // Without O_NONBLOCK a FIFO that was swapped in would block for ever.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        match openat(parent, OsStr::from_bytes(name), flags, Mode::empty()) {
+            Ok(source) => self.batch.push(Pair { entry: entry.clone(), source: source.into(), size }),
+            Err(error) => self.fail(entry, error),
+        }
     }
 
     fn differ(&mut self, entry: &Entry, text: impl Into<String>) {
         self.findings.differ(Kind::Source, Some(&entry.path()), text);
     }
-}
 
-/// Compares the contents of all pairs, on all cores.
-fn contents(pairs: &[Pair], args: &VerifyArgs, findings: &mut Findings) {
-    let progress = Progress::new("comparing", pairs.iter().map(|pair| pair.size).sum(), args.quiet);
-    let verdicts: Vec<anyhow::Result<Verdict>> = pairs
-        .par_iter()
-        .map(|pair| {
-            let verdict = pair.compare(args.realigned);
-            progress.add(pair.size);
-            verdict.with_context(|| escape(pair.source.as_os_str().as_bytes()))
-        })
-        .collect();
-    drop(progress);
-    for (pair, verdict) in pairs.iter().zip(verdicts) {
-        findings.facts.compared_bytes += pair.size;
-        match verdict {
-            Ok(Verdict::Equal) => (),
-            Ok(Verdict::Realigned) => findings.facts.realigned_files += 1,
-            Ok(Verdict::Different(text)) => findings.differ(Kind::Source, Some(&pair.entry.path()), text),
-            Err(error) => findings.fail(error),
+    /// Compares the contents of the files that are open, on all cores.
+    fn contents(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        let verdicts: Vec<anyhow::Result<Verdict>> = batch
+            .par_iter_mut()
+            .map(|pair| {
+                let verdict = pair.compare(self.args.realigned);
+                self.progress.add(pair.size);
+                verdict
+            })
+            .collect();
+        for (pair, verdict) in batch.into_iter().zip(verdicts) {
+            let facts = &mut self.findings.facts;
+            facts.compared_bytes = facts.compared_bytes.saturating_add(pair.size);
+            match verdict {
+                Ok(Verdict::Equal) => (),
+                Ok(Verdict::Realigned) => facts.realigned_files = facts.realigned_files.saturating_add(1),
+                Ok(Verdict::Different(text)) => self.different.push((pair.entry, text)),
+                Err(error) => {
+                    let path = pair.entry.path();
+                    let place = self.dir.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or_default()));
+                    self.findings.fail(error.context(escape(place.as_os_str().as_bytes())));
+                }
+            }
         }
     }
 }
 
+/// All names in an open directory.
+fn names_in(directory: BorrowedFd<'_>) -> nix::Result<Vec<Vec<u8>>> {
+    // With a reading position of its own.
+    let mut listing = Dir::from_fd(openat(directory, ".", DIRECTORY, Mode::empty())?)?;
+    let mut names = Vec::new();
+    for entry in listing.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 impl Pair {
-    fn compare(&self, realigned: bool) -> anyhow::Result<Verdict> {
-        // Without O_NONBLOCK a FIFO that was swapped in would block for ever.
-        let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
-        let mut source = OpenOptions::new().read(true).custom_flags(flags).open(&self.source)?;
+    fn compare(&mut self, realigned: bool) -> anyhow::Result<Verdict> {
         let file = self.entry.file()?;
-        let Some(at) = first_difference(&file, &mut source)? else { return Ok(Verdict::Equal) };
+        let Some(at) = first_difference(&file, &mut self.source)? else { return Ok(Verdict::Equal) };
         if realigned && self.entry.name().ends_with(b".safetensors") {
-            return Ok(match tensors_equal(&file, &source)? {
+            return Ok(match tensors_equal(&file, &self.source)? {
                 None => Verdict::Realigned,
                 Some(text) => Verdict::Different(text),
             });
@@ -223,7 +295,7 @@ impl Pair {
 /// Offset of the first byte that differs, or where the shorter one ends.
 fn first_difference(file: &daxfs::File, source: &mut File) -> anyhow::Result<Option<u64>> {
     let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let mut offset = 0;
+    let mut offset = 0_u64;
     loop {
         let len = file.read_at(offset, &mut ours)?;
         let (Some(ours), Some(theirs)) = (ours.get(..len), theirs.get_mut(..len.max(1))) else {
@@ -233,22 +305,22 @@ fn first_difference(file: &daxfs::File, source: &mut File) -> anyhow::Result<Opt
         let theirs = theirs.get(..got).unwrap_or_default();
         if ours != theirs {
             let common = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
-            return Ok(Some(offset + common as u64));
+            return Ok(Some(offset.saturating_add(common as u64)));
         }
         if len == 0 {
             return Ok(None);
         }
-        offset += len as u64;
+        offset = offset.saturating_add(len as u64);
     }
 }
 
 /// Reads until the buffer is full or the file ends.
 fn read_full(source: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
+    let mut filled = 0_usize;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match source.read(rest) {
             Ok(0) => break,
-            Ok(len) => filled += len,
+            Ok(len) => filled = filled.saturating_add(len),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => (),
             Err(error) => return Err(error),
         }

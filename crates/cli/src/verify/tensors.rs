@@ -1,27 +1,88 @@
-//! The tensor records of the index against the headers that they were made from, and checkpoints.
+//! Every file that a name or the index promises to hold tensors, the records of the index against the headers that they
+//! were made from, checkpoints, and numbered shards.
 
 use super::{Findings, Kind};
-use daxfs::{Entry, FileType, Image, Index};
+use daxfs::tensor::{is_checkpoint, is_safetensors, shard_sets};
+use daxfs::{Entry, File, FileType, Foreign, Image, Index};
 use std::collections::HashSet;
+
+/// Ends of other names that people give files with weights: these are not parsed, but a file that was never downloaded
+/// is found.
+const WEIGHTS: [&[u8]; 9] =
+    [b".bin", b".pt", b".pth", b".ckpt", b".onnx", b".onnx_data", b".h5", b".msgpack", b".npz"];
+
+/// Longest pointer that git-lfs writes.
+const LONGEST_POINTER: u64 = 1024;
 
 /// Parses the header of every safetensors file and every checkpoint, and compares the index, where there is one.
 pub fn check(image: &Image, index: Option<&Index>, findings: &mut Findings) {
-    let mut seen = HashSet::new();
+    let (mut recorded, mut parsed) = (HashSet::new(), HashSet::new());
     for entry in image.walk() {
-        let path = entry.path();
         // Through links: in a Hugging Face cache they have the names, and the files do not.
-        if path.ends_with(b".safetensors.index.json") && image.file(&path).is_ok() {
-            findings.facts.checkpoints += 1;
+        if is_checkpoint(entry.name()) && entry.followed().is_ok_and(|target| target.file().is_ok()) {
+            findings.facts.checkpoints = findings.facts.checkpoints.saturating_add(1);
             if let Err(error) = checkpoint(image, index, &entry) {
-                findings.judge(Kind::Checkpoint, &path, error);
+                findings.judge(Kind::Checkpoint, &entry.path(), error);
             }
         }
         if let (Some(index), FileType::File) = (index, entry.file_type())
-            && seen.insert(entry.metadata().ino)
+            && recorded.insert(entry.metadata().ino)
             && let Err(error) = file_record(index, &entry, findings)
         {
-            findings.judge(Kind::Tensors, &path, error);
+            parsed.insert(entry.metadata().ino);
+            findings.judge(Kind::Tensors, &entry.path(), error);
         }
+        if let Ok(file) = entry.followed().and_then(|target| target.file())
+            && let Some(error) = container(&entry, &file, &mut parsed)
+        {
+            match error {
+                Fault::Reader(error) => findings.judge(Kind::Tensors, &entry.path(), error),
+                Fault::Kind(text) => findings.differ(Kind::Tensors, Some(&entry.path()), text),
+            }
+        }
+        if entry.file_type() == FileType::Directory {
+            for (_, set) in shard_sets(&entry) {
+                if let Err(error) = set.and_then(|set| set.iter().try_for_each(|tensor| tensor.map(drop))) {
+                    findings.judge(Kind::Checkpoint, &entry.path(), error);
+                }
+            }
+        }
+    }
+}
+
+enum Fault {
+    Reader(daxfs::Error),
+    Kind(String),
+}
+
+/// What is wrong with a file whose name promises weights; each file is looked at once.
+fn container(entry: &Entry, file: &File, parsed: &mut HashSet<u64>) -> Option<Fault> {
+    let name = entry.name();
+    if is_safetensors(name) {
+        return if parsed.insert(file.ino()) { file.tensors().err().map(Fault::Reader) } else { None };
+    }
+    let gguf = name.ends_with(b".gguf");
+    if !gguf && (file.len() > LONGEST_POINTER || !WEIGHTS.iter().any(|end| name.ends_with(end))) {
+        return None;
+    }
+    if !parsed.insert(file.ino()) {
+        return None;
+    }
+    let mut head = [0; Foreign::HEAD];
+    let kind = match file.read_at(0, &mut head) {
+        Ok(len) => head.get(..len).and_then(Foreign::of),
+        Err(error) => return Some(Fault::Reader(error)),
+    };
+    match kind {
+        Some(Foreign::LfsPointer) => Some(Fault::Kind(
+            "a git-lfs pointer; the file itself was not downloaded: run `git lfs pull`, then pack again"
+                .to_owned(),
+        )),
+        Some(Foreign::Gguf) => None,
+        Some(kind) if gguf => Some(Fault::Kind(format!("not a GGUF file but {kind}"))),
+        None if gguf && file.is_empty() => Some(Fault::Kind("the file is empty".to_owned())),
+        None if gguf => Some(Fault::Kind("not a GGUF file: it does not begin with \"GGUF\"".to_owned())),
+        _ => None,
     }
 }
 
@@ -31,14 +92,13 @@ fn file_record(index: &Index, entry: &Entry, findings: &mut Findings) -> daxfs::
     let listed = match index.file(file.ino())? {
         Some(record) if record.has_tensors => {
             index.verify_file(&file)?;
-            findings.facts.tensors += record.tensors.len() as u64;
+            findings.facts.tensors = findings.facts.tensors.saturating_add(record.tensors.len() as u64);
             true
         }
         // A wrong or missing record is a matter of the index, not of its tensors.
         _ => false,
     };
-    let named = entry.name().ends_with(b".safetensors");
-    if named && !listed && file.tensors().is_ok_and(|tensors| !tensors.is_empty()) {
+    if is_safetensors(entry.name()) && !listed && file.tensors().is_ok_and(|tensors| !tensors.is_empty()) {
         findings.differ(Kind::Tensors, Some(&file.path()), "the index does not list its tensors");
     }
     Ok(())

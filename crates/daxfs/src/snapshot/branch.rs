@@ -20,6 +20,11 @@ use crate::{FileType, Metadata};
 /// Page size of the kernels that write version 5.
 const PAGE: u64 = 4096;
 
+/// What a name, an inode and a write of the log cost in the maps that they are kept in, beyond the bytes of the log.
+const NAME_COST: u64 = 160;
+const INODE_COST: u64 = size_of::<(u64, Changed)>() as u64;
+const WRITE_COST: u64 = 48;
+
 /// States of a branch record.
 const FREE: u32 = 0;
 const COMMITTED: u32 = 2;
@@ -156,8 +161,10 @@ impl Replayed {
                 let start = fields.offset.get();
                 let end = start.checked_add(len).filter(|_| len <= rest.len() as u64);
                 let end = end.ok_or_else(|| entry.too_short())?;
+                reader.charge(|| entry.place.clone(), WRITE_COST)?;
                 let file = self.file(reader, ino, entry)?;
-                data(file).write(start, len, entry.end - len);
+                // The data is the end of the entry's body.
+                data(file).write(start, len, entry.end.saturating_sub(len));
                 file.metadata.size = file.metadata.size.max(end);
             }
             2 | 5 => {
@@ -255,6 +262,7 @@ impl Replayed {
         nlink: u32,
     ) -> Result<()> {
         self.names(reader, parent, entry)?.set(name, ino);
+        reader.charge(|| entry.place.clone(), INODE_COST.saturating_add(NAME_COST))?;
         let metadata = Metadata { ino, mode, uid, gid, size: 0, nlink };
         let data = (mode & S_IFMT == S_IFREG).then(|| Written::new(0));
         self.inodes.insert(ino, Changed { metadata, target: None, data });
@@ -297,6 +305,7 @@ impl Replayed {
                 FileType::Symlink => Some(self.base.read_target(reader, ino, &slot)?),
                 _ => None,
             };
+            reader.charge(|| entry.place.clone(), INODE_COST)?;
             self.inodes.insert(ino, Changed { metadata, target, data: None });
         }
         self.inodes
@@ -321,6 +330,8 @@ impl Replayed {
                 names.set(child.name, child.ino);
                 Ok(())
             })?;
+            let built = (names.order.len() as u64).saturating_mul(NAME_COST);
+            reader.charge(|| format!("{}: names of directory {ino}", entry.place), built)?;
             self.directories.insert(ino, names);
         }
         self.directories

@@ -5,7 +5,7 @@ use std::ops::Range;
 use hashbrown::HashTable;
 
 use super::tree::{Keys, Name, Node, Tree};
-use super::{Content, Directory, Inode, Reader};
+use super::{Content, Directory, Inode, Piece, Reader};
 use crate::error::{Error, Result, Rule};
 use crate::superblock::{Superblock, invalid};
 use crate::{FileType, Metadata};
@@ -97,6 +97,10 @@ pub(super) fn build(
 
 const NOT_SEEN: u32 = u32::MAX;
 
+/// What a name costs when its tree is laid out: its node in the table, a third of which is empty, its place in the
+/// order, and its inode's number while its directory is read.
+const NAME_COST: u64 = 64;
+
 struct Builder {
     /// Level by level, each with the keyed hash of its path. Here nodes are numbered by their places.
     nodes: Vec<(u64, Node)>,
@@ -126,6 +130,12 @@ impl Builder {
             return Ok(seen);
         }
         let inode = source.inode(reader, ino, &mut self.arena)?;
+        let pieces = match &inode.content {
+            Content::Pieces(pieces) => size_of_val::<[Piece]>(pieces),
+            _ => 0,
+        };
+        let built = size_of::<Inode>().saturating_add(pieces) as u64;
+        reader.charge(|| format!("inode {ino}"), built)?;
         let place = number(self.inodes.len())?;
         self.inodes.push(inode);
         self.names.push(0);
@@ -160,6 +170,10 @@ impl Builder {
                 source.children(reader, metadata.ino, &mut |child| {
                     self.add(parent, hash, metadata.ino, &child, &mut names)
                 })?;
+                // A directory's entries are charged as they are copied, so what is built of them is at most a part of
+                // that before it is charged here.
+                let built = (names.len() as u64).saturating_mul(NAME_COST);
+                reader.charge(|| format!("directory {}: names", metadata.ino), built)?;
                 for (index, ino) in names {
                     let place = self.inode(reader, source, ino)?;
                     self.count_name(place)?;

@@ -21,7 +21,9 @@ use zerocopy::FromBytes;
 
 pub(crate) use tree::{Tree, components};
 
+use crate::budget::Budget;
 use crate::error::{Error, Result, Rule};
+use crate::foreign::Foreign;
 use crate::format::{self, Generation};
 use crate::generation::Stamp;
 use crate::superblock::{Superblock, bounded, invalid};
@@ -87,7 +89,7 @@ pub(crate) struct Piece {
 /// there anyway. Without a bound one inode could promise 2^64 zeros to everybody who hashes it.
 fn check_changed_size(ino: u64, size: u64, packed: u64, region: u64, page: u64) -> Result<()> {
     const PAGES: u64 = 0xf_fffe;
-    if size > (PAGES * page).max(packed).max(region) {
+    if size > PAGES.saturating_mul(page).max(packed).max(region) {
         return Err(invalid(format!("inode {ino}"), Rule::ChangedSize, format_args!("{size:#x} bytes")));
     }
     Ok(())
@@ -114,13 +116,12 @@ pub(crate) struct Inode {
 /// Copies metadata out of the region, counting every byte against the limit.
 pub(crate) struct Reader<'a> {
     view: SharedBytes<'a>,
-    copied: u64,
-    limit: u64,
+    budget: Budget,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(view: SharedBytes<'a>, limit: u64) -> Self {
-        Self { view, copied: 0, limit }
+        Self { view, budget: Budget::new(limit, 0) }
     }
 
     /// Bytes of the region.
@@ -130,12 +131,7 @@ impl<'a> Reader<'a> {
 
     /// Counts `len` bytes that are about to be copied or built for `place`.
     pub fn charge(&mut self, place: impl FnOnce() -> String, len: u64) -> Result<()> {
-        let needed = self.copied.saturating_add(len);
-        if needed > self.limit {
-            return Err(Error::MetadataLimit { place: place(), needed, limit: self.limit });
-        }
-        self.copied = needed;
-        Ok(())
+        self.budget.charge(place, len)
     }
 
     /// Copies a range that was bounds-checked before, replacing the contents of `buffer`.
@@ -145,7 +141,7 @@ impl<'a> Reader<'a> {
         range: Range<u64>,
         buffer: &mut Vec<u8>,
     ) -> Result<()> {
-        let len = range.end - range.start;
+        let len = range.end.saturating_sub(range.start);
         self.charge(place, len)?;
         buffer.clear();
         // The charge bounds the length, but only the region's own bound makes it safe to allocate.
@@ -177,6 +173,8 @@ pub(crate) struct Snapshot {
     pub tree: Tree,
     pub view_kind: ViewKind,
     pub stamp: Stamp,
+    /// What is left for all that is read of the image later.
+    pub budget: Budget,
 }
 
 /// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given.
@@ -188,6 +186,9 @@ pub(crate) fn take(
 ) -> Result<Snapshot> {
     let mut reader = Reader::new(view, limit);
     let block_size = format::SUPERBLOCK_SIZE;
+    if let Some(kind) = Foreign::of_view(view) {
+        return Err(Error::Foreign { kind });
+    }
     if reader.len() < block_size as u64 {
         return Err(Error::TooSmall { len: reader.len(), need: block_size as u64 });
     }
@@ -216,7 +217,7 @@ pub(crate) fn take(
             let view_kind = ViewKind::Overlay { entries: overlay.entries() };
             let mut source = overlay::Merged::new(overlay, base);
             let tree = build::build(&mut reader, &mut source, &superblock, false)?;
-            return Ok(Snapshot { superblock, tree, view_kind, stamp });
+            return Ok(Snapshot { superblock, tree, view_kind, stamp, budget: reader.budget });
         }
     }
     if let Some(log) = branch::find_main_log(&mut reader, &superblock)? {
@@ -224,9 +225,9 @@ pub(crate) fn take(
         let entries = source.entries();
         let tree = build::build(&mut reader, &mut source, &superblock, false)?;
         let view_kind = if entries > 0 { ViewKind::Branch { entries } } else { ViewKind::Base };
-        return Ok(Snapshot { superblock, tree, view_kind, stamp });
+        return Ok(Snapshot { superblock, tree, view_kind, stamp, budget: reader.budget });
     }
     let mut source = base;
     let tree = build::build(&mut reader, &mut source, &superblock, true)?;
-    Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base, stamp })
+    Ok(Snapshot { superblock, tree, view_kind: ViewKind::Base, stamp, budget: reader.budget })
 }

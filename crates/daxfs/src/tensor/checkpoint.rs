@@ -1,13 +1,15 @@
 //! Sharded checkpoints: one flat set of tensors over several safetensors files.
 //!
-//! `model.safetensors.index.json`, or any `*.safetensors.index.json`, holds `{"weight_map": {TENSOR: SHARD, ...}}`
-//! and more that is ignored here. The map decides what is listed: a tensor that a shard has but the map does not
-//! name is not part of the checkpoint.
+//! `model.safetensors.index.json`, or any `*.safetensors.index.json` or `*.safetensors.index.VARIANT.json`, holds
+//! `{"weight_map": {TENSOR: SHARD, ...}}` and more that is ignored here. The map decides what is listed: a tensor that
+//! a shard has but the map does not name is not part of the checkpoint. Without such a file, numbered shards are joined
+//! when all of them are there ([`Checkpoint::join`]).
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::cache::Place;
 use super::error::escaped;
 use super::json::{Pairs, text};
 use super::safetensors::{Header, read_exact, read_header};
@@ -98,25 +100,40 @@ impl Checkpoint {
     /// Reads the checkpoint `json`, whose shards are relative to `directory`, and the headers of all shards.
     ///
     /// # Errors
-    /// [`TensorError::InFile`] around what is wrong with the checkpoint: among others
-    /// [`TensorError::MissingShard`] and [`TensorError::MissingTensor`]; or the error of a shard's header.
+    /// [`TensorError::InFile`] around what is wrong with the checkpoint: among others [`TensorError::MissingShard`],
+    /// [`TensorError::MissingShards`] and [`TensorError::MissingTensor`]; or the error of a shard's header.
     pub(super) fn read(json: &File, directory: &[u8]) -> Result<Self> {
         let map = read_weight_map(json)?;
         let image = json.image();
         let fault = |fault: TensorError| Error::from(fault.in_file(&json.path()));
-        let mut shards = Vec::with_capacity(map.shards.len());
+        let (mut files, mut missing) = (Vec::with_capacity(map.shards.len()), Vec::new());
         for shard in &map.shards {
             let path = shard_path(directory, shard).map_err(fault)?;
-            let file = match image.file(&path) {
-                Ok(file) => file,
-                Err(error) if error.is_not_found() => {
-                    let path = escaped(&path);
-                    return Err(fault(TensorError::MissingShard { shard: shard.clone(), path }));
-                }
+            image.charge("paths of shards", path.len() as u64)?;
+            match image.file(&path) {
+                Ok(file) => files.push((path, file)),
+                Err(error) if error.is_not_found() => missing.push((shard.clone(), path)),
                 Err(error) => return Err(error),
-            };
-            shards.push((path, header_of(&file)?));
+            }
         }
+        match (missing.len(), missing.pop()) {
+            (_, None) => {}
+            (1, Some((shard, path))) => {
+                return Err(fault(TensorError::MissingShard { shard, path: escaped(&path) }));
+            }
+            (_, Some((last, _))) => {
+                let missing = missing.into_iter().map(|(shard, _)| shard).chain([last]).collect();
+                let directory = escaped(if directory.is_empty() { b"/" } else { directory });
+                return Err(fault(TensorError::MissingShards {
+                    missing,
+                    count: map.shards.len(),
+                    directory,
+                }));
+            }
+        }
+        let shards: Vec<_> =
+            files.into_iter().map(|(path, file)| Ok((path, header_of(&file)?))).collect::<Result<_>>()?;
+        image.charge("tensors of a checkpoint", (map.entries.len() * size_of::<(usize, usize)>()) as u64)?;
         let entries = map
             .entries
             .into_iter()
@@ -129,6 +146,38 @@ impl Checkpoint {
             })
             .collect::<Result<_>>()?;
         Ok(Self { shards, entries })
+    }
+
+    /// Joins shards that no JSON file joins, at their paths in the image. Each tensor may be in one of them only.
+    ///
+    /// # Errors
+    /// [`TensorError::TensorInTwoShards`], or the error of a shard's header.
+    pub(super) fn join(files: &[(Vec<u8>, File)]) -> Result<Self> {
+        let mut shards = Vec::with_capacity(files.len());
+        let mut entries = Vec::new();
+        for (number, (path, file)) in files.iter().enumerate() {
+            let header = header_of(file)?;
+            let image = file.image();
+            image.charge("tensors of a checkpoint", (header.len() * size_of::<(usize, usize)>()) as u64)?;
+            image.charge("paths of shards", path.len() as u64)?;
+            entries.extend(header.positions().map(|position| (number, position)));
+            shards.push((path.clone(), header));
+        }
+        let mut joined = Self { shards, entries: Vec::new() };
+        entries.sort_by(|&left, &right| joined.resolve(left).1.name.cmp(&joined.resolve(right).1.name));
+        let twice = entries.windows(2).find(|pair| match *pair {
+            [left, right] => joined.resolve(*left).1.name == joined.resolve(*right).1.name,
+            _ => false,
+        });
+        if let Some(&[left, right]) = twice {
+            let path = |entry: (usize, usize)| escaped(&joined.shards[entry.0].0);
+            let tensor = joined.resolve(left).1.name.clone();
+            return Err(
+                TensorError::TensorInTwoShards { tensor, first: path(left), second: path(right) }.into()
+            );
+        }
+        joined.entries = entries;
+        Ok(joined)
     }
 
     /// The shards as files of `image`, which is the one that the checkpoint was read from.
@@ -167,15 +216,17 @@ fn read_weight_map(json: &File) -> Result<WeightMap> {
     if len > MAX_DOCUMENT {
         return Err(fault(too_long));
     }
+    // As for headers, each time that it is parsed.
+    json.image().charge("checkpoints", len)?;
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| fault(too_long))?];
     read_exact(json, 0, &mut bytes)?;
     WeightMap::parse(&bytes).map_err(fault)
 }
 
-/// The header of a file, parsed on first use.
+/// The header of a file, parsed on first use of the bytes that it has.
 pub(super) fn header_of(file: &File) -> Result<Arc<Header>> {
     let cache = file.image().tensor_cache();
-    cache.headers.get_or_parse(file.ino(), || read_header(file))
+    cache.headers.get_or_parse(Place::of(file), || file.path(), || read_header(file))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! What can be wrong with tensors: their headers, the index, checkpoints, and what was asked of them.
 
+use std::sync::Arc;
+
 use super::Dtype;
+use crate::Foreign;
 
 /// Why tensors could not be found, read or exported.
 ///
@@ -14,7 +17,18 @@ pub enum TensorError {
         /// Path in the image, escaped.
         file: String,
         /// What is wrong.
-        fault: Box<TensorError>,
+        fault: Arc<TensorError>,
+    },
+
+    /// A file without a byte where tensors should be.
+    #[error("the file is empty, a safetensors file has a header")]
+    Empty,
+
+    /// Another kind of file where tensors should be.
+    #[error("not a safetensors file but {kind}{}", kind.advice_inside())]
+    NotSafetensors {
+        /// What it is.
+        kind: Foreign,
     },
 
     /// Too short to be a safetensors file.
@@ -203,6 +217,49 @@ pub enum TensorError {
         path: String,
     },
 
+    /// Several shards of a checkpoint are not in the image.
+    #[error(
+        "{} of its {count} shards are not in the image (looked for in {directory}): {}",
+        missing.len(), listed(missing, missing.len())
+    )]
+    MissingShards {
+        /// As the checkpoint names them.
+        missing: Vec<String>,
+        /// How many it names.
+        count: usize,
+        /// Where they were looked for, escaped.
+        directory: String,
+    },
+
+    /// Files that are numbered as the shards of a checkpoint, without a list that joins them, and not all there.
+    #[error(
+        "{set}: {absent} of {count} shards are missing, and no *.safetensors.index.json is there: {}",
+        listed(missing, *absent as usize)
+    )]
+    IncompleteShards {
+        /// Path of the shards, with a `*` for their numbers, escaped.
+        set: String,
+        /// Numbers that are missing, as they stand in the names; the first hundred.
+        missing: Vec<String>,
+        /// How many are missing.
+        absent: u32,
+        /// How many there should be.
+        count: u32,
+    },
+
+    /// Two shards of a set without a list have one tensor both.
+    #[error(
+        "tensor {tensor:?} is in {first} and in {second}, and no *.safetensors.index.json says which one counts"
+    )]
+    TensorInTwoShards {
+        /// The tensor.
+        tensor: String,
+        /// Path of one shard, escaped.
+        first: String,
+        /// Path of the other, escaped.
+        second: String,
+    },
+
     /// A checkpoint promises a tensor that its shard does not have.
     #[error("tensor {tensor:?} should be in shard {shard:?}, which does not have it")]
     MissingTensor {
@@ -213,12 +270,14 @@ pub enum TensorError {
     },
 
     /// There is no tensor of this name.
-    #[error("{file}: no tensor {name:?}")]
+    #[error("{file}: no tensor {name:?}{}", crate::nearest::question(near))]
     NoTensor {
         /// The name that was asked for.
         name: String,
         /// Path of the safetensors file or checkpoint, escaped.
         file: String,
+        /// Names of tensors that are like it, the nearest first; at most three.
+        near: Vec<String>,
     },
 
     /// No tensors where they were looked for.
@@ -229,14 +288,42 @@ pub enum TensorError {
     },
 
     /// More than one candidate, and no rule to choose between them.
-    #[error("{place}: {count} sets of tensors, name one of them: {}{}", .paths.join(", "), if paths.len() < *count { ", ..." } else { "" })]
+    #[error(
+        "{place}: {count} sets of tensors, name one of them: {}{}{}",
+        .paths.join(", "),
+        if paths.len() < *count { ", ..." } else { "" },
+        by_variant(variants)
+    )]
     Ambiguous {
         /// Directory or image.
         place: String,
         /// How many candidates.
         count: usize,
-        /// Paths of the first five, escaped.
+        /// Paths of the first five, escaped; each can be given to [`Image::tensors_at`](crate::Image::tensors_at).
         paths: Vec<String>,
+        /// Variants that choose one of them each; empty when the sets are no variants of each other.
+        variants: Vec<String>,
+    },
+
+    /// No set of tensors is of the variant that was asked for.
+    #[error(
+        "{place}: no tensors of the variant {variant:?}{}",
+        if known.is_empty() { "; no variants are there".to_owned() } else { format!("; there are {}", listed(known, known.len())) }
+    )]
+    NoVariant {
+        /// Directory or image.
+        place: String,
+        /// The variant.
+        variant: String,
+        /// Variants that are there.
+        known: Vec<String>,
+    },
+
+    /// A variant was asked for of a file, which has none: variants are chosen in directories.
+    #[error("{file}: this is a file; a variant chooses among the sets of tensors of a directory")]
+    VariantOfFile {
+        /// Path of the file, escaped.
+        file: String,
     },
 
     /// A tensor cannot be handed over as DLPack.
@@ -266,6 +353,9 @@ impl TensorError {
         match self {
             Self::InFile { fault, .. } => fault.is_not_found(),
             Self::MissingShard { .. }
+            | Self::MissingShards { .. }
+            | Self::IncompleteShards { .. }
+            | Self::NoVariant { .. }
             | Self::MissingTensor { .. }
             | Self::NoTensor { .. }
             | Self::NoTensors { .. } => true,
@@ -275,8 +365,26 @@ impl TensorError {
 
     /// Adds the file that the error was found in.
     pub(crate) fn in_file(self, path: &[u8]) -> Self {
-        Self::InFile { file: escaped(path), fault: Box::new(self) }
+        Self::InFile { file: escaped(path), fault: Arc::new(self) }
     }
+}
+
+/// The first ten of a list of `count`, and how many more there are.
+fn listed(items: &[String], count: usize) -> String {
+    const SHOWN: usize = 10;
+    let shown = items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match count.saturating_sub(SHOWN.min(items.len())) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// How a variant is named where it would choose.
+fn by_variant(variants: &[String]) -> String {
+    if variants.is_empty() {
+        return String::new();
+    }
+    format!("; or choose a variant (variant=..., --variant): {}", listed(variants, variants.len()))
 }
 
 /// A path as readable text.
@@ -309,12 +417,21 @@ mod tests {
             place: "/".into(),
             count,
             paths: vec!["/a.safetensors".into(), "/b.safetensors".into()],
+            variants: Vec::new(),
         };
         assert_eq!(
             error(2).to_string(),
             "/: 2 sets of tensors, name one of them: /a.safetensors, /b.safetensors"
         );
         assert!(error(9).to_string().ends_with("/b.safetensors, ..."));
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let items: Vec<_> = (0..12).map(|n| n.to_string()).collect();
+        assert_eq!(listed(&items[..2], 2), "0, 1");
+        assert_eq!(listed(&items, 12), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
+        assert_eq!(listed(&items, 5000), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 4990 more");
     }
 
     #[test]

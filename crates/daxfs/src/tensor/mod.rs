@@ -12,6 +12,7 @@ mod dtype;
 mod error;
 pub mod index;
 mod json;
+mod names;
 pub mod safetensors;
 mod select;
 mod set;
@@ -25,6 +26,7 @@ pub use error::TensorError;
 pub(crate) use index::load_index;
 pub use index::{Index, IndexedCheckpoint, IndexedFile};
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
+pub use select::{is_checkpoint, is_safetensors, shard_sets};
 pub use set::Tensors;
 
 use crate::{File, Result, SharedBytes};

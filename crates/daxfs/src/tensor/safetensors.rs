@@ -22,7 +22,7 @@ use super::dtype::SizeFault;
 use super::json::{Pairs, text};
 use super::{Dtype, TensorError, TensorInfo};
 use crate::format::index::FILLER_PREFIX;
-use crate::{File, Result};
+use crate::{File, Foreign, Result};
 
 /// Longest JSON header, in bytes; the limit of the safetensors crate.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -63,6 +63,11 @@ impl Header {
         self.tensors[..self.fillers.start].iter().chain(&self.tensors[self.fillers.end..])
     }
 
+    /// Where those stand in [`Header::all`].
+    pub(super) fn positions(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.fillers.start).chain(self.fillers.end..self.tensors.len())
+    }
+
     /// How many tensors views show.
     pub fn len(&self) -> usize {
         self.tensors.len() - self.fillers.len()
@@ -90,6 +95,16 @@ impl Header {
         (!self.fillers.contains(&found)).then_some(found)
     }
 
+    /// About how many bytes it occupies.
+    fn cost(&self) -> u64 {
+        let tensors = self.tensors.iter().map(|info| {
+            let fixed = size_of::<TensorInfo>() + 3 * size_of::<usize>();
+            fixed + info.name.len() + size_of_val::<[u64]>(&info.shape)
+        });
+        let strings = self.metadata.iter().flatten().map(|(key, value)| key.len() + value.len() + 64);
+        tensors.chain(strings).fold(0, |sum, cost| sum.saturating_add(cost as u64))
+    }
+
     /// The strings under `__metadata__`; `None` where the key is missing or null.
     pub fn metadata(&self) -> Option<&BTreeMap<String, String>> {
         self.metadata.as_ref()
@@ -101,21 +116,39 @@ impl Header {
 /// # Errors
 /// [`TensorError::InFile`] with what is wrong, or an error of reading the file.
 pub fn read_header(file: &File) -> Result<Header> {
-    copy_header(file)
-        .and_then(|json| parse_header(&json, file.len()).map_err(|fault| fault.in_file(&file.path()).into()))
+    let json = copy_header(file)?;
+    let header = parse_header(&json, file.len()).map_err(|fault| fault.in_file(&file.path()))?;
+    file.image().charge("safetensors headers", header.cost())?;
+    Ok(header)
 }
 
 fn copy_header(file: &File) -> Result<Vec<u8>> {
     let mut length = [0; 8];
     let fault = |fault: TensorError| fault.in_file(&file.path());
+    if file.is_empty() {
+        return Err(fault(TensorError::Empty).into());
+    }
     if file.len() < LENGTH_SIZE {
         return Err(fault(TensorError::TooShort { len: file.len() }).into());
     }
     read_exact(file, 0, &mut length)?;
-    let length = header_length(length, file.len()).map_err(fault)?;
+    let length = match header_length(length, file.len()) {
+        Ok(length) => length,
+        Err(error) => return Err(fault(foreign(file)?.unwrap_or(error)).into()),
+    };
+    // What is parsed twice is charged twice, so that many broken headers cost no more time than one budget.
+    file.image().charge("safetensors headers", length as u64)?;
     let mut json = vec![0; length];
     read_exact(file, LENGTH_SIZE, &mut json)?;
     Ok(json)
+}
+
+/// What a file is instead, when its beginning tells.
+fn foreign(file: &File) -> Result<Option<TensorError>> {
+    let mut head = [0; Foreign::HEAD];
+    let len = file.read_at(0, &mut head)?;
+    let kind = head.get(..len).and_then(Foreign::of).filter(|kind| *kind != Foreign::Safetensors);
+    Ok(kind.map(|kind| TensorError::NotSafetensors { kind }))
 }
 
 /// Checks the first 8 bytes of a file against the format's limit and the file's length.

@@ -9,6 +9,7 @@ use super::error::escaped;
 use super::safetensors::Header;
 use super::{Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError};
 use crate::format::index::FILLER_PREFIX;
+use crate::nearest::{MOST, nearest};
 use crate::{File, Image, Result};
 
 /// Tensors by name: those of one safetensors file, or of all shards of a checkpoint.
@@ -20,10 +21,32 @@ pub struct Tensors(Source);
 
 #[derive(Clone)]
 enum Source {
-    File { file: File, header: Arc<Header> },
-    Checkpoint { json: File, files: Arc<[File]>, checkpoint: Arc<Checkpoint> },
-    IndexedFile { index: Index, file: File, record: IndexedFile },
-    IndexedCheckpoint { index: Index, json: File, record: IndexedCheckpoint },
+    File {
+        file: File,
+        header: Arc<Header>,
+    },
+    Checkpoint {
+        json: File,
+        files: Arc<[File]>,
+        checkpoint: Arc<Checkpoint>,
+    },
+    /// Numbered shards without a list, under the name that stands for all of them.
+    Shards {
+        label: Arc<str>,
+        first: File,
+        files: Arc<[File]>,
+        checkpoint: Arc<Checkpoint>,
+    },
+    IndexedFile {
+        index: Index,
+        file: File,
+        record: IndexedFile,
+    },
+    IndexedCheckpoint {
+        index: Index,
+        json: File,
+        record: IndexedCheckpoint,
+    },
 }
 
 impl Tensors {
@@ -36,6 +59,16 @@ impl Tensors {
         Ok(Self(Source::Checkpoint { json, files, checkpoint }))
     }
 
+    /// Shards that were joined, in their order.
+    pub(super) fn joined_shards(
+        label: String,
+        first: File,
+        files: Vec<File>,
+        checkpoint: Arc<Checkpoint>,
+    ) -> Self {
+        Self(Source::Shards { label: label.into(), first, files: files.into(), checkpoint })
+    }
+
     /// The caller checked that the record's size is the file's.
     pub(super) fn indexed_file(index: Index, file: File, record: IndexedFile) -> Self {
         Self(Source::IndexedFile { index, file, record })
@@ -45,11 +78,12 @@ impl Tensors {
         Self(Source::IndexedCheckpoint { index, json, record })
     }
 
-    /// The safetensors file, or the JSON file of the checkpoint.
+    /// The safetensors file, or the JSON file of the checkpoint, or the first of numbered shards.
     pub fn file(&self) -> &File {
         match &self.0 {
             Source::File { file, .. } | Source::IndexedFile { file, .. } => file,
             Source::Checkpoint { json, .. } | Source::IndexedCheckpoint { json, .. } => json,
+            Source::Shards { first, .. } => first,
         }
     }
 
@@ -62,7 +96,7 @@ impl Tensors {
     pub fn len(&self) -> usize {
         match &self.0 {
             Source::File { header, .. } => header.len(),
-            Source::Checkpoint { checkpoint, .. } => checkpoint.len(),
+            Source::Checkpoint { checkpoint, .. } | Source::Shards { checkpoint, .. } => checkpoint.len(),
             Source::IndexedFile { record, .. } => record.tensors.len(),
             Source::IndexedCheckpoint { record, .. } => record.entries.len(),
         }
@@ -76,23 +110,61 @@ impl Tensors {
     /// The tensor of this name, by binary search.
     ///
     /// # Errors
-    /// [`TensorError::NoTensor`]; or [`TensorError::Index`] when a record of the index is wrong.
+    /// [`TensorError::NoTensor`], which names the tensors that are like it; or [`TensorError::Index`] when a record of
+    /// the index is wrong.
     pub fn get(&self, name: &str) -> Result<Tensor> {
-        let found = if name.starts_with(FILLER_PREFIX) { None } else { self.find(name)? };
-        found.ok_or_else(|| {
-            TensorError::NoTensor { name: name.into(), file: escaped(&self.file().path()) }.into()
-        })
+        let missing = || {
+            let file = match &self.0 {
+                Source::Shards { label, .. } => label.to_string(),
+                _ => escaped(&self.file().path()),
+            };
+            TensorError::NoTensor { name: name.into(), file, near: self.nearest(name) }.into()
+        };
+        self.find(name)?.ok_or_else(missing)
     }
 
-    fn find(&self, name: &str) -> Result<Option<Tensor>> {
+    /// Names that are like one that is not there. Of very many, those that are sorted near it are looked at.
+    fn nearest(&self, name: &str) -> Vec<String> {
+        let half = MOST / 2;
+        let first = if self.len() <= MOST { 0 } else { self.position(name).saturating_sub(half) };
+        let names = (first..self.len()).map_while(|position| match self.nth(position) {
+            Ok(Some(tensor)) => Some(tensor.name().to_owned()),
+            _ => None,
+        });
+        nearest(name, names)
+    }
+
+    /// Where the name would stand among the tensors; anywhere when records of the index are wrong.
+    fn position(&self, name: &str) -> usize {
+        let (mut start, mut end) = (0, self.len());
+        while start < end {
+            let middle = start.midpoint(end);
+            match self.nth(middle) {
+                Ok(Some(tensor)) if tensor.name() < name => start = middle.saturating_add(1),
+                _ => end = middle,
+            }
+        }
+        start
+    }
+
+    /// The tensor of this name, by binary search, if there is one.
+    ///
+    /// # Errors
+    /// [`TensorError::Index`] when a record of the index is wrong.
+    pub fn find(&self, name: &str) -> Result<Option<Tensor>> {
+        if name.starts_with(FILLER_PREFIX) {
+            return Ok(None);
+        }
         match &self.0 {
             Source::File { file, header } => {
                 header.get(name).map(|info| Tensor::new(Arc::clone(info), file.clone())).transpose()
             }
-            Source::Checkpoint { files, checkpoint, .. } => checkpoint
-                .find(name)
-                .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
-                .transpose(),
+            Source::Checkpoint { files, checkpoint, .. } | Source::Shards { files, checkpoint, .. } => {
+                checkpoint
+                    .find(name)
+                    .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                    .transpose()
+            }
             Source::IndexedFile { index, file, record } => {
                 let info = index.find(record, name)?;
                 info.map(|info| Tensor::new(Arc::new(info), file.clone())).transpose()
@@ -116,10 +188,12 @@ impl Tensors {
             Source::File { file, header } => {
                 header.nth(position).map(|info| Tensor::new(Arc::clone(info), file.clone())).transpose()
             }
-            Source::Checkpoint { files, checkpoint, .. } => checkpoint
-                .nth(position)
-                .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
-                .transpose(),
+            Source::Checkpoint { files, checkpoint, .. } | Source::Shards { files, checkpoint, .. } => {
+                checkpoint
+                    .nth(position)
+                    .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                    .transpose()
+            }
             Source::IndexedFile { index, file, record } => {
                 Tensor::new(Arc::new(index.tensor(record, number)?), file.clone()).map(Some)
             }
@@ -131,8 +205,39 @@ impl Tensors {
     }
 
     /// All tensors, sorted by name.
+    ///
+    /// Their names in an index together are no longer than what it has for names: an index where many records share one
+    /// long name ends in an error before somebody has collected them.
     pub fn iter(&self) -> impl Iterator<Item = Result<Tensor>> + '_ {
-        (0..self.len()).filter_map(|position| self.nth(position).transpose())
+        let mut left = self.bytes_for_names();
+        let mut position = 0;
+        std::iter::from_fn(move || {
+            let next = self.nth(position).transpose()?;
+            position = position.saturating_add(1);
+            let tensor = match next {
+                Ok(tensor) => tensor,
+                Err(error) => return Some(Err(error)),
+            };
+            let Some(rest) = left.checked_sub(tensor.name().len() as u64) else {
+                position = usize::MAX;
+                return Some(Err(TensorError::Index {
+                    place: "tensor records".into(),
+                    rule: "the names of a set must have bytes of their own",
+                    found: format!("more than {} bytes of names", self.bytes_for_names()),
+                }
+                .into()));
+            };
+            left = rest;
+            Some(Ok(tensor))
+        })
+    }
+
+    /// How long all names together can be.
+    fn bytes_for_names(&self) -> u64 {
+        match &self.0 {
+            Source::IndexedFile { index, .. } | Source::IndexedCheckpoint { index, .. } => index.size(),
+            _ => u64::MAX,
+        }
     }
 
     /// All names, sorted. A tensor whose record in the index is wrong is left out; [`Tensors::iter`] reports it.
@@ -163,7 +268,7 @@ impl Tensors {
     pub fn shards(&self) -> Result<Vec<File>> {
         match &self.0 {
             Source::File { file, .. } | Source::IndexedFile { file, .. } => Ok(vec![file.clone()]),
-            Source::Checkpoint { files, .. } => Ok(files.to_vec()),
+            Source::Checkpoint { files, .. } | Source::Shards { files, .. } => Ok(files.to_vec()),
             Source::IndexedCheckpoint { index, json, record } => {
                 let mut files = BTreeMap::new();
                 for number in index.checkpoint_files(record)? {

@@ -76,7 +76,7 @@ fn missing_tensors_and_broken_headers_name_the_file() {
     let at = |path: &str| image.tensors_at(path);
     let missing = at("/d/good.safetensors").unwrap().get("x").unwrap_err();
     assert!(missing.is_not_found());
-    assert_eq!(missing.to_string(), "/d/good.safetensors: no tensor \"x\"");
+    assert_eq!(missing.to_string(), "/d/good.safetensors: no tensor \"x\"; did you mean a?");
     let fillers = at("/d/__daxfs_pad_0.safetensors").unwrap();
     assert!(fillers.is_empty() && fillers.get("__daxfs_pad_0").is_err());
     assert!(text(at("/short.safetensors")).starts_with("/short.safetensors: 7 bytes are too few"));
@@ -104,7 +104,11 @@ fn shards_make_one_set() {
     assert_eq!(names(&tensors), ["a", "b"]);
     assert_eq!(tensors.get("b").unwrap().as_slice().unwrap(), b"45");
     assert_eq!(tensors.get("b").unwrap().file().path(), b"/two.safetensors");
-    assert_eq!(text(tensors.get("c")), "/model.safetensors.index.json: no tensor \"c\"");
+    assert_eq!(
+        text(tensors.get("c")),
+        "/model.safetensors.index.json: no tensor \"c\"; did you mean a or b?"
+    );
+    assert!(tensors.find("c").unwrap().is_none());
     let shards: Vec<_> = tensors.shards().unwrap().iter().map(File::path).collect();
     assert_eq!(shards, [b"/one.safetensors", b"/two.safetensors"]);
     let metadata = tensors.metadata().unwrap();
@@ -180,6 +184,206 @@ fn the_rule_chooses_root_first_then_everywhere() {
     );
     let image = checkpoint().file("/second.safetensors.index.json", MAP).open();
     assert!(text(image.tensors()).starts_with("/: 2 sets of tensors"));
+}
+
+#[test]
+fn variants_are_chosen_by_name() {
+    let map = |shard: &str| format!(r#"{{"weight_map":{{"{shard}":"{shard}.safetensors"}}}}"#);
+    // As transformers and older diffusers name the list of a variant.
+    for list in ["/m/model.safetensors.index.fp16.json", "/m/model.fp16.safetensors.index.json"] {
+        let image = TestImage::new()
+            .file("/m/plain.safetensors", shard("plain", b"1"))
+            .file("/m/half.safetensors", shard("half", b"2"))
+            .file("/m/model.safetensors.index.json", map("plain"))
+            .file(list, map("half"))
+            .file("/m/model.int8.safetensors", shard("int8", b"3"))
+            .open();
+        assert_eq!(names(&image.tensors().unwrap()), ["plain"]);
+        assert_eq!(names(&image.tensors_at("m").unwrap()), ["plain"]);
+        assert_eq!(names(&image.tensors_at(list).unwrap()), ["half"]);
+        assert_eq!(names(&image.tensors_of_variant("/", "fp16").unwrap()), ["half"]);
+        assert_eq!(names(&image.tensors_of_variant("m", "int8").unwrap()), ["int8"]);
+        let error = image.tensors_of_variant("m", "bf16").unwrap_err();
+        assert!(error.is_not_found());
+        assert_eq!(error.to_string(), "m: no tensors of the variant \"bf16\"; there are fp16, int8");
+        assert!(text(image.tensors_of_variant(list, "fp16")).contains("this is a file"));
+    }
+    // Variants of something that is not there.
+    let image = TestImage::new()
+        .file("/model.fp16.safetensors", shard("half", b"1"))
+        .file("/model.bf16.safetensors", shard("brain", b"2"))
+        .open();
+    assert_eq!(
+        text(image.tensors()),
+        "/: 2 sets of tensors, name one of them: /model.bf16.safetensors, /model.fp16.safetensors; or choose a variant \
+         (variant=..., --variant): bf16, fp16"
+    );
+    assert_eq!(names(&image.tensors_of_variant("", "bf16").unwrap()), ["brain"]);
+    // The whole name is what a variant is added to.
+    let image = TestImage::new()
+        .file("/Llama-3.1.safetensors", shard("full", b"1"))
+        .file("/Llama-3.1.fp16.safetensors", shard("half", b"2"))
+        .open();
+    assert_eq!(names(&image.tensors().unwrap()), ["full"]);
+    assert_eq!(names(&image.tensors_of_variant("/", "fp16").unwrap()), ["half"]);
+}
+
+#[test]
+fn shards_without_a_list_are_joined_when_all_are_there() {
+    let image = TestImage::new()
+        .file("/m/model-00002-of-00003.safetensors", shard("a", b"22"))
+        .file("/m/model-00003-of-00003.safetensors", shard("c", b"333"))
+        .file("/m/model-00001-of-00003.safetensors", shard("b", b"1"))
+        .file("/m/config.json", b"{}".as_slice())
+        .open();
+    for tensors in
+        [image.tensors(), image.tensors_at("/m"), image.tensors_at("m/model-*-of-00003.safetensors")]
+    {
+        let tensors = tensors.unwrap();
+        assert_eq!(names(&tensors), ["a", "b", "c"]);
+        assert_eq!(tensors.get("c").unwrap().as_slice().unwrap(), b"333");
+        assert_eq!(tensors.file().path(), b"/m/model-00001-of-00003.safetensors");
+        assert_eq!(tensors.shards().unwrap().len(), 3);
+        assert_eq!(tensors.metadata().unwrap()["of"], "b");
+        let error = text(tensors.get("d"));
+        assert!(error.starts_with("/m/model-*-of-00003.safetensors: no tensor \"d\""), "{error}");
+    }
+    assert_eq!(names(&image.tensors_at("/m/model-00001-of-00003.safetensors").unwrap()), ["b"]);
+    assert!(image.tensors_at("m/model-*-of-00004.safetensors").unwrap_err().is_not_found());
+
+    let part = |number: u32| Box::leak(format!("/model-{number:05}-of-00009.safetensors").into_boxed_str());
+    let image = [2, 5, 9].iter().fold(TestImage::new(), |image, &n| image.file(part(n), shard("x", b"1")));
+    let error = image.open().tensors().unwrap_err();
+    assert!(error.is_not_found());
+    assert_eq!(
+        error.to_string(),
+        "/model-*-of-00009.safetensors: 6 of 9 shards are missing, and no *.safetensors.index.json is there: 00001, \
+         00003, 00004, 00006, 00007, 00008"
+    );
+    // The numbers of four billion shards are not listed.
+    let image = TestImage::new().file("/m-1-of-4000000000.safetensors", shard("x", b"1"));
+    let image = image.file("/m-0000000001-of-4000000000.safetensors", shard("x", b"1")).open();
+    assert!(text(image.tensors()).contains("3999999999 of 4000000000 shards are missing"));
+
+    let twice = TestImage::new()
+        .file("/m-1-of-2.safetensors", shard("x", b"1"))
+        .file("/m-2-of-2.safetensors", shard("x", b"2"))
+        .open();
+    assert!(text(twice.tensors()).starts_with("tensor \"x\" is in /m-1-of-2.safetensors and in /m-2-of-2"));
+    // A list says what belongs together.
+    let listed = TestImage::new()
+        .file("/m-1-of-3.safetensors", shard("x", b"1"))
+        .file("/m.safetensors.index.json", r#"{"weight_map":{"x":"m-1-of-3.safetensors"}}"#)
+        .open();
+    assert_eq!(names(&listed.tensors().unwrap()), ["x"]);
+    assert!(shard_sets(&listed.root()).is_empty());
+}
+
+#[test]
+fn two_revisions_of_the_same_shards_are_one_set() {
+    let mut image = TestImage::new().file("/blobs/1", shard("a", b"1")).file("/blobs/2", shard("b", b"2"));
+    for revision in ["one", "two"] {
+        let name =
+            |n: u32| Box::leak(format!("/snapshots/{revision}/m-{n}-of-2.safetensors").into_boxed_str());
+        image = image.link(name(1), "../../blobs/1").link(name(2), "../../blobs/2");
+    }
+    assert_eq!(names(&image.open().tensors().unwrap()), ["a", "b"]);
+}
+
+#[test]
+fn hidden_files_count_only_where_there_are_no_others() {
+    let image = TestImage::new()
+        .file("/m/model.safetensors", shard("w", b"1"))
+        .file("/m/._model.safetensors", b"\0\x05\x16\x07 of a Mac".as_slice())
+        .file("/.cache/huggingface/download/model.safetensors", shard("old", b"1"))
+        .open();
+    assert_eq!(names(&image.tensors().unwrap()), ["w"]);
+    assert_eq!(names(&image.tensors_at("/m").unwrap()), ["w"]);
+    assert_eq!(names(&image.tensors_at("/.cache/huggingface/download").unwrap()), ["old"]);
+    let image = TestImage::new().file("/.hidden/model.safetensors", shard("old", b"1")).open();
+    assert_eq!(names(&image.tensors().unwrap()), ["old"]);
+}
+
+#[test]
+fn all_missing_shards_are_named() {
+    let map = r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors","c":"3.safetensors"}}"#;
+    let image = TestImage::new()
+        .file("/d/2.safetensors", shard("b", b"2"))
+        .file("/d/m.safetensors.index.json", map)
+        .open();
+    let error = image.tensors().unwrap_err();
+    assert!(error.is_not_found());
+    assert_eq!(
+        error.to_string(),
+        "/d/m.safetensors.index.json: 2 of its 3 shards are not in the image (looked for in /d): 1.safetensors, \
+         3.safetensors"
+    );
+}
+
+#[test]
+fn what_is_no_safetensors_file_is_called_what_it_is() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n".as_slice();
+    let image = TestImage::new()
+        .file("/pointer.safetensors", pointer)
+        .file("/zip.safetensors", b"PK\x03\x04 and so on".as_slice())
+        .file("/gguf.safetensors", b"GGUF\x03\0\0\0".as_slice())
+        .file("/empty.safetensors", b"".as_slice())
+        .open();
+    let at = |path: &str| text(image.tensors_at(path));
+    assert_eq!(
+        at("/pointer.safetensors"),
+        "/pointer.safetensors: not a safetensors file but a git-lfs pointer; the file itself was not downloaded: run \
+         `git lfs pull`, then pack again"
+    );
+    assert!(at("/zip.safetensors").contains("not a safetensors file but a zip archive"));
+    assert!(at("/gguf.safetensors").contains("not a safetensors file but a GGUF file"));
+    assert!(at("/empty.safetensors").starts_with("/empty.safetensors: the file is empty"));
+}
+
+/// Files may share bytes, so that a small image has very many headers; it pays for each place once.
+#[test]
+fn headers_are_charged_to_the_budget_once_for_each_place() {
+    let bytes = checkpoint().bytes();
+    let open = |limit| {
+        crate::OpenOptions::new().max_metadata(limit).open_region(crate::Region::from_bytes(bytes.clone()))
+    };
+    let least = (0..).step_by(64).find(|limit| open(*limit).is_ok()).unwrap();
+    let poor = open(least).unwrap();
+    assert!(matches!(poor.tensors().unwrap_err(), Error::MetadataLimit { .. }));
+    let rich = open(least + 4096).unwrap();
+    for _ in 0..1000 {
+        assert_eq!(rich.tensors_at("/one.safetensors").unwrap().len(), 1);
+    }
+    // A failure is not repeated either.
+    let image = TestImage::new().file("/bad.safetensors", 5u64.to_le_bytes()).open();
+    for _ in 0..3 {
+        assert!(text(image.tensors()).contains("/bad.safetensors: header 0x8..0xd is outside"));
+    }
+    assert!(image.charge("a table", u64::MAX).is_err());
+    image.charge("a table", 1000).unwrap();
+}
+
+#[test]
+fn names_that_share_their_bytes_end_in_an_error_before_they_are_collected() {
+    // Two records with one name: as long as the whole index, they cannot both be honest.
+    let name = "n".repeat(4000);
+    let long: &'static str = Box::leak(name.into_boxed_str());
+    let file = safetensors(&[(long, Dtype::U8, &[1], b"1")], "");
+    let size = file.len() as u64;
+    let mut builder = Builder::default();
+    builder.file_at("/f.safetensors", 2, size, size - 1, &[(long, Dtype::U8, &[1], size - 1)]);
+    let record = builder.tensors[0];
+    for _ in 0..3 {
+        builder.tensors.push(record);
+    }
+    builder.files[0].tensor_count = 4.into();
+    let image = TestImage::new().file("/f.safetensors", file).file("/.daxfs/index", builder.bytes()).open();
+    let tensors = image.tensors().unwrap();
+    assert!(tensors.indexed());
+    let found: Vec<_> = tensors.iter().collect();
+    assert!(found.len() < 4, "{}", found.len());
+    let error = found.into_iter().find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("the names of a set must have bytes of their own"), "{error}");
 }
 
 /// A Hugging Face cache: names in a snapshot are links to blobs.

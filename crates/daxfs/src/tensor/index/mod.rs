@@ -134,6 +134,11 @@ impl Index {
         self.has_hashes().then_some(self.content_hash)
     }
 
+    /// Bytes of the index.
+    pub(in crate::tensor) fn size(&self) -> u64 {
+        self.extent.len
+    }
+
     /// Number of file records: one per regular file, hard links counted once, the index left out.
     pub fn file_count(&self) -> u32 {
         self.files.count()
