@@ -4,7 +4,8 @@
 # On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu fuzz lint bench bench-gpu build wheel clean
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu test-newest fuzz lint lock update
+.PHONY: bench bench-gpu build wheel clean clean-cache
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,29 +31,39 @@ test-two-kernels: ## two virtual machines over one memory: devdax, a physical ra
 test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
 	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-vulkan gpu-python gpu-sanitizer
 
+test-newest:     ## the demo and the Python tests with the newest versions of all Python packages, not the locked ones
+	@scripts/newest.sh
+
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
 
 lint:            ## formatting, clippy, documentation, ruff
 	@scripts/test.sh setup format clippy docs ruff
 
+lock:            ## bring the locks of the Python environments in line with the lists *.in; nothing else moves
+	@$(or $(PYTHON),python3) scripts/lock.py
+
+update:          ## renew all locks, of Python packages and of crates, and say what moved
+	@scripts/update.sh
+
 bench:           ## the benchmarks, each beside the peer that it is measured against; ARGS=--quick for one run each
 	@scripts/setup.sh peers
 	@scripts/test.sh setup wheel
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt
 	@.venv/bin/python benches/run.py $(ARGS)
 
 bench-gpu:       ## the benchmark of images in GPU memory alone, on a machine with an NVIDIA driver
 	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build
-	@$(if $(BUILD),.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/requirements.txt)
 	@.venv/bin/python benches/run.py gpu --programs target/gpu $(ARGS)
 
 build:           ## the commands daxfs and daxfs-pack, into target/release
-	cargo build --release --bins
+	cargo build --locked --release --bins
 
 wheel:           ## the Python wheel, into dist/ and .venv
 	@scripts/test.sh setup wheel
 
 clean:           ## remove everything that was built, downloaded into the project, or installed in .venv
 	cargo clean
-	rm -rf .venv dist fuzz/target fuzz/corpus fuzz/artifacts
+	rm -rf .venv .venv-newest dist fuzz/target fuzz/corpus fuzz/artifacts
+
+clean-cache:     ## remove what all clones share: Python environments, kernels, emulators, drivers (~/.cache/daxfs)
+	@$(or $(PYTHON),python3) scripts/cache.py clean

@@ -72,7 +72,7 @@ SUITES = {
 def build(profile: str) -> Programs:
     """Build the programs."""
     command = ["cargo", "build", "--quiet", "--message-format=json-render-diagnostics", "--profile", profile]
-    command += ["-p", "mkimage", "-p", "daxfs-cli", "-p", "daxfs-bench", "--bins"]
+    command += ["--locked", "-p", "mkimage", "-p", "daxfs-cli", "-p", "daxfs-bench", "--bins"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         sys.exit("run.py: the programs could not be built")

@@ -5,16 +5,12 @@
 #   scripts/demo.sh --installed   with the package that is already in .venv
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 
 command -v cargo >/dev/null || { echo "demo: no cargo: install Rust first" >&2; exit 2; }
-if [ ! -x .venv/bin/python ]; then
-    python3 -c 'import ensurepip' 2>/dev/null || scripts/setup.sh system
-    python3 -m venv .venv
-fi
-"${pip[@]}" install -r examples/demo/requirements.txt
+"${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || scripts/setup.sh system
+scripts/setup.sh demo
 if [ "${1:-}" != --installed ]; then
     echo "demo: building and installing the package (a few minutes the first time)"
-    "${pip[@]}" install --force-reinstall --no-deps .
+    scripts/wheel.sh
 fi
 exec .venv/bin/python examples/demo/demo.py

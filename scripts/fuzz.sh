@@ -13,7 +13,7 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(image safetensors holder)
 
 # The packer first, its images are the seeds. A test beside it, so that both get the features that `cargo test` gives them.
-cargo build --quiet --bins --test kernel
+cargo build --locked --quiet --bins --test kernel
 packer=$(realpath "${CARGO_TARGET_DIR:-target}/debug/daxfs-pack")
 python3 fuzz/seeds.py "$packer" fuzz/corpus
 
@@ -23,7 +23,7 @@ flags="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module"
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
     flags+=" -Cllvm-args=-sanitizer-coverage-$option"
 done
-RUSTFLAGS=$flags cargo build --quiet --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir fuzz/target
+RUSTFLAGS=$flags cargo build --locked --quiet --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir fuzz/target
 
 # One target per core, at the same time.
 fuzz() {

@@ -11,11 +11,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 KIT=target/gpu
 
 build() {
-    cargo build --quiet --release --bins --workspace --exclude daxfs-python
+    cargo build --locked --quiet --release --bins --workspace --exclude daxfs-python
     rm -rf "$KIT"
     mkdir -p "$KIT/deps"
     # The names of test programs have a hash in them; cargo tells them.
-    cargo test --quiet --release --no-run --message-format=json \
+    cargo test --locked --quiet --release --no-run --message-format=json \
         -p daxfs-tests --test cuda --test vulkan -p daxfs-examples --test run |
         python3 -c '
 import json, sys

@@ -2,7 +2,8 @@
 # Installs what the tests and the demo need beyond Rust and Python 3:
 #
 #   scripts/setup.sh system    programs from Debian's packages, as root; elsewhere it says what is missing and goes on
-#   scripts/setup.sh python    .venv with maturin, the test tools and the libraries that the tests compare with
+#   scripts/setup.sh python    .venv with the test tools and the libraries that the tests compare with, torch among them
+#   scripts/setup.sh demo      .venv with what the demo needs; that of the tests has it, too
 #   scripts/setup.sh vulkan    Mesa's software Vulkan driver, unpacked into a cache folder; needs no root and installs nothing
 #   scripts/setup.sh peers     the file system makers that the benchmarks measure against, from Debian's packages
 #
@@ -44,6 +45,7 @@ system() {
     has qemu-system-x86_64 || packages+=(qemu-system-x86)
     # The guest's first program must do without the dynamic linker.
     if ! has busybox || ldd "$(command -v busybox)" >/dev/null 2>&1; then packages+=(busybox-static); fi
+    has readelf || packages+=(binutils) # torch without CUDA
     has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"
@@ -68,19 +70,16 @@ peers() {
 }
 
 python() {
-    [ -x .venv/bin/python ] || python3 -m venv .venv
-    # What was installed is noted beside it: nothing to do while the lists are the same.
-    local lists=(scripts/requirements.txt tests/kerf/requirements.txt)
-    if ! cat "${lists[@]}" | cmp -s - .venv/installed-requirements.txt; then
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 5 -r scripts/requirements.txt
-        cat "${lists[@]}" >.venv/installed-requirements.txt
-    fi
-    echo "setup: .venv is ready ($(.venv/bin/python --version))"
+    "${PYTHON:-python3}" scripts/environment.py link tests
+}
+
+demo() {
+    "${PYTHON:-python3}" scripts/environment.py link demo
 }
 
 for part in "$@"; do
     case $part in
-        system | python | vulkan | peers) "$part" ;;
+        system | python | demo | vulkan | peers) "$part" ;;
         *) echo "setup.sh: no part named $part" >&2; exit 2 ;;
     esac
 done

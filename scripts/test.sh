@@ -52,16 +52,18 @@ format() {
 }
 
 clippy() {
-    cargo clippy --quiet --workspace --all-targets -- -D warnings
+    cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
 }
 
 rust() {
+    # The builder of other images is there, or a test fails.
+    if [ -x .venv/bin/python ]; then local -x DAXFS_PYTHON=$PWD/.venv/bin/python; fi
     # The commands too: tests across the crates start them.
-    cargo build --quiet --bins --tests --examples || return
+    cargo build --locked --quiet --bins --tests --examples || return
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --profile ci
+        cargo nextest run --locked --profile ci
     else
-        cargo test --no-fail-fast --lib --bins --tests --examples
+        cargo test --locked --no-fail-fast --lib --bins --tests --examples
     fi
 }
 
@@ -71,9 +73,10 @@ vulkan() {
     reason=
     export DAXFS_REQUIRE_VULKAN=1
     if cargo nextest --version >/dev/null 2>&1; then
-        tests/kernel/vulkan.py cargo nextest run --profile ci -E 'binary(vulkan) + package(daxfs-examples)'
+        tests/kernel/vulkan.py cargo nextest run --locked --profile ci -E 'binary(vulkan) + package(daxfs-examples)'
     else
-        tests/kernel/vulkan.py cargo test --no-fail-fast -p daxfs-tests --test vulkan -p daxfs-examples --test run
+        # Not -p: of a part of the workspace, dependencies have other features, and would be built again.
+        tests/kernel/vulkan.py cargo test --locked --no-fail-fast --test vulkan --test run
     fi
     local status=$?
     unset DAXFS_REQUIRE_VULKAN
@@ -81,23 +84,22 @@ vulkan() {
 }
 
 doctests() {
-    cargo test --quiet --doc
+    cargo test --locked --quiet --doc
 }
 
 docs() {
     local -x RUSTDOCFLAGS="-D warnings"
-    cargo doc --quiet --workspace --no-deps || return
+    cargo doc --locked --quiet --workspace --no-deps || return
     # The workspace has both; one alone must do, too.
     local feature
     for feature in cuda vulkan; do
-        cargo doc --quiet --no-deps -p daxfs --features "$feature" || return
+        cargo doc --locked --quiet --no-deps -p daxfs --features "$feature" || return
     done
 }
 
 wheel() {
-    rm -f .venv/wheel-is-current
-    [ -x .venv/bin/maturin ] || cannot "no .venv with maturin: see the step setup" || return
-    scripts/wheel.sh && touch .venv/wheel-is-current
+    [ -x .venv/bin/python ] || cannot "no .venv: see the step setup" || return
+    scripts/wheel.sh
 }
 
 # Steps that use the installed wheel.
@@ -195,9 +197,14 @@ gpu_sanitizer() {
 }
 
 deny() {
-    cargo deny --version >/dev/null 2>&1 || cannot "cargo-deny is not installed" || return
-    # Not the advisories: their database would have to be downloaded.
-    cargo deny check --hide-inclusion-graph licenses bans sources
+    local tools
+    tools=$("${PYTHON:-python3}" scripts/environment.py path tools) || return
+    # Not the advisories: their database is not reachable everywhere. The step advisories asks it.
+    local manifest
+    for manifest in Cargo.toml fuzz/Cargo.toml; do
+        "$tools/bin/cargo-deny" --manifest-path "$manifest" --locked check --hide-inclusion-graph \
+            --config deny.toml licenses bans sources || return
+    done
 }
 
 # Ends a step that passed: what it had to leave out is its reason, and with CI=true no success.
@@ -244,7 +251,7 @@ if [ "${DAXFS_TEST_GPU:-}" = 1 ]; then
 else
     step gpu optional gpu
 fi
-step deny optional deny
+step deny deny
 
 printf '\n'
 printf '%s\n' "${table[@]}"

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Builds the Python wheel into dist/ and installs it into .venv, with the commands daxfs and daxfs-pack.
+# Builds the Python wheel into dist/ and installs it into .venv (or $DAXFS_VENV), with the commands daxfs and daxfs-pack.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-rm -rf dist
-.venv/bin/maturin build --release --interpreter .venv/bin/python --out dist
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/*.whl
+venv=${DAXFS_VENV:-.venv}
+rm -rf dist "$venv/wheel-is-current"
+packaging=$("${PYTHON:-python3}" scripts/environment.py path packaging)
+"$packaging/bin/maturin" build --release --locked --interpreter "$venv/bin/python" --out dist
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --force-reinstall --no-deps dist/*.whl
+touch "$venv/wheel-is-current"
 echo "wheel: $(ls dist/*.whl)"

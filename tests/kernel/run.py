@@ -77,7 +77,7 @@ def vgem_card() -> bool:
 
 def build(names: list[str]) -> dict[str, str]:
     """Path of each Rust test program by name; the commands that they start are built beside them."""
-    command = ["cargo", "build", "--message-format=json-render-diagnostics", "--bins"]
+    command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics", "--bins"]
     for name in names:
         command += ["--test", name]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)

@@ -67,7 +67,7 @@ class Programs:
 
 def build() -> Programs:
     """Optimised: emulation is slow enough."""
-    command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
+    command = ["cargo", "build", "--locked", "--release", "--message-format=json-render-diagnostics"]
     command += ["-p", "daxfs-cli", "-p", "mkimage", "-p", "daxfs-tests", "--bins", "-p", "dmabuf", "--test", "devices"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:

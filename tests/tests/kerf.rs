@@ -1,7 +1,7 @@
 //! Images of an independent builder, made in this test, open with the contents of their source tree.
 //!
-//! The builder is the Python package `kerf-multikernel` (`tests/kerf/requirements.txt`). It is looked for in the
-//! interpreter that `DAXFS_PYTHON` names, then in `.venv` at the project's root, then in `python3`.
+//! The builder is the Python package `kerf-multikernel` (`tests/kerf/requirements.in`). It is looked for in the
+//! interpreter that `DAXFS_PYTHON` names, which must have it, or else in `.venv` at the project's root and in `/usr/bin`.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
@@ -16,11 +16,21 @@ use std::process::Command;
 
 /// An interpreter that has the builder, or `None` and a line that says what was not run.
 fn python() -> Option<PathBuf> {
-    let named = std::env::var_os("DAXFS_PYTHON").map(PathBuf::from);
-    let candidates = named.into_iter().chain([project_root().join(".venv/bin/python"), "python3".into()]);
-    for python in candidates {
-        let found = Command::new(&python).args(["-c", "import kerf.daxfs.mkdaxfs"]).output();
-        if found.is_ok_and(|output| output.status.success()) {
+    let available = |python: &PathBuf| {
+        Command::new(python)
+            .arg(script())
+            .arg("--available")
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}", python.display()))
+    };
+    if let Some(named) = std::env::var_os("DAXFS_PYTHON").map(PathBuf::from) {
+        let found = available(&named);
+        assert!(found.status.success(), "{}: {}", named.display(), String::from_utf8_lossy(&found.stderr));
+        return Some(named);
+    }
+    let candidates = [project_root().join(".venv/bin/python"), "/usr/bin/python3".into()];
+    for python in candidates.into_iter().filter(|python| python.exists()) {
+        if available(&python).status.success() {
             return Some(python);
         }
     }
@@ -28,11 +38,14 @@ fn python() -> Option<PathBuf> {
     None
 }
 
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kerf/build.py")
+}
+
 /// Builds an image of `source` with an overlay pool of that many bytes.
 fn build(python: &Path, source: &Path, image: &Path, pool: u64) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kerf/build.py");
     let output =
-        Command::new(python).arg(script).args([source, image]).arg(pool.to_string()).output().unwrap();
+        Command::new(python).arg(script()).args([source, image]).arg(pool.to_string()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Renews all locks: those of the Python environments, and of the crates (also of the fuzz targets). Says what moved.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+"${PYTHON:-python3}" scripts/lock.py --upgrade
+for manifest in Cargo.toml fuzz/Cargo.toml; do
+    # Lines such as "Updating libc v0.2.190 -> v0.2.191".
+    cargo update --manifest-path "$manifest" 2>&1 | sed -n "s|^ *\\(Updating\\|Adding\\|Removing\\|Downgrading\\) \\([^ ]* v\\)|update: ${manifest%.toml}.lock: \\1 \\2|p"
+done
+git --no-pager diff --stat -- '*.txt' '*Cargo.lock' || true
