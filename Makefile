@@ -40,8 +40,8 @@ fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECON
 lint:            ## formatting, clippy, documentation, ruff
 	@scripts/test.sh setup format clippy docs ruff
 
-lock:            ## bring the locks of the Python environments in line with the lists *.in; nothing else moves
-	@$(or $(PYTHON),python3) scripts/lock.py
+lock:            ## bring the locks in line with the lists *.in and with Cargo.toml; nothing else moves
+	@scripts/lock.sh
 
 update:          ## renew all locks, of Python packages and of crates, and say what moved
 	@scripts/update.sh

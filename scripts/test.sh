@@ -109,6 +109,12 @@ need_wheel() {
 
 python() {
     need_wheel || return
+    # Where one is missing, its tests would be left out.
+    local package
+    for package in jax ml_dtypes numpy safetensors torch transformers; do
+        .venv/bin/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec(sys.argv[1]))' "$package" ||
+            cannot "no $package in .venv: see the step setup" || return
+    done
     .venv/bin/python -m pytest -q python/tests --ignore python/tests/kernel
 }
 
@@ -202,9 +208,17 @@ deny() {
     # Not the advisories: their database is not reachable everywhere. The step advisories asks it.
     local manifest
     for manifest in Cargo.toml fuzz/Cargo.toml; do
-        "$tools/bin/cargo-deny" --manifest-path "$manifest" --locked check --hide-inclusion-graph \
-            --config deny.toml licenses bans sources || return
+        "$tools/bin/cargo-deny" --manifest-path "$manifest" --locked --config deny.toml --log-level error \
+            check --hide-inclusion-graph licenses bans sources || return
     done
+}
+
+advisories() {
+    local tools
+    tools=$("${PYTHON:-python3}" scripts/environment.py path tools) || return
+    timeout 120 "$tools/bin/cargo-deny" --config deny.toml fetch db >/dev/null 2>&1 ||
+        cannot "the database of advisories is not reachable" || return
+    "$tools/bin/cargo-deny" --locked --config deny.toml check --hide-inclusion-graph advisories
 }
 
 # Ends a step that passed: what it had to leave out is its reason, and with CI=true no success.
@@ -252,6 +266,7 @@ else
     step gpu optional gpu
 fi
 step deny deny
+step advisories optional advisories
 
 printf '\n'
 printf '%s\n' "${table[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Renews all locks: those of the Python environments, and of the crates (also of the fuzz targets). Says what moved.
+# Renews all locks, of the Python environments and of the crates, also those of the fuzz targets, and says what moved.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 "${PYTHON:-python3}" scripts/lock.py --upgrade
