@@ -8,7 +8,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::super::DeviceError;
-use super::device::{self, Device};
+use super::device::{self, Current, Device};
 use super::driver::{Access, Address, AllocationProperties, Handle, Location, OUT_OF_MEMORY};
 use crate::holder::message::DeviceCopy;
 
@@ -78,8 +78,9 @@ impl Drop for Memory {
 }
 
 impl Memory {
-    /// Where the driver has it, which a descriptor does not say. The context is current.
-    fn location(&self) -> Result<Location, DeviceError> {
+    /// Where the driver has it, which a descriptor does not say.
+    fn location(&self, current: &Current<'_>) -> Result<Location, DeviceError> {
+        current.must_be_of(&self.device);
         let mut properties = properties(&self.device, self.location)?;
         // SAFETY: the struct is alive and complete, and the handle is this value's.
         let code = unsafe { (self.device.functions().mem_get_properties)(&raw mut properties, self.handle) };
@@ -127,7 +128,7 @@ impl Allocation {
         needs(device::POSIX_DESCRIPTORS_SUPPORTED, "memory with a descriptor")?;
         let properties = properties(device, location)?;
         let size = rounded(device, &properties, len)?;
-        let _current = device.enter()?;
+        let current = device.enter()?;
         let (functions, mut handle) = (device.functions(), 0);
         // SAFETY: the properties are a live and complete struct, and the size is a multiple of the granularity.
         let code = unsafe { (functions.mem_create)(&raw mut handle, size, &raw const properties, 0) };
@@ -141,7 +142,7 @@ impl Allocation {
         }
         device.check("cuMemCreate", code)?;
         let memory = Memory { device: device.clone(), handle, location, imported: None };
-        Self::map(memory, size, Rights::ReadWrite)
+        Self::map(memory, size, Rights::ReadWrite, &current)
     }
 
     /// Takes the memory behind a descriptor that [`Allocation::share`] gave, here or in another process, for reading.
@@ -155,7 +156,7 @@ impl Allocation {
             what: format!("another descriptor of the memory for {}", device.name()),
             needs: format!("room for it ({error})"),
         })?;
-        let _current = device.enter()?;
+        let current = device.enter()?;
         let mut handle = 0;
         // The descriptor goes through the parameter for the handles of other systems, as its number.
         let number = std::ptr::without_provenance_mut(usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX));
@@ -166,7 +167,7 @@ impl Allocation {
         check.map_err(|error| if is_other && uuid != DeviceCopy::HOST { other() } else { error })?;
         let mut memory =
             Memory { device: device.clone(), handle, location: on(device), imported: Some(imported) };
-        match memory.location()? {
+        match memory.location(&current)? {
             // Whatever was sent along: GPUs that reach each other's memory take it.
             Location { kind: ON_DEVICE, number } if is_other || number != device.number() => {
                 return Err(other());
@@ -184,12 +185,13 @@ impl Allocation {
             }
         }
         let size = rounded(device, &properties(device, memory.location)?, size)?;
-        Self::map(memory, size, Rights::Read)
+        Self::map(memory, size, Rights::Read, &current)
     }
 
-    /// Maps all of `memory`, which has `size` bytes; if it has not, the driver refuses. The context is current.
-    fn map(memory: Memory, size: usize, rights: Rights) -> Result<Self, DeviceError> {
+    /// Maps all of `memory`, which has `size` bytes; if it has not, the driver refuses.
+    fn map(memory: Memory, size: usize, rights: Rights, current: &Current<'_>) -> Result<Self, DeviceError> {
         let device = &memory.device;
+        current.must_be_of(device);
         let functions = device.functions();
         let mut address = 0;
         // SAFETY: the number is alive; the size is a multiple of the granularity; the driver chooses alignment and

@@ -120,10 +120,10 @@ impl Buffer {
             return Err(dmabuf::Error::OutOfBounds { offset, len, bound: self.len }.into());
         }
         let device = self.device();
-        let _current = device.enter()?;
-        let stream = Stream::new(device)?;
+        let current = device.enter()?;
+        let stream = Stream::new(device, &current)?;
         // SAFETY: the buffer has as many bytes from `offset` on (checked above), mapped as long as it lives.
-        Ok(unsafe { stream.fetch(bytes, self.address() + offset) }?)
+        Ok(unsafe { stream.fetch(bytes, self.address() + offset, &current) }?)
     }
 
     /// The memory for other processes.

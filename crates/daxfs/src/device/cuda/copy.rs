@@ -14,6 +14,7 @@ use dmabuf::DirectFile;
 use super::super::DeviceError;
 use super::super::segments::Segments;
 use super::buffer::Buffer;
+use super::device::Current;
 use super::host::{self, Registered};
 use super::ring::{Layout, Ring, Sink};
 use super::staging::{Slot, Staging};
@@ -125,16 +126,16 @@ impl<'a> Upload<'a> {
         while let Some((at, len)) = self.take() {
             let place = self.region.offset() + at;
             {
-                let _current = self.to.device().enter()?;
-                let stream = Stream::new(self.to.device())?;
+                let current = self.to.device().enter()?;
+                let stream = Stream::new(self.to.device(), &current)?;
                 for memory in pinned {
                     let part = memory.place();
                     let (start, end) = (place.max(part.start), (place + len).min(part.end));
                     if start < end {
-                        self.send(memory, start, end - start, &stream)?;
+                        self.send(memory, start, end - start, &stream, &current)?;
                     }
                 }
-                stream.synchronize()?;
+                stream.synchronize(&current)?;
             }
             self.advance(len)?;
         }
@@ -150,10 +151,10 @@ impl<'a> Upload<'a> {
                 continue;
             };
             {
-                let _current = device.enter()?;
-                let stream = Stream::new(device)?;
-                self.send(&memory, memory.place().start, len, &stream)?;
-                stream.synchronize()?;
+                let current = device.enter()?;
+                let stream = Stream::new(device, &current)?;
+                self.send(&memory, memory.place().start, len, &stream, &current)?;
+                stream.synchronize(&current)?;
                 // SAFETY: nothing but the copy uses the memory, and that is through.
                 unsafe { memory.release() };
             }
@@ -169,11 +170,12 @@ impl<'a> Upload<'a> {
         let count = self.threads(len.div_ceil(piece));
         let layout = Layout::new(len, piece, count);
         let current = device.enter()?;
-        let staging = Staging::new(device, layout.count(), layout.block())?;
+        let staging = Staging::new(device, layout.count(), layout.block(), &current)?;
         // One for all: copies of several streams get in each other's way. The memory stays when this is dropped, and so
         // waited for.
-        let stream = Mutex::new(Stream::new(device)?);
-        let sink = |_| Ok(Fetched { slot: Slot::new(&staging)?, stream: &stream, to: self.to, start });
+        let stream = Mutex::new(Stream::new(device, &current)?);
+        let slot = |_| Slot::new(&staging, &current);
+        let sink = |number| Ok(Fetched { slot: slot(number)?, stream: &stream, to: self.to, start });
         let sinks: Vec<_> = (0..layout.count()).map(sink).collect::<Result<_, DeviceError>>()?;
         let ring = Ring::new(layout, sinks);
         // Threads may end up without it: what they tell others is code of the caller's.
@@ -193,9 +195,9 @@ impl<'a> Upload<'a> {
             }
             Ok(())
         })?;
-        let _current = device.enter()?;
+        let current = device.enter()?;
         // This tells whatever went wrong on the device.
-        lock(&stream).synchronize()?;
+        lock(&stream).synchronize(&current)?;
         Ok(ring.wait()?)
     }
 
@@ -212,13 +214,20 @@ impl<'a> Upload<'a> {
 
     /// Submits the copy of pinned bytes, which are those of the region's file from `place` on. The stream has to be
     /// waited for, or dropped, before the memory is.
-    fn send(&self, memory: &Registered, place: u64, len: u64, stream: &Stream<'_>) -> Result<()> {
+    fn send(
+        &self,
+        memory: &Registered,
+        place: u64,
+        len: u64,
+        stream: &Stream<'_>,
+        current: &Current<'_>,
+    ) -> Result<()> {
         let (from, bytes) = memory.part(place, len)?;
         let to = self.to.address() + (place - self.region.offset());
         // SAFETY: `part` is within the memory, which stays pinned until the stream is through, as the callers see to.
         // What was taken is within the buffer's bytes, which are mapped for writing while it is being filled, and
         // outlive the stream.
-        Ok(unsafe { stream.send(from, bytes, to) }?)
+        Ok(unsafe { stream.send(from, bytes, to, current) }?)
     }
 }
 
@@ -233,16 +242,16 @@ struct Fetched<'m, 'a> {
 
 impl Sink for Fetched<'_, '_> {
     fn send(&mut self, at: u64, len: usize) -> Result<(), DeviceError> {
-        let _current = self.to.device().enter()?;
+        let current = self.to.device().enter()?;
         let stream = lock(self.stream);
         // SAFETY: the block is within the buffer's bytes, which are mapped for writing while it is being filled, and
         // outlive the stream.
-        unsafe { self.slot.send(len, self.to.address() + self.start + at, &stream) }
+        unsafe { self.slot.send(len, self.to.address() + self.start + at, &stream, &current) }
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        let _current = self.to.device().enter()?;
-        self.slot.wait()
+        let current = self.to.device().enter()?;
+        self.slot.wait(&current)
     }
 }
 

@@ -142,7 +142,7 @@ impl Device {
     pub fn memory(&self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         let _current = self.enter()?;
-        // SAFETY: a context is current, and both numbers are alive.
+        // SAFETY: a context is current (`_current`), and both numbers are alive.
         let code = unsafe { (self.functions().mem_get_info)(&raw mut free, &raw mut total) };
         self.check("cuMemGetInfo", code)?;
         Ok((free as u64, total as u64))
@@ -201,14 +201,14 @@ impl Device {
         // SAFETY: the context is retained as long as this value lives, and popped by `Current`.
         let code = unsafe { (self.functions().context_push)(self.0.context) };
         self.check("cuCtxPushCurrent", code)?;
-        Ok(Current { functions: self.functions(), of: PhantomData })
+        Ok(Current { device: self, of: PhantomData })
     }
 
     /// Waits for everything that was submitted in this context, by anybody. False where that cannot be: then memory
     /// that such work may use must not be taken away.
     pub(super) fn wait(&self) -> bool {
         let Ok(_current) = self.enter() else { return false };
-        // SAFETY: the context is current.
+        // SAFETY: the context is current (`_current`).
         let code = unsafe { (self.functions().context_synchronize)() };
         // While work is recorded into a graph nothing is waited for. After any other error no work goes on.
         !CAPTURING.contains(&code)
@@ -219,18 +219,26 @@ impl Device {
     }
 }
 
-/// A context that is current for this thread.
+/// A device's context that is current for this thread: who has a reference to such a value knows that it is. Code of the
+/// caller's, which may make another one current and leave it so, is run only when there is none.
 pub(super) struct Current<'a> {
-    functions: &'static Functions,
+    device: &'a Device,
     /// Not to be sent: the stack is the thread's.
-    of: PhantomData<(&'a Device, *const ())>,
+    of: PhantomData<*const ()>,
+}
+
+impl Current<'_> {
+    /// Functions that are given the context of another device are wrong, and are found by the tests.
+    pub fn must_be_of(&self, device: &Device) {
+        debug_assert_eq!(self.device.0.context, device.0.context, "the context of another device is current");
+    }
 }
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
         // SAFETY: what `enter` pushed is on top: values of this type are dropped in the reverse order, being locals.
-        let _ = unsafe { (self.functions.context_pop)(&raw mut popped) };
+        let _ = unsafe { (self.device.functions().context_pop)(&raw mut popped) };
     }
 }
 

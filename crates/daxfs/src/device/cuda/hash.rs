@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use super::super::DeviceError;
 use super::allocation::Allocation;
-use super::device::Device;
+use super::device::{Current, Device};
 use super::driver::{Address, Opaque};
 use super::extents::{Batch, Capacity, Extent, Hash, Range, Work};
 use super::staging::{Slot, Staging};
@@ -47,20 +47,21 @@ impl<'a> Hasher<'a> {
     /// Loads the kernels. The driver cannot where the GPU is older than compute capability 7.0, or where its compiler
     /// (`libnvidia-ptxjitcompiler.so.1`) is missing.
     pub fn load(device: &'a Device) -> Result<Self, DeviceError> {
-        let _current = device.enter()?;
+        let current = device.enter()?;
         let mut module = std::ptr::null_mut();
-        // SAFETY: the pointer is alive and a context current; the text is PTX that ends with NUL.
+        // SAFETY: the pointer is alive and a context current (`current`); the text is PTX that ends with NUL.
         let code = unsafe { (device.functions().module_load)(&raw mut module, PTX.as_ptr().cast()) };
         device.check("cuModuleLoadData", code)?;
         let null = std::ptr::null_mut();
         let mut hasher = Self { device, module, chunks: null, parents: null, collect: null };
-        hasher.chunks = hasher.function(c"daxfs_hash_chunks")?;
-        hasher.parents = hasher.function(c"daxfs_hash_parents")?;
-        hasher.collect = hasher.function(c"daxfs_hash_collect")?;
+        hasher.chunks = hasher.function(c"daxfs_hash_chunks", &current)?;
+        hasher.parents = hasher.function(c"daxfs_hash_parents", &current)?;
+        hasher.collect = hasher.function(c"daxfs_hash_collect", &current)?;
         Ok(hasher)
     }
 
-    fn function(&self, name: &CStr) -> Result<Opaque, DeviceError> {
+    fn function(&self, name: &CStr, current: &Current<'_>) -> Result<Opaque, DeviceError> {
+        current.must_be_of(self.device);
         let mut function = std::ptr::null_mut();
         // SAFETY: the pointer is alive, the module loaded, and its context current.
         let code = unsafe {
@@ -88,32 +89,30 @@ impl<'a> Hasher<'a> {
         let places = Places { nodes, extents, hashes };
 
         let mut work = Work::new(ranges, capacity);
-        let mut current = Some(self.device.enter()?);
-        let staging = Staging::new(self.device, 1, capacity.extents * size_of::<Extent>())?;
-        let mut table = Slot::new(&staging)?;
+        let current = self.device.enter()?;
+        let staging = Staging::new(self.device, 1, capacity.extents * size_of::<Extent>(), &current)?;
+        let mut table = Slot::new(&staging, &current)?;
         // Dropped before the slot and the memory that it uses.
-        let stream = Stream::new(self.device)?;
+        let stream = Stream::new(self.device, &current)?;
+        drop(current);
         let mut found = vec![[0; 32]; capacity.extents];
         while let Some(batch) = work.batch() {
+            let current = self.device.enter()?;
             let bytes = batch.extents.as_bytes();
-            table.bytes()?[..bytes.len()].copy_from_slice(bytes);
+            table.bytes(&current)?[..bytes.len()].copy_from_slice(bytes);
             // SAFETY: the scratch memory has room for as many extents as a batch has, and outlives the stream.
-            unsafe { table.send(bytes.len(), extents, &stream) }?;
+            unsafe { table.send(bytes.len(), extents, &stream, &current) }?;
             // SAFETY: the scratch memory has room for the batch's nodes, extents and hashes, the caller answers for the
             // ranges, and both stay until the stream is waited for, which `fetch` and the drop of the stream do.
-            unsafe { self.launch(&batch, places, &stream) }?;
+            unsafe { self.launch(&batch, places, &stream, &current) }?;
             let found = &mut found[..batch.extents.len()];
             // SAFETY: the last kernel writes as many hashes there.
-            unsafe { stream.fetch(found.as_mut_bytes(), hashes) }?;
+            unsafe { stream.fetch(found.as_mut_bytes(), hashes, &current) }?;
             work.put(&batch, found);
             // The caller's code may make another context current.
-            drop(current.take());
+            drop(current);
             advance(batch.len())?;
-            current = Some(self.device.enter()?);
         }
-        drop(stream);
-        drop(table);
-        drop(current);
         Ok(work.finish())
     }
 
@@ -137,23 +136,29 @@ impl<'a> Hasher<'a> {
     /// # Safety
     /// The memory of `places` holds the batch's nodes, extents and hashes, and the extents were sent there before. It
     /// stays, as do the ranges, until the stream is through.
-    unsafe fn launch(&self, batch: &Batch, places: Places, stream: &Stream<'_>) -> Result<(), DeviceError> {
+    unsafe fn launch(
+        &self,
+        batch: &Batch,
+        places: Places,
+        stream: &Stream<'_>,
+        current: &Current<'_>,
+    ) -> Result<(), DeviceError> {
         let Places { mut nodes, mut extents, mut hashes } = places;
         let (mut count, mut slots) = (len(&batch.extents), batch.slots);
         let [extents, nodes, hashes] = [&raw mut extents, &raw mut nodes, &raw mut hashes].map(|p| p.cast());
         let mut parameters = [extents, pointer(&mut count), nodes, pointer(&mut slots)];
         // SAFETY: the types are those of the kernel's parameters in `hash.cu`; the caller answers for the memory.
-        unsafe { stream.launch(self.chunks, batch.slots, &mut parameters) }?;
+        unsafe { stream.launch(self.chunks, batch.slots, &mut parameters, current) }?;
         for (level, pairs) in (0_u32..).zip(&batch.levels) {
             let (mut level, mut count, mut threads) = (level, pairs.extents, pairs.pairs);
             let mut parameters =
                 [extents, pointer(&mut count), nodes, pointer(&mut threads), pointer(&mut level)];
             // SAFETY: as above.
-            unsafe { stream.launch(self.parents, pairs.pairs, &mut parameters) }?;
+            unsafe { stream.launch(self.parents, pairs.pairs, &mut parameters, current) }?;
         }
         let mut parameters = [extents, pointer(&mut count), nodes, hashes];
         // SAFETY: as above.
-        unsafe { stream.launch(self.collect, len(&batch.extents), &mut parameters) }
+        unsafe { stream.launch(self.collect, len(&batch.extents), &mut parameters, current) }
     }
 }
 

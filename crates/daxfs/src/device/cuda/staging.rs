@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use memmap2::{Advice, MmapMut, MmapRaw};
 
 use super::super::DeviceError;
-use super::device::{self, Device};
+use super::device::{self, Current, Device};
 use super::driver::{Address, Opaque};
 use super::stream::Stream;
 use super::threads;
@@ -45,12 +45,18 @@ unsafe impl Send for Staging<'_> {}
 unsafe impl Sync for Staging<'_> {}
 
 impl<'a> Staging<'a> {
-    /// `count` buffers of at least `len` bytes, neither 0: whole pages, so that whole blocks of a disk have room. A
-    /// context is current.
+    /// `count` buffers of at least `len` bytes, neither 0: whole pages, so that whole blocks of a disk have
+    /// room.
     ///
     /// The driver takes ten times as long to allocate memory as to pin what is there already (350 and 25 ms a GiB on an
     /// H100 with driver 580).
-    pub fn new(device: &'a Device, count: usize, len: usize) -> Result<Self, DeviceError> {
+    pub fn new(
+        device: &'a Device,
+        count: usize,
+        len: usize,
+        current: &Current<'_>,
+    ) -> Result<Self, DeviceError> {
+        current.must_be_of(device);
         let len = len.next_multiple_of(usize::try_from(dmabuf::page_size()).unwrap_or(4096));
         let staging = |bytes, mapping| {
             let (next, is_kept) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -58,12 +64,12 @@ impl<'a> Staging<'a> {
         };
         let all = len.saturating_mul(count);
         if device.has(device::HOST_REGISTER_SUPPORTED)?
-            && let Some(mapping) = registered(device, all)
+            && let Some(mapping) = registered(device, all, current)
         {
             return Ok(staging(mapping.as_mut_ptr(), Some(ManuallyDrop::new(mapping))));
         }
         let mut bytes: *mut c_void = std::ptr::null_mut();
-        // SAFETY: the pointer is alive, and a context is current.
+        // SAFETY: the pointer is alive, and `current` shows that a context is current.
         let code = unsafe { (device.functions().host_alloc)(&raw mut bytes, all, PORTABLE) };
         device.check("cuMemHostAlloc", code)?;
         let staging = staging(bytes.cast(), None);
@@ -92,8 +98,8 @@ impl<'a> Staging<'a> {
     }
 }
 
-/// Memory of this process, pinned; none where there is no memory, or the driver does not pin it. A context is current.
-fn registered(device: &Device, len: usize) -> Option<MmapRaw> {
+/// Memory of this process, pinned; none where there is no memory, or the driver does not pin it.
+fn registered(device: &Device, len: usize, _current: &Current<'_>) -> Option<MmapRaw> {
     let mapping = MmapMut::map_anon(len).ok()?;
     // After a fork, by whichever thread, what is written would go to pages of this process's own, and older kernels
     // leave those that the device reads to the child.
@@ -105,7 +111,7 @@ fn registered(device: &Device, len: usize) -> Option<MmapRaw> {
     let touch = |at| mapping.advise_range(Advice::PopulateWrite, at, TOUCHED.min(len - at)).is_ok();
     threads::parts(len, TOUCHED, touch);
     let mapping = MmapRaw::from(mapping);
-    // SAFETY: the range is mapped, and stays so until it is unregistered (`Staging`).
+    // SAFETY: a context is current (`_current`). The range is mapped, and stays so until it is unregistered (`Staging`).
     let code = unsafe { (device.functions().host_register)(mapping.as_mut_ptr().cast(), len, PORTABLE) };
     (code == 0).then_some(mapping)
 }
@@ -142,27 +148,28 @@ pub(super) struct Slot<'a> {
 }
 
 // SAFETY: the buffer was handed out to this value alone, and any thread may use the event (cuda.h binds neither
-// cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which is said
-// of each function; nothing else is reached through the pointers.
+// cuEventSynchronize nor cuEventDestroy to the thread that made it), as long as its context is current, which
+// each function has shown to it; nothing else is reached through the pointers.
 unsafe impl Send for Slot<'_> {}
 
 impl<'a> Slot<'a> {
-    /// The next buffer of `staging`. A context is current.
-    pub fn new(staging: &'a Staging<'a>) -> Result<Self, DeviceError> {
+    /// The next buffer of `staging`.
+    pub fn new(staging: &'a Staging<'a>, current: &Current<'_>) -> Result<Self, DeviceError> {
         let device = staging.device;
+        current.must_be_of(device);
         let none =
             || DeviceError::OutOfMemory { device: device.name().into(), need: staging.len as u64, free: 0 };
         let bytes = staging.buffer().ok_or_else(none)?;
         let mut slot = Self { staging, bytes, event: std::ptr::null_mut(), is_busy: false };
-        // SAFETY: the pointer is alive, and a context is current.
+        // SAFETY: the pointer is alive, and `current` shows that a context is current.
         let code = unsafe { (device.functions().event_create)(&raw mut slot.event, EVENT) };
         device.check("cuEventCreate", code)?;
         Ok(slot)
     }
 
     /// The memory, when the device is through with it.
-    pub fn bytes(&mut self) -> Result<&mut [u8], DeviceError> {
-        self.wait()?;
+    pub fn bytes(&mut self, current: &Current<'_>) -> Result<&mut [u8], DeviceError> {
+        self.wait(current)?;
         // SAFETY: `len` initialised bytes (see `Staging`: zeros at first) that were handed out to this value alone, and
         // which the device does not read now; they are borrowed with `self`, so nothing is submitted meanwhile.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes, self.staging.len) })
@@ -177,13 +184,14 @@ impl<'a> Slot<'a> {
         len: usize,
         address: Address,
         stream: &Stream<'_>,
+        current: &Current<'_>,
     ) -> Result<(), DeviceError> {
         self.is_busy = true;
         // SAFETY: at most `len` bytes of this value's own, which stay until the event has happened (`wait`, in `drop`
         // at the latest); the caller answers for the address.
-        unsafe { stream.send(self.bytes.cast(), len.min(self.staging.len), address) }?;
+        unsafe { stream.send(self.bytes.cast(), len.min(self.staging.len), address, current) }?;
         // SAFETY: the event is alive and of the stream's context.
-        unsafe { stream.record(self.event) }
+        unsafe { stream.record(self.event, current) }
     }
 
     fn device(&self) -> &'a Device {
@@ -191,7 +199,8 @@ impl<'a> Slot<'a> {
     }
 
     /// Waits until the device has read what was sent.
-    pub fn wait(&mut self) -> Result<(), DeviceError> {
+    pub fn wait(&mut self, current: &Current<'_>) -> Result<(), DeviceError> {
+        current.must_be_of(self.device());
         if self.is_busy {
             // SAFETY: the event was made by `new` and is alive.
             let code = unsafe { (self.device().functions().event_synchronize)(self.event) };
