@@ -131,12 +131,9 @@ impl Entry {
     /// Its entries in stored order, if it is a directory; none otherwise.
     pub fn children(&self) -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + use<> {
         let (image, parent) = (self.image.clone(), self.node);
-        let count = image.tree().children(parent).len();
-        (0..count).map(move |index| {
-            // The tree never changes, so the child is there.
-            let node = image.tree().children(parent).get(index).copied().unwrap_or(0);
-            Self::new(image.clone(), node)
-        })
+        // Numbers of the children: the tree borrows from the image, which the iterator has to hold.
+        let nodes = image.tree().children(parent).to_vec();
+        nodes.into_iter().map(move |node| Self::new(image.clone(), node))
     }
 
     /// The entry of that name, if it is a directory that has one. Links are not followed.

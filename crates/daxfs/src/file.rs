@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd;
 
-use dmabuf::{MemoryClass, SharedBytes, Transfer};
+use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer};
 
 use crate::error::{Error, Result};
 use crate::region::COPY_CHUNK;
@@ -159,41 +159,52 @@ impl File {
     /// # Errors
     /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read_into(offset, &mut SharedBytesMut::from_slice(buffer))
+    }
+
+    /// [`File::read_at`] into memory that is no slice, since code outside of Rust reaches it, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_into(&self, offset: u64, target: &mut SharedBytesMut<'_>) -> Result<usize> {
         let _access = self.region().cpu_access()?;
-        let len = self.copy_out(offset, buffer)?;
+        let len = self.copy_out(offset, target)?;
         self.region().check_present()?;
         Ok(len)
     }
 
-    fn copy_out(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    fn copy_out(&self, offset: u64, buffer: &mut SharedBytesMut<'_>) -> Result<usize> {
         let left = self.len().saturating_sub(offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(target) = buffer.get_mut(..len).filter(|target| !target.is_empty()) else {
+        if len == 0 {
             return Ok(0);
-        };
+        }
+        let mut target = buffer.get_mut(0, len as u64)?;
         match self.entry.content() {
             Content::Pieces(pieces) => self.copy_pieces(pieces, offset, target)?,
-            _ => self.range(offset, len as u64)?.read_at(0, target)?,
+            _ => self.range(offset, len as u64)?.copy_into(0, &mut target)?,
         }
         Ok(len)
     }
 
     /// Copies from pieces; `offset..offset + target.len()` lies in the file, which they cover without gaps.
-    fn copy_pieces(&self, pieces: &[Piece], mut offset: u64, mut target: &mut [u8]) -> Result<()> {
+    fn copy_pieces(&self, pieces: &[Piece], mut offset: u64, mut target: SharedBytesMut<'_>) -> Result<()> {
         let first = pieces.partition_point(|piece| piece.start + piece.len <= offset);
         for piece in pieces.iter().skip(first) {
             let skip = offset - piece.start;
             let len = usize::try_from(piece.len - skip).unwrap_or(usize::MAX).min(target.len());
-            let (part, rest) = target.split_at_mut(len);
+            let (mut part, rest) = target.split_at(len)?;
             match (piece.source, self.image().backing()) {
-                (PieceSource::Image(at), _) => self.image().region().view().read_at(at + skip, part)?,
+                (PieceSource::Image(at), _) => {
+                    self.image().region().view().copy_into(at + skip, &mut part)?;
+                }
                 (PieceSource::Backing(at), Some(backing)) => {
                     // Callers see to the image's own memory.
                     let _access = backing.cpu_access()?;
-                    backing.view().read_at(at + skip, part)?;
+                    backing.view().copy_into(at + skip, &mut part)?;
                     backing.check_present()?;
                 }
-                _ => part.fill(0),
+                _ => part.fill_zero(0, len as u64)?,
             }
             if rest.is_empty() {
                 break;
@@ -227,7 +238,7 @@ impl File {
         let mut buffer = vec![0; usize::try_from(self.len()).unwrap_or(COPY_CHUNK).min(COPY_CHUNK)];
         let mut offset = 0;
         loop {
-            let len = self.copy_out(offset, &mut buffer)?;
+            let len = self.copy_out(offset, &mut SharedBytesMut::from_slice(&mut buffer))?;
             self.region().check_present()?;
             match buffer.get(..len) {
                 Some(bytes) if len > 0 => each(bytes)?,

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crate::budget::Budget;
@@ -113,6 +113,26 @@ impl OpenOptions {
         self
     }
 
+    /// Whether [`OpenOptions::strict`] was asked for.
+    pub fn is_strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Whether [`OpenOptions::sealed_copy`] was asked for.
+    pub fn is_sealed_copy(&self) -> bool {
+        self.sealed_copy
+    }
+
+    /// The content hash of [`OpenOptions::expect`].
+    pub fn expected(&self) -> Option<[u8; 32]> {
+        self.expect
+    }
+
+    /// The bound of [`OpenOptions::max_metadata`].
+    pub fn metadata_bound(&self) -> u64 {
+        self.max_metadata
+    }
+
     /// Opens a source as [`Region::open`] names it.
     ///
     /// # Errors
@@ -185,7 +205,9 @@ impl OpenOptions {
             budget,
             tensors: TensorCache::default(),
             index: OnceLock::new(),
+            described: OnceLock::new(),
         }));
+        crate::faults::opened(&image);
         match self.expect {
             Some(expected) if image.content_hash() != Some(expected) => {
                 Err(Error::OtherContent { expected, found: image.content_hash() })
@@ -195,7 +217,9 @@ impl OpenOptions {
     }
 }
 
-struct Inner {
+pub(crate) struct Inner {
+    /// Goes first, while the memory that is described is still there.
+    described: OnceLock<Vec<dmabuf::faults::Described>>,
     region: Region,
     backing: Option<Region>,
     superblock: Superblock,
@@ -274,7 +298,7 @@ impl Image {
     }
 
     /// How it was opened.
-    pub(crate) fn options(&self) -> &OpenOptions {
+    pub fn options(&self) -> &OpenOptions {
         &self.0.options
     }
 
@@ -317,6 +341,21 @@ impl Image {
     #[cfg(any(feature = "vulkan", feature = "cuda"))]
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A reference that does not keep the image.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.0)
+    }
+
+    /// The image of [`Image::downgrade`], if it is still there.
+    pub(crate) fn upgrade(image: &Weak<Inner>) -> Option<Self> {
+        image.upgrade().map(Self)
+    }
+
+    /// Where it is kept that faults in the image's memory are explained.
+    pub(crate) fn described(&self) -> &OnceLock<Vec<dmabuf::faults::Described>> {
+        &self.0.described
     }
 
     pub(crate) fn tree(&self) -> &Tree {

@@ -59,6 +59,7 @@ mod describe;
 mod device;
 mod direct;
 mod error;
+pub mod faults;
 mod fdpass;
 mod heap;
 mod map;

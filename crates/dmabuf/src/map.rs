@@ -133,8 +133,9 @@ impl Mapping {
                 Access::ReadWrite | Access::Private => options.map_raw(fd.as_raw_fd()),
             };
             let raw = raw.map_err(failed)?;
-            // memmap2 counts from a non-null address that mmap(2) returned; null cannot be.
-            let ptr = NonNull::new(raw.as_mut_ptr()).unwrap_or(NonNull::dangling());
+            // mmap(2) gives address 0 to nobody who did not ask for it.
+            let ptr = NonNull::new(raw.as_mut_ptr())
+                .ok_or_else(|| Error::invalid(fd_name(fd), "it was mapped at address 0"))?;
             return Ok(Mapping { owner: Owner::Anywhere(raw), ptr, len, access, class });
         }
 

@@ -37,10 +37,13 @@ impl<'a> SharedBytesMut<'a> {
         SharedBytesMut { len: bytes.len(), ptr: NonNull::from(bytes).cast(), memory: PhantomData }
     }
 
+    /// A view of `len` bytes at `ptr` that code outside of Rust lends, such as an object of Python's.
+    ///
     /// # Safety
-    /// For all of `'a` the `len` bytes at `ptr` are mapped readable and writable within one mapping of at most
-    /// `isize::MAX` bytes, and this process reaches them through this value alone.
-    pub(crate) unsafe fn from_raw_parts(ptr: NonNull<u8>, len: usize) -> Self {
+    /// For all of `'a` the `len` bytes at `ptr` are readable and writable within one allocation or mapping of at most
+    /// `isize::MAX` bytes, and Rust code of this process reaches them through this value alone, or through reading
+    /// views that are not those of slices. What other code does meanwhile counts as another process's.
+    pub unsafe fn from_raw_parts(ptr: NonNull<u8>, len: usize) -> Self {
         SharedBytesMut { ptr, len, memory: PhantomData }
     }
 

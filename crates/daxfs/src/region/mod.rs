@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "hands out slices of regions that are proven or promised immutable")]
 
+mod owned;
 mod source;
 
 use std::ffi::OsStr;
@@ -53,7 +54,7 @@ impl fmt::Display for Provenance {
 
 enum Memory {
     Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo, offset: u64 },
-    Owned(Box<[u8]>),
+    Owned(owned::Bytes),
 }
 
 /// Memory that holds an image. Cloning shares it; it is unmapped when the last clone goes.
@@ -148,9 +149,10 @@ impl Region {
         Ok(Self::new(Memory::Mapped { mapping, fd, info, offset }, provenance))
     }
 
-    /// A region over bytes that this process owns: immutable, at no particular alignment, without a descriptor.
+    /// A region over bytes that this process owns: immutable, without a descriptor, aligned as a mapping is. Bytes that
+    /// lie elsewhere, as those of most vectors do, are copied.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self::new(Memory::Owned(bytes.into_boxed_slice()), Provenance::Sealed)
+        Self::new(Memory::Owned(owned::Bytes::new(bytes)), Provenance::Sealed)
     }
 
     fn new(memory: Memory, provenance: Provenance) -> Self {
@@ -261,7 +263,7 @@ impl Region {
     pub fn view(&self) -> SharedBytes<'_> {
         match &*self.memory {
             Memory::Mapped { mapping, .. } => mapping.view(),
-            Memory::Owned(bytes) => SharedBytes::from_slice(bytes),
+            Memory::Owned(bytes) => SharedBytes::from_slice(bytes.as_slice()),
         }
     }
 

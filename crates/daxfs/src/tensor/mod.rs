@@ -139,8 +139,9 @@ impl Tensor {
     }
 
     /// The largest power of two, at most [`Tensor::MAX_ALIGNMENT`], that divides the offset of the data in its
-    /// region. Regions are mapped at page boundaries, large ones at 2 MiB, so up to 4096 it is the alignment of the
-    /// pointer too. 1 for files in pieces, which have no one offset.
+    /// region. Every region begins on a page, also one of bytes of this process, so up to 4096 the pointer is aligned
+    /// as well; whether it is beyond that depends on where the region was mapped. 1 for files in pieces, which have no
+    /// one offset.
     pub fn alignment(&self) -> u64 {
         let Some(extent) = self.file.extent() else { return 1 };
         let offset = extent.offset.saturating_add(self.offset());
