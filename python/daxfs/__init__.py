@@ -1,7 +1,7 @@
 """Model weights in shared memory: open a DAXFS image and use its files and tensors without a copy.
 
     with daxfs.open("model.daxfs") as image:  # a path, a descriptor, or nothing: $DAXFS_IMAGE
-        config = json.loads(image["config.json"].read_bytes())
+        config = json.loads(image["config.json"].read_text())
         weights = image.tensors()  # one safetensors file, or all shards of a checkpoint
         w = numpy.asarray(weights["lm_head.weight"])
 
@@ -34,6 +34,7 @@ from daxfs._daxfs import (
     Tensors,
     __version__,
     devices,
+    explain_faults,
     open,
     pack,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Tensors",
     "__version__",
     "devices",
+    "explain_faults",
     "get_include",
     "open",
     "pack",

@@ -5,7 +5,7 @@ use pyo3::exceptions::{PyAttributeError, PyImportError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::dtype::{Element, element};
+use crate::dtype::{Element, array_type, element};
 
 /// `numpy.ndarray(shape, dtype, tensor)`: a view that holds the tensor, read-only where its buffer is.
 pub fn view<'py>(tensor: &Bound<'py, PyAny>, dtype: Dtype, shape: &[u64]) -> PyResult<Bound<'py, PyAny>> {
@@ -32,6 +32,30 @@ pub fn convert<'py>(
         }
     }
     if copy == Some(true) { view.call_method0("copy") } else { Ok(view) }
+}
+
+/// What `dtype` of a tensor is: the `numpy.dtype` of the array that it becomes; its name, a `str` with `name` and
+/// `itemsize`, where numpy, or ml_dtypes for what only that has, is not installed.
+pub fn dtype(py: Python<'_>, dtype: Dtype) -> PyResult<Bound<'_, PyAny>> {
+    match numpy_dtype(py, dtype) {
+        Err(error) if error.is_instance_of::<PyImportError>(py) => {
+            py.import("daxfs._dtype")?.getattr("DtypeName")?.call1(array_type(dtype))
+        }
+        made => made.cloned(),
+    }
+}
+
+/// `torch.from_dlpack(tensor)`.
+pub fn torch<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = tensor.py();
+    let torch = py.import("torch").map_err(|cause| {
+        missing(
+            py,
+            cause,
+            "torch() needs torch (pip install torch); other libraries have from_dlpack functions, too",
+        )
+    })?;
+    torch.call_method1("from_dlpack", (tensor,))
 }
 
 /// The `numpy.dtype` of a type, made once.

@@ -11,9 +11,10 @@
 
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Mutex;
 
+use daxfs::SharedBytesMut;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -256,15 +257,17 @@ impl<'py> Borrowed<'py> {
         usize::try_from(self.view.len).unwrap_or(0)
     }
 
-    /// The bytes, to be filled in without the GIL.
-    pub fn bytes(&mut self) -> &mut [u8] {
+    /// The bytes, to be filled in without the GIL. They are no slice: the interpreter's other threads reach them, too,
+    /// and they may be those of a private image.
+    pub fn bytes(&mut self) -> SharedBytesMut<'_> {
         let len = self.len();
-        if len == 0 {
-            return &mut [];
-        }
-        // SAFETY: the exporter lends `len` writable, contiguous bytes until they are released, which `self` does; that
-        // Python code does not use them meanwhile is its own promise, as with `readinto` of every other object.
-        unsafe { std::slice::from_raw_parts_mut(self.view.buf.cast::<u8>(), len) }
+        let Some(start) = NonNull::new(self.view.buf.cast::<u8>()).filter(|_| len > 0) else {
+            return SharedBytesMut::from_slice(&mut []);
+        };
+        // SAFETY: the exporter lends `len` writable, contiguous bytes, at most `isize::MAX`, until they are released,
+        // which the drop of `self` does. Rust code has no references to them: what lends memory to Python here is
+        // images, whose views are not those of slices where they are writable (private mappings are `Shared`).
+        unsafe { SharedBytesMut::from_raw_parts(start, len) }
     }
 }
 

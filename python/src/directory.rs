@@ -3,12 +3,12 @@
 use daxfs::{Entry, FileType};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{PyIterator, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::{OrRaise, not_found};
-use crate::image::is_index;
+use crate::image::{file_at, files, is_index};
 use crate::text::{self, ImagePath};
-use crate::{file, mapping};
+use crate::{file, mapping, reduce};
 
 /// A directory of an image: a read-only mapping from the names in it to files and directories.
 ///
@@ -38,6 +38,61 @@ impl Directory {
     fn children(&self) -> impl Iterator<Item = Entry> {
         self.0.children().filter(|child| self.resolve(child.clone()).is_some())
     }
+}
+
+/// The file or directory at a path, for `/`.
+pub fn at<'py>(py: Python<'py>, image: &daxfs::Image, path: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let entry = image.entry(path).or_raise()?;
+    match entry.file_type() {
+        FileType::Directory => Directory(entry).into_bound_py_any(py),
+        _ => file::create(py, entry.file().or_raise()?),
+    }
+}
+
+/// The files below a directory whose paths from there match a pattern.
+pub fn glob<'py>(py: Python<'py>, top: &Entry, pattern: &str) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let mut place = top.path();
+    if !place.ends_with(b"/") {
+        place.push(b'/');
+    }
+    let paths = files(top.image()).filter_map(|entry| {
+        let path = entry.path();
+        path.strip_prefix(place.as_slice()).map(|rest| text::decode(py, rest))
+    });
+    let paths = paths.collect::<PyResult<Vec<_>>>()?;
+    let found = py.import("daxfs._glob")?.call_method1("matching", (pattern, paths))?;
+    let file = |path: PyResult<Bound<'py, PyAny>>| {
+        let path = [place.as_slice(), &path?.extract::<ImagePath>()?.0].concat();
+        file::create(py, file_at(py, top.image(), &ImagePath(path))?)
+    };
+    found.try_iter()?.map(file).collect()
+}
+
+/// A table of names and bytes for notebooks; a directory has a slash behind its name.
+pub fn html<'py>(
+    py: Python<'py>,
+    title: &str,
+    rows: impl Iterator<Item = (Vec<u8>, Entry)>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let module = py.import("daxfs._html")?;
+    let most: usize = module.getattr("ROWS")?.extract()?;
+    let mut count = 0;
+    let mut shown = Vec::new();
+    for (mut name, entry) in rows {
+        count += 1;
+        if count > most {
+            continue;
+        }
+        let size = match entry.file() {
+            Ok(file) => file.len().to_string(),
+            Err(_) => {
+                name.push(b'/');
+                String::new()
+            }
+        };
+        shown.push((text::decode(py, &name)?, size));
+    }
+    module.call_method1("table", (title, ("name", "bytes"), shown, count))
 }
 
 #[pymethods]
@@ -76,8 +131,18 @@ impl Directory {
         mapping::or_default(py, self.__getitem__(py, name), default)
     }
 
-    fn __contains__(&self, name: ImagePath) -> bool {
-        self.child(&name.0).is_some()
+    fn __contains__(&self, key: &Bound<'_, PyAny>) -> bool {
+        key.extract::<ImagePath>().is_ok_and(|name| self.child(&name.0).is_some())
+    }
+
+    /// The file or directory at a path from here: directory / "sub" / "config.json".
+    fn __truediv__<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyAny>> {
+        at(py, self.0.image(), &[&self.0.path(), b"/".as_slice(), &path.0].concat())
+    }
+
+    /// The files below whose paths from here match a pattern, as Image.glob.
+    fn glob<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        glob(py, &self.0, pattern)
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
@@ -102,6 +167,33 @@ impl Directory {
     /// All pairs of name and file or directory.
     fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         mapping::items(slf)
+    }
+
+    /// (function, arguments): see Image.__reduce__.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let path = PyBytes::new(py, &self.0.path());
+        reduce::reduced(py, "directory", (reduce::handle(py, self.0.image())?, path))
+    }
+
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// The directory itself, which never changes.
+    #[pyo3(signature = (_memo, /))]
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
+    }
+
+    fn _ipython_key_completions_<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyString>>> {
+        self.children().map(|child| text::decode(py, child.name())).collect()
+    }
+
+    /// A table of names and bytes.
+    fn _repr_html_<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let entries = self.children().filter_map(|child| Some((child.clone(), self.resolve(child)?)));
+        let rows = entries.map(|(child, entry)| (child.name().to_vec(), entry));
+        html(py, &self.__repr__(py)?, rows)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

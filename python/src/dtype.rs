@@ -54,6 +54,29 @@ pub const fn element(dtype: Dtype) -> Element {
     }
 }
 
+/// numpy's name of the type of the array that a tensor becomes, and the bytes of an item.
+pub const fn array_type(dtype: Dtype) -> (&'static str, usize) {
+    match dtype {
+        Dtype::BOOL => ("bool", 1),
+        Dtype::I8 => ("int8", 1),
+        Dtype::U16 => ("uint16", 2),
+        Dtype::I16 => ("int16", 2),
+        Dtype::F16 => ("float16", 2),
+        Dtype::U32 => ("uint32", 4),
+        Dtype::I32 => ("int32", 4),
+        Dtype::F32 => ("float32", 4),
+        Dtype::U64 => ("uint64", 8),
+        Dtype::I64 => ("int64", 8),
+        Dtype::F64 => ("float64", 8),
+        Dtype::C64 => ("complex64", 8),
+        _ => match element(dtype) {
+            Element::Extension(name) => (name, dtype.bits() / 8),
+            // U8, and what is shown as bytes.
+            _ => ("uint8", 1),
+        },
+    }
+}
+
 /// Shape and item size of a tensor's memory as Python sees it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {

@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use daxfs::{SharedBytes, Transfer};
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::{PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyIterator, PyString, PyType};
+use pyo3::types::{PyBytes, PyIterator, PySlice, PyString, PyTuple, PyType};
 
 use crate::buffer::{self, Borrowed, Dimensions, Export, Exporter};
 use crate::error::OrRaise;
 use crate::tensors::Tensors;
-use crate::{mapping, source, text};
+use crate::{mapping, reduce, source, text};
 
 /// The PyO3 half of `daxfs.File`; see [`crate::buffer`].
 #[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_FileBase")]
@@ -37,6 +37,7 @@ unsafe impl Exporter for FileBase {
     const CLASS_DOC: &'static CStr = c"A file of an image.
 
 It is a buffer: memoryview(file), numpy.frombuffer(file, ...), hashlib.sha256(file) read the image's memory in place.
+file.open() is a stream of its bytes, file[a:b] and file.read_at(offset, length) are copies of some, len(file) counts them.
 A safetensors file gives its tensors by name: file[\"lm_head.weight\"].";
 
     fn class() -> &'static PyOnceLock<Py<PyType>> {
@@ -162,17 +163,57 @@ impl FileBase {
         self.file.extent().map(|extent| (extent.offset, extent.len))
     }
 
-    /// A copy of all contents.
-    fn read_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.read(py, 0, None)
+    /// Opens the contents as a stream: an io.BufferedReader, as open(path, "rb") gives one, that reads, seeks and has
+    /// readinto. numpy.load, zipfile, pickle.load, PIL and pandas take it. It is at the start, has a position of its own
+    /// and keeps the image's memory.
+    ///
+    /// mode: "rb", or "r" for text: then encoding (default "utf-8"), errors and newline are those of open().
+    /// buffering: bytes of the buffer; 0 for an unbuffered io.RawIOBase.
+    /// descriptor: copy the contents into memory of this process that has a descriptor, for libraries that call fileno()
+    ///     or map files, as gguf.GGUFReader does. Without it fileno() raises io.UnsupportedOperation.
+    #[pyo3(signature = (
+        mode="rb", buffering=-1, encoding=None, errors=None, newline=None, *, descriptor=false,
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "those of Python's open()")]
+    fn open<'py>(
+        slf: &Bound<'py, Self>,
+        mode: &str,
+        buffering: isize,
+        encoding: Option<&str>,
+        errors: Option<&str>,
+        newline: Option<&str>,
+        descriptor: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let arguments = (slf, mode, buffering, encoding, errors, newline, descriptor);
+        slf.py().import("daxfs._stream")?.call_method1("open_file", arguments)
     }
 
-    /// A copy of size bytes from offset on, or of all from there; fewer where the file ends.
-    #[pyo3(signature = (offset=0, size=None))]
-    fn read<'py>(&self, py: Python<'py>, offset: u64, size: Option<u64>) -> PyResult<Bound<'py, PyBytes>> {
+    /// A copy of all contents.
+    fn read_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.read_at(py, 0, None)
+    }
+
+    /// All contents as text, with newlines as open() translates them.
+    #[pyo3(signature = (encoding="utf-8", errors=None))]
+    fn read_text<'py>(
+        slf: &Bound<'py, Self>,
+        encoding: &str,
+        errors: Option<&str>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Self::open(slf, "r", -1, Some(encoding), errors, None, false)?.call_method0("read")
+    }
+
+    /// A copy of length bytes from offset on, or of all from there; fewer where the file ends.
+    #[pyo3(signature = (offset, length=None))]
+    fn read_at<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        length: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let left = self.file.len().saturating_sub(offset);
-        let size = usize::try_from(size.unwrap_or(left).min(left))
-            .map_err(|_| PyValueError::new_err("the size does not fit the address space"))?;
+        let size = usize::try_from(length.unwrap_or(left).min(left))
+            .map_err(|_| PyValueError::new_err("the length does not fit the address space"))?;
         PyBytes::new_with(py, size, |target| {
             py.detach(|| {
                 let mut done = 0;
@@ -190,11 +231,11 @@ impl FileBase {
 
     /// Copies bytes from offset on into a writable buffer (bytearray, numpy array, memoryview) and returns how many:
     /// fewer than it holds only where the file ends.
-    #[pyo3(signature = (buffer, offset=0))]
-    fn readinto(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+    #[pyo3(signature = (offset, buffer, /))]
+    fn readinto_at(&self, py: Python<'_>, offset: u64, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
         let mut target = Borrowed::writable(buffer)?;
-        let target = target.bytes();
-        py.detach(|| self.file.read_at(offset, target)).or_raise()
+        let mut target = target.bytes();
+        py.detach(|| self.file.read_into(offset, &mut target)).or_raise()
     }
 
     /// Writes all contents to a file, pipe or socket, given by its descriptor or an object with fileno(), at its
@@ -226,7 +267,7 @@ impl FileBase {
 
     /// The tensors of a safetensors file.
     fn tensors(&self, py: Python<'_>) -> PyResult<Tensors> {
-        self.parsed(py).cloned().map(Tensors)
+        Ok(Tensors { tensors: self.parsed(py)?.clone(), path: Some(self.file.path()) })
     }
 
     /// The __metadata__ of a safetensors file.
@@ -235,16 +276,60 @@ impl FileBase {
         self.tensors(py)?.metadata(py)
     }
 
-    fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        crate::tensor::create(py, self.parsed(py)?.get(name).or_raise()?)
+    /// The tensor of that name; for a slice, a copy of those bytes.
+    fn __getitem__<'py>(&self, py: Python<'py>, key: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        if let Ok(name) = key.cast::<PyString>() {
+            return crate::tensor::create(py, self.parsed(py)?.get(name.to_cow()?.as_ref()).or_raise()?);
+        }
+        let Ok(range) = key.cast::<PySlice>() else {
+            let kind = key.get_type().name()?;
+            let message =
+                format!("a file is indexed by the name of a tensor or a slice of bytes, not {kind}");
+            return Err(PyTypeError::new_err(message));
+        };
+        let length = isize::try_from(self.file.len())
+            .map_err(|_| PyValueError::new_err("the file does not fit the address space"))?;
+        let indices = range.indices(length)?;
+        if indices.step != 1 {
+            return Err(PyValueError::new_err("bytes are read without steps; memoryview(file) takes steps"));
+        }
+        let start = u64::try_from(indices.start).unwrap_or(0);
+        Ok(self.read_at(py, start, Some(indices.slicelength as u64))?.into_any())
     }
 
-    fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.tensors(py)?.__contains__(py, name)
+    /// Size in bytes.
+    fn __len__(&self) -> PyResult<usize> {
+        usize::try_from(self.file.len())
+            .map_err(|_| PyValueError::new_err("the size does not fit the address space"))
     }
 
-    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
-        self.tensors(py)?.__iter__(py)
+    fn __bool__(&self) -> bool {
+        true
+    }
+
+    /// True for the name of a tensor.
+    fn __contains__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.tensors(py)?.__contains__(py, key)
+    }
+
+    /// TypeError: the length is that of the bytes, and what is found by name is tensors.
+    fn __iter__(&self) -> PyResult<Bound<'_, PyIterator>> {
+        Err(PyTypeError::new_err(
+            "a daxfs.File is not iterable: file.keys() has the names of its tensors, file.open() its lines, and \
+             memoryview(file) its bytes",
+        ))
+    }
+
+    /// For those who take it for a stream.
+    fn __getattr__(slf: &Bound<'_, Self>, name: &str) -> PyResult<Py<PyAny>> {
+        let hint = match name {
+            "read" | "readinto" | "readline" | "readlines" | "seek" | "tell" => {
+                ": file.open() is a stream, file.read_bytes() reads all, file.read_at(offset, length) a part"
+            }
+            _ => "",
+        };
+        let kind = slf.get_type().name()?;
+        Err(PyAttributeError::new_err(format!("'daxfs.{kind}' object has no attribute '{name}'{hint}")))
     }
 
     /// The tensor of that name, or default when there is none.
@@ -255,7 +340,9 @@ impl FileBase {
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        mapping::or_default(py, self.__getitem__(py, name), default)
+        let found =
+            self.parsed(py)?.get(name).or_raise().and_then(|tensor| crate::tensor::create(py, tensor));
+        mapping::or_default(py, found, default)
     }
 
     /// The names of the tensors.
@@ -271,6 +358,33 @@ impl FileBase {
     /// All pairs of name and tensor.
     fn items<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         mapping::items(&self.tensors(py)?.into_bound_py_any(py)?)
+    }
+
+    /// (function, arguments): see Image.__reduce__.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let path = PyBytes::new(py, &self.file.path());
+        reduce::reduced(py, "file", (reduce::handle(py, self.file.image())?, path, self.file.len()))
+    }
+
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// The file itself, which never changes.
+    #[pyo3(signature = (_memo, /))]
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
+    }
+
+    fn _ipython_key_completions_(&self, py: Python<'_>) -> Vec<String> {
+        self.parsed(py).map(|tensors| tensors.names().collect()).unwrap_or_default()
+    }
+
+    /// The tensors as a table; None for a file without any.
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (this, py) = (slf.get(), slf.py());
+        let Ok(tensors) = this.parsed(py) else { return Ok(None) };
+        crate::tensors::html(py, &this.__repr__(py)?, tensors).map(Some)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -10,12 +10,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
 
 use crate::device::{self, DeviceImage};
-use crate::directory::Directory;
+use crate::directory::{self, Directory};
 use crate::error::{OrRaise, not_found};
 use crate::tensors::Tensors;
 use crate::text::{self, ImagePath};
 use crate::walk::Walk;
-use crate::{file, mapping, source, stat};
+use crate::{file, mapping, reduce, source, stat};
 
 /// An opened image: a read-only mapping from paths to files.
 ///
@@ -112,8 +112,57 @@ impl Image {
         mapping::or_default(py, self.__getitem__(py, path), default)
     }
 
-    fn __contains__(&self, path: ImagePath) -> PyResult<bool> {
-        Ok(self.opened()?.entry(&path.0).is_ok_and(|entry| entry.file_type() == FileType::File))
+    fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let image = self.opened()?;
+        let Ok(path) = key.extract::<ImagePath>() else { return Ok(false) };
+        Ok(image.entry(&path.0).is_ok_and(|entry| entry.file_type() == FileType::File))
+    }
+
+    /// The file or directory at a path: image / "sub" / "config.json".
+    fn __truediv__<'py>(&self, py: Python<'py>, path: ImagePath) -> PyResult<Bound<'py, PyAny>> {
+        directory::at(py, &self.opened()?, &path.0)
+    }
+
+    /// The files whose paths match a pattern: image.glob("*.json"), image.glob("**/*.safetensors").
+    ///
+    /// "*" and "?" stand for characters of one name, "[seq]" and "[!seq]" for one of a set, "**" for any number of
+    /// directories. As among the image's keys, symbolic links that lead to a file are found, and those that lead to a
+    /// directory are not entered.
+    fn glob<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        directory::glob(py, &self.opened()?.root(), pattern)
+    }
+
+    /// (function, arguments): an image is pickled as how it is opened again: by its name, and between processes of
+    /// multiprocessing by its descriptor. What was written to private memory stays here.
+    ///
+    /// TypeError for an image without a name, unless multiprocessing passes it.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        reduce::image(py, &self.opened()?)
+    }
+
+    /// Another object for the same memory, which is closed by itself.
+    fn __copy__(&self) -> PyResult<Self> {
+        self.opened().map(Self::new)
+    }
+
+    #[pyo3(signature = (_memo, /))]
+    fn __deepcopy__(&self, _memo: &Bound<'_, PyAny>) -> PyResult<Self> {
+        self.__copy__()
+    }
+
+    fn _ipython_key_completions_<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyString>>> {
+        files(&self.opened()?).map(|entry| text::relative(py, &entry.path())).collect()
+    }
+
+    /// A table of the files; None when the image is closed.
+    fn _repr_html_<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Ok(image) = self.opened() else { return Ok(None) };
+        let rows = files(&image).filter_map(|entry| {
+            let path = entry.path();
+            let target = image.entry(&path).ok()?;
+            Some((path.strip_prefix(b"/").unwrap_or(&path).to_vec(), target))
+        });
+        directory::html(py, &self.__repr__(py)?, rows).map(Some)
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
@@ -157,12 +206,12 @@ impl Image {
     #[pyo3(signature = (path=None))]
     fn tensors(&self, py: Python<'_>, path: Option<ImagePath>) -> PyResult<Tensors> {
         let image = self.opened()?;
-        py.detach(|| match path {
-            Some(path) => image.tensors_at(path.0),
+        let path = path.map(|path| path.0);
+        let tensors = py.detach(|| match &path {
+            Some(path) => image.tensors_at(path),
             None => image.tensors(),
-        })
-        .or_raise()
-        .map(Tensors)
+        });
+        Ok(Tensors { tensors: tensors.or_raise()?, path })
     }
 
     /// Walks the tree like os.walk: (path, names of directories, names of everything else) from top downward.

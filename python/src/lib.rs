@@ -17,6 +17,7 @@ mod image;
 mod mapping;
 mod open;
 mod pack;
+mod reduce;
 mod source;
 mod stat;
 mod tensor;
@@ -47,6 +48,8 @@ mod _daxfs {
     use super::open::open;
     #[pymodule_export]
     use super::pack::pack;
+    #[pymodule_export]
+    use super::reduce::explain_faults;
     #[pymodule_export]
     use super::tensors::Tensors;
 

@@ -5,7 +5,7 @@ use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyIterator, PyList, PyString, PyType};
+use pyo3::types::{PyDict, PyIterator, PyList, PyMapping, PyString, PyType};
 
 /// `collections.abc.KeysView(mapping)`.
 pub fn keys<'py>(mapping: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
@@ -46,4 +46,21 @@ pub fn or_default<'py>(
         Err(error) if error.is_instance_of::<PyKeyError>(py) => Ok(default),
         found => found.map(Some),
     }
+}
+
+/// The key as a name; `None` for what is no name, which no mapping of ours has.
+pub fn name(key: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+    // Lone surrogates are in no name of a tensor either.
+    Ok(key.cast::<PyString>().ok().and_then(|name| name.to_cow().ok().map(std::borrow::Cow::into_owned)))
+}
+
+/// `{**left, **right}`; `NotImplemented` when one of them is no mapping.
+pub fn union<'py>(left: &Bound<'py, PyAny>, right: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = left.py();
+    let both = PyDict::new(py);
+    for side in [left, right] {
+        let Ok(mapping) = side.cast::<PyMapping>() else { return Ok(py.NotImplemented().into_bound(py)) };
+        both.update(mapping)?;
+    }
+    Ok(both.into_any())
 }

@@ -8,12 +8,12 @@ use std::sync::OnceLock;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PySlice, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyCapsule, PySlice, PyTuple, PyType};
 
 use crate::buffer::{self, Dimensions, Export, Exporter};
 use crate::dtype::{Element, Layout, element};
 use crate::error::OrRaise;
-use crate::{array, dlpack, file, text};
+use crate::{array, dlpack, file, reduce, text};
 
 /// The PyO3 half of `daxfs.Tensor`; see [`crate::buffer`].
 #[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_TensorBase")]
@@ -32,7 +32,8 @@ unsafe impl Exporter for TensorBase {
     const CLASS_DOC: &'static CStr = c"A tensor of an image. Nothing is read before it is used.
 
 numpy.asarray(tensor), torch.from_dlpack(tensor), jax.dlpack.from_dlpack(tensor) and memoryview(tensor) are views of
-the image's memory: they copy nothing, keep it mapped, and are read-only unless the image was opened private.";
+the image's memory: they copy nothing, keep it mapped, and are read-only unless the image was opened private. torch does
+not heed that: a write through its tensor ends the process; see torch().";
 
     fn class() -> &'static PyOnceLock<Py<PyType>> {
         static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
@@ -94,8 +95,18 @@ impl TensorBase {
 
     /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...
     #[getter]
-    fn dtype(&self) -> &'static str {
+    fn dtype_name(&self) -> &'static str {
         self.tensor.dtype().name()
+    }
+
+    /// The numpy.dtype of the array that the tensor becomes: what numpy, JAX and dask take. BF16 and the 8-bit floats
+    /// have types of ml_dtypes; F4 and the 6-bit floats are uint8, since arrays hold their packed bytes.
+    /// getattr(torch, tensor.dtype.name) is torch's type.
+    ///
+    /// Where numpy, or ml_dtypes for a type of its, is not installed: the name alone, a str with name and itemsize.
+    #[getter]
+    fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        array::dtype(py, self.tensor.dtype())
     }
 
     /// Elements per dimension.
@@ -161,6 +172,15 @@ impl TensorBase {
         array::view(slf, this.tensor.dtype(), &this.layout().shape)
     }
 
+    /// The tensor as a torch.Tensor without a copy: torch.from_dlpack(tensor).
+    ///
+    /// torch has no read-only tensors. A write to one of a read-only image, as add_(), copy_() and optimizers do it, ends
+    /// the process by SIGSEGV: open the image with private=True to write, or clone() the tensor.
+    /// daxfs.explain_faults() has the process say so before it ends.
+    fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        array::torch(slf)
+    }
+
     #[pyo3(signature = (dtype=None, copy=None))]
     fn __array__<'py>(
         slf: &Bound<'py, Self>,
@@ -182,6 +202,9 @@ impl TensorBase {
     }
 
     /// A DLPack capsule, for the from_dlpack functions of array libraries.
+    ///
+    /// It says that the memory is read-only, unless the image was opened with private=True. numpy and JAX heed that;
+    /// torch does not: see torch().
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__<'py>(
         &self,
@@ -198,6 +221,25 @@ impl TensorBase {
     /// (1, 0): the CPU.
     fn __dlpack_device__(&self) -> (i32, i32) {
         dlpack::CPU
+    }
+
+    /// (function, arguments): see Image.__reduce__.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let file = self.tensor.file();
+        let kind = (self.tensor.dtype().name(), self.shape(py)?, self.tensor.offset());
+        let arguments =
+            (reduce::handle(py, file.image())?, PyBytes::new(py, &file.path()), self.tensor.name(), kind);
+        reduce::reduced(py, "tensor", arguments)
+    }
+
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// The tensor itself, which never changes; copy.deepcopy(tensor.numpy()) copies the elements.
+    #[pyo3(signature = (_memo, /))]
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

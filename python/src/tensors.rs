@@ -1,20 +1,40 @@
 //! `daxfs.Tensors`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyIterator, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::OrRaise;
-use crate::{file, mapping, tensor, text};
+use crate::{file, mapping, reduce, tensor, text};
 
 /// Tensors by name, sorted: a read-only mapping over one safetensors file or all shards of a checkpoint.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
-pub struct Tensors(pub daxfs::Tensors);
+pub struct Tensors {
+    pub tensors: daxfs::Tensors,
+    /// By what path they were asked for; `None` for those of the whole image.
+    pub path: Option<Vec<u8>>,
+}
+
+/// A table for notebooks.
+pub fn html<'py>(py: Python<'py>, title: &str, tensors: &daxfs::Tensors) -> PyResult<Bound<'py, PyAny>> {
+    let module = py.import("daxfs._html")?;
+    let most: usize = module.getattr("ROWS")?.extract()?;
+    let rows: Vec<_> = tensors
+        .iter()
+        .take(most)
+        .flatten()
+        .map(|tensor| {
+            let shape = PyTuple::new(py, tensor.shape())?;
+            Ok((tensor.name().to_owned(), tensor.dtype().name(), shape, tensor.nbytes()))
+        })
+        .collect::<PyResult<_>>()?;
+    module.call_method1("table", (title, ("name", "dtype", "shape", "bytes"), rows, tensors.len()))
+}
 
 #[pymethods]
 impl Tensors {
     pub fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        tensor::create(py, self.0.get(name).or_raise()?)
+        tensor::create(py, self.tensors.get(name).or_raise()?)
     }
 
     /// The tensor of that name, or default when there is none.
@@ -28,16 +48,26 @@ impl Tensors {
         mapping::or_default(py, self.__getitem__(py, name), default)
     }
 
-    pub fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        Ok(self.get(py, name, None)?.is_some())
+    pub fn __contains__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let Some(name) = mapping::name(key)? else { return Ok(false) };
+        Ok(self.get(py, &name, None)?.is_some())
+    }
+
+    /// A dict of both, where the other mapping's values count: tensors | {"lm_head.weight": array}.
+    fn __or__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::union(slf, other)
+    }
+
+    fn __ror__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::union(other, slf)
     }
 
     pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
-        mapping::iter(py, self.0.names().map(|name| PyString::new(py, &name)).collect())
+        mapping::iter(py, self.tensors.names().map(|name| PyString::new(py, &name)).collect())
     }
 
     fn __len__(&self) -> usize {
-        self.0.len()
+        self.tensors.len()
     }
 
     /// The names of the tensors.
@@ -58,28 +88,53 @@ impl Tensors {
     /// The __metadata__ of the file, or of the checkpoint's index.
     #[getter]
     pub fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.0.metadata().or_raise()?.into_pyobject(py)?.into_any())
+        Ok(self.tensors.metadata().or_raise()?.into_pyobject(py)?.into_any())
     }
 
     /// The files that hold the tensors.
     #[getter]
     fn shards<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.0.shards().or_raise()?.into_iter().map(|shard| file::create(py, shard)).collect()
+        self.tensors.shards().or_raise()?.into_iter().map(|shard| file::create(py, shard)).collect()
     }
 
     /// True when the packer's index was read; False when the headers were parsed.
     #[getter]
     fn indexed(&self) -> bool {
-        self.0.indexed()
+        self.tensors.indexed()
+    }
+
+    /// (function, arguments): see Image.__reduce__.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let path = self.path.as_ref().map(|path| PyBytes::new(py, path));
+        reduce::reduced(py, "tensors", (reduce::handle(py, self.tensors.image())?, path))
+    }
+
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// The set itself, which never changes.
+    #[pyo3(signature = (_memo, /))]
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
+    }
+
+    fn _ipython_key_completions_(&self) -> Vec<String> {
+        self.tensors.names().collect()
+    }
+
+    /// A table of name, dtype, shape and bytes.
+    fn _repr_html_<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        html(py, &self.__repr__(py)?, &self.tensors)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let shards = self.0.shards().or_raise()?;
+        let shards = self.tensors.shards().or_raise()?;
         let place = match shards.as_slice() {
             [file] => text::relative(py, &file.path())?.repr()?.to_string(),
             _ => format!("{} files", shards.len()),
         };
         let size = text::size(shards.iter().map(daxfs::File::len).sum());
-        Ok(format!("<daxfs.Tensors: {} tensors in {place}, {size}>", self.0.len()))
+        Ok(format!("<daxfs.Tensors: {} tensors in {place}, {size}>", self.tensors.len()))
     }
 }

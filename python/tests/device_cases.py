@@ -61,8 +61,8 @@ def the_mapping(path: Path) -> None:
             gpu["nothing"]
         file = gpu[b"sub/deep/notes.txt"]
         assert (file.name, file.path, file.size) == ("notes.txt", "sub/deep/notes.txt", 8)
-        assert file.read(1, 3) == image["sub/deep/notes.txt"].read(1, 3)
-        assert (file.read(6), file.read(8), file.read(100, 5), file.read(size=0)) == (b"e\n", b"", b"", b"")
+        assert file.read_at(1, 3) == image["sub/deep/notes.txt"].read_at(1, 3)
+        assert (file.read_at(6), file.read_at(8), file.read_at(100, 5), file.read_at(0, 0)) == (b"e\n", b"", b"", b"")
 
 
 def tensors_by_name(path: Path) -> None:
@@ -79,7 +79,7 @@ def tensors_by_name(path: Path) -> None:
         with pytest.raises(daxfs.NotFoundError, match="nothing"):
             file["nothing"]
         for name, tensor in tensors.items():
-            for attribute in ("name", "dtype", "shape", "ndim", "size", "nbytes", "offset"):
+            for attribute in ("name", "dtype", "dtype_name", "shape", "ndim", "size", "nbytes", "offset"):
                 assert getattr(tensor, attribute) == getattr(host[name], attribute), (name, attribute)
             assert tensor.device == "cuda:0"
             assert tensor.file.path == "model.safetensors"
@@ -93,7 +93,7 @@ def capsules(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for name, tensor in gpu.tensors().items():
             assert tensor.__dlpack_device__() == (2, 0)
-            if tensor.dtype in NO_DLPACK or name == "odd.f4_last_odd":
+            if tensor.dtype_name in NO_DLPACK or name == "odd.f4_last_odd":
                 with pytest.raises(BufferError, match="bytes"):
                     tensor.__dlpack__(max_version=(1, 1))
                 continue
@@ -102,10 +102,10 @@ def capsules(path: Path) -> None:
                 assert type(managed) is form
                 array = managed.tensor
                 assert (array.device_type, array.device_id, array.byte_offset) == (2, 0, 0)
-                assert (array.code, array.bits, array.lanes) == CODES[tensor.dtype]
+                assert (array.code, array.bits, array.lanes) == CODES[tensor.dtype_name]
                 assert (array.data or 0) == tensor.device_ptr
                 shape = list(tensor.shape)
-                if tensor.dtype == "F4":
+                if tensor.dtype_name == "F4":
                     shape[-1] //= 2
                 assert array.shape[: array.ndim] == shape
                 if form is Versioned:
@@ -129,12 +129,12 @@ def requests_of_dlpack(path: Path) -> None:
 def array_interface(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for tensor in gpu.tensors().values():
-            assert hasattr(tensor, "__cuda_array_interface__") == (tensor.dtype in NUMPY), tensor
-            if tensor.dtype in NUMPY:
+            assert hasattr(tensor, "__cuda_array_interface__") == (tensor.dtype_name in NUMPY), tensor
+            if tensor.dtype_name in NUMPY:
                 interface = tensor.__cuda_array_interface__
                 assert interface == {
                     "shape": tensor.shape,
-                    "typestr": np.dtype(NUMPY[tensor.dtype]).str,
+                    "typestr": np.dtype(NUMPY[tensor.dtype_name]).str,
                     "data": (tensor.device_ptr if tensor.nbytes else 0, True),
                     "strides": None,
                     "stream": None,

@@ -87,7 +87,7 @@ def all_types_have_parts(path: Path) -> None:
             tensor, row = gpu.tensors()[name], 8 * BITS[spec.dtype] // 8
             part = tensor[1:3]
             assert part.read() == spec.data[row : 3 * row]
-            assert (part.nbytes, part.dtype, part.name) == (2 * row, spec.dtype, name)
+            assert (part.nbytes, part.dtype_name, part.name) == (2 * row, spec.dtype, name)
             assert part.device_ptr == tensor.device_ptr + row
             columns = tensor[:, 4:8]
             assert columns.read() == b"".join(spec.data[i * row + row // 2 : (i + 1) * row] for i in range(3))
@@ -207,10 +207,10 @@ def check_rank(gpu: daxfs.DeviceImage, image: daxfs.Image, rank: int) -> None:
         tensors["misspelt"]
     notes = gpu["sub/deep/notes.txt"]
     if rank == 0:
-        assert notes.read() == image["sub/deep/notes.txt"].read_bytes()
+        assert notes.read_bytes() == image["sub/deep/notes.txt"].read_bytes()
     else:
         with pytest.raises(daxfs.NotPlacedError, match=r"sub/deep/notes\.txt is not on rank 1"):
-            notes.read()
+            notes.read_bytes()
 
 
 def a_plan(path: Path) -> None:

@@ -71,7 +71,7 @@ def rights(pointer: int) -> str:
 def check_contents(gpu: daxfs.DeviceImage, image: daxfs.Image) -> None:
     """Compare all files and tensors with those of the host."""
     for path, file in image.items():
-        assert gpu[path].read() == file.read_bytes(), path
+        assert gpu[path].read_bytes() == file.read_bytes(), path
         if not REAL:
             assert at(gpu[path].device_ptr, file.size) == file.read_bytes()
     for name, tensor in image.tensors().items():

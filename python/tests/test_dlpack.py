@@ -103,7 +103,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def by_dtype(aligned: Path) -> Iterator[dict[str, daxfs.Tensor]]:
     with daxfs.open(aligned) as image:
-        yield {tensor.dtype: tensor for tensor in image.tensors().values()}
+        yield {tensor.dtype_name: tensor for tensor in image.tensors().values()}
 
 
 def test_device(by_dtype: dict[str, daxfs.Tensor]) -> None:
@@ -202,7 +202,7 @@ def test_a_capsule_that_nobody_takes(aligned: Path, version: Any, copy: Any) -> 
     capsules = [
         tensor.__dlpack__(max_version=version, copy=copy)
         for tensor in image.tensors().values()
-        if tensor.dtype in CODES
+        if tensor.dtype_name in CODES
     ]
     image.close()
     del image
@@ -215,7 +215,7 @@ def test_a_capsule_that_nobody_takes(aligned: Path, version: Any, copy: Any) -> 
 
 def test_a_consumer_keeps_the_memory(aligned: Path) -> None:
     with daxfs.open(aligned) as image:
-        tensor = next(tensor for tensor in image.tensors().values() if tensor.dtype == "F32")
+        tensor = next(tensor for tensor in image.tensors().values() if tensor.dtype_name == "F32")
         data = tensor.raw.tobytes()
         array = np.from_dlpack(tensor)
         del tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -121,3 +122,16 @@ def test_is_current_without_a_holder(tree: Path, tmp_path: Path) -> None:
         daxfs.pack(tree, path)
         assert not image.is_current(), "another file has its name"
         assert by_descriptor.is_current(), "it has no name"
+
+
+def test_pickling(holder: Holder, tmp_path: Path) -> None:
+    holder.daxfs("load", "m", weights(tmp_path / "one", 1))
+    with daxfs.open(f"daxfs+unix://{holder.socket}/m") as image:
+        data = pickle.dumps([image, image.tensors()["w"]])
+        again, tensor = pickle.loads(data)  # noqa: S301
+        assert tensor.raw == image.tensors()["w"].raw
+        assert again.is_current()
+        holder.daxfs("swap", "m", weights(tmp_path / "two", 2))
+        assert not again.is_current()
+        with pytest.raises(daxfs.DaxfsError, match="another image"):
+            pickle.loads(data)  # noqa: S301

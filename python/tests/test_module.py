@@ -43,6 +43,7 @@ def test_everything_is_documented() -> None:
     assert daxfs.open.__doc__
     assert daxfs.pack.__doc__
     assert daxfs.devices.__doc__
+    assert daxfs.explain_faults.__doc__
 
 
 def test_the_header_for_kernels_is_in_the_package() -> None:

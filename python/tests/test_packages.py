@@ -46,9 +46,14 @@ def test_without_numpy(path: Path) -> None:
                 else:
                     raise AssertionError(name)
         print(memoryview(tensors["all.F32"]).shape, len(tensors["all.BF16"].raw))
+        import pickle
+        for name in ("all.F32", "all.BF16", "all.F4"):
+            dtype = tensors[name].dtype
+            assert pickle.loads(pickle.dumps(dtype)) == dtype
+            print(dtype, dtype.name, dtype.itemsize)
         """,
     )
-    assert out == "(3, 8) 48\n"
+    assert out == "(3, 8) 48\nfloat32 float32 4\nbfloat16 bfloat16 2\nuint8 uint8 1\n"
 
 
 def test_without_ml_dtypes(path: Path) -> None:
@@ -69,9 +74,10 @@ def test_without_ml_dtypes(path: Path) -> None:
             else:
                 raise AssertionError
         print(tensors["all.F32"].numpy().dtype, tensors["all.F4"].numpy().shape)
+        print(tensors["all.BF16"].dtype, [type(tensors[name].dtype).__name__ for name in ("all.BF16", "all.F32")][0])
         """,
     )
-    assert out == "float32 (3, 4)\n"
+    assert out == "float32 (3, 4)\nbfloat16 DtypeName\n"
 
 
 def test_an_old_ml_dtypes(path: Path) -> None:

@@ -53,4 +53,4 @@ def test_gpu_example(folder: Path, fake_cuda: Path) -> None:
     # A process of its own, which finds the simulated driver.
     environment = {**os.environ, "LD_LIBRARY_PATH": str(fake_cuda)}
     done = subprocess.run([sys.executable, "-c", block], env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.startswith("cuda:0 BF16 (2, 2) 0x")
+    assert done.stdout.startswith("cuda:0 bfloat16 (2, 2) 0x")

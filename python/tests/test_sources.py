@@ -90,17 +90,17 @@ def test_readinto(tree: Path) -> None:
     file = daxfs.pack(tree)["a"]
     contents = (tree / "a").read_bytes()
     buffer = bytearray(300_000)
-    assert file.readinto(buffer) == 256_000
+    assert file.readinto_at(0, buffer) == 256_000
     assert buffer[:256_000] == contents
     assert not any(buffer[256_000:])
     words = array.array("I", [0] * 10)
-    assert file.readinto(memoryview(words), 255_980) == 20
+    assert file.readinto_at(255_980, memoryview(words)) == 20
     assert words.tobytes()[:20] == contents[-20:]
-    assert file.readinto(bytearray(5), 256_000) == 0
-    assert file.readinto(bytearray()) == 0
+    assert file.readinto_at(256_000, bytearray(5)) == 0
+    assert file.readinto_at(0, bytearray()) == 0
     for wrong in (b"bytes", 3, "text"):
         with pytest.raises((TypeError, BufferError)):
-            file.readinto(wrong)  # type: ignore[arg-type]
+            file.readinto_at(0, wrong)  # type: ignore[arg-type]
 
 
 def test_write_to_files_and_descriptors(tree: Path, tmp_path: Path) -> None:

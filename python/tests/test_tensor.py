@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,7 @@ def test_the_oracle_agrees_on_bytes_and_shapes(tensors: daxfs.Tensors, tree: Pat
     assert theirs.keys() == tensors.keys()
     for name, info in theirs.items():
         ours = tensors[name]
-        assert (ours.dtype, list(ours.shape), ours.raw.tobytes()) == (
+        assert (ours.dtype_name, list(ours.shape), ours.raw.tobytes()) == (
             info["dtype"],
             info["shape"],
             bytes(info["data"]),
@@ -85,20 +83,22 @@ def test_the_oracle_agrees_on_arrays(tensors: daxfs.Tensors, tree: Path) -> None
     seen = set()
     with safetensors.safe_open(tree / "model.safetensors", "numpy") as oracle:
         for name, ours in tensors.items():
-            if ours.dtype in NUMPY or ours.dtype == "BF16":
+            if ours.dtype_name in NUMPY or ours.dtype_name == "BF16":
                 same(ours.numpy(), oracle.get_tensor(name))
-                seen.add(ours.dtype)
+                seen.add(ours.dtype_name)
     assert seen == {*NUMPY, "BF16"}
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_numpy(tensors: daxfs.Tensors, name: str) -> None:
     spec, tensor = SPECS[name], tensors[name]
-    assert (tensor.name, tensor.dtype, tensor.shape) == (name, spec.dtype, spec.shape)
+    assert (tensor.name, tensor.dtype_name, tensor.shape) == (name, spec.dtype, spec.shape)
     assert (tensor.ndim, tensor.nbytes) == (len(spec.shape), len(spec.data))
     assert tensor.size == int(np.prod(spec.shape, dtype=np.int64))
     for view in (tensor.numpy(), np.asarray(tensor), tensor.__array__()):
         same(view, expected(spec))
+        assert isinstance(tensor.dtype, np.dtype)
+        assert view.dtype == tensor.dtype
         assert not view.flags.writeable
         assert not view.flags.owndata
         assert view.flags.c_contiguous
@@ -109,7 +109,7 @@ def test_numpy(tensors: daxfs.Tensors, name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_place(tensors: daxfs.Tensors, name: str) -> None:
     tensor = tensors[name]
-    assert tensor.file.read(tensor.offset, tensor.nbytes) == SPECS[name].data
+    assert tensor.file.read_at(tensor.offset, tensor.nbytes) == SPECS[name].data
     assert tensor.file.extent is not None
     place = tensor.file.extent[0] + tensor.offset
     assert place % tensor.alignment == 0
@@ -241,15 +241,11 @@ def test_repr(tensors: daxfs.Tensors) -> None:
     assert repr(tensors["all.BF16"]) == ("<daxfs.Tensor 'all.BF16': BF16 (3, 8), 48 bytes in 'model.safetensors'>")
 
 
-def test_cannot_be_made_or_copied(tensors: daxfs.Tensors) -> None:
+def test_cannot_be_made(tensors: daxfs.Tensors) -> None:
     with pytest.raises(TypeError, match=r"daxfs\.open"):
         daxfs.Tensor()
     with pytest.raises(TypeError):
         daxfs.Tensors()
-    for value in (tensors, tensors["all.U8"]):
-        for use in (pickle.dumps, copy.copy):
-            with pytest.raises(TypeError, match="pickle"):
-                use(value)
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +44,7 @@ def total(tensors: Mapping[str, daxfs.Tensor]) -> int:
 
 def test_usage(path: Path) -> None:
     with daxfs.open(path) as image:
-        config: dict[str, int] = json.loads(image["config.json"].read_bytes())
+        config: dict[str, int] = json.load(image["config.json"].open())
         weights: daxfs.File = image["model.safetensors"]
         tensors: daxfs.Tensors = image.tensors()
         tensor: daxfs.Tensor = weights["all.F32"]
@@ -53,6 +55,15 @@ def test_usage(path: Path) -> None:
         maybe: Optional[daxfs.File] = image.get("nothing")
         default: daxfs.File | int = image.get("nothing", 0)
         names: list[str] = [name for name, file in image.items() if file.size]
+        text: str = image["config.json"].read_text()
+        line: str = image["config.json"].open("r").readline()
+        head: bytes = image["config.json"].open().read(1) + weights[8:10] + weights.read_at(0, 8)
+        raw: io.RawIOBase = weights.open(buffering=0)
+        found: list[daxfs.File] = image.glob("*.json")
+        merged: dict[str, daxfs.Tensor | int] = tensors | {"x": 1}
+        zeros: npt.NDArray[Any] = np.zeros(tensor.shape, tensor.dtype)
+        kind: tuple[str, str, int] = (tensor.dtype_name, tensor.dtype.name, tensor.dtype.itemsize)
+        twice: tuple[daxfs.Tensor, daxfs.Image] = (copy.copy(tensor), copy.deepcopy(image))
         extent: Optional[tuple[int, int]] = weights.extent
         child: daxfs.File | daxfs.Directory = image.directory()["sub"]
     assert config == {"hidden_size": 8}
@@ -62,6 +73,10 @@ def test_usage(path: Path) -> None:
     assert maybe is None
     assert default == 0
     assert names
+    assert (text, line, len(head), raw.tell()) == ('{"hidden_size": 8}', text, 11, 0)
+    assert [file.path for file in found] == ["config.json", "hard.json", "config.json"], "the last one is a link"
+    assert merged["x"] == 1
+    assert (zeros.dtype, kind, twice[0].name) == (array.dtype, ("F32", "float32", 4), "all.F32")
     assert extent
     assert isinstance(child, daxfs.Directory)
 

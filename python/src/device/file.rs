@@ -71,13 +71,23 @@ impl DeviceFile {
         Placed::address(&self.held.mapped.file(&self.file).or_raise()?.one().or_raise()?)
     }
 
-    /// A copy of size bytes from offset on, or of all from there, fetched back from the GPU; fewer where the file
-    /// ends. To read the file take it from the image on the host: this is for those who want to see what the GPU has.
-    #[pyo3(signature = (offset=0, size=None))]
-    fn read<'py>(&self, py: Python<'py>, offset: u64, size: Option<u64>) -> PyResult<Bound<'py, PyBytes>> {
+    /// A copy of all contents, fetched back from the GPU. To read the file take it from the image on the host: this is for
+    /// those who want to see what the GPU has.
+    fn read_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.read_at(py, 0, None)
+    }
+
+    /// A copy of length bytes from offset on, or of all from there, as read_bytes(); fewer where the file ends.
+    #[pyo3(signature = (offset, length=None))]
+    fn read_at<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        length: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let offset = offset.min(self.file.len());
         let left = self.file.len() - offset;
-        let size = size.unwrap_or(left).min(left);
+        let size = length.unwrap_or(left).min(left);
         let places = self.held.mapped.file_range(&self.file, offset, size).or_raise()?;
         self.held.read(py, &places, size)
     }
@@ -98,8 +108,8 @@ impl DeviceFile {
         DeviceTensor::new(tensor, self.held.clone()).into_bound_py_any(py)
     }
 
-    fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.tensors(py)?.__contains__(py, name)
+    fn __contains__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.tensors(py)?.__contains__(py, key)
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {

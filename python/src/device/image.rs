@@ -97,8 +97,9 @@ impl DeviceImage {
         mapping::or_default(py, self.__getitem__(py, path), default)
     }
 
-    fn __contains__(&self, path: ImagePath) -> PyResult<bool> {
+    fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         let held = self.opened()?;
+        let Ok(path) = key.extract::<ImagePath>() else { return Ok(false) };
         let entry = held.mapped.image().entry(&path.0);
         Ok(entry.is_ok_and(|entry| entry.file_type() == FileType::File))
     }
@@ -111,6 +112,10 @@ impl DeviceImage {
 
     fn __len__(&self) -> PyResult<usize> {
         Ok(image::files(self.opened()?.mapped.image()).count())
+    }
+
+    fn _ipython_key_completions_<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyString>>> {
+        image::files(self.opened()?.mapped.image()).map(|entry| text::relative(py, &entry.path())).collect()
     }
 
     /// The paths of all files; symbolic links that lead to a file are among them.

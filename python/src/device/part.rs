@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyDict, PyEllipsis, PySlice, PyTuple};
 use super::{Held, Placed};
 use crate::dlpack::{self, Lent};
 use crate::error::OrRaise;
-use crate::text;
+use crate::{array, text};
 
 /// A part of a tensor in a GPU's memory, where it lies: tensor[0:512], tensor[:, 256:512] or tensor.part. It holds that
 /// memory, and so do arrays made of it.
@@ -88,10 +88,20 @@ impl DeviceTensorPart {
         self.tensor.name()
     }
 
-    /// Type of the elements as safetensors names it, for example "BF16".
+    /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...
     #[getter]
-    fn dtype(&self) -> &'static str {
+    fn dtype_name(&self) -> &'static str {
         self.tensor.dtype().name()
+    }
+
+    /// The numpy.dtype of the array that the tensor becomes: what numpy, JAX and dask take. BF16 and the 8-bit floats
+    /// have types of ml_dtypes; F4 and the 6-bit floats are uint8, since arrays hold their packed bytes.
+    /// getattr(torch, tensor.dtype.name) is torch's type.
+    ///
+    /// Where numpy, or ml_dtypes for a type of its, is not installed: the name alone, a str with name and itemsize.
+    #[getter]
+    fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        array::dtype(py, self.tensor.dtype())
     }
 
     /// Dimensions of the part, in elements.
@@ -202,6 +212,12 @@ impl DeviceTensorPart {
     fn cuda_array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let strides = (!self.slice.is_contiguous()).then_some(self.slice.strides());
         super::cuda_array_interface(py, &self.held, &self.tensor, self.place(), self.slice.shape(), strides)
+    }
+
+    /// torch.from_dlpack(tensor): a torch.Tensor of the same memory. torch has no read-only tensors: unless the image was
+    /// placed with writable=True, a kernel that writes to it, as add_() and copy_() do, is a fault of the GPU.
+    fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        array::torch(slf)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -41,8 +41,27 @@ impl DeviceTensors {
         mapping::or_default(py, self.__getitem__(py, name), default)
     }
 
-    pub fn __contains__(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        Ok(self.get(py, name, None)?.is_some())
+    pub fn __contains__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let Some(name) = mapping::name(key)? else { return Ok(false) };
+        Ok(self.get(py, &name, None)?.is_some())
+    }
+
+    /// A dict of both, where the other mapping's values count.
+    fn __or__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::union(slf, other)
+    }
+
+    fn __ror__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        mapping::union(other, slf)
+    }
+
+    fn _ipython_key_completions_(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        py.detach(|| self.held.names(&self.tensors))
+    }
+
+    /// A table of name, dtype, shape and bytes.
+    fn _repr_html_<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        crate::tensors::html(py, &self.__repr__(py)?, &self.tensors)
     }
 
     pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {

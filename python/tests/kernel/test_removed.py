@@ -45,7 +45,7 @@ def test_every_read_of_a_removed_device_is_an_error(device: Path, folder: Path, 
         with ours, theirs, (tmp_path / "sink").open("wb") as sink:
             doors: list[Callable[[], object]] = [
                 file.read_bytes,
-                lambda: file.readinto(bytearray(16)),
+                lambda: file.readinto_at(0, bytearray(16)),
                 lambda: file.write_to(sink),
                 lambda: file.send(ours),
             ]
