@@ -4,7 +4,7 @@
 # On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu test-newest fuzz lint lock update
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu test-newest test-long fuzz lint lock update
 .PHONY: bench bench-gpu build wheel clean clean-cache
 
 help:            ## this list
@@ -15,6 +15,9 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
+
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests
@@ -29,7 +32,7 @@ test-two-kernels: ## two virtual machines over one memory: devdax, a physical ra
 	@scripts/test.sh setup two-kernels
 
 test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
-	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-vulkan gpu-python gpu-sanitizer
+	@DAXFS_TEST_GPU=1 DAXFS_TORCH=$(or $(DAXFS_TORCH),full) scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-vulkan gpu-python gpu-sanitizer
 
 test-newest:     ## the demo and the Python tests with the newest versions of all Python packages, not the locked ones
 	@scripts/newest.sh
@@ -52,7 +55,7 @@ bench:           ## the benchmarks, each beside the peer that it is measured aga
 	@.venv/bin/python benches/run.py $(ARGS)
 
 bench-gpu:       ## the benchmark of images in GPU memory alone, on a machine with an NVIDIA driver
-	@DAXFS_TEST_GPU=1 scripts/test.sh $(BUILD) gpu-build
+	@DAXFS_TEST_GPU=1 DAXFS_TORCH=$(or $(DAXFS_TORCH),full) scripts/test.sh $(BUILD) gpu-build
 	@.venv/bin/python benches/run.py gpu --programs target/gpu $(ARGS)
 
 build:           ## the commands daxfs and daxfs-pack, into target/release

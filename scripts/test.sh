@@ -87,14 +87,10 @@ doctests() {
     cargo test --locked --quiet --doc
 }
 
+# Once, with the features that the workspace has together; long-docs builds those of each alone.
 docs() {
     local -x RUSTDOCFLAGS="-D warnings"
-    cargo doc --locked --quiet --workspace --no-deps || return
-    # The workspace has both; one alone must do, too.
-    local feature
-    for feature in cuda vulkan; do
-        cargo doc --locked --quiet --no-deps -p daxfs --features "$feature" || return
-    done
+    cargo doc --locked --quiet --workspace --no-deps
 }
 
 wheel() {
@@ -221,6 +217,36 @@ advisories() {
     "$tools/bin/cargo-deny" --locked --config deny.toml check --hide-inclusion-graph advisories
 }
 
+# Tests that are ignored because they take long have names that begin with "long_".
+long_rust() {
+    cargo test --locked --no-fail-fast --lib --bins --tests -- --ignored long_
+}
+
+long_python() {
+    need_wheel || return
+    local status=0
+    .venv/bin/python -m pytest -q -m long python/tests --ignore python/tests/kernel || status=$?
+    # 5: there are none.
+    [ $status -eq 5 ] || return $status
+}
+
+long_abuse() {
+    DAXFS_ABUSE_SECONDS=${ABUSE_SECONDS:-120} cargo test --locked --test abuse
+}
+
+long_docs() {
+    local -x RUSTDOCFLAGS="-D warnings"
+    local feature
+    cargo doc --locked --quiet --no-deps -p daxfs || return
+    for feature in cuda vulkan; do
+        cargo doc --locked --quiet --no-deps -p daxfs --features "$feature" || return
+    done
+}
+
+long_fuzz() {
+    FUZZ_SECONDS=${LONG_FUZZ_SECONDS:-600} fuzz
+}
+
 # Ends a step that passed: what it had to leave out is its reason, and with CI=true no success.
 left_out() {
     [ -z "$reason" ] || [ "${CI:-}" != true ] || return $NOT_RUN
@@ -265,10 +291,18 @@ if [ "${DAXFS_TEST_GPU:-}" = 1 ]; then
 else
     step gpu optional gpu
 fi
+if [ "${DAXFS_TEST_LONG:-}" = 1 ]; then
+    step long-rust long_rust
+    step long-python long_python
+    step long-abuse long_abuse
+    step long-docs long_docs
+    step long-fuzz long_fuzz
+fi
 step deny deny
 step advisories optional advisories
 
 printf '\n'
 printf '%s\n' "${table[@]}"
+printf '    %-22s %5d s\n' together "$SECONDS"
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 [ "$failed" -eq 0 ]

@@ -1,0 +1,178 @@
+"""The set-up of the project: locks that are whole, and a cache folder whose folders are whole or not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, ModuleType]:
+    """The modules of scripts/, with a cache folder of their own."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    modules = {}
+    for name in ("cache", "environment", "lock"):
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        modules[name] = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, modules[name])
+        spec.loader.exec_module(modules[name])
+    return modules
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_folder_is_made_once(scripts: dict[str, ModuleType]) -> None:
+    made, count = scripts["cache"].made, []
+
+    def make(folder: Path) -> None:
+        count.append(folder)
+        (folder / "file").write_text("whole")
+
+    first, second = made("kind", "name", [b"a"], make), made("kind", "name", [b"a"], make)
+    assert (first, len(count), names(first)) == (second, 1, ["file"])
+    assert made("kind", "name", [b"b"], make) != first
+    assert made("kind", "name", [b"a", b""], make) != first
+
+
+def test_an_interrupted_folder_is_not_there(scripts: dict[str, ModuleType]) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    cache = scripts["cache"]
+    with pytest.raises(KeyboardInterrupt):
+        cache.made("kind", "name", [b"a"], fail)
+    assert names(cache.cache_dir() / "kind") == []
+    # What a process left that was killed is removed by the next.
+    left = cache.cache_dir() / "kind" / f".name-{cache.key([b'a'])}.unfinished"
+    left.mkdir()
+    (left / "half").touch()
+    folder = cache.made("kind", "name", [b"a"], lambda folder: (folder / "file").touch())
+    assert (names(folder), names(folder.parent)) == (["file"], [folder.name])
+
+
+def test_several_makers_make_one_folder(scripts: dict[str, ModuleType]) -> None:
+    count: list[int] = []
+    found: list[Path] = []
+    inside = threading.Event()
+
+    def make(folder: Path) -> None:
+        count.append(1)
+        inside.wait(0.2)
+        (folder / "file").touch()
+
+    def run() -> None:
+        found.append(scripts["cache"].made("kind", "name", [b"a"], make))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(count), len(set(found)), len(found)) == (1, 1, 4)
+
+
+def test_a_virtual_environment_is_thin_and_keeps_its_wheel(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    environment = scripts["environment"]
+    layer = tmp_path / "layer"
+    packages = environment.packages_of(layer)
+    packages.mkdir(parents=True)
+    (packages / "from_layer.py").write_text("place = __file__")
+    (layer / "bin").mkdir()
+    (layer / "bin/say").write_bytes(b"#!@PYTHON@\nimport from_layer, sys; print(sys.prefix)\n")
+    (layer / "bin/say").chmod(0o755)
+    environment.made = lambda _name, _locks: layer
+    venv = tmp_path / "venv"
+    environment.link("demo", venv, ROOT)
+    own = environment.packages_of(venv)
+    assert sorted(path.name for path in own.iterdir() if path.suffix == ".py") == []
+    (own / "wheel.py").touch()
+    said = subprocess.run([venv / "bin/say"], check=True, capture_output=True, text=True).stdout
+    assert said.strip() == str(venv)
+    # Of other layers it is changed in place; the layer is not written to.
+    environment.link("tests", venv, ROOT)
+    assert (own / "wheel.py").exists()
+    assert '"tests"' in (venv / "environment.json").read_text()
+    environment.link("demo", venv, ROOT)
+    assert '"tests"' in (venv / "environment.json").read_text(), "the tests' environment has what the demo needs"
+    assert names(packages) in (["from_layer.py"], ["__pycache__", "from_layer.py"])
+
+
+def test_locks_are_whole_and_name_no_place(scripts: dict[str, ModuleType]) -> None:
+    layers = {layer.lock for layer in scripts["environment"].LAYERS.values()}
+    assert {f"{name}.txt" for name in scripts["lock"].LOCKS} == layers - {"examples/demo/requirements-model.txt"}
+    for lock in layers:
+        text = (ROOT / lock).read_text()
+        assert "://" not in text
+        assert "index-url" not in text
+        # Each requirement, joined to one line, has a version and hashes.
+        lines = [line for line in text.replace("\\\n", " ").splitlines() if line and not line.lstrip().startswith("#")]
+        assert lines
+        for line in lines:
+            assert re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), f"{lock}: {line[:80]}"
+
+
+def test_locks_have_what_their_lists_want(scripts: dict[str, ModuleType]) -> None:
+    lock = scripts["lock"]
+
+    def wanted(path: Path) -> set[str]:
+        found = set()
+        for line in path.read_text().splitlines():
+            words = line.partition("#")[0].strip()
+            if words.startswith("-r "):
+                found |= wanted(path.parent / words[3:])
+            elif words:
+                found.add(re.split(r"[<>=~!; \[]", words)[0].lower().replace("_", "-"))
+        return found
+
+    for name in lock.LOCKS:
+        lists = ROOT / lock.LISTS.get(name, f"{name}.in")
+        pins = lock.pins((ROOT / f"{name}.txt").read_text())
+        assert wanted(lists) <= pins.keys(), f"{lists}: run make lock"
+
+
+def test_what_moved_is_said(scripts: dict[str, ModuleType]) -> None:
+    form = (
+        "a=={}\n    --hash=sha256:0\nb==1 ; python_full_version < '3.10' \\\nb=={} ; python_full_version >= '3.10' \\\n"
+    )
+    old, new = form.format("1.0 \\", "2"), form.format("1.1 \\", "3")
+    assert scripts["lock"].moves(old, new) == ["a 1.0 -> 1.1", "b 1, 2 -> 1, 3"]
+    assert scripts["lock"].moves(old, old) == []
+    assert scripts["lock"].moves("", "c==1 \\\n") == ["c none -> 1"]
+
+
+def test_cargo_runs_locked_in_scripts() -> None:
+    texts = [path for path in SCRIPTS.iterdir() if path.suffix == ".sh"] + [ROOT / "Makefile"]
+    builds = [
+        (path.name, line.strip())
+        for path in texts
+        for line in path.read_text().splitlines()
+        if re.search(r"\bcargo (build|test|clippy|doc|nextest run|run|install|check|rustc)\b", line)
+        and not line.lstrip().startswith("#")
+    ]
+    assert len(builds) > 8
+    assert [build for build in builds if "--locked" not in build[1]] == []
+
+
+def test_programs_of_torch_find_no_gpu() -> None:
+    torch = pytest.importorskip("torch")
+    if "+cpu" in torch.__version__ or not Path(torch.__file__).parent.joinpath("lib/libcudart.so.13").exists():
+        pytest.skip("another torch")
+    code = "import torch; print(torch.cuda.is_available(), torch.zeros(2, dtype=torch.float8_e4m3fn).dtype)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False torch.float8_e4m3fn\n", "")
