@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -162,6 +163,28 @@ def test_metadata_limit(path: Path) -> None:
 
 def test_strict(path: Path) -> None:
     check(daxfs.open(path, strict=True))
+
+
+def test_expect_binds_the_index(path: Path, tmp_path: Path) -> None:
+    """Files are honest, the index swaps the offsets of two tensors."""
+    with daxfs.open(path) as image:
+        content, index = image.content_hash, image[".daxfs/index"]
+        assert content is not None
+        assert index.extent is not None
+        start = index.extent[0]
+    data = bytearray(path.read_bytes())
+    # The second section of the table has the tensors; an offset is 16 bytes into its record of 48.
+    (tensors,) = struct.unpack_from("<Q", data, start + 128 + 64 + 8)
+    first, second = start + tensors + 16, start + tensors + 48 + 16
+    data[first : first + 8], data[second : second + 8] = data[second : second + 8], data[first : first + 8]
+    forged = tmp_path / "forged.daxfs"
+    forged.write_bytes(data)
+    daxfs.open(path, expect=content).close()
+    with daxfs.open(forged) as image:
+        assert image.content_hash == content, "it says so of itself"
+    for sealed_copy in (False, True):
+        with pytest.raises(daxfs.DaxfsError, match="tensor records"):
+            daxfs.open(forged, expect=content, sealed_copy=sealed_copy)
 
 
 def test_expect(path: Path, tree: Path) -> None:

@@ -125,6 +125,23 @@ fn images_and_dumps_are_what_they_were() {
     }
 }
 
+/// Images with an index of version 1, as this packer made them before version 2.
+#[test]
+fn an_index_of_version_1_is_read() {
+    for name in ["everything-v8", "checkpoint-v8"] {
+        let path = folder().join("v1").join(name);
+        let image = Image::open(path.with_extension("daxfs")).unwrap();
+        let index = image.index().unwrap().unwrap();
+        assert_eq!(index.version(), 1);
+        assert!(image.tensors().unwrap().indexed());
+        index.check(&image).unwrap();
+        let content = image.content_hash().unwrap();
+        assert_eq!(daxfs::content_hash(&image, |_, _| Ok::<_, daxfs::Error>(())).unwrap(), content);
+        daxfs::OpenOptions::new().expect(content).open(path.with_extension("daxfs")).unwrap();
+        similar(&dump(&image), &fs::read_to_string(path.with_extension("txt")).unwrap(), name);
+    }
+}
+
 fn similar(shown: &str, stored: &str, name: &str) {
     for (now, then) in shown.lines().zip(stored.lines()) {
         assert_eq!(now, then, "{name}: shown left, stored right");

@@ -179,7 +179,7 @@ fn thousands_of_shards_that_share_a_header_are_one_parse() {
 /// An index of version 1 whose records all have the same name for their tensors, and one for the files.
 fn shared_names(files: u32, name: usize) -> Vec<u8> {
     let strings = [b"/".as_slice(), &vec![b'n'; name]].concat();
-    let mut header = index::Header::new_zeroed();
+    let mut header = index::v1::Header::new_zeroed();
     let records = u64::from(files);
     let tensors_at = 160 + records * 96;
     let strings_at = tensors_at + records * 48;

@@ -84,7 +84,8 @@ fn a_changed_index_is_found() {
     let bytes = fs::read(fixture.image()).unwrap();
     let field =
         |at: u64| u64::from_le_bytes(bytes[usize::try_from(index + at).unwrap()..][..8].try_into().unwrap());
-    let (files, tensors) = (field(24), field(40));
+    // In the table of sections behind the header.
+    let (files, tensors) = (field(128 + 8), field(128 + 64 + 8));
     // The dtype of the first tensor record: F16 (14) and BF16 (15) have the same size.
     let run_with = |at: u64, byte: u8, expected: &str| {
         let old = bytes[usize::try_from(index + at).unwrap()];
@@ -99,7 +100,8 @@ fn a_changed_index_is_found() {
     run_with(files + 64, 1, "hash: ");
     run_with(tensors + 36, 0, "tensors: ");
     run_with(tensors + 16, 1, "tensors: ");
-    run_with(128, 1, "hash: content hash");
+    run_with(32, 1, "hash: content hash");
+    run_with(128 + 32, 1, "index: /.daxfs/index: table of sections: its BLAKE3 is ");
     run_with(0, b'X', "index: ");
     run_with(8, 9, "index: ");
     fixture.run(&["verify", "IMAGE"]).ok();

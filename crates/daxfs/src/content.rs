@@ -1,60 +1,75 @@
-//! The content hash: one BLAKE3 over all names and contents of an image. What it covers is described in
-//! [`crate::format::index`].
+//! The content hash: one BLAKE3 over all names and contents of an image, and over the records of its index. What it
+//! covers, and how, is described in [`crate::format::index`].
 
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 
-use crate::error::Error;
-use crate::format::index::{CONTENT_PREFIX, DIR};
+use crate::error::{Error, Result};
+use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
+use crate::tensor::TensorError;
+use crate::tensor::error::escaped;
 use crate::{Entry, File, FileType, Image};
 
-/// Builds a content hash from names in bytewise order of their absolute paths.
-#[derive(Debug, Clone)]
-pub struct ContentHasher(blake3::Hasher);
+/// Builds the tree hash of one directory from its entries, which come in the order of their names (bytes).
+#[derive(Debug, Clone, Default)]
+pub struct DirectoryHasher(blake3::Hasher);
 
-impl Default for ContentHasher {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl ContentHasher {
-    /// Of nothing yet.
+impl DirectoryHasher {
+    /// Of no entries yet.
     pub fn new() -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(CONTENT_PREFIX);
-        Self(hasher)
+        Self::default()
     }
 
-    /// Whether the content hash covers a path: everything but `/.daxfs` and what is in it.
-    pub fn covers(path: &[u8]) -> bool {
-        let rest = path.strip_prefix(b"/").and_then(|path| path.strip_prefix(DIR.as_bytes()));
-        rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
+    /// Adds a directory by its own tree hash.
+    pub fn directory(&mut self, name: &[u8], hash: &[u8; 32]) {
+        self.name(b'd', name);
+        self.0.update(hash);
     }
 
-    /// Adds a name of a regular file: its absolute path, its bytes, their BLAKE3.
-    pub fn file(&mut self, path: &[u8], size: u64, hash: &[u8; 32]) {
-        self.name(b'f', path, size, hash);
-    }
-
-    /// Adds a symbolic link.
-    pub fn link(&mut self, path: &[u8], target: &[u8]) {
-        self.name(b'l', path, target.len() as u64, blake3::hash(target).as_bytes());
-    }
-
-    fn name(&mut self, kind: u8, path: &[u8], size: u64, hash: &[u8; 32]) {
-        self.0.update(&[kind]);
-        self.0.update(&(path.len() as u64).to_le_bytes());
-        self.0.update(path);
+    /// Adds a regular file: its bytes, their BLAKE3.
+    pub fn file(&mut self, name: &[u8], size: u64, hash: &[u8; 32]) {
+        self.name(b'f', name);
         self.0.update(&size.to_le_bytes());
         self.0.update(hash);
     }
 
-    /// The hash.
+    /// Adds a symbolic link.
+    pub fn link(&mut self, name: &[u8], target: &[u8]) {
+        self.name(b'l', name);
+        self.0.update(&(target.len() as u64).to_le_bytes());
+        self.0.update(blake3::hash(target).as_bytes());
+    }
+
+    /// Adds a FIFO, socket or device node.
+    pub fn special(&mut self, name: &[u8]) {
+        self.name(b's', name);
+    }
+
+    fn name(&mut self, kind: u8, name: &[u8]) {
+        self.0.update(&[kind]);
+        // Names have at most 255 bytes.
+        self.0.update(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.0.update(name);
+    }
+
+    /// The tree hash.
     pub fn finish(&self) -> [u8; 32] {
         self.0.finalize().into()
     }
+}
+
+/// The content hash of version 2 from the hash of the index's records and the tree hash of the root.
+pub fn join_content_hash(records_hash: &[u8; 32], tree_hash: &[u8; 32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(CONTENT_PREFIX).update(records_hash).update(tree_hash);
+    hasher.finalize().into()
+}
+
+/// Whether the tree hash covers a path: everything but `/.daxfs` and what is in it.
+pub fn is_content(path: &[u8]) -> bool {
+    let rest = path.strip_prefix(b"/").and_then(|path| path.strip_prefix(DIR.as_bytes()));
+    rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
 }
 
 /// Reads a content hash as people write it: 64 hexadecimal digits, with or without `blake3:` before them. `None` for
@@ -76,8 +91,8 @@ pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
     digits.next().is_none().then_some(hash)
 }
 
-/// Hashes every file of an image now, each inode once, and all of it together. `each` gets every hashed file and may
-/// end the work with an error.
+/// Hashes every file of an image now, each inode once, and all of it together, as the version of its index says.
+/// `each` gets every hashed file and may end the work with an error.
 ///
 /// # Errors
 /// [`Error::NoContents`] as `E`, or what `each` returns.
@@ -97,25 +112,139 @@ pub fn content_hash<E: From<Error>>(
     })
 }
 
-/// The content hash of an image from the hashes of its files, which `hash` gives for every name.
-pub(crate) fn content_hash_by<E: From<Error>>(
+/// The content hash of an image from the hashes of its files, which `hash` gives for every name. The records of an
+/// index of version 2 are covered as they lie in the memory, by the hashes in its table.
+///
+/// # Errors
+/// What `hash` returns; [`Error::MetadataLimit`] where the paths that version 1 covers are too long together.
+pub fn content_hash_by<E: From<Error>>(
+    image: &Image,
+    hash: impl FnMut(&File) -> Result<[u8; 32], E>,
+) -> Result<[u8; 32], E> {
+    match image.index() {
+        Ok(Some(index)) => match index.records_hash() {
+            Some(records) => Ok(join_content_hash(&records, &tree_hash(image, hash)?)),
+            None => paths_hash(image, hash),
+        },
+        _ => Ok(join_content_hash(&[0; 32], &tree_hash(image, hash)?)),
+    }
+}
+
+/// What the image is, if it is what it says: its content hash from its names, its links and the records of its index,
+/// which are proven, and from the hashes of the files that the index holds, which are not compared with the files.
+///
+/// # Errors
+/// What is wrong with the index; see [`Index::check`].
+pub(crate) fn stated_content(image: &Image) -> Result<Option<[u8; 32]>> {
+    let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
+    index.check(image)?;
+    // The tree hash leaves the directory of the index out, which therefore may hold nothing else.
+    let own = image.entry_no_follow(DIR)?;
+    if let Some(other) = own.children().find(|child| child.name() != NAME.as_bytes()) {
+        let (place, rule) = ("directory".into(), "/.daxfs must hold the index and nothing else");
+        return Err(TensorError::Index { place, rule, found: escaped(&other.path()) }.into());
+    }
+    let mut hashes = Vec::new();
+    for record in index.files() {
+        let record = record?;
+        hashes.push((record.ino, record.size, record.hash.unwrap_or_default()));
+    }
+    // As the search of readers finds them: a file whose record it misses has none.
+    content_hash_by(image, |file| {
+        let found = hashes.binary_search_by_key(&file.ino(), |(ino, ..)| *ino);
+        match found.map(|at| hashes[at]) {
+            Ok((_, size, hash)) if size == file.len() => Ok(hash),
+            _ => Err(unlisted(file)),
+        }
+    })
+    .map(Some)
+}
+
+fn unlisted(file: &File) -> Error {
+    TensorError::IndexMismatch {
+        file: escaped(&file.path()),
+        what: "size".into(),
+        index: "no record, or another size".into(),
+        header: format!("{} bytes", file.len()),
+    }
+    .into()
+}
+
+/// The tree hash of the root. Directories are done from the deepest up, without recursion.
+fn tree_hash<E: From<Error>>(
     image: &Image,
     mut hash: impl FnMut(&File) -> Result<[u8; 32], E>,
 ) -> Result<[u8; 32], E> {
-    let mut hasher = ContentHasher::new();
-    in_order(image, |path, entry| {
+    let sorted = |directory: &Entry| {
+        let mut entries: Vec<_> = directory.children().collect();
+        entries.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        entries.into_iter()
+    };
+    let root = image.root();
+    let mut levels = vec![(sorted(&root), DirectoryHasher::new(), root)];
+    loop {
+        let depth = levels.len();
+        let Some((entries, hasher, directory)) = levels.last_mut() else {
+            return Ok(DirectoryHasher::new().finish());
+        };
+        let Some(entry) = entries.next() else {
+            let (name, hash) = (directory.name().to_vec(), hasher.finish());
+            levels.pop();
+            match levels.last_mut() {
+                Some((_, parent, _)) => parent.directory(&name, &hash),
+                None => return Ok(hash),
+            }
+            continue;
+        };
+        if depth == 1 && entry.name() == DIR.as_bytes() {
+            continue;
+        }
         match entry.file_type() {
-            _ if !ContentHasher::covers(path) => {}
-            FileType::Symlink => hasher.link(path, entry.read_link()?),
+            FileType::Directory => levels.push((sorted(&entry), DirectoryHasher::new(), entry)),
+            FileType::Symlink => hasher.link(entry.name(), entry.read_link()?),
+            FileType::Special => hasher.special(entry.name()),
             FileType::File => {
                 let file = entry.file()?;
-                hasher.file(path, file.len(), &hash(&file)?);
+                hasher.file(entry.name(), file.len(), &hash(&file)?);
+            }
+        }
+    }
+}
+
+/// The content hash of version 1, over whole paths.
+fn paths_hash<E: From<Error>>(
+    image: &Image,
+    mut hash: impl FnMut(&File) -> Result<[u8; 32], E>,
+) -> Result<[u8; 32], E> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(v1::CONTENT_PREFIX);
+    let (mut total, limit) = (0u64, image.options().metadata_bound());
+    in_order(image, |path, entry| {
+        // Paths are not stored: in a tree that is made to be deep they are together far longer than the image.
+        total = total.saturating_add(path.len() as u64);
+        if total > limit {
+            let place = "content hash of version 1: paths".to_owned();
+            return Err(Error::MetadataLimit { place, needed: total, limit }.into());
+        }
+        let mut name = |kind: u8, size: u64, hash: &[u8; 32]| {
+            hasher.update(&[kind]).update(&(path.len() as u64).to_le_bytes()).update(path);
+            hasher.update(&size.to_le_bytes()).update(hash);
+        };
+        match entry.file_type() {
+            _ if !is_content(path) => {}
+            FileType::Symlink => {
+                let target = entry.read_link()?;
+                name(b'l', target.len() as u64, blake3::hash(target).as_bytes());
+            }
+            FileType::File => {
+                let file = entry.file()?;
+                name(b'f', file.len(), &hash(&file)?);
             }
             _ => {}
         }
         Ok::<_, E>(())
     })?;
-    Ok(hasher.finish())
+    Ok(hasher.finalize().into())
 }
 
 /// Calls `each` with all that is no directory, in bytewise order of the absolute paths. These are made one by one: in a
@@ -179,10 +308,10 @@ mod tests {
     #[test]
     fn covers_all_but_the_index_directory() {
         for path in ["/a", "/.daxfsx", "/a/.daxfs", "/a/.daxfs/index", "/"] {
-            assert!(ContentHasher::covers(path.as_bytes()), "{path}");
+            assert!(is_content(path.as_bytes()), "{path}");
         }
         for path in ["/.daxfs", "/.daxfs/index"] {
-            assert!(!ContentHasher::covers(path.as_bytes()), "{path}");
+            assert!(!is_content(path.as_bytes()), "{path}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::snapshot::{self, Snapshot, Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
-use crate::{File, FileType, Provenance, Region, Superblock, format};
+use crate::{File, FileType, Provenance, Region, Superblock, content, format};
 
 /// Symbolic links followed in one lookup, as in the kernel's path walk.
 pub const MAX_LINKS: usize = 40;
@@ -104,9 +104,11 @@ impl OpenOptions {
         self
     }
 
-    /// Refuses an image whose stored content hash ([`Image::content_hash`]) is another one, or that has none. A
-    /// holder checks the hash when it loads an image; for other sources compare what is stored with what is there by
-    /// [`File::hash`] or `daxfs verify`.
+    /// Refuses an image whose content hash ([`Image::content_hash`]) is another one, or that has none. It is made
+    /// anew of the names, the links, the hashes of the files and the records of the index, so that a lookup by the
+    /// index is bound by it; an index of version 1, which has no hash of its records, is compared with the headers. The
+    /// bytes of the files are not read: a holder hashes them when it loads an image; for other sources compare them by
+    /// [`File::hash`] or `daxfs verify`. The table in `docs/holder.md` says what is covered.
     #[must_use]
     pub fn expect(mut self, content_hash: [u8; 32]) -> Self {
         self.expect = Some(content_hash);
@@ -208,11 +210,15 @@ impl OpenOptions {
             described: OnceLock::new(),
         }));
         crate::faults::opened(&image);
-        match self.expect {
-            Some(expected) if image.content_hash() != Some(expected) => {
-                Err(Error::OtherContent { expected, found: image.content_hash() })
-            }
-            _ => Ok(image),
+        let Some(expected) = self.expect else { return Ok(image) };
+        // What the image merely says of itself is looked at first: it costs nothing.
+        match image.content_hash() {
+            Some(stored) if stored == expected => {}
+            found => return Err(Error::OtherContent { expected, found }),
+        }
+        match content::stated_content(&image)? {
+            Some(found) if found == expected => Ok(image),
+            found => Err(Error::OtherContent { expected, found }),
         }
     }
 }

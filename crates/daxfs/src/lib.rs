@@ -78,7 +78,9 @@ pub mod tensor;
 
 pub mod dlpack;
 
-pub use content::{ContentHasher, content_hash, parse_content_hash};
+pub use content::{
+    DirectoryHasher, content_hash, content_hash_by, is_content, join_content_hash, parse_content_hash,
+};
 pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
@@ -89,7 +91,9 @@ pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use region::{Opened, Part, Provenance, Region, Source};
 pub use snapshot::ViewKind;
 pub use superblock::Superblock;
-pub use tensor::{Dtype, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors};
+pub use tensor::{
+    Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,
+};
 
 /// Compiles the README's Rust example.
 #[cfg(doctest)]

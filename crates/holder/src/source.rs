@@ -201,9 +201,17 @@ fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
     }
 }
 
-/// Recomputes the hashes that the image carries, so that a name's content hash is what clients really get.
+/// Compares the index with the headers of the files, and recomputes the hashes that the image carries, so that a name's
+/// content hash is what clients really get, by the index as well as by the files.
 pub(crate) fn verify(image: &Image, watch: &Watch) -> Result<()> {
     let Some(index) = image.index()? else { return Ok(()) };
+    index.check(image)?;
+    watch.check()?;
+    // The check of version 1 is this one.
+    if index.version() != format::index::v1::VERSION {
+        index.verify(image)?;
+        watch.check()?;
+    }
     let Some(stored) = index.content_hash() else { return Ok(()) };
     watch.total.store(image.region().len(), Ordering::Relaxed);
     watch.done.store(0, Ordering::Relaxed);

@@ -3,11 +3,14 @@
 //! BLAKE3 is a tree: any piece of a file that starts on a multiple of 1024 bytes splits into subtrees of that
 //! tree, whose chaining values can be computed alone and merged in the end. So each piece is hashed while it is
 //! hot in the cache of the core that copied it, and no file is read twice.
+//!
+//! No subtree is larger than a group of the index, so the groups come out of the same work.
 
 use blake3::hazmat::{
     HasherExt, Mode, left_subtree_len, max_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
 use blake3::{CHUNK_LEN, Hasher};
+use daxfs::format::index::GROUP_LEN;
 use std::ops::Range;
 
 /// A BLAKE3 value of 32 bytes.
@@ -63,10 +66,10 @@ impl RangeHasher {
         hasher
     }
 
-    /// Turns to the largest subtree that starts here and does not reach behind the range.
+    /// Turns to the largest subtree that starts here and reaches behind neither the range nor a group.
     fn begin(&mut self) {
         let left = self.end - self.at;
-        let most = max_subtree_len(self.at).unwrap_or(u64::MAX);
+        let most = max_subtree_len(self.at).unwrap_or(u64::MAX).min(GROUP_LEN);
         let len = if self.end == self.file_len && left <= most {
             left
         } else {
@@ -121,6 +124,21 @@ pub(crate) fn root(leaves: &[Leaf], len: u64) -> Option<Hash> {
     rest.is_empty().then(|| *merge_subtrees_root(&a, &b, Mode::Hash).as_bytes())
 }
 
+/// The values of the groups of a file of `len` bytes from all its leaves, by position. None for a file that has no
+/// more than one; `None` when a leaf is missing.
+pub(crate) fn groups(leaves: &[Leaf], len: u64) -> Option<Vec<Hash>> {
+    let (mut rest, mut groups) = (leaves, Vec::new());
+    if len > GROUP_LEN {
+        let mut at = 0;
+        while at < len {
+            let end = len.min(at + GROUP_LEN);
+            groups.push(subtree(&mut rest, at..end)?);
+            at = end;
+        }
+    }
+    Some(groups)
+}
+
 fn subtree(rest: &mut &[Leaf], range: Range<u64>) -> Option<Hash> {
     let (leaf, others) = rest.split_first()?;
     let len = range.end - range.start;
@@ -165,6 +183,30 @@ mod tests {
             for cuts in [&[][..], &[1], &[4, 5, 6], &[3, 64], &[16, 32, 48, 64, 80], &[100, 101, 128, 255]] {
                 let expected = *blake3::hash(&bytes[..len]).as_bytes();
                 assert_eq!(hash_in_pieces(&bytes[..len], cuts, 1000), Some(expected), "{len} {cuts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_those_that_give_the_hash() {
+        let bytes: Vec<u8> = (0..4_500_000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        for len in [0, 77, 1 << 20, (1 << 20) + 1, 3 << 20, 4_500_000] {
+            for cuts in [&[][..], &[1 << 20], &[4096, 3 << 20], &[2 << 20, 4 << 20]] {
+                let mut leaves = Vec::new();
+                let mut bounds = vec![0];
+                bounds.extend(cuts.iter().copied().filter(|&cut| cut < len));
+                bounds.push(len);
+                for pair in bounds.windows(2) {
+                    let mut hasher = RangeHasher::new(1, len as u64, pair[0] as u64..pair[1] as u64);
+                    hasher.update(&bytes[pair[0]..pair[1]], &mut leaves);
+                }
+                let found = groups(&leaves, len as u64).unwrap();
+                let hash = *blake3::hash(&bytes[..len]).as_bytes();
+                assert_eq!(root(&leaves, len as u64), Some(hash));
+                match daxfs::Groups::new(found.clone(), len as u64, &hash) {
+                    Some(groups) => assert!(groups.matches(1, &bytes[1 << 20..len.min(2 << 20)])),
+                    None => assert!(len <= 1 << 20 && found.is_empty()),
+                }
             }
         }
     }

@@ -5,99 +5,94 @@
 use crate::hash::Hash;
 use crate::plan::{Layout, Numbers};
 use crate::tensors::{TensorFile, TensorSet};
-use crate::tree::{Kind, Tree};
+use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
-use daxfs::format::index::{
-    CheckpointRecord, FILE_TENSORS, FileRecord, HAS_HASHES, Header, MAGIC, TensorRecord, VERSION,
-};
+use daxfs::format::index::{self as raw, GROUP_LEN};
+use daxfs::format::index::{CheckpointRecord, FileRecord, Header, Section, TensorRecord};
+use daxfs::{DirectoryHasher, join_content_hash};
 use std::collections::HashMap;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Where the parts of the index lie.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Parts {
-    files: u64,
-    tensors: u64,
-    checkpoints: u64,
-    entries: u64,
-    dims: u64,
-    strings: u64,
-    end: u64,
-}
+/// Sections in their order in the file, with the length of their records: what opening needs comes first.
+const SECTIONS: [(u32, usize); 7] = [
+    (raw::FILES, size_of::<FileRecord>()),
+    (raw::TENSORS, size_of::<TensorRecord>()),
+    (raw::CHECKPOINTS, size_of::<CheckpointRecord>()),
+    (raw::ENTRIES, 4),
+    (raw::DIMS, 8),
+    (raw::STRINGS, 1),
+    (raw::GROUPS, size_of::<Hash>()),
+];
 
-/// How many of everything there are.
-#[derive(Debug, Clone, Copy)]
-struct Counts {
-    files: u64,
-    tensors: u64,
-    checkpoints: u64,
-    entries: u64,
-    dims: u64,
-    string_bytes: u64,
-}
+/// Bytes in front of the sections.
+const FRONT: u64 = (size_of::<Header>() + SECTIONS.len() * size_of::<Section>()) as u64;
 
-impl Counts {
-    fn of(tree: &Tree, numbers: &Numbers, set: &TensorSet) -> Counts {
-        let tensors = || set.files.values().flat_map(|file| &file.tensors);
-        let (mut files, mut path_bytes) = (0, 0);
-        for (_, node) in numbers.files(tree) {
-            files += 1;
-            path_bytes += tree.image_path_len(node);
-        }
-        Counts {
-            files,
-            tensors: tensors().count() as u64,
-            checkpoints: set.checkpoints.len() as u64,
-            entries: set.checkpoints.iter().map(|checkpoint| checkpoint.entries.len() as u64).sum(),
-            dims: tensors().map(|tensor| tensor.info.shape.len() as u64).sum(),
-            string_bytes: path_bytes + tensors().map(|tensor| tensor.info.name.len() as u64).sum::<u64>(),
+/// Bytes of the index of this tree, in which files have the sizes that `size_of` says, with or without hashes.
+pub(crate) fn size(
+    tree: &Tree,
+    numbers: &Numbers,
+    set: &TensorSet,
+    size_of: impl Fn(u32, u64) -> u64,
+    hash: bool,
+) -> u64 {
+    let mut counts = [0u64; SECTIONS.len()];
+    let [files, tensors, checkpoints, entries, dims, strings, groups] = &mut counts;
+    for (ino, node) in numbers.files(tree) {
+        *files += 1;
+        *strings += tree.image_path_len(node);
+        if hash {
+            *groups += group_count(size_of(ino, tree.node(node).identity.size));
         }
     }
-
-    fn parts(&self) -> Parts {
-        let files = size_of::<Header>() as u64;
-        let tensors = files + self.files * size_of::<FileRecord>() as u64;
-        let checkpoints = tensors + self.tensors * size_of::<TensorRecord>() as u64;
-        let entries = checkpoints + self.checkpoints * size_of::<CheckpointRecord>() as u64;
-        let dims = entries + self.entries * 4;
-        let strings = dims + self.dims * 8;
-        Parts { files, tensors, checkpoints, entries, dims, strings, end: strings + self.string_bytes }
+    for tensor in set.files.values().flat_map(|file| &file.tensors) {
+        *tensors += 1;
+        *dims += tensor.info.shape.len() as u64;
+        *strings += tensor.info.name.len() as u64;
     }
+    *checkpoints = set.checkpoints.len() as u64;
+    *entries = set.checkpoints.iter().map(|checkpoint| checkpoint.entries.len() as u64).sum();
+    FRONT + counts.iter().zip(SECTIONS).map(|(count, (_, record))| count * record as u64).sum::<u64>()
 }
 
-/// Bytes of the index of this tree.
-pub(crate) fn size(tree: &Tree, numbers: &Numbers, set: &TensorSet) -> u64 {
-    Counts::of(tree, numbers, set).parts().end
+/// How many groups a file has; one that would have a single one has its hash for that.
+fn group_count(size: u64) -> u64 {
+    if size > GROUP_LEN { size.div_ceil(GROUP_LEN) } else { 0 }
 }
 
-/// Hashes of an image's contents.
+/// Hashes of the regular files of an image, by inode number less 1; empty where the inode is none.
 #[derive(Debug)]
 pub(crate) struct Hashes {
-    /// By inode number less 1; zero where the inode is no regular file.
+    /// Of the contents.
     pub(crate) files: Vec<Hash>,
-    /// Of names, links and contents.
-    pub(crate) content: Hash,
+    /// Of each 1 MiB of them.
+    pub(crate) groups: Vec<Vec<Hash>>,
 }
 
-impl Hashes {
-    /// Completes the hashes of regular files by that of the whole content.
-    pub(crate) fn new(tree: &Tree, layout: &Layout, files: Vec<Hash>) -> Hashes {
-        let mut hasher = daxfs::ContentHasher::new();
-        for number in tree.in_path_order() {
-            let node = tree.node(number);
-            let path = tree.image_path(number);
-            if let Kind::Symlink { target } = node.kind {
-                hasher.link(&path, tree.bytes(target));
-            } else {
-                let ino = layout.numbers.ino[number as usize];
-                hasher.file(&path, layout.extent(ino).len, &files[(ino - 1) as usize]);
+/// The tree hash of the root; children come behind their directory and are sorted by name.
+fn tree_hash(tree: &Tree, layout: &Layout, files: &[Hash]) -> Hash {
+    let mut directories: HashMap<u32, Hash> = HashMap::new();
+    let numbers = 0..u32::try_from(tree.nodes.len()).unwrap_or(u32::MAX);
+    for number in numbers.rev().filter(|&number| matches!(tree.node(number).kind, Kind::Directory { .. })) {
+        let mut hasher = DirectoryHasher::new();
+        for child in tree.children(number) {
+            let name = tree.name(child);
+            match tree.node(child).kind {
+                Kind::Directory { .. } => {
+                    hasher.directory(name, &directories.remove(&child).unwrap_or_default());
+                }
+                Kind::Symlink { target } => hasher.link(name, tree.bytes(target)),
+                Kind::File => {
+                    let ino = layout.numbers.ino[child as usize];
+                    hasher.file(name, layout.extent(ino).len, &files[(ino - 1) as usize]);
+                }
             }
         }
-        Hashes { files, content: hasher.finish() }
+        directories.insert(number, hasher.finish());
     }
+    directories.remove(&ROOT).unwrap_or_default()
 }
 
-/// Builds the index.
+/// Builds the index, and the content hash where there are hashes.
 ///
 /// # Errors
 ///
@@ -107,47 +102,56 @@ pub(crate) fn build(
     layout: &Layout,
     set: &TensorSet,
     hashes: Option<&Hashes>,
-) -> Result<Vec<u8>> {
-    let counts = Counts::of(tree, &layout.numbers, set);
-    let parts = counts.parts();
-    let mut header = Header::new_zeroed();
-    header.magic = MAGIC;
-    header.version = VERSION.into();
-    header.total_size = parts.end.into();
-    header.files_offset = parts.files.into();
-    header.file_count = short("files", counts.files)?.into();
-    header.tensor_count = short("tensors", counts.tensors)?.into();
-    header.tensors_offset = parts.tensors.into();
-    header.checkpoints_offset = parts.checkpoints.into();
-    header.checkpoint_count = short("checkpoints", counts.checkpoints)?.into();
-    header.entry_count = short("checkpoint entries", counts.entries)?.into();
-    header.entries_offset = parts.entries.into();
-    header.dims_offset = parts.dims.into();
-    header.dim_count = u64::from(short("dimensions", counts.dims)?).into();
-    header.strings_offset = parts.strings.into();
-    header.strings_size = counts.string_bytes.into();
-    if let Some(hashes) = hashes {
-        header.flags = HAS_HASHES.into();
-        header.content_hash = hashes.content;
-    }
-
+) -> Result<(Vec<u8>, Option<Hash>)> {
     let mut tables = Tables::default();
     for (ino, node) in layout.numbers.files(tree) {
-        let hash = hashes.map_or([0; 32], |hashes| hashes.files[(ino - 1) as usize]);
+        let at = (ino - 1) as usize;
+        let hash = hashes.map(|hashes| (&hashes.files[at], &hashes.groups[at][..]));
         tables.add_file(ino, &tree.image_path(node), layout.extent(ino).len, hash, set.files.get(&ino))?;
     }
     for checkpoint in &set.checkpoints {
         tables.add_checkpoint(checkpoint.ino, &checkpoint.entries)?;
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(parts.end).unwrap_or(0));
+    let parts = [
+        &tables.files,
+        &tables.tensors,
+        &tables.checkpoints,
+        &tables.entries,
+        &tables.dims,
+        &tables.strings,
+        &tables.groups,
+    ];
+    let (mut table, mut at) = (Vec::with_capacity(parts.len()), FRONT);
+    for (part, (kind, record)) in parts.into_iter().zip(SECTIONS) {
+        let mut section = Section::new_zeroed();
+        section.kind = kind.into();
+        section.offset = at.into();
+        section.len = (part.len() as u64).into();
+        section.record_size = u32::try_from(record).unwrap_or(u32::MAX).into();
+        section.hash = *blake3::hash(part).as_bytes();
+        table.push(section);
+        at += part.len() as u64;
+    }
+    let mut header = Header::new_zeroed();
+    header.magic = raw::MAGIC;
+    header.version = raw::VERSION.into();
+    header.total_size = at.into();
+    header.section_count = u32::try_from(table.len()).unwrap_or(u32::MAX).into();
+    if hashes.is_some() {
+        header.flags = raw::HAS_HASHES.into();
+    }
+    header.records_hash = daxfs::tensor::index::records_hash(&header, &table);
+    let content =
+        hashes.map(|hashes| join_content_hash(&header.records_hash, &tree_hash(tree, layout, &hashes.files)));
+    header.content_hash = content.unwrap_or_default();
+
+    let mut bytes = Vec::with_capacity(usize::try_from(at).unwrap_or(0));
     bytes.extend_from_slice(header.as_bytes());
-    for part in
-        [&tables.files, &tables.tensors, &tables.checkpoints, &tables.entries, &tables.dims, &tables.strings]
-    {
+    bytes.extend_from_slice(table.as_bytes());
+    for part in parts {
         bytes.extend_from_slice(part);
     }
-    debug_assert_eq!(bytes.len() as u64, parts.end);
-    Ok(bytes)
+    Ok((bytes, content))
 }
 
 /// The parts of the index while they grow.
@@ -159,6 +163,7 @@ struct Tables {
     entries: Vec<u8>,
     dims: Vec<u8>,
     strings: Vec<u8>,
+    groups: Vec<u8>,
     file_count: u32,
     tensor_count: u32,
     dim_count: u32,
@@ -179,7 +184,7 @@ impl Tables {
         ino: u32,
         path: &[u8],
         size: u64,
-        hash: Hash,
+        hash: Option<(&Hash, &[Hash])>,
         file: Option<&TensorFile>,
     ) -> Result<()> {
         let (path_offset, path_len) = self.string(path)?;
@@ -191,12 +196,22 @@ impl Tables {
         record.size = size.into();
         record.first_tensor = self.tensor_count.into();
         record.tensor_count = short("tensors", tensors.len() as u64)?.into();
+        let mut flags = 0;
         if let Some(file) = file {
-            record.flags = FILE_TENSORS.into();
+            flags |= raw::FILE_TENSORS;
+            record.container = raw::CONTAINER_SAFETENSORS.into();
             record.data_start = file.data_start.into();
             self.first_tensor.insert(ino, self.tensor_count);
         }
-        record.hash = hash;
+        if let Some((hash, groups)) = hash {
+            record.hash = *hash;
+            if !groups.is_empty() {
+                flags |= raw::FILE_GROUPS;
+                record.first_group = ((self.groups.len() / size_of::<Hash>()) as u64).into();
+                self.groups.extend_from_slice(groups.as_flattened());
+            }
+        }
+        record.flags = flags.into();
         self.files.extend_from_slice(record.as_bytes());
         for tensor in tensors {
             let info = &tensor.info;
@@ -251,42 +266,53 @@ mod tests {
     use crate::plan::{Format, Placement, Shape};
     use zerocopy::FromBytes;
 
+    fn layout(tree: &Tree, index: Option<u64>) -> Layout {
+        let shape = Shape { format: Format::V8, block_size: 4096, align: 2 << 20, index };
+        Layout::new(tree, Numbers::assign(tree), |_| Placement::default(), shape).unwrap()
+    }
+
     #[test]
     fn an_index_without_tensors_lists_every_file_once() {
-        let mut tree = Tree::flat(5, 100);
+        let mut tree = Tree::flat(5, 2 << 20);
         for number in [2, 4] {
             tree.nodes[number].links = 2;
             tree.nodes[number].identity.ino = 1000;
         }
-        let numbers = Numbers::assign(&tree);
         let set = TensorSet::default();
-        let len = size(&tree, &numbers, &set);
-        let shape = Shape { format: Format::V8, block_size: 4096, align: 2 << 20, index: Some(len) };
-        let layout = Layout::new(&tree, numbers, |_| Placement::default(), shape).unwrap();
-        let files = (0..6).map(|n| [n; 32]).collect();
-        let hashes = Hashes::new(&tree, &layout, files);
-        let bytes = build(&tree, &layout, &set, Some(&hashes)).unwrap();
+        let len = size(&tree, &Numbers::assign(&tree), &set, |_, size| size, true);
+        let layout = layout(&tree, Some(len));
+        let groups = (0..6u8).map(|n| vec![[n; 32]; 2]).collect();
+        let hashes = Hashes { files: (0..6).map(|n| [n; 32]).collect(), groups };
+        let (bytes, content) = build(&tree, &layout, &set, Some(&hashes)).unwrap();
         assert_eq!(bytes.len() as u64, len);
-        let header = Header::read_from_bytes(&bytes[..160]).unwrap();
-        assert_eq!(header.file_count.get(), 4);
-        assert_eq!(header.content_hash, hashes.content);
-        let record = |at: usize| FileRecord::read_from_bytes(&bytes[160 + at * 96..][..96]).unwrap();
+        let header = Header::read_from_bytes(&bytes[..128]).unwrap();
+        assert_eq!(Some(header.content_hash), content);
+        let section = |at: usize| {
+            let section = Section::read_from_bytes(&bytes[128 + at * 64..][..64]).unwrap();
+            let start = usize::try_from(section.offset.get()).unwrap();
+            let part = &bytes[start..start + usize::try_from(section.len.get()).unwrap()];
+            assert_eq!(section.hash, *blake3::hash(part).as_bytes());
+            part
+        };
+        assert_eq!((section(0).len(), section(6).len()), (4 * 96, 4 * 2 * 32));
+        let record = |at: usize| FileRecord::read_from_bytes(&section(0)[at * 96..][..96]).unwrap();
         let inodes: Vec<_> = (0..4).map(|at| record(at).ino.get()).collect();
         assert_eq!(inodes, [2, 3, 4, 5]);
         let path = |at: usize| {
-            let start = usize::try_from(header.strings_offset.get() + record(at).path_offset.get()).unwrap();
-            &bytes[start..start + record(at).path_len.get() as usize]
+            let start = usize::try_from(record(at).path_offset.get()).unwrap();
+            &section(5)[start..start + record(at).path_len.get() as usize]
         };
         assert_eq!(path(1), b"/f000001");
         assert_eq!(record(1).hash, [2; 32]);
+        assert_eq!((record(1).flags.get(), record(1).first_group.get()), (raw::FILE_GROUPS, 2));
     }
 
     #[test]
-    fn the_content_hash_follows_names_and_contents_only() {
+    fn the_content_hash_follows_names_contents_and_records_only() {
         let hash = |tree: &Tree, seed: u8| {
-            let shape = Shape { format: Format::V8, block_size: 4096, align: 4096, index: None };
-            let layout = Layout::new(tree, Numbers::assign(tree), |_| Placement::default(), shape).unwrap();
-            Hashes::new(tree, &layout, (0..9).map(|n| [n + seed; 32]).collect()).content
+            let hashes =
+                Hashes { files: (0..9).map(|n| [n + seed; 32]).collect(), groups: vec![Vec::new(); 9] };
+            build(tree, &layout(tree, None), &TensorSet::default(), Some(&hashes)).unwrap().1
         };
         let tree = Tree::flat(8, 100);
         let mut other = Tree::flat(8, 100);

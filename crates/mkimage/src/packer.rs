@@ -240,7 +240,8 @@ impl Packer {
         };
         // Hashes are the identity of any content, so they are kept without tensors, too.
         let indexed = !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
-        let index = indexed.then(|| index::size(&tree, &numbers, &tensors));
+        let size_of = |ino, size| tensors.rewrite(ino).map_or(size, |rewrite| rewrite.len);
+        let index = indexed.then(|| index::size(&tree, &numbers, &tensors, size_of, self.settings.hash));
         let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };
         let placement = |ino| Placement {
             size: tensors.rewrite(ino).map(|rewrite| rewrite.len),

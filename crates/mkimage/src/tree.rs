@@ -188,50 +188,6 @@ impl Tree {
         }
         path
     }
-
-    /// Nodes of files and symbolic links in bytewise order of their absolute paths.
-    ///
-    /// `/a.b` comes before `/a/c` because `.` is less than `/`: siblings are visited as if the names of
-    /// directories ended in a slash.
-    pub(crate) fn in_path_order(&self) -> InPathOrder<'_> {
-        InPathOrder { tree: self, stack: vec![(0..1, Vec::new())] }
-    }
-
-    fn path_key(&self, number: u32) -> impl Iterator<Item = u8> {
-        let slash = matches!(self.node(number).kind, Kind::Directory { .. }).then_some(b'/');
-        self.name(number).iter().copied().chain(slash)
-    }
-}
-
-/// See [`Tree::in_path_order`].
-pub(crate) struct InPathOrder<'t> {
-    tree: &'t Tree,
-    /// Per level: the children that are still to come, in the order of `1` where they had to be sorted anew.
-    stack: Vec<(Range<u32>, Vec<u32>)>,
-}
-
-impl Iterator for InPathOrder<'_> {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        loop {
-            let (rest, order) = self.stack.last_mut()?;
-            let Some(next) = rest.next() else {
-                self.stack.pop();
-                continue;
-            };
-            let number = order.get(next as usize).copied().unwrap_or(next);
-            match self.tree.node(number).kind {
-                Kind::Directory { .. } => {
-                    let mut order: Vec<u32> = self.tree.children(number).collect();
-                    order.sort_by(|&a, &b| self.tree.path_key(a).cmp(self.tree.path_key(b)));
-                    let count = u32::try_from(order.len()).unwrap_or(u32::MAX);
-                    self.stack.push((0..count, order));
-                }
-                _ => return Some(number),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -275,7 +231,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn paths_and_their_order() {
+    fn paths() {
         let tree = Tree::synthetic(&[
             (0, "", Kind::Directory { first: 1, count: 4 }, 0),
             (0, "a", Kind::Directory { first: 5, count: 1 }, 0),
@@ -284,11 +240,8 @@ pub(crate) mod tests {
             (0, "a0", Kind::File, 1),
             (1, "c", Kind::File, 1),
         ]);
-        let paths: Vec<_> = tree.in_path_order().map(|node| tree.image_path(node)).collect();
-        assert_eq!(paths, [&b"/a!"[..], b"/a.b", b"/a/c", b"/a0"]);
-        let mut sorted = paths.clone();
-        sorted.sort();
-        assert_eq!(paths, sorted);
+        let paths: Vec<_> = tree.iter().skip(1).map(|(number, _)| tree.image_path(number)).collect();
+        assert_eq!(paths, [&b"/a"[..], b"/a!", b"/a.b", b"/a0", b"/a/c"]);
         assert_eq!(tree.source_path(5), Path::new("/source/a/c"));
         assert_eq!(tree.image_path(0), b"/");
         for (number, _) in tree.iter() {

@@ -1,7 +1,7 @@
 //! Writes a planned image, once: into a file that appears when it is complete, or into memory with a descriptor.
 
 use crate::copy::{Copier, Task};
-use crate::hash::{self, Hash, Leaf};
+use crate::hash::{self, Leaf};
 use crate::index::{self, Hashes};
 use crate::memory::{self, Finish, Memory};
 use crate::output::{Output, parent};
@@ -158,16 +158,12 @@ impl Plan {
         let task = Task { plan: self, target, hash, cloned, progress };
         let leaves = self.copy(&task)?;
         self.check_unread()?;
-        let hashes = match hash {
-            true => Some(Hashes::new(&self.tree, &self.layout, self.file_hashes(leaves)?)),
-            false => None,
-        };
+        let hashes = if hash { Some(self.file_hashes(leaves)?) } else { None };
         if let Some(ino) = self.layout.index_file() {
-            let bytes = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
+            let (bytes, content) = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
             target.write_late(self.layout.extent(ino).offset, &bytes)?;
+            summary.content_hash = content.map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
         }
-        summary.content_hash =
-            hashes.map(|hashes| blake3::Hash::from_bytes(hashes.content).to_hex().to_string());
         Ok(())
     }
 
@@ -207,21 +203,24 @@ impl Plan {
         Ok(())
     }
 
-    /// The hashes of all regular files from those of their parts; by inode, zero for everything else.
-    fn file_hashes(&self, mut leaves: Vec<Leaf>) -> Result<Vec<Hash>> {
+    /// The hashes of all regular files from those of their parts.
+    fn file_hashes(&self, mut leaves: Vec<Leaf>) -> Result<Hashes> {
         leaves.sort_unstable_by_key(Leaf::key);
-        let mut hashes = vec![[0; 32]; self.layout.numbers.node.len()];
+        let count = self.layout.numbers.node.len();
+        let mut hashes = Hashes { files: vec![[0; 32]; count], groups: vec![Vec::new(); count] };
         let mut rest = &leaves[..];
         for (ino, node) in self.layout.numbers.files(&self.tree) {
             let count = rest.partition_point(|leaf| leaf.ino <= ino);
             let (own, others) = rest.split_at(count);
             rest = others;
-            let hash = match self.shares.get(&ino) {
-                Some(&owner) => Some(hashes[(owner - 1) as usize]),
-                None => hash::root(own, self.layout.extent(ino).len),
+            let len = self.layout.extent(ino).len;
+            let found = match self.shares.get(&ino).map(|owner| (owner - 1) as usize) {
+                Some(owner) => Some((hashes.files[owner], hashes.groups[owner].clone())),
+                None => hash::root(own, len).zip(hash::groups(own, len)),
             };
             // Every byte was copied, so every leaf is there, unless the copying itself is wrong.
-            hashes[(ino - 1) as usize] = hash.ok_or_else(|| Error::Mismatch {
+            let at = (ino - 1) as usize;
+            (hashes.files[at], hashes.groups[at]) = found.ok_or_else(|| Error::Mismatch {
                 path: self.tree.source_path(node),
                 what: "parts of its hash are missing".to_owned(),
             })?;

@@ -188,6 +188,17 @@ pub enum TensorError {
         found: String,
     },
 
+    /// A part of the index is another than its hash says.
+    #[error("/.daxfs/index: {place}: its BLAKE3 is {found}, the index has {stored}")]
+    IndexHash {
+        /// Which part.
+        place: String,
+        /// The hash that stands in the index.
+        stored: String,
+        /// The hash that it has.
+        found: String,
+    },
+
     /// The index says something else than the file that it describes.
     #[error("/.daxfs/index: {file}: {what}: the index has {index}, the file {header}")]
     IndexMismatch {

@@ -9,7 +9,7 @@
 mod cache;
 pub mod checkpoint;
 mod dtype;
-mod error;
+pub(crate) mod error;
 pub mod index;
 mod json;
 mod names;
@@ -24,7 +24,7 @@ pub(crate) use cache::TensorCache;
 pub use dtype::Dtype;
 pub use error::TensorError;
 pub(crate) use index::load_index;
-pub use index::{Index, IndexedCheckpoint, IndexedFile};
+pub use index::{Groups, Index, IndexedCheckpoint, IndexedFile};
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
 pub use select::{is_checkpoint, is_safetensors, shard_sets};
 pub use set::Tensors;

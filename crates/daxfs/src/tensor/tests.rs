@@ -537,14 +537,14 @@ fn a_wrong_index_yields_errors_not_other_bytes() {
     assert!(tensors.shards().is_err());
     // A damaged header is an error, not silence.
     let image = checkpoint().file("/.daxfs/index", b"DAXINDEX".as_slice()).open();
-    assert!(text(image.tensors()).contains("index: header 0x0..0xa0 is outside the index (0x8 bytes)"));
+    assert!(text(image.tensors()).contains("index: header 0x0..0x10 is outside the index (0x8 bytes)"));
     assert!(image.index().is_err());
 }
 
 #[test]
 fn without_a_usable_index_headers_are_parsed() {
     // A later version of the index, or a flag of one.
-    for (at, value) in [(8, 2), (12, 0x80)] {
+    for (at, value) in [(8, 3), (12, 0x80)] {
         let mut bytes = Builder::default().bytes();
         bytes[at] = value;
         let image = checkpoint().file("/.daxfs/index", bytes).open();

@@ -3,14 +3,20 @@
 //! The header is copied once and checked when the index is opened; each record is copied once, checked and then
 //! used. Nothing is trusted beyond that: whatever the index holds, a lookup reads a bounded number of records,
 //! allocates no more than the caps below, and yields a tensor inside its file, or an error, or nothing. Whether the
-//! index tells the truth about the headers is what [`Index::verify_file`] checks.
+//! index tells the truth about the headers is what [`Index::verify`] checks; whether its records are those that the
+//! content hash covers, [`Index::check`].
 
+mod groups;
+mod open;
 mod record;
 mod verify;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
+pub use groups::Groups;
+pub use open::records_hash;
 pub use record::{IndexedCheckpoint, IndexedFile};
 use record::{Section, place};
 
@@ -31,13 +37,20 @@ pub struct Index {
     region: Region,
     /// The index file in the region.
     extent: Extent,
+    version: u32,
     flags: u32,
     content_hash: [u8; 32],
+    /// The records hash that the header has, and that of the header and table which are in use; none in version 1.
+    records_hash: Option<([u8; 32], [u8; 32])>,
+    /// The table of sections; empty in version 1.
+    table: Arc<[raw::Section]>,
     files: Section<raw::FileRecord>,
     tensors: Section<raw::TensorRecord>,
     checkpoints: Section<raw::CheckpointRecord>,
     entries: Section<crate::format::U32>,
     dims: Section<crate::format::U64>,
+    dtypes: Section<raw::DtypeRecord>,
+    groups: Section<[u8; 32]>,
     strings: Range<u64>,
 }
 
@@ -67,61 +80,9 @@ pub(crate) fn load_index(image: &Image) -> Result<Option<Index>> {
 }
 
 impl Index {
-    /// Copies and checks the header of the index that lies in `extent` of `region`.
-    pub(crate) fn open(region: Region, extent: Extent) -> Result<Self> {
-        let view = region.view().get(extent.offset, extent.len)?;
-        let header: raw::Header = record::copy(view, 0).map_err(|_| Error::OutOfBounds {
-            place: "index: header".into(),
-            range: 0..size_of::<raw::Header>() as u64,
-            within: "index",
-            bound: extent.len,
-        })?;
-        let rule = |rule, found: String| TensorError::Index { place: "header".into(), rule, found };
-        if header.magic != raw::MAGIC {
-            return Err(rule("it must begin with \"DAXINDEX\"", format!("{:02x?}", header.magic)).into());
-        }
-        if header.version.get() != raw::VERSION {
-            let (place, found) = ("/.daxfs/index", header.version.get());
-            return Err(Error::UnsupportedVersion { place, found, supported: "1" });
-        }
-        let flags = header.flags.get();
-        if flags & !raw::HAS_HASHES != 0 {
-            return Err(Error::UnknownFlags { place: "/.daxfs/index", bits: flags & !raw::HAS_HASHES });
-        }
-        let bound = header.total_size.get();
-        if bound != extent.len {
-            let found = format!("{bound:#x} in a file of {:#x}", extent.len);
-            return Err(rule("its size must be that of the file", found).into());
-        }
-        let strings =
-            record::range("strings", header.strings_offset.get(), header.strings_size.get(), bound)?;
-        Ok(Self {
-            flags,
-            content_hash: header.content_hash,
-            files: Section::new("file records", header.files_offset, header.file_count.into(), bound)?,
-            tensors: Section::new(
-                "tensor records",
-                header.tensors_offset,
-                header.tensor_count.into(),
-                bound,
-            )?,
-            checkpoints: Section::new(
-                "checkpoint records",
-                header.checkpoints_offset,
-                header.checkpoint_count.into(),
-                bound,
-            )?,
-            entries: Section::new(
-                "checkpoint entries",
-                header.entries_offset,
-                header.entry_count.into(),
-                bound,
-            )?,
-            dims: Section::new("dimensions", header.dims_offset, header.dim_count.get(), bound)?,
-            strings,
-            region,
-            extent,
-        })
+    /// Version of the format: 1 or 2.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// True when the index holds hashes of the files and of the content.
@@ -129,7 +90,7 @@ impl Index {
         self.flags & raw::HAS_HASHES != 0
     }
 
-    /// BLAKE3 over all paths and contents, as [`crate::format::index`] defines it.
+    /// The content hash as the header has it; [`crate::format::index`] defines what it covers.
     pub fn content_hash(&self) -> Option<[u8; 32]> {
         self.has_hashes().then_some(self.content_hash)
     }
@@ -137,6 +98,12 @@ impl Index {
     /// Bytes of the index.
     pub(in crate::tensor) fn size(&self) -> u64 {
         self.extent.len
+    }
+
+    /// What stands for all records in the content hash: BLAKE3 of the header and the table of sections, which has the
+    /// hash of each section. It is computed from the copy of both that is in use. `None` for version 1.
+    pub fn records_hash(&self) -> Option<[u8; 32]> {
+        self.records_hash.map(|(_, found)| found)
     }
 
     /// Number of file records: one per regular file, hard links counted once, the index left out.
@@ -218,18 +185,16 @@ impl Index {
         }
     }
 
-    /// The record of the checkpoint whose JSON file has this inode number.
+    /// The record of the checkpoint whose JSON file has this inode number, by binary search.
     ///
     /// # Errors
     /// [`TensorError::Index`] when the record is wrong.
     pub fn checkpoint(&self, ino: u64) -> Result<Option<IndexedCheckpoint>> {
-        let view = self.view()?;
-        for number in 0..self.checkpoint_count() {
-            if u64::from(self.checkpoints.read(view, number)?.ino.get()) == ino {
-                return self.checkpoint_record(number).map(Some);
-            }
-        }
-        Ok(None)
+        let Ok(ino) = u32::try_from(ino) else { return Ok(None) };
+        let found = self.search(0..self.checkpoint_count(), |index, number| {
+            Ok(index.checkpoints.read(index.view()?, number)?.ino.get().cmp(&ino))
+        })?;
+        found.map(|number| self.checkpoint_record(number)).transpose()
     }
 
     /// All checkpoint records.

@@ -27,12 +27,16 @@ pub struct IndexedFile {
     pub hash: Option<[u8; 32]>,
     /// True for a safetensors file whose tensors are listed.
     pub has_tensors: bool,
+    /// What kind of container the packer took it for: [`raw::CONTAINER_NONE`] and those behind it.
+    pub container: u32,
     /// Where tensor data begins in the file; 0 for other files.
     pub data_start: u64,
     /// Numbers of its tensor records.
     pub tensors: Range<u32>,
     pub(super) path_offset: u64,
     pub(super) path_len: u32,
+    /// Numbers of its groups, if it has any.
+    pub(super) groups: Option<Range<u64>>,
 }
 
 /// A sharded checkpoint as the index describes it.
@@ -53,10 +57,10 @@ pub(super) fn copy<T: FromBytes + IntoBytes>(view: SharedBytes<'_>, offset: u64)
     Ok(record)
 }
 
-/// Checks that a section lies in the index, behind the header. Empty sections lie anywhere.
-pub(super) fn range(what: &str, offset: u64, size: u64, bound: u64) -> Result<Range<u64>> {
+/// Checks that a section lies in the index, behind `start`. Empty sections lie anywhere.
+pub(super) fn range(what: &str, offset: u64, size: u64, start: u64, bound: u64) -> Result<Range<u64>> {
     let end = offset.saturating_add(size);
-    if size != 0 && (offset < size_of::<raw::Header>() as u64 || end > bound) {
+    if size != 0 && (offset < start || end > bound) {
         let place = format!("index: {what}");
         return Err(Error::OutOfBounds {
             place,
@@ -73,31 +77,56 @@ pub(super) fn range(what: &str, offset: u64, size: u64, bound: u64) -> Result<Ra
 pub(super) struct Section<T> {
     offset: u64,
     count: u64,
+    /// Bytes from one record to the next.
+    stride: u64,
     record: PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for Section<T> {
     fn clone(&self) -> Self {
-        Self { offset: self.offset, count: self.count, record: PhantomData }
+        Self { offset: self.offset, count: self.count, stride: self.stride, record: PhantomData }
+    }
+}
+
+impl<T> Default for Section<T> {
+    fn default() -> Self {
+        Self { offset: 0, count: 0, stride: size_of::<T>() as u64, record: PhantomData }
     }
 }
 
 impl<T: FromBytes + IntoBytes> Section<T> {
-    pub(super) fn new(what: &str, offset: U64, count: u64, bound: u64) -> Result<Self> {
-        let size = count.saturating_mul(size_of::<T>() as u64);
-        let range = range(what, offset.get(), size, bound)?;
-        Ok(Self { offset: range.start, count, record: PhantomData })
+    /// `count` records that lie close together.
+    pub(super) fn new(what: &str, offset: U64, count: u64, start: u64, bound: u64) -> Result<Self> {
+        let stride = size_of::<T>() as u64;
+        let range = range(what, offset.get(), count.saturating_mul(stride), start, bound)?;
+        Ok(Self { offset: range.start, count, stride, record: PhantomData })
     }
 
-    /// Number of records. Only the dimensions are counted in 64 bits, and they are not asked.
+    /// Records of `stride` bytes, which is not less than the record of this version, in a range that was checked.
+    pub(super) fn with_stride(range: &Range<u64>, stride: u64) -> Self {
+        let count = (range.end - range.start).checked_div(stride).unwrap_or(0);
+        Self { offset: range.start, count, stride, record: PhantomData }
+    }
+
+    /// Number of records. Dimensions and groups are counted in 64 bits, and they are not asked.
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.count).unwrap_or(u32::MAX)
+    }
+
+    /// Number of records that are counted in 64 bits.
+    pub(super) fn long_count(&self) -> u64 {
+        self.count
     }
 
     /// Copies a record. Numbers at or behind the count read other bytes of the index or fail; callers check them
     /// where that matters.
     pub(super) fn read(&self, view: SharedBytes<'_>, number: u32) -> dmabuf::Result<T> {
-        copy(view, self.offset.saturating_add(u64::from(number) * size_of::<T>() as u64))
+        self.read_long(view, number.into())
+    }
+
+    /// As [`Section::read`], for records that are counted in 64 bits.
+    pub(super) fn read_long(&self, view: SharedBytes<'_>, number: u64) -> dmabuf::Result<T> {
+        copy(view, self.offset.saturating_add(number.saturating_mul(self.stride)))
     }
 }
 
@@ -129,10 +158,21 @@ impl Index {
     pub(in crate::tensor) fn file_record(&self, number: u32) -> Result<IndexedFile> {
         let record = self.files.read(self.view()?, number)?;
         let flags = record.flags.get();
-        if flags & !raw::FILE_TENSORS != 0 {
-            let bits = flags & !raw::FILE_TENSORS;
+        let known = match self.version {
+            raw::v1::VERSION => raw::FILE_TENSORS,
+            _ => raw::FILE_TENSORS | raw::FILE_GROUPS | raw::FILE_ORIGINAL,
+        };
+        if flags & !known != 0 {
+            let bits = flags & !known;
             return Err(Error::UnknownFlags { place: "/.daxfs/index: file record", bits });
         }
+        let listed = flags & raw::FILE_TENSORS != 0;
+        let container = match self.version {
+            // Its only container.
+            raw::v1::VERSION if listed => raw::CONTAINER_SAFETENSORS,
+            raw::v1::VERSION => raw::CONTAINER_NONE,
+            _ => record.container.get(),
+        };
         let tensors = numbers(
             || place("file record", number),
             "its tensors must be in the index",
@@ -140,16 +180,22 @@ impl Index {
             record.tensor_count,
             self.tensor_count(),
         )?;
+        let groups = match flags & raw::FILE_GROUPS {
+            0 => None,
+            _ => Some(self.group_numbers(number, &record)?),
+        };
         Ok(IndexedFile {
             number,
             ino: record.ino.get().into(),
             size: record.size.get(),
             hash: self.has_hashes().then_some(record.hash),
-            has_tensors: flags & raw::FILE_TENSORS != 0,
+            has_tensors: listed && container == raw::CONTAINER_SAFETENSORS,
+            container,
             data_start: record.data_start.get(),
             tensors,
             path_offset: record.path_offset.get(),
             path_len: record.path_len.get(),
+            groups,
         })
     }
 
@@ -219,8 +265,9 @@ impl Index {
         if name.starts_with(raw::FILLER_PREFIX) {
             return Err(fault("fillers are not listed", format!("{name:?}")));
         }
-        let dtype = Dtype::from_code(record.dtype.get())
-            .ok_or_else(|| fault("its data type must be 1 to 22", record.dtype.get().to_string()))?;
+        let dtype = Dtype::from_code(record.dtype.get()).ok_or_else(|| {
+            fault("its data type must be 1 to 22", self.described_dtype(record.dtype.get()))
+        })?;
         let shape = self.shape(number, record)?;
         let (offset, size) = (record.offset.get(), record.size.get());
         let needed = dtype.size_of(&shape).map_err(|error| {
@@ -241,6 +288,22 @@ impl Index {
             return Err(fault("its data must lie in its file", found));
         }
         Ok(TensorInfo { name, dtype, shape, offset, size })
+    }
+
+    /// What a code that is no [`Dtype`] stands for, as far as the index says.
+    fn described_dtype(&self, code: u16) -> String {
+        let Some(number) = code.checked_sub(raw::DTYPE_RECORDS) else { return code.to_string() };
+        let described = || -> Result<String> {
+            let record = self.dtypes.read(self.view()?, number.into())?;
+            let name =
+                self.string(record.name_offset.get(), record.name_len.get(), MAX_NAME, || "name".into())?;
+            let name = crate::tensor::error::escaped(&name.to_vec());
+            Ok(format!("{name}, {} elements in {} bytes", record.block_elements, record.block_bytes))
+        };
+        match described() {
+            Ok(text) if u32::from(number) < self.dtypes.count() => text,
+            _ => code.to_string(),
+        }
     }
 
     fn shape(&self, number: u32, record: &raw::TensorRecord) -> Result<Vec<u64>> {
