@@ -111,12 +111,17 @@ def install(layer: Layer, lock: Path, folder: Path) -> None:
     (folder / "pyvenv.cfg").unlink()
 
 
+def pinned(lock: Path) -> list[str]:
+    """Return the lines of a lock that install something."""
+    return [line for line in lock.read_text().splitlines() if not line.lstrip().startswith("#")]
+
+
 def made(name: str, locks: Path = ROOT) -> Path:
     """Return the folder of a layer, made if it is not there."""
     layer = LAYERS[name]
     ours, lock = ROOT / layer.lock, locks / layer.lock
     # Other locks may be the same, or not be there: the model's is written by hand.
-    other = lock.exists() and lock.read_bytes() != ours.read_bytes()
+    other = lock.exists() and pinned(lock) != pinned(ours)
     lock = lock if other else ours
     parts = [FORM, (sysconfig.get_config_var("SOABI") or platform.python_version()).encode(), lock.read_bytes()]
     if layer.prepare:

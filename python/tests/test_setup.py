@@ -146,6 +146,19 @@ def test_locks_have_what_their_lists_want(scripts: dict[str, ModuleType]) -> Non
         assert wanted(lists) <= pins.keys(), f"{lists}: run make lock"
 
 
+def test_locks_that_differ_in_comments_are_the_same(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    environment = scripts["environment"]
+    ours, other = ROOT / "scripts/packaging.txt", tmp_path / "scripts/packaging.txt"
+    other.parent.mkdir()
+    other.write_text("# another way\n" + ours.read_text())
+    assert environment.pinned(other) == environment.pinned(ours)
+    environment.cache.made = lambda kind, name, _parts, _make: Path(kind, name)
+    assert environment.made("packaging", tmp_path) == Path("python/packaging")
+    other.write_text(ours.read_text().replace("maturin==", "maturin==9"))
+    assert environment.made("packaging", tmp_path) == Path("python-newest/packaging")
+    assert environment.made("model", tmp_path) == Path("python/model"), "its lock is not there"
+
+
 def test_what_moved_is_said(scripts: dict[str, ModuleType]) -> None:
     form = (
         "a=={}\n    --hash=sha256:0\nb==1 ; python_full_version < '3.10' \\\nb=={} ; python_full_version >= '3.10' \\\n"
