@@ -5,10 +5,10 @@
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
 .PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu test-newest test-long fuzz lint lock update
-.PHONY: bench bench-gpu build wheel clean clean-cache
+.PHONY: bench bench-gpu build wheel dist test-dist test-arm64 clean clean-cache
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo:            ## pack a real model, open it from a descriptor in other processes, compute embeddings without a copy
 	@scripts/demo.sh
@@ -63,6 +63,19 @@ build:           ## the commands daxfs and daxfs-pack, into target/release
 
 wheel:           ## the Python wheel, into dist/ and .venv
 	@scripts/test.sh setup wheel
+
+dist:            ## the files of a release, into dist/release, as root: wheels and commands for x86-64 and Arm, sources, crates
+	@scripts/setup.sh dist
+	@scripts/dist.sh
+
+test-dist:       ## try the files of a release in clean Debian 12 and 13, as root
+	@scripts/setup.sh dist
+	@scripts/test-dist.sh
+
+test-arm64:      ## build for 64-bit Arm and run the Rust tests and the wheel under emulation, as root
+	@scripts/setup.sh dist
+	@scripts/arm64.sh test
+	@scripts/arm64.sh wheel
 
 clean:           ## remove everything that was built, downloaded into the project, or installed in .venv
 	cargo clean

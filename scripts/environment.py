@@ -59,6 +59,9 @@ LAYERS = {
     "kerf": Layer("tests/kerf/requirements.txt"),
     "packaging": Layer("scripts/packaging.txt"),
     "tools": Layer("scripts/tools.txt"),
+    # Installed into Debian systems by scripts/dist.sh and test-dist.sh.
+    "dist": Layer("scripts/dist.txt"),
+    "test-dist": Layer("scripts/test-dist.txt"),
 }
 ENVIRONMENTS = {"tests": ("tests", "torch", "model"), "demo": ("demo", "model")}
 # The tests' list names the demo's, so that this environment will do.

@@ -6,6 +6,7 @@
 #   scripts/setup.sh demo      .venv with what the demo needs; that of the tests has it, too
 #   scripts/setup.sh vulkan    Mesa's software Vulkan driver, unpacked into a cache folder; needs no root and installs nothing
 #   scripts/setup.sh peers     the file system makers that the benchmarks measure against, from Debian's packages
+#   scripts/setup.sh dist      what makes Debian systems, in which releases are built and tried
 #
 # Safe to run again: what is there is left alone.
 set -euo pipefail
@@ -69,6 +70,12 @@ peers() {
     install "${packages[@]}"
 }
 
+dist() {
+    local packages=()
+    has debootstrap || packages+=(debootstrap)
+    install "${packages[@]}"
+}
+
 python() {
     "${PYTHON:-python3}" scripts/environment.py link tests
 }
@@ -79,7 +86,7 @@ demo() {
 
 for part in "$@"; do
     case $part in
-        system | python | demo | vulkan | peers) "$part" ;;
+        system | python | demo | vulkan | peers | dist) "$part" ;;
         *) echo "setup.sh: no part named $part" >&2; exit 2 ;;
     esac
 done

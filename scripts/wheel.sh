@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${DAXFS_VENV:-.venv}
-rm -rf dist "$venv/wheel-is-current"
+rm -rf dist/*.whl "$venv/wheel-is-current"
 packaging=$("${PYTHON:-python3}" scripts/environment.py path packaging)
 "$packaging/bin/maturin" build --release --locked --interpreter "$venv/bin/python" --out dist
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --force-reinstall --no-deps dist/*.whl

@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Builds and tests the project for 64-bit Arm on an x86-64 machine, as root (scripts/debian.sh):
+#
+#   scripts/arm64.sh test [PACKAGE...]   the Rust tests, under the emulator of Arm programs; all crates, or some
+#   scripts/arm64.sh wheel               the wheel of `make dist` in Arm's Python: the README's example
+#   scripts/arm64.sh pages 16k|64k [PACKAGE...]    the tests on a kernel with such pages, in an emulated machine; without
+#                                        names of packages, those of the crates below the holder
+#
+# What cannot pass is in scripts/arm64-emulator.txt and scripts/arm64-pages.txt, test by test; see scripts/arm64.py.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+    echo "arm64.sh: $*" >&2
+    exit 1
+}
+
+TARGET=aarch64-unknown-linux-gnu
+out=target/arm64
+cargo=${CARGO_HOME:-$HOME/.cargo}
+packages=()
+
+# in_system OPTION... COMMAND...: the project lies at /work, as it is seen, and what is built below it.
+in_system() {
+    local proxy=()
+    [ -z "${https_proxy:-}" ] || proxy=(--env "https_proxy=$https_proxy")
+    mkdir -p "$cargo" $out
+    scripts/debian.sh run rust --arm64 --show "$PWD=/work" --bind "$PWD/$out=/work/target/arm64" --bind "$cargo=/cargo" \
+        --env CARGO_HOME=/cargo --env CARGO_TARGET_DIR=/work/target/arm64 --env CARGO_TERM_PROGRESS_WHEN=never \
+        --env CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+        --env CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc "${proxy[@]}" "$@"
+}
+
+# The commands and examples too: tests start them. The list of what was built goes to $out/built.json.
+build() {
+    local selected=() package
+    for package in "${packages[@]}"; do selected+=(-p "$package"); done
+    in_system bash -c 'cd /work && target=$1 && shift &&
+        cargo build --quiet --locked --target "$target" --bins &&
+        cargo test --quiet --locked --target "$target" --no-run --lib --bins --tests --message-format json "$@" \
+            >/work/target/arm64/built.json' build $TARGET "${selected[@]}"
+}
+
+run_tests() {
+    packages=("$@")
+    build
+    in_system python3 /work/scripts/arm64.py run /work/target/arm64/built.json /work/scripts/arm64-emulator.txt
+}
+
+wheel() {
+    grep -qsx "commit $(git rev-parse HEAD)" dist/release/BUILD || scripts/dist.sh
+    in_system --show "$PWD/dist/release=/release" bash /work/scripts/arm64.sh inside_wheel
+}
+
+# Arm's Python beside that of the system, unpacked: nothing of it has to be configured, and only it is emulated.
+inside_wheel() {
+    local python packages
+    apt-get -qq update
+    python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    mkdir -p /tmp/arm /tmp/packages
+    cd /tmp/packages
+    apt-get -qq -o APT::Sandbox::User=root download {libpython3,python3}."${python#python3.}"-minimal:arm64 \
+        "lib$python-stdlib:arm64" libexpat1:arm64 zlib1g:arm64 libssl3t64:arm64 libffi8:arm64
+    for package in *.deb; do dpkg -x "$package" /tmp/arm; done
+    cd /tmp
+    python3 -m venv /tmp/venv
+    /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+        --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
+        --target /tmp/site -r /work/scripts/test-dist.txt
+    /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --only-binary=:all: \
+        --platform manylinux2014_aarch64 --target /tmp/site /release/daxfs-*_aarch64.whl
+    # The scripts that pip writes begin with the interpreter that installs.
+    sed -i "1s,.*,#!/tmp/arm/usr/bin/$python," /tmp/site/bin/daxfs /tmp/site/bin/daxfs-pack
+    export PYTHONHOME=/tmp/arm/usr PYTHONPATH=/tmp/site
+    export LD_LIBRARY_PATH=/tmp/arm/usr/lib/aarch64-linux-gnu:/tmp/arm/lib/aarch64-linux-gnu
+    "/tmp/arm/usr/bin/$python" -c 'import platform; assert platform.machine() == "aarch64", platform.machine()'
+    "/tmp/arm/usr/bin/$python" /work/scripts/try_release.py /work/README.md /tmp/site/bin
+}
+
+# Debian has a kernel of 16 KiB pages. One of 64 KiB is built from its source: small, since nothing but memory is used.
+kernel() {
+    [ "$1" = 64k ] || { echo /arm64/boot/vmlinuz-*; return; }
+    if [ ! -e /kernel/Image ]; then
+        local make=(make -j "$(nproc)" ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
+        tar -C /tmp -xf /arm64/usr/src/linux-source-*.tar.xz
+        cd /tmp/linux-source-*
+        "${make[@]}" -s tinyconfig
+        scripts/config -e ARM64_64K_PAGES -e ARM64_VA_BITS_48 -e SMP -e PRINTK -e BLK_DEV_INITRD -e RD_GZIP -e BINFMT_ELF \
+            -e BINFMT_SCRIPT -e TTY -e SERIAL_AMBA_PL011 -e SERIAL_AMBA_PL011_CONSOLE -e PROC_FS -e PROC_PAGE_MONITOR \
+            -e SYSFS -e TMPFS -e SHMEM -e DEVTMPFS -e MEMFD_CREATE -e FUTEX -e EPOLL -e EVENTFD -e SIGNALFD -e TIMERFD \
+            -e POSIX_TIMERS -e FILE_LOCKING -e ADVISE_SYSCALLS -e MEMBARRIER -e RSEQ -e MULTIUSER -e NAMESPACES -e USER_NS \
+            -e NET -e UNIX -e INET -e TRANSPARENT_HUGEPAGE -e TRANSPARENT_HUGEPAGE_ALWAYS -e HUGETLBFS -e KCMP -e INOTIFY_USER \
+            -e DMA_SHARED_BUFFER -e DMABUF_HEAPS -e DMABUF_HEAPS_SYSTEM -e UDMABUF -e AIO -e IO_URING -e CROSS_MEMORY_ATTACH
+        "${make[@]}" -s olddefconfig
+        grep -q '^CONFIG_ARM64_64K_PAGES=y' .config
+        "${make[@]}" -s Image
+        cp arch/arm64/boot/Image /kernel/
+    fi
+    echo /kernel/Image
+}
+
+# In the system `machine`: the guest's only file system is in memory. /guest has the programs.
+inside_guest() {
+    local kernel root=/guest/root
+    kernel=$(kernel "$1")
+    mkdir -p $root/{bin,dev,proc,sys,tmp,run,etc}
+    cp /arm64/bin/busybox $root/bin/ 2>/dev/null || cp /arm64/usr/bin/busybox $root/bin/
+    cat >$root/init <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/shm && mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+ln -s /proc/self/fd /dev/fd
+ip link set lo up 2>/dev/null
+export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/work/target/arm64
+echo "=== pages $(sed -n 's/^KernelPageSize: *//p' /proc/self/smaps | head -n 1)"
+while read -r label folder path; do
+    echo "=== program $label"
+    cd "$folder" && CARGO_MANIFEST_DIR=$folder timeout 1200 "$path" --test-threads=2 </dev/null 2>&1
+    echo "=== ended with status $?"
+done </programs
+poweroff -f
+INIT
+    chmod +x $root/init
+    printf 'root:x:0:0::/tmp:/bin/sh\n' >$root/etc/passwd
+    (cd $root && find . | cpio --quiet -o -H newc | gzip -1 >/tmp/initrd)
+    timeout 3000 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
+        -serial mon:stdio -kernel "$kernel" -initrd /tmp/initrd \
+        -append "console=ttyAMA0 rdinit=/init loglevel=4 panic=-1" </dev/null >/guest/log 2>&1 || true
+    grep '^=== pages' /guest/log || { tail -n 30 /guest/log; fail "the guest did not start"; }
+    grep -q "^=== pages *${1%k} kB" /guest/log || fail "these are not pages of $1"
+}
+
+pages() {
+    local size=${1:-} guest=$out/guest
+    case $size in 16k | 64k) ;; *) fail "pages 16k or pages 64k" ;; esac
+    shift
+    packages=("$@")
+    [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-cli)
+    build
+    rm -rf "$guest"
+    mkdir -p "$guest/root/work/target/arm64/tmp" $out/kernel
+    # Nothing but what the tests read: golden files, the list of tests that cannot pass.
+    git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/work"
+    in_system --bind "$PWD/$guest=/guest" bash -ec '
+        python3 /work/scripts/arm64.py init /work/target/arm64/built.json /guest/root
+        mkdir -p /guest/root/lib
+        cp -L /usr/lib/aarch64-linux-gnu/{libc.so.6,libm.so.6,libgcc_s.so.1,ld-linux-aarch64.so.1} /guest/root/lib/'
+    scripts/debian.sh run machine --show "$PWD/scripts=/scripts" --bind "$PWD/$guest=/guest" \
+        --bind "$PWD/$out/kernel=/kernel" bash /scripts/arm64.sh inside_guest "$size"
+    in_system --bind "$PWD/$guest=/guest" python3 /work/scripts/arm64.py read /work/target/arm64/built.json \
+        /work/scripts/arm64-pages.txt /guest/log
+}
+
+case ${1:-} in
+    pages) shift; pages "$@" ;;
+    inside_guest) inside_guest "$2" ;;
+    test) shift; run_tests "$@" ;;
+    wheel) wheel ;;
+    inside_wheel) inside_wheel ;;
+    *) fail "test, wheel or pages" ;;
+esac
