@@ -96,9 +96,13 @@ def directory(image: daxfs.Image, path: bytes) -> daxfs.Directory:
     return image.directory(path)
 
 
-def tensors(image: daxfs.Image, path: Optional[bytes]) -> daxfs.Tensors:  # noqa: UP045
+def tensors(
+    image: daxfs.Image,
+    path: Optional[bytes],  # noqa: UP045
+    variant: Optional[str] = None,  # noqa: UP045
+) -> daxfs.Tensors:
     """Return a set of tensors that was pickled."""
-    return image.tensors(path)
+    return image.tensors(path, variant=variant)
 
 
 def tensor(image: daxfs.Image, path: bytes, name: str, kind: tuple[str, tuple[int, ...], int]) -> daxfs.Tensor:

@@ -248,7 +248,10 @@ fn from_holder(error: &HolderError) -> PyErr {
 
 fn from_tensor(fault: &TensorError) -> PyErr {
     match innermost(fault) {
-        TensorError::NoTensor { .. } | TensorError::NoTensors { .. } => not_found(fault.to_string()),
+        TensorError::NoTensor { .. } | TensorError::NoTensors { .. } | TensorError::NoVariant { .. } => {
+            not_found(fault.to_string())
+        }
+        TensorError::VariantOfFile { .. } => PyValueError::new_err(fault.to_string()),
         TensorError::NotExportable { .. } => PyBufferError::new_err(fault.to_string()),
         TensorError::Ambiguous { .. } => raise(fault.to_string(), |types| &types.base),
         // A shard or tensor that a checkpoint promises and does not have makes it invalid.

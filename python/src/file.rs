@@ -267,7 +267,7 @@ impl FileBase {
 
     /// The tensors of a safetensors file.
     fn tensors(&self, py: Python<'_>) -> PyResult<Tensors> {
-        Ok(Tensors { tensors: self.parsed(py)?.clone(), path: Some(self.file.path()) })
+        Ok(Tensors { tensors: self.parsed(py)?.clone(), path: Some(self.file.path()), variant: None })
     }
 
     /// The __metadata__ of a safetensors file.

@@ -202,16 +202,18 @@ impl Image {
 
     /// The tensors of a safetensors file, of a checkpoint (its index.json) or of a directory that holds one of them.
     ///
-    /// Without a path: of the one checkpoint or safetensors file that the image holds.
-    #[pyo3(signature = (path=None))]
-    fn tensors(&self, py: Python<'_>, path: Option<ImagePath>) -> PyResult<Tensors> {
+    /// Without a path: of the one checkpoint or safetensors file that the image holds. variant chooses in a directory,
+    /// or in the whole image: "fp16" for model.fp16.safetensors or model.safetensors.index.fp16.json.
+    #[pyo3(signature = (path=None, *, variant=None))]
+    fn tensors(&self, py: Python<'_>, path: Option<ImagePath>, variant: Option<String>) -> PyResult<Tensors> {
         let image = self.opened()?;
         let path = path.map(|path| path.0);
-        let tensors = py.detach(|| match &path {
-            Some(path) => image.tensors_at(path),
-            None => image.tensors(),
+        let tensors = py.detach(|| match (&path, &variant) {
+            (path, Some(variant)) => image.tensors_of_variant(path.as_deref().unwrap_or_default(), variant),
+            (Some(path), None) => image.tensors_at(path),
+            (None, None) => image.tensors(),
         });
-        Ok(Tensors { tensors: tensors.or_raise()?, path })
+        Ok(Tensors { tensors: tensors.or_raise()?, path, variant })
     }
 
     /// Walks the tree like os.walk: (path, names of directories, names of everything else) from top downward.

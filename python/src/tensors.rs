@@ -13,6 +13,8 @@ pub struct Tensors {
     pub tensors: daxfs::Tensors,
     /// By what path they were asked for; `None` for those of the whole image.
     pub path: Option<Vec<u8>>,
+    /// Which variant was asked for.
+    pub variant: Option<String>,
 }
 
 /// A table for notebooks.
@@ -106,7 +108,8 @@ impl Tensors {
     /// (function, arguments): see Image.__reduce__.
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let path = self.path.as_ref().map(|path| PyBytes::new(py, path));
-        reduce::reduced(py, "tensors", (reduce::handle(py, self.tensors.image())?, path))
+        let image = reduce::handle(py, self.tensors.image())?;
+        reduce::reduced(py, "tensors", (image, path, self.variant.as_deref()))
     }
 
     fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

@@ -286,9 +286,14 @@ impl Plan {
             map.view().read_at(offset, &mut [0])?;
             offset += HUGE;
         }
-        let stats = map.pages()?;
-        summary.pages =
-            Some(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) });
+        summary.pages = match map.pages() {
+            Ok(stats) => {
+                Some(Pages { page_size: stats.page_size, huge_bytes: stats.huge.min(self.layout.total) })
+            }
+            // Without a mounted /proc nobody says, and nothing else needs it.
+            Err(error) if error.io_kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error.into()),
+        };
         let step = usize::try_from(HUGE).map_err(|_| Error::Overflow { what: "a page" })?;
         summary.nodes = dmabuf::nodes_of(map.view(), step)?;
         if let Some(node) = self.settings.node {

@@ -122,3 +122,32 @@ fn a_closed_pipe_is_no_error() {
     assert!(status.success());
     open_strict(&dir.path().join("image"));
 }
+
+/// As in some sandboxes: the kernel is not asked for pages, and all else is as usual.
+#[test]
+fn memory_is_filled_without_proc() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    let line = [
+        env!("CARGO_BIN_EXE_daxfs-pack"),
+        "in",
+        "--into",
+        "memfd",
+        "--",
+        "sh",
+        "-c",
+        "test -n \"$DAXFS_FD\"",
+    ];
+    let hidden = r#"mount -t tmpfs none /proc || exit 99; exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", hidden, "sh"]).args(line);
+    let output = command.current_dir(dir.path()).output().unwrap();
+    let said = text(&output.stderr);
+    if output.status.code() == Some(99) || said.starts_with("unshare: ") {
+        let required = std::env::var_os("DAXFS_REQUIRE_ROOT").is_some();
+        assert!(!required && std::env::var("CI").as_deref() != Ok("true"), "{said}");
+        eprintln!("not run: {said}");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+}

@@ -135,14 +135,23 @@ impl DeviceImage {
 
     /// The tensors of a safetensors file, of a checkpoint (its index.json) or of a directory that holds one of them.
     ///
-    /// Without a path: of the one checkpoint or safetensors file that the image holds.
-    #[pyo3(signature = (path=None))]
-    fn tensors(&self, py: Python<'_>, path: Option<ImagePath>) -> PyResult<DeviceTensors> {
+    /// Without a path: of the one checkpoint or safetensors file that the image holds. variant chooses in a directory,
+    /// or in the whole image: "fp16" for model.fp16.safetensors or model.safetensors.index.fp16.json.
+    #[pyo3(signature = (path=None, *, variant=None))]
+    fn tensors(
+        &self,
+        py: Python<'_>,
+        path: Option<ImagePath>,
+        variant: Option<String>,
+    ) -> PyResult<DeviceTensors> {
         let held = self.opened()?;
         let image = held.mapped.image();
-        let tensors = py.detach(|| match path {
-            Some(path) => image.tensors_at(path.0),
-            None => image.tensors(),
+        let tensors = py.detach(|| match (path, variant) {
+            (path, Some(variant)) => {
+                image.tensors_of_variant(path.unwrap_or(ImagePath(Vec::new())).0, &variant)
+            }
+            (Some(path), None) => image.tensors_at(path.0),
+            (None, None) => image.tensors(),
         });
         Ok(DeviceTensors::new(tensors.or_raise()?, held.clone()))
     }

@@ -524,13 +524,17 @@ impl Region {
         }
     }
 
-    /// Which pages this process has mapped, and how large they are; `None` for bytes that this process owns.
+    /// Which pages this process has mapped, and how large they are; `None` for bytes that this process owns, and without
+    /// a mounted `/proc`.
     ///
     /// # Errors
     /// [`Error::Memory`] when `/proc/self/smaps` cannot be read.
     pub fn pages(&self) -> Result<Option<PageStats>> {
         match &*self.memory {
-            Memory::Mapped { mapping, .. } => Ok(Some(mapping.pages()?)),
+            Memory::Mapped { mapping, .. } => match mapping.pages() {
+                Err(error) if error.io_kind() == io::ErrorKind::NotFound => Ok(None),
+                pages => Ok(Some(pages?)),
+            },
             Memory::Owned(_) => Ok(None),
         }
     }
