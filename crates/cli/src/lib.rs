@@ -7,6 +7,8 @@
 //! error as one line, `daxfs: what: why`. When standard output is a pipe that nobody reads any more, the
 //! command ends quietly with 0.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub mod args;
 mod cat;
 mod collapse;

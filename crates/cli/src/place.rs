@@ -19,13 +19,13 @@ pub fn metadata_extent(image: &Image, entry: &Entry) -> Option<Range<u64>> {
         return None;
     }
     let len = match entry.file_type() {
-        FileType::Directory => metadata.size / format::DIRENT_SIZE * format::DIRENT_STRIDE,
-        FileType::Symlink => metadata.size + 1,
+        FileType::Directory => (metadata.size / format::DIRENT_SIZE).checked_mul(format::DIRENT_STRIDE)?,
+        FileType::Symlink => metadata.size.checked_add(1)?,
         FileType::File | FileType::Special => return None,
     };
     let slot = metadata.ino.checked_sub(1)?.checked_mul(size_of::<format::Inode>() as u64)?;
-    let field =
-        superblock.inode_table.start.checked_add(slot)? + offset_of!(format::Inode, data_offset) as u64;
+    let field = superblock.inode_table.start.checked_add(slot)?;
+    let field = field.checked_add(offset_of!(format::Inode, data_offset) as u64)?;
     let mut bytes = [0; 8];
     image.region().view().read_at(field, &mut bytes).ok()?;
     let start = base.start.checked_add(u64::from_le_bytes(bytes))?;

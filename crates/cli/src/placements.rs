@@ -127,11 +127,15 @@ fn look(placement: &Placement) -> anyhow::Result<(RankJson, Vec<StridedJson>)> {
         let (tensor, assigned) = pair?;
         match assigned {
             Assigned::Nothing => {}
-            Assigned::Whole => rank.whole += 1,
-            Assigned::Part { layout: PartLayout::Contiguous, .. } => rank.contiguous += 1,
-            Assigned::Part { layout: PartLayout::Gathered, .. } => rank.gathered += 1,
+            Assigned::Whole => rank.whole = rank.whole.saturating_add(1),
+            Assigned::Part { layout: PartLayout::Contiguous, .. } => {
+                rank.contiguous = rank.contiguous.saturating_add(1);
+            }
+            Assigned::Part { layout: PartLayout::Gathered, .. } => {
+                rank.gathered = rank.gathered.saturating_add(1);
+            }
             Assigned::Part { layout: PartLayout::Strided, dim, .. } => {
-                rank.strided += 1;
+                rank.strided = rank.strided.saturating_add(1);
                 strided.push(StridedJson {
                     tensor: tensor.name().to_owned(),
                     file: String::from_utf8_lossy(&tensor.file().path()).into_owned(),

@@ -136,7 +136,10 @@ fn contents(image: &Image, entry: &Entry) -> (Contents, String) {
             (Contents::Empty, own.clone())
         }
         FileType::Directory | FileType::Symlink => match metadata_extent(image, entry) {
-            Some(range) => (Contents::Extent(Place::new(range.start, range.end - range.start)), own.clone()),
+            Some(range) => (
+                Contents::Extent(Place::new(range.start, range.end.saturating_sub(range.start))),
+                own.clone(),
+            ),
             None => (Contents::Changed, own.clone()),
         },
         FileType::Special => (Contents::Empty, own.clone()),
@@ -167,7 +170,7 @@ impl Place {
         let Self { offset, length, alignment: align } = *self;
         format!(
             "{offset:#x}..{:#x}, offset {offset}, {length} bytes, aligned to {}",
-            offset + length,
+            offset.saturating_add(length),
             alignment(align)
         )
     }

@@ -45,7 +45,7 @@ pub fn is_unsafe(c: char) -> bool {
 
 fn octal(text: &mut String, bytes: &[u8]) {
     for byte in bytes {
-        let digits = [byte >> 6, (byte >> 3) & 7, byte & 7].map(|digit| char::from(b'0' + digit));
+        let digits = [byte >> 6, (byte >> 3) & 7, byte & 7].map(|digit| char::from(b'0' | digit));
         text.push('\\');
         text.extend(digits);
     }
@@ -132,7 +132,10 @@ pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".to_owned();
     }
-    let hundredths = (u128::from(part) * 10_000 + u128::from(whole) / 2) / u128::from(whole);
+    let hundredths = {
+        let (part, whole) = (u128::from(part), u128::from(whole));
+        part.saturating_mul(10_000).saturating_add(whole / 2).checked_div(whole).unwrap_or(0)
+    };
     format!("{}.{:02}%", hundredths / 100, hundredths % 100)
 }
 
@@ -143,7 +146,7 @@ pub fn count(n: u64, one: &str, many: &str) -> String {
 
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+    bytes.iter().fold(String::with_capacity(bytes.len().saturating_mul(2)), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
         text

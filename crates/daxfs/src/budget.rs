@@ -4,6 +4,7 @@
 //! Nothing is ever given back: the sum bounds the work that an image can cause as well, not only what it occupies.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

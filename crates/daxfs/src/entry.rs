@@ -1,6 +1,7 @@
 //! Names in an image: metadata, children, links, and the walk over all of them.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 
@@ -102,7 +103,8 @@ impl Entry {
             names.push(tree.name(node));
             node = tree.node(node).parent;
         }
-        let mut path = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum::<usize>().max(1));
+        let len = names.iter().fold(0_usize, |sum, name| sum.saturating_add(name.len()).saturating_add(1));
+        let mut path = Vec::with_capacity(len.max(1));
         for name in names.iter().rev() {
             path.push(b'/');
             path.extend_from_slice(name);

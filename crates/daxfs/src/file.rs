@@ -1,6 +1,7 @@
 //! A regular file of an image: a bounded extent, or pieces when it was changed after packing.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::io::Write;
@@ -69,7 +70,7 @@ impl File {
     pub fn extent(&self) -> Option<Extent> {
         match self.entry.content() {
             Content::Image(range) | Content::Backing(range) => {
-                Some(Extent { offset: range.start, len: range.end - range.start })
+                Some(Extent { offset: range.start, len: range.end.saturating_sub(range.start) })
             }
             Content::Empty => Some(Extent { offset: 0, len: 0 }),
             _ => None,
@@ -131,8 +132,8 @@ impl File {
     pub fn range_as_slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
         self.check_range(offset, len)?;
         let extent = self.extent().ok_or_else(|| self.no_extent())?;
-        // No overflow: the range lies in the file and the file in the region.
-        self.region().slice(extent.offset + offset, len)
+        // The range lies in the file and the file in the region.
+        self.region().slice(extent.offset.saturating_add(offset), len)
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
@@ -189,19 +190,19 @@ impl File {
 
     /// Copies from pieces; `offset..offset + target.len()` lies in the file, which they cover without gaps.
     fn copy_pieces(&self, pieces: &[Piece], mut offset: u64, mut target: SharedBytesMut<'_>) -> Result<()> {
-        let first = pieces.partition_point(|piece| piece.start + piece.len <= offset);
+        let first = pieces.partition_point(|piece| piece.start.saturating_add(piece.len) <= offset);
         for piece in pieces.iter().skip(first) {
-            let skip = offset - piece.start;
-            let len = usize::try_from(piece.len - skip).unwrap_or(usize::MAX).min(target.len());
+            let skip = offset.saturating_sub(piece.start);
+            let len = usize::try_from(piece.len.saturating_sub(skip)).unwrap_or(usize::MAX).min(target.len());
             let (mut part, rest) = target.split_at(len)?;
             match (piece.source, self.image().backing()) {
                 (PieceSource::Image(at), _) => {
-                    self.image().region().view().copy_into(at + skip, &mut part)?;
+                    self.image().region().view().copy_into(at.saturating_add(skip), &mut part)?;
                 }
                 (PieceSource::Backing(at), Some(backing)) => {
                     // Callers see to the image's own memory.
                     let _access = backing.cpu_access()?;
-                    backing.view().copy_into(at + skip, &mut part)?;
+                    backing.view().copy_into(at.saturating_add(skip), &mut part)?;
                     backing.check_present()?;
                 }
                 _ => part.fill_zero(0, len as u64)?,
@@ -209,7 +210,7 @@ impl File {
             if rest.is_empty() {
                 break;
             }
-            offset += len as u64;
+            offset = offset.saturating_add(len as u64);
             target = rest;
         }
         Ok(())
@@ -236,7 +237,7 @@ impl File {
     fn for_each_chunk(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let _access = self.region().cpu_access()?;
         let mut buffer = vec![0; usize::try_from(self.len()).unwrap_or(COPY_CHUNK).min(COPY_CHUNK)];
-        let mut offset = 0;
+        let mut offset = 0_u64;
         loop {
             let len = self.copy_out(offset, &mut SharedBytesMut::from_slice(&mut buffer))?;
             self.region().check_present()?;
@@ -244,7 +245,7 @@ impl File {
                 Some(bytes) if len > 0 => each(bytes)?,
                 _ => return Ok(()),
             }
-            offset += len as u64;
+            offset = offset.saturating_add(len as u64);
         }
     }
 
@@ -294,7 +295,8 @@ impl File {
         let region = self.region();
         // Private pages are not those of the file.
         let is_file = region.class() == MemoryClass::Pages && !region.is_writable();
-        let file = region.fd().filter(|_| is_file).map(|fd| (fd, region.offset() + extent.offset));
+        let file =
+            region.fd().filter(|_| is_file).map(|fd| (fd, region.offset().saturating_add(extent.offset)));
         Ok(Some(Transfer::new(self.bytes()?, file)))
     }
 

@@ -2,6 +2,7 @@
 //! bytes, and what to do with each.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 

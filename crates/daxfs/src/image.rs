@@ -1,6 +1,7 @@
 //! An opened image: validated metadata over a region, and path lookup.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -153,7 +154,7 @@ impl OpenOptions {
 
     /// Opens one image, though another may take its place meanwhile. With `drop_caches` the memory is read anew.
     fn open_one(&self, source: Region, drop_caches: bool) -> Result<Image> {
-        let mut attempts = 1;
+        let mut attempts = 1_u32;
         loop {
             if drop_caches {
                 source.drop_cached_image();
@@ -161,7 +162,7 @@ impl OpenOptions {
             match self.attempt(&source) {
                 // Switching to another image takes microseconds, unless it is written in the old one's place.
                 Err(Error::BeingReplaced { .. }) if attempts < OPEN_ATTEMPTS => {
-                    attempts += 1;
+                    attempts = attempts.saturating_add(1);
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 opened => return opened,
@@ -478,7 +479,7 @@ impl Image {
         // Components still to walk, the next one last.
         let mut pending: Vec<&[u8]> = reversed_components(path);
         let mut current = if path.starts_with(b"/") { 0 } else { directory };
-        let mut links = 0;
+        let mut links = 0_usize;
         while let Some(name) = pending.pop() {
             if tree.node(current).file_type != FileType::Directory {
                 return Err(Error::NotADirectory { path: path.to_vec() });
@@ -490,7 +491,7 @@ impl Image {
             let child = tree.child(current, name).ok_or_else(not_found)?;
             match tree.target(child) {
                 Some(target) if follow_last || !pending.is_empty() => {
-                    links += 1;
+                    links = links.saturating_add(1);
                     if links > MAX_LINKS {
                         return Err(Error::TooManyLinks { path: path.to_vec() });
                     }

@@ -3,6 +3,7 @@
 //! The cost is bounded whatever the image holds: so many names are looked at, and no longer ones.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use crate::error::Escaped;
 use crate::snapshot::components;

@@ -1,6 +1,7 @@
 //! Superblock of either version, reduced to what a reader needs: where each region lies. Pure checks over a copy.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::ops::Range;
 
@@ -87,7 +88,7 @@ impl Superblock {
 
     /// Size of the base image, 0 without one.
     pub(crate) fn base_len(&self) -> u64 {
-        self.base.as_ref().map_or(0, |base| base.end - base.start)
+        self.base.as_ref().map_or(0, |base| base.end.saturating_sub(base.start))
     }
 
     /// True when the data of regular files lies outside the image.
@@ -174,9 +175,9 @@ fn parse_v8(
         if !slots.is_power_of_two() || slots < 8 {
             return Err(invalid("superblock", Rule::PageCacheSlots, slots));
         }
-        let within = (range.end - range.start, "page cache");
+        let within = (range.end.saturating_sub(range.start), "page cache");
         bounded("page cache: slots", head.slot_meta_offset.get(), slots * 16, within.0, within.1)?;
-        let data = slots * u64::from(block_size);
+        let data = slots.saturating_mul(u64::from(block_size));
         bounded("page cache: slot data", head.slot_data_offset.get(), data, within.0, within.1)?;
     }
     Ok(Superblock {
@@ -214,8 +215,9 @@ fn check_overlay(
         return Err(invalid("superblock", Rule::OverlayBuckets, buckets));
     }
     let block = u64::from(raw.block_size.get());
-    let needed = block + (buckets * 16).next_multiple_of(block);
-    let len = range.end - range.start;
+    let table = buckets.saturating_mul(16).checked_next_multiple_of(block).unwrap_or(u64::MAX);
+    let needed = block.saturating_add(table);
+    let len = range.end.saturating_sub(range.start);
     bounded("overlay: header and buckets", 0, needed, len, "overlay")?;
     bounded("overlay: buckets", head.bucket_offset.get(), buckets * 16, len, "overlay")?;
     bounded("overlay: pool", head.pool_offset.get(), head.pool_size.get(), len, "overlay")?;
@@ -246,7 +248,13 @@ fn parse_v5(
     if base.start < format::SUPERBLOCK_SIZE as u64 {
         return Err(invalid("superblock", Rule::BaseOffset, base.start));
     }
-    bounded("base image: header", 0, v5::BASE_HEADER_SIZE, base.end - base.start, "base image")?;
+    bounded(
+        "base image: header",
+        0,
+        v5::BASE_HEADER_SIZE,
+        base.end.saturating_sub(base.start),
+        "base image",
+    )?;
     let head = header("base image", base.start)?;
     let head = prefix::<v5::BaseHeader>(&head, "base image")?;
     if head.magic.get() != v5::BASE_MAGIC {
@@ -275,7 +283,7 @@ fn parse_v5(
     let (branch_table, delta_region) = if records == 0 {
         (None, None)
     } else {
-        let size = records * size_of::<v5::BranchRecord>() as u64;
+        let size = records.saturating_mul(size_of::<v5::BranchRecord>() as u64);
         let offset = raw.branch_table_offset.get();
         let table = bounded("superblock: branch table", offset, size, len, "region")?;
         let offset = raw.delta_region_offset.get();
@@ -301,9 +309,10 @@ fn inode_table(base: &Range<u64>, offset: u64, count: u32) -> Result<Range<u64>>
     if count == 0 {
         return Err(invalid("superblock", Rule::NoInodes, 0));
     }
-    let size = u64::from(count) * size_of::<format::Inode>() as u64;
-    let table = bounded("superblock: inode table", offset, size, base.end - base.start, "base image")?;
-    Ok(base.start + table.start..base.start + table.end)
+    let size = u64::from(count).saturating_mul(size_of::<format::Inode>() as u64);
+    let table =
+        bounded("superblock: inode table", offset, size, base.end.saturating_sub(base.start), "base image")?;
+    Ok(base.start.saturating_add(table.start)..base.start.saturating_add(table.end))
 }
 
 /// `offset..offset + size` when it lies in `0..bound`.

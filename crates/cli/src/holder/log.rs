@@ -66,7 +66,9 @@ pub fn begin(form: Log) -> anyhow::Result<Begun> {
     let (writer, guard) = builder.thread_name("log").finish(stderr);
     before.thread_set_mask()?;
     let dropped = writer.error_counter();
-    let lost = LostLines::new(move || unwritten.load(Ordering::Relaxed) + dropped.dropped_lines() as u64);
+    let lost = LostLines::new(move || {
+        unwritten.load(Ordering::Relaxed).saturating_add(dropped.dropped_lines() as u64)
+    });
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let begun = match form {
         Log::Text => lines.with_ansi(stderr_is_terminal()).with_target(false).try_init(),

@@ -156,7 +156,10 @@ impl Layout {
         claim(Some(0..format::SUPERBLOCK_SIZE as u64), Kind::Superblock);
         if superblock.version == format::v5::VERSION {
             claim(
-                superblock.base.as_ref().map(|b| b.start..b.start + format::v5::BASE_HEADER_SIZE),
+                superblock
+                    .base
+                    .as_ref()
+                    .map(|b| b.start..b.start.saturating_add(format::v5::BASE_HEADER_SIZE)),
                 Kind::BaseHeader,
             );
         }
@@ -209,8 +212,8 @@ impl Layout {
         let mut usage = BTreeMap::new();
         for Piece { range, kind, .. } in &self.pieces {
             let sum = usage.entry(*kind).or_insert(Usage { bytes: 0, pieces: 0, first: range.start });
-            sum.bytes += range.end - range.start;
-            sum.pieces += 1;
+            sum.bytes = sum.bytes.saturating_add(range.end.saturating_sub(range.start));
+            sum.pieces = sum.pieces.saturating_add(1);
         }
         usage
     }
@@ -299,7 +302,7 @@ fn tensors_of(file: &File) -> daxfs::Result<Vec<TensorMap>> {
 /// the rest of the base image when it lies in `base`.
 fn cover(mut claims: Vec<Piece>, base: Option<Range<u64>>, image: u64, memory: u64) -> Vec<Piece> {
     claims.sort_by_key(|claim| (claim.range.start, std::cmp::Reverse(claim.range.end)));
-    let mut pieces: Vec<Piece> = Vec::with_capacity(2 * claims.len() + 1);
+    let mut pieces: Vec<Piece> = Vec::with_capacity(claims.len().saturating_mul(2).saturating_add(1));
     let mut at = 0;
     for claim in claims {
         let start = claim.range.start.max(at);

@@ -4,6 +4,11 @@
 //! stands for a whole number of bytes. What is at least three pixels wide is drawn for itself. Smaller stretches
 //! share columns; of each column it is known how many of its bytes have which paint.
 
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "pixels, and pieces that were cut to the memory: they follow each other and end with it"
+)]
+
 use super::layout::{Kind, Layout};
 use super::paint::Paint;
 use std::ops::Range;

@@ -2,6 +2,11 @@
 //!
 //! Each row has two lanes: above, which file lies there; below, what the bytes are. Hatched ground is padding.
 
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "pixels, and pieces that were cut to the memory: they follow each other and end with it"
+)]
+
 use super::layout::{Kind, Layout};
 use super::markup::{Path, Svg, fit, fit_or_nothing, fit_tail};
 use super::paint::Paint;

@@ -46,9 +46,9 @@ pub fn tensors_equal(image: &daxfs::File, source: &File) -> anyhow::Result<Optio
         if !bytes_equal(
             image,
             source,
-            ours.start + begin as u64,
-            theirs.start + other_begin as u64,
-            end - begin,
+            ours.start.saturating_add(begin as u64),
+            theirs.start.saturating_add(other_begin as u64),
+            end.saturating_sub(begin),
         )? {
             return Ok(Some(format!("the data of tensor {name:?} differs")));
         }
@@ -71,17 +71,17 @@ impl Header {
             bail!("not a safetensors file: {len} bytes are too few");
         }
         let size = u64::from_le_bytes(first);
-        if size > MAX_HEADER || size > len - 8 {
+        if size > MAX_HEADER || size > len.saturating_sub(8) {
             bail!("not a safetensors file: the header of {size} bytes does not fit");
         }
-        let mut bytes = vec![0; usize::try_from(8 + size)?];
+        let mut bytes = vec![0; usize::try_from(size.saturating_add(8))?];
         if !read(0, &mut bytes)? {
             bail!("the file ends early");
         }
         // Checks types, shapes, sizes and offsets, as opening the whole file does.
         let json = bytes.get(8..).unwrap_or_default();
         let metadata: Metadata = serde_json::from_slice(json).context("not a safetensors header")?;
-        Ok(Self { metadata, start: 8 + size })
+        Ok(Self { metadata, start: size.saturating_add(8) })
     }
 
     /// Tensors by name, without fillers.
@@ -99,18 +99,18 @@ fn bytes_equal(
     len: usize,
 ) -> anyhow::Result<bool> {
     let (mut left, mut right) = (vec![0; CHUNK.min(len)], vec![0; CHUNK.min(len)]);
-    let mut done = 0;
+    let mut done = 0_usize;
     while done < len {
-        let step = CHUNK.min(len - done);
+        let step = CHUNK.min(len.saturating_sub(done));
         let (Some(left), Some(right)) = (left.get_mut(..step), right.get_mut(..step)) else { break };
-        if image.read_at(ours + done as u64, left)? != step {
+        if image.read_at(ours.saturating_add(done as u64), left)? != step {
             return Ok(false);
         }
-        source.read_exact_at(right, theirs + done as u64)?;
+        source.read_exact_at(right, theirs.saturating_add(done as u64))?;
         if left != right {
             return Ok(false);
         }
-        done += step;
+        done = done.saturating_add(step);
     }
     Ok(true)
 }

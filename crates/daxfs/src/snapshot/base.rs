@@ -106,7 +106,7 @@ impl Base {
     /// Copies a link's target, which was checked to lie in the base image with its NUL.
     pub fn read_target(&self, reader: &mut Reader<'_>, ino: u64, slot: &Slot) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let range = slot.data..slot.data + slot.size + 1;
+        let range = slot.data..slot.data.saturating_add(slot.size).saturating_add(1);
         reader.copy(|| format!("inode {ino}: link target"), range, &mut bytes)?;
         let terminator = bytes.pop();
         if terminator != Some(0) || bytes.contains(&0) {
@@ -139,7 +139,7 @@ impl Base {
             return Ok(());
         }
         // The last entry may be cut short by the end of the image: upstream's writer reserves 271 bytes for each.
-        let end = (slot.data + count * DIRENT_STRIDE).min(self.range.end);
+        let end = slot.data.saturating_add(count.saturating_mul(DIRENT_STRIDE)).min(self.range.end);
         let mut buffer = std::mem::take(&mut self.buffer);
         reader.copy(|| format!("directory {ino}"), slot.data..end, &mut buffer)?;
         let stride = size_of::<format::Dirent>();
@@ -165,13 +165,16 @@ impl Base {
                 Some(name) if len > 0 => name,
                 _ => return Err(invalid(place(), Rule::NameLength, len)),
             };
-            let name_end = slot.data + number as u64 * DIRENT_STRIDE + 16 + len as u64;
+            let before = (number as u64).saturating_mul(DIRENT_STRIDE).saturating_add(16);
+            let name_start = slot.data.saturating_add(before);
+            let name_end = name_start.saturating_add(len as u64);
             if name_end > self.range.end {
                 return Err(Error::OutOfBounds {
                     place: format!("{}: name", place()),
-                    range: name_end - len as u64 - self.range.start..name_end - self.range.start,
+                    range: name_start.saturating_sub(self.range.start)
+                        ..name_end.saturating_sub(self.range.start),
                     within: "base image",
-                    bound: self.range.end - self.range.start,
+                    bound: self.range.end.saturating_sub(self.range.start),
                 });
             }
             check_name(name, place)?;
@@ -244,7 +247,7 @@ fn check_slot(
             if size == 0 || size > TARGET_MAX {
                 return Err(invalid(place(""), Rule::LinkTarget, format_args!("{size} bytes")));
             }
-            bounded(&place(": link target"), relative, size + 1, base_len, "base image")?;
+            bounded(&place(": link target"), relative, size.saturating_add(1), base_len, "base image")?;
         }
         _ => {}
     }

@@ -107,7 +107,7 @@ impl<'a> LogEntry<'a> {
 
     fn name(&self, rest: &'a [u8], start: usize, len: u16) -> Result<&'a [u8]> {
         let len = usize::from(len);
-        let name = rest.get(start..start + len).ok_or_else(|| self.too_short())?;
+        let name = rest.get(start..start.saturating_add(len)).ok_or_else(|| self.too_short())?;
         if name.is_empty() || name.len() > crate::format::NAME_MAX {
             return Err(invalid(self.place.clone(), Rule::NameLength, name.len()));
         }
@@ -127,9 +127,10 @@ impl Replayed {
         reader.copy(|| "delta log".to_owned(), log.clone(), &mut bytes)?;
         let mut replayed =
             Self { base, entries: 0, inodes: HashMap::default(), directories: HashMap::default() };
-        let mut at = 0;
+        let mut at = 0_usize;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-            let place = format!("delta log entry {} at {:#x}", replayed.entries, log.start + at as u64);
+            let place =
+                format!("delta log entry {} at {:#x}", replayed.entries, log.start.saturating_add(at as u64));
             let Ok((head, _)) = v5::DeltaHeader::read_from_prefix(rest) else {
                 return Err(invalid(place, Rule::LogEntry, format_args!("{} bytes", rest.len())));
             };
@@ -140,10 +141,10 @@ impl Replayed {
             let Some(body) = rest.get(size_of::<v5::DeltaHeader>()..total) else {
                 return Err(invalid(place, Rule::LogEntry, format_args!("{total} bytes")));
             };
-            at += total;
-            let entry = LogEntry { place, head, body, end: log.start + at as u64 };
+            at = at.saturating_add(total);
+            let entry = LogEntry { place, head, body, end: log.start.saturating_add(at as u64) };
             replayed.apply(reader, &entry)?;
-            replayed.entries += 1;
+            replayed.entries = replayed.entries.saturating_add(1);
         }
         Ok(replayed)
     }
@@ -232,7 +233,8 @@ impl Replayed {
                 let (fields, rest) = entry.fields::<v5::DeltaSymlink>()?;
                 let name = entry.name(rest, 0, fields.name_len.get())?;
                 let len = usize::from(fields.target_len.get());
-                let target = rest.get(name.len()..name.len() + len).ok_or_else(|| entry.too_short())?;
+                let target =
+                    rest.get(name.len()..name.len().saturating_add(len)).ok_or_else(|| entry.too_short())?;
                 if target.is_empty() || target.len() as u64 > TARGET_MAX || target.contains(&0) {
                     let found = format_args!("{len} bytes").to_string();
                     return Err(invalid(entry.place.clone(), Rule::LinkTarget, found));
@@ -388,7 +390,7 @@ impl Source for Replayed {
     }
 
     fn expected_entries(&self) -> u64 {
-        self.base.expected_entries() + self.entries
+        self.base.expected_entries().saturating_add(self.entries)
     }
 
     fn unreachable_directory(&self, _reached: &dyn Fn(u64) -> bool) -> Option<u64> {

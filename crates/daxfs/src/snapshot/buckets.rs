@@ -11,9 +11,11 @@ pub(super) type Keys = HashMap<u64, u64, foldhash::quality::RandomState>;
 pub(super) fn reachable(table: &[(u64, u64)]) -> Keys {
     let count = table.len();
     let mut best: HashMap<u64, (usize, u64), foldhash::quality::RandomState> = HashMap::default();
-    let used = |index: usize| table.get(index % count.max(1)).is_some_and(|(key, _)| key & 1 == 1);
+    let used = |index: usize| {
+        index.checked_rem(count).and_then(|index| table.get(index)).is_some_and(|(key, _)| key & 1 == 1)
+    };
     // Length of the run of used buckets that ends before bucket 0, for keys that wrapped around.
-    let mut run = (1..=count).take_while(|back| used(count - back)).count();
+    let mut run = (1..=count).take_while(|back| used(count.saturating_sub(*back))).count();
     for (index, &(state_key, value)) in table.iter().enumerate() {
         if state_key & 1 == 0 {
             run = 0;
@@ -21,15 +23,16 @@ pub(super) fn reachable(table: &[(u64, u64)]) -> Keys {
         }
         let key = state_key >> 1;
         // The count is a power of two (checked), so the low bits are the first bucket.
-        let first = usize::try_from(key & (count as u64 - 1)).unwrap_or(0);
-        let distance = (index + count - first) % count;
+        let first = usize::try_from(key & (count as u64).saturating_sub(1)).unwrap_or(0);
+        let distance = index.saturating_add(count).saturating_sub(first);
+        let distance = distance.checked_rem(count).unwrap_or(0);
         if distance <= run {
             let slot = best.entry(key).or_insert((distance, value));
             if distance < slot.0 {
                 *slot = (distance, value);
             }
         }
-        run = (run + 1).min(count);
+        run = run.saturating_add(1).min(count);
     }
     best.into_iter().map(|(key, (_, value))| (key, value)).collect()
 }

@@ -159,7 +159,7 @@ impl Builder {
         node.file_type = FileType::Directory;
         self.nodes.push((hash, node));
         self.count_name(root)?;
-        let mut next = 0;
+        let mut next = 0_usize;
         // Children of one directory are adjacent because directories are expanded in the order of their nodes.
         while let Some(&(hash, Node { inode, .. })) = self.nodes.get(next) {
             let metadata = self.metadata(inode);
@@ -188,7 +188,7 @@ impl Builder {
                     inode.content = Content::Directory(Directory { hash, children });
                 }
             }
-            next += 1;
+            next = next.saturating_add(1);
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Builder {
     fn count_name(&mut self, inode: u32) -> Result<()> {
         let metadata = self.metadata(inode);
         if let Some(names) = self.names.get_mut(inode as usize) {
-            *names += 1;
+            *names = names.saturating_add(1);
             if *names > 1 && metadata.file_type() == FileType::Directory {
                 let place = format!("directory {}", metadata.ino);
                 return Err(invalid(

@@ -5,11 +5,16 @@
 //! them; [`tree`] walks from the root, refuses what is no tree, and builds the path table.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod base;
 mod branch;
 mod buckets;
 mod build;
+#[allow(
+    clippy::arithmetic_side_effects,
+    reason = "ranges that were checked against the region, pages of keys with 20 bits, counts of 32 bits"
+)]
 mod overlay;
 mod tree;
 mod written;

@@ -41,7 +41,7 @@ impl Name {
         }
         let [a, b, c, d, ..] = self.bytes;
         let start = u32::from_le_bytes([a, b, c, d]) as usize;
-        arena.get(start..start + len).unwrap_or_default()
+        arena.get(start..start.saturating_add(len)).unwrap_or_default()
     }
 }
 
@@ -126,7 +126,7 @@ impl Tree {
             node.tag = tag(hash);
             node.parent = order.get(node.parent as usize).copied().unwrap_or(0);
             let bucket = table.insert_unique(hash, node, |_| 0).bucket_index();
-            order.push(super::build::number(bucket + 1)?);
+            order.push(super::build::number(bucket.saturating_add(1))?);
         }
         Ok(Self { root, table, order, inodes, arena, keys })
     }
@@ -175,7 +175,7 @@ impl Tree {
     fn bucket(&self, hash: u64, is_wanted: impl Fn(&Node) -> bool) -> Option<u32> {
         let tag = tag(hash);
         let bucket = self.table.find_bucket_index(hash, |node| node.tag == tag && is_wanted(node))?;
-        u32::try_from(bucket + 1).ok()
+        u32::try_from(bucket.checked_add(1)?).ok()
     }
 
     /// The child of a directory by name.
@@ -188,12 +188,12 @@ impl Tree {
     /// the path holds `..`; links are not followed.
     pub fn find(&self, path: &[u8]) -> Option<u32> {
         let mut hash = self.keys.root();
-        let mut depth = 0;
+        let mut is_root = true;
         for name in components(path) {
             hash = self.keys.child(hash, name);
-            depth += 1;
+            is_root = false;
         }
-        if depth == 0 {
+        if is_root {
             return Some(0);
         }
         self.bucket(hash, |node| self.is_at(node, path))

@@ -39,7 +39,7 @@ impl Written {
                 self.written.insert(start, (range.start, source));
             }
             if end > range.end {
-                self.written.insert(range.end, (end, source + (range.end - start)));
+                self.written.insert(range.end, (end, source.saturating_add(range.end.saturating_sub(start))));
             }
         }
     }
@@ -47,8 +47,9 @@ impl Written {
     /// Lays `len` bytes at `source` of the image over the file from `start` on.
     pub fn write(&mut self, start: u64, len: u64, source: u64) {
         if len > 0 {
-            self.cut(start..start + len);
-            self.written.insert(start, (start + len, source));
+            let end = start.saturating_add(len);
+            self.cut(start..end);
+            self.written.insert(start, (end, source));
         }
     }
 
@@ -66,15 +67,16 @@ impl Written {
             let shown = to.min(self.base_len);
             if *from < shown {
                 let source = match base {
-                    Content::Image(range) => PieceSource::Image(range.start + *from),
-                    Content::Backing(range) => PieceSource::Backing(range.start + *from),
+                    Content::Image(range) => PieceSource::Image(range.start.saturating_add(*from)),
+                    Content::Backing(range) => PieceSource::Backing(range.start.saturating_add(*from)),
                     _ => PieceSource::Zeros,
                 };
-                pieces.push(Piece { start: *from, len: shown - *from, source });
+                pieces.push(Piece { start: *from, len: shown.saturating_sub(*from), source });
                 *from = shown;
             }
             if *from < to {
-                pieces.push(Piece { start: *from, len: to - *from, source: PieceSource::Zeros });
+                let len = to.saturating_sub(*from);
+                pieces.push(Piece { start: *from, len, source: PieceSource::Zeros });
                 *from = to;
             }
         };
@@ -82,7 +84,8 @@ impl Written {
             let (start, stop) = (start.min(size), stop.min(size));
             fill(&mut pieces, &mut end, start);
             if start < stop {
-                pieces.push(Piece { start, len: stop - start, source: PieceSource::Image(source) });
+                let len = stop.saturating_sub(start);
+                pieces.push(Piece { start, len, source: PieceSource::Image(source) });
                 end = stop;
             }
         }

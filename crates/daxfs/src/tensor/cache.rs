@@ -1,5 +1,7 @@
 //! Headers and checkpoints that were parsed, once per place of an image where one lies.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};

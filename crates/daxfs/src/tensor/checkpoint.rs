@@ -5,6 +5,8 @@
 //! a shard has but the map does not name is not part of the checkpoint. Without such a file, numbered shards are joined
 //! when all of them are there ([`Checkpoint::join`]).
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -133,7 +135,7 @@ impl Checkpoint {
         }
         let shards: Vec<_> =
             files.into_iter().map(|(path, file)| Ok((path, header_of(&file)?))).collect::<Result<_>>()?;
-        image.charge("tensors of a checkpoint", (map.entries.len() * size_of::<(usize, usize)>()) as u64)?;
+        image.charge("tensors of a checkpoint", size_of_val::<[(String, usize)]>(&map.entries) as u64)?;
         let entries = map
             .entries
             .into_iter()
@@ -158,7 +160,10 @@ impl Checkpoint {
         for (number, (path, file)) in files.iter().enumerate() {
             let header = header_of(file)?;
             let image = file.image();
-            image.charge("tensors of a checkpoint", (header.len() * size_of::<(usize, usize)>()) as u64)?;
+            image.charge(
+                "tensors of a checkpoint",
+                header.len().saturating_mul(size_of::<(usize, usize)>()) as u64,
+            )?;
             image.charge("paths of shards", path.len() as u64)?;
             entries.extend(header.positions().map(|position| (number, position)));
             shards.push((path.clone(), header));

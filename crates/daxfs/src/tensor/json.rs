@@ -1,5 +1,7 @@
 //! JSON objects whose keys must be unique.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::fmt;
 use std::marker::PhantomData;
 

@@ -9,6 +9,7 @@
 //! Whether `b` in `a.b` is a variant, or a part of the stem, only the neighbours tell: a name has both readings.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 /// What a name promises.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl<'a> SetName<'a> {
         let numbered = shard(stem).or_else(|| behind_variant.and_then(|_| shard(rest)));
         if let Some(Numbered { before, number, count, width, count_width }) = numbered {
             let digits = width.saturating_add(count_width);
-            let taken = before.len().saturating_add(b"-".len() + b"-of-".len()).saturating_add(digits);
+            let taken = before.len().saturating_add(b"--of-".len()).saturating_add(digits);
             let behind = name.get(taken..).unwrap_or_default();
             let (stem, variant) = match behind.strip_suffix(SAFETENSORS) {
                 Some([]) => split_variant(before),

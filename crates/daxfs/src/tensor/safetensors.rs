@@ -9,6 +9,8 @@
 //! one; property tests hold the two together. The rules are checked here, not by the crate's `Metadata::new`,
 //! because its errors do not say which tensor breaks them.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -70,7 +72,7 @@ impl Header {
 
     /// How many tensors views show.
     pub fn len(&self) -> usize {
-        self.tensors.len() - self.fillers.len()
+        self.tensors.len().saturating_sub(self.fillers.len())
     }
 
     /// True when views show no tensor.
@@ -98,10 +100,16 @@ impl Header {
     /// About how many bytes it occupies.
     fn cost(&self) -> u64 {
         let tensors = self.tensors.iter().map(|info| {
-            let fixed = size_of::<TensorInfo>() + 3 * size_of::<usize>();
-            fixed + info.name.len() + size_of_val::<[u64]>(&info.shape)
+            // With the counts and the pointer of the `Arc`.
+            let fixed =
+                size_of::<(TensorInfo, [usize; 3])>().saturating_add(size_of_val::<[u64]>(&info.shape));
+            fixed.saturating_add(info.name.len())
         });
-        let strings = self.metadata.iter().flatten().map(|(key, value)| key.len() + value.len() + 64);
+        let strings = self
+            .metadata
+            .iter()
+            .flatten()
+            .map(|(key, value)| key.len().saturating_add(value.len()).saturating_add(64));
         tensors.chain(strings).fold(0, |sum, cost| sum.saturating_add(cost as u64))
     }
 
@@ -161,7 +169,7 @@ pub fn header_length(first: [u8; 8], file_len: u64) -> Result<usize, TensorError
     if len > MAX_HEADER {
         return Err(too_long);
     }
-    let end = LENGTH_SIZE + len;
+    let end = LENGTH_SIZE.saturating_add(len);
     if end > file_len {
         return Err(TensorError::HeaderOutsideFile { end, file_len });
     }
@@ -178,7 +186,7 @@ pub(crate) fn read_exact(file: &File, mut offset: u64, mut dst: &mut [u8]) -> Re
             return Err(crate::Error::OutsideFile { path: file.path(), range, len: file.len() });
         }
         dst = &mut dst[count..];
-        offset += count as u64;
+        offset = offset.saturating_add(count as u64);
     }
     Ok(())
 }
@@ -206,7 +214,8 @@ pub fn parse_header(json: &[u8], file_len: u64) -> Result<Header, TensorError> {
             let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
             let shape = info.shape.into_iter().map(|dim| dim as u64).collect();
             let dtype = Dtype::try_from(info.dtype)?;
-            Ok(Arc::new(TensorInfo { name, dtype, shape, offset: data_start + begin, size: end - begin }))
+            let (offset, size) = (data_start.saturating_add(begin), end.saturating_sub(begin));
+            Ok(Arc::new(TensorInfo { name, dtype, shape, offset, size }))
         })
         .collect::<Result<_, TensorError>>()?;
     let first = tensors.partition_point(|info| info.name.as_str() < FILLER_PREFIX);
@@ -214,7 +223,7 @@ pub fn parse_header(json: &[u8], file_len: u64) -> Result<Header, TensorError> {
     Ok(Header {
         data_start,
         tensors,
-        fillers: first..first + count,
+        fillers: first..first.saturating_add(count),
         metadata: metadata.map(BTreeMap::from_iter),
     })
 }
@@ -233,10 +242,11 @@ fn check_layout(tensors: &[(String, RawInfo)]) -> Result<u64, TensorError> {
         let shape: Vec<_> = info.shape.iter().map(|&dim| dim as u64).collect();
         let dtype = Dtype::try_from(info.dtype)?;
         let tensor = || name.clone();
+        let got = end.saturating_sub(begin);
         match dtype.size_of(&shape) {
-            Ok(size) if size == end - begin => expected = end,
+            Ok(size) if size == got => expected = end,
             Ok(size) => {
-                let (tensor, got) = (tensor(), end - begin);
+                let tensor = tensor();
                 return Err(TensorError::Size { tensor, dtype, shape, got, expected: size });
             }
             Err(SizeFault::Overflow) => return Err(TensorError::Overflow { tensor: tensor(), dtype, shape }),

@@ -4,6 +4,8 @@
 //! files, and numbered shards without a list, which are joined. A variant gives way to the set that it is a variant of,
 //! unless it was asked for; a list of shards goes before files; hidden names count only where there are no others.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::collections::{BTreeMap, HashSet};
 
 use super::checkpoint::{Checkpoint, header_of};

@@ -1,5 +1,7 @@
 //! One flat, sorted set of tensors.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
