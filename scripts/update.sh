@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 "${PYTHON:-python3}" scripts/lock.py --upgrade
 for manifest in Cargo.toml fuzz/Cargo.toml; do
+    said=$(cargo update --manifest-path "$manifest" 2>&1) || { echo "$said" >&2; exit 1; }
     # Lines such as "Updating libc v0.2.190 -> v0.2.191".
-    cargo update --manifest-path "$manifest" 2>&1 | sed -n "s|^ *\\(Updating\\|Adding\\|Removing\\|Downgrading\\) \\([^ ]* v\\)|update: ${manifest%.toml}.lock: \\1 \\2|p"
+    sed -nE "s#^ *(Updating|Adding|Removing|Downgrading) ([^ ]+ v[0-9].*)#update: ${manifest%.toml}.lock: \1 \2#p" <<<"$said"
 done
 git --no-pager diff --stat -- '*.txt' '*Cargo.lock' || true

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -167,6 +168,23 @@ def test_what_moved_is_said(scripts: dict[str, ModuleType]) -> None:
     assert scripts["lock"].moves(old, new) == ["a 1.0 -> 1.1", "b 1, 2 -> 1, 3"]
     assert scripts["lock"].moves(old, old) == []
     assert scripts["lock"].moves("", "c==1 \\\n") == ["c none -> 1"]
+
+
+def test_an_update_says_which_crates_moved(tmp_path: Path) -> None:
+    cargo = tmp_path / "cargo"
+    said = "    Updating crates.io index\n    Updating libc v0.2.1 -> v0.2.2\n      Adding new v1.0.0\n"
+    cargo.write_text(f"#!/bin/sh\ncat <<'END' >&2\n{said}END\n")
+    cargo.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "true"}
+    update = [SCRIPTS / "update.sh"]
+    done = subprocess.run(update, env=environment, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("update:")]
+    moved = ["Updating libc v0.2.1 -> v0.2.2", "Adding new v1.0.0"]
+    assert lines == [f"update: {lock}: {line}" for lock in ("Cargo.lock", "fuzz/Cargo.lock") for line in moved]
+    cargo.write_text("#!/bin/sh\necho 'no network' >&2\nexit 101\n")
+    failed = subprocess.run(update, env=environment, check=False, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert "no network" in failed.stderr
 
 
 def test_cargo_runs_locked_in_scripts() -> None:
