@@ -75,6 +75,14 @@ def tensors_by_name(path: Path) -> None:
         assert [shard.path for shard in tensors.shards] == ["model.safetensors"]
         assert TENSOR in file
         assert "nothing" not in file
+        for key in (None, 3, b"all.F32", object()):
+            assert key not in file
+            assert key not in tensors
+            assert key not in gpu or key == b"all.F32"
+        assert list(tensors | {"new": 1}) == [*host, "new"]
+        assert list({"new": 1} | tensors) == ["new", *host]
+        assert "<td>all.BF16</td><td>BF16</td>" in tensors._repr_html_()
+        assert (tensors._ipython_key_completions_(), gpu._ipython_key_completions_()) == (list(host), list(image))
         assert file.get("nothing") is tensors.get("nothing") is None
         with pytest.raises(daxfs.NotFoundError, match="nothing"):
             file["nothing"]
