@@ -4,7 +4,7 @@
 # On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-gpu test-newest test-long fuzz lint lock update
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz lint lock update
 .PHONY: bench bench-gpu build wheel dist test-dist test-arm64 clean clean-cache
 
 help:            ## this list
@@ -16,8 +16,8 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
-test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target
-	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target, the systemd units
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz systemd
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests
@@ -30,6 +30,9 @@ test-kernel:     ## tests on real dma-bufs, in a virtual machine where this mach
 
 test-two-kernels: ## two virtual machines over one memory: devdax, a physical range, PCI memory, a CXL pool
 	@scripts/test.sh setup two-kernels
+
+test-systemd:    ## the units in deploy/systemd under a real systemd with control groups, in a virtual machine
+	@scripts/test.sh setup systemd
 
 test-gpu:        ## tests of images in GPU memory with this machine's NVIDIA driver; `make test` simulates one
 	@DAXFS_TEST_GPU=1 DAXFS_TORCH=$(or $(DAXFS_TORCH),full) scripts/test.sh $(BUILD) gpu-build gpu-rust gpu-examples gpu-vulkan gpu-python gpu-sanitizer

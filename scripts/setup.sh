@@ -47,6 +47,7 @@ system() {
     # The guest's first program must do without the dynamic linker.
     if ! has busybox || ldd "$(command -v busybox)" >/dev/null 2>&1; then packages+=(busybox-static); fi
     has readelf || packages+=(binutils) # torch without CUDA
+    has debootstrap || packages+=(debootstrap) # the guest with systemd
     has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"

@@ -96,6 +96,8 @@ class _Summary(TypedDict):
     block_size: int
     image_bytes: int
     data_bytes: int
+    backing_bytes: int | None
+    overlay_bytes: int | None
     waste_bytes: int
     deduplicated_bytes: int
     cloned_bytes: int
@@ -137,12 +139,15 @@ def open(
 ) -> Image: ...
 @overload
 def pack(
-    sources: _Path | Iterable[_Path],
+    sources: _Path | Iterable[_Path] | None,
     output: _Path,
     *,
     into: None = None,
     align: int | None = None,
     align_tensors: bool | int | None = None,
+    overlay: int | tuple[int, int] | None = None,
+    empty: bool = False,
+    split: _Path | None = None,
     dedupe: bool = False,
     skip_special: bool = False,
     plain: bool = False,
@@ -158,12 +163,15 @@ def pack(
 ) -> _Summary: ...
 @overload
 def pack(
-    sources: _Path | Iterable[_Path],
+    sources: _Path | Iterable[_Path] | None = None,
     output: None = None,
     *,
     into: _Path | None = None,
     align: int | None = None,
     align_tensors: bool | int | None = None,
+    overlay: int | tuple[int, int] | None = None,
+    empty: bool = False,
+    split: _Path | None = None,
     dedupe: bool = False,
     skip_special: bool = False,
     plain: bool = False,
@@ -255,7 +263,7 @@ class Image(Mapping[str, File]):
     def generation(self) -> int: ...
     def populate(self) -> bool: ...
     def collapse(self) -> bool: ...
-    def mount(self, directory: _Path) -> None: ...
+    def mount(self, directory: _Path, *, backing: _Path | None = None) -> None: ...
     def is_current(self) -> bool: ...
     @property
     def pages(self) -> _Pages: ...

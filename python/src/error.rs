@@ -209,7 +209,7 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         Error::OutsideSource { .. } | Error::PhysicalMount { .. } | Error::NotMountable { .. } => {
             source(error.to_string())
         }
-        Error::BeingReplaced { .. } => raise(error.to_string(), |types| &types.base),
+        Error::BeingReplaced { .. } | Error::Changing { .. } => raise(error.to_string(), |types| &types.base),
         Error::Write(error) => PyOSError::new_err(error.to_string()),
         Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
         Error::NoContents { .. } => raise(error.to_string(), |types| &types.base),

@@ -367,9 +367,20 @@ impl Image {
     /// SourceError for an image that is none of these and where the kernel has no DAXFS, FormatError for one that
     /// breaks a rule of strict opening, PermissionError without CAP_SYS_ADMIN, OSError with what else the kernel
     /// answers.
-    fn mount(&self, py: Python<'_>, directory: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[pyo3(signature = (directory, *, backing=None))]
+    fn mount(
+        &self,
+        py: Python<'_>,
+        directory: &Bound<'_, PyAny>,
+        backing: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let (image, directory) = (self.opened()?, source::path(directory)?);
-        py.detach(|| image.mount(&directory)).or_raise()
+        let backing = backing.map(source::path).transpose()?;
+        py.detach(|| match &backing {
+            None => image.mount(&directory),
+            Some(path) => image.mount_split(&directory, path),
+        })
+        .or_raise()
     }
 
     /// Bytes of the memory that this process has "mapped", that are "resident", and that "huge" pages map, and the

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmabuf::HugePages;
-use mkimage::{Format, Memory, Packer, Plan, Progress, Summary};
+use mkimage::{Format, Memory, Overlay, Packer, Plan, Progress, Summary};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -24,6 +24,10 @@ use crate::{source, unlocked};
 /// align: large files start at multiples of it (default 2 MiB).
 /// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, or of the number given.
 /// dedupe: store files with the same contents once.
+/// overlay: room for what kernels that mount the image write: bytes, or bytes and buckets of the hash table over them.
+/// empty: make an image without files, which takes an overlay and no sources.
+/// split: the file that gets the contents of all files; the image holds names and metadata only, and is opened with
+///     `backing=` that file.
 /// skip_special: leave out FIFOs, sockets and devices, which are refused otherwise.
 /// plain: leave out the index of tensors and hashes.
 /// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
@@ -38,18 +42,21 @@ use crate::{source, unlocked};
 /// threads: how many threads copy; None for as many as there are processors.
 #[pyfunction]
 #[pyo3(signature = (
-    sources, output=None, *, into=None, align=None, align_tensors=None, dedupe=false, skip_special=false,
-    plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false, sync=true, verify=false,
-    threads=None,
+    sources=None, output=None, *, into=None, align=None, align_tensors=None, overlay=None, empty=false, split=None,
+    dedupe=false, skip_special=false, plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false,
+    sync=true, verify=false, threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn pack<'py>(
     py: Python<'py>,
-    sources: &Bound<'py, PyAny>,
+    sources: Option<&Bound<'py, PyAny>>,
     output: Option<&Bound<'py, PyAny>>,
     into: Option<&Bound<'py, PyAny>>,
     align: Option<u64>,
     align_tensors: Option<AlignTensors>,
+    overlay: Option<Room>,
+    empty: bool,
+    split: Option<&Bound<'py, PyAny>>,
     dedupe: bool,
     skip_special: bool,
     plain: bool,
@@ -77,8 +84,12 @@ pub fn pack<'py>(
         (None, None) => Target::Memory(Memory::Memfd(huge_pages)),
     };
     let cancel = Cancel::default();
+    let backing = split.map(source::path).transpose()?;
     let mut packer = Packer::new()
         .dedupe(dedupe)
+        .overlay(overlay.map(Overlay::from))
+        .empty(empty)
+        .split(backing.clone())
         .skip_special(skip_special)
         .plain(plain)
         .hash(hash.unwrap_or_else(|| target.stays()))
@@ -90,8 +101,16 @@ pub fn pack<'py>(
         .sync(sync)
         .verify(verify)
         .progress(cancel.clone());
-    for path in inputs(sources)? {
-        packer = packer.input(path);
+    match sources {
+        Some(sources) => {
+            for path in inputs(sources)? {
+                packer = packer.input(path);
+            }
+        }
+        None if !empty => {
+            return Err(PyValueError::new_err("no sources; an image without files is made with empty=True"));
+        }
+        None => {}
     }
     if let Some(bytes) = align {
         packer = packer.align(bytes);
@@ -104,7 +123,7 @@ pub fn pack<'py>(
         Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
         None => packer,
     };
-    let write = move |_wake| target.write(&packer.plan()?);
+    let write = move |_wake| target.write(&packer.plan()?, backing);
     match unlocked::stoppable(py, &cancel.0, write, |_| Ok(()))?.or_raise()? {
         Written::File(summary) => dict(py, &summary).map(Bound::into_any),
         Written::Memory(image) => Image::new(image).into_bound_py_any(py),
@@ -118,6 +137,24 @@ pub enum AlignTensors {
     On(bool),
     #[pyo3(transparent)]
     Bytes(u64),
+}
+
+/// What `overlay` may be.
+#[derive(Debug, FromPyObject)]
+pub enum Room {
+    #[pyo3(transparent)]
+    Bytes(u64),
+    #[pyo3(transparent)]
+    WithBuckets((u64, u32)),
+}
+
+impl From<Room> for Overlay {
+    fn from(room: Room) -> Self {
+        match room {
+            Room::Bytes(size) => Self { size, buckets: None },
+            Room::WithBuckets((size, buckets)) => Self { size, buckets: Some(buckets) },
+        }
+    }
 }
 
 enum Target {
@@ -139,12 +176,16 @@ impl Target {
         }
     }
 
-    fn write(self, plan: &Plan) -> mkimage::Result<Written> {
+    fn write(self, plan: &Plan, backing: Option<PathBuf>) -> mkimage::Result<Written> {
         match self {
             Self::File(path) => Ok(Written::File(Box::new(plan.write_file(path)?))),
             Self::Memory(memory) => {
                 let (region, _summary) = plan.write_region(&memory)?;
-                Ok(Written::Memory(daxfs::Image::from_region(region)?))
+                let mut options = daxfs::OpenOptions::new();
+                if let Some(path) = backing {
+                    options = options.backing(daxfs::Region::open(path)?);
+                }
+                Ok(Written::Memory(options.open_region(region)?))
             }
         }
     }

@@ -103,6 +103,42 @@ def test_align_tensors(tmp_path: Path, align: bool | int, bound: int) -> None:
         assert lowest >= bound if align else lowest < 256
 
 
+def test_room_for_changes(tree: Path, path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.daxfs"
+    summary = daxfs.pack(tree, out, overlay=1 << 20)
+    assert (summary["overlay_bytes"], summary["backing_bytes"]) == (1 << 20, None)
+    with daxfs.open(out, strict=True) as image, daxfs.open(path) as file:
+        assert contents(image) == contents(file)
+    daxfs.pack(tree, out, overlay=(1 << 20, 64))
+    # 64 buckets of 16 bytes take one block, the 1024 of before four.
+    assert out.stat().st_size == summary["image_bytes"] - 3 * 4096
+    summary = daxfs.pack(None, out, overlay=1 << 20, empty=True)
+    assert (summary["files"], summary["directories"]) == (0, 1)
+    with daxfs.open(out, strict=True) as image:
+        assert len(image) == 0
+    with pytest.raises(ValueError, match="power of two"):
+        daxfs.pack(tree, out, overlay=(1 << 20, 3))
+    with pytest.raises(ValueError, match="stays writable"):
+        daxfs.pack(tree, overlay=1 << 20)
+    with pytest.raises(ValueError, match="empty=True"):
+        daxfs.pack(None, out)
+
+
+def test_contents_in_a_backing_file(tree: Path, path: Path, tmp_path: Path) -> None:
+    out, backing = tmp_path / "out.daxfs", tmp_path / "backing"
+    summary = daxfs.pack(tree, out, split=backing, verify=True)
+    assert summary["backing_bytes"] == backing.stat().st_size
+    with daxfs.open(path) as file:
+        with daxfs.open(out, backing=backing) as image:
+            assert contents(image) == contents(file)
+            assert sorted(image.tensors()) == sorted(file.tensors())
+        with daxfs.pack(tree, split=backing, hash=True) as image:
+            assert contents(image) == contents(file)
+            assert image.content_hash == file.content_hash
+            with pytest.raises(daxfs.DaxfsError, match="neither a dma-buf"):
+                image.mount(tmp_path, backing=backing)
+
+
 def test_special_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()

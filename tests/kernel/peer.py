@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -12,10 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from vm import GuestDiedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vm import Guest
+
+
+# Seconds that an emulator gets to end after its output has.
+PARTING = 5
 
 
 class PeerError(Exception):
@@ -121,7 +128,15 @@ def in_guest(name: str, guest: Guest, program: Path, patience: float) -> Iterato
     with guest.start([str(program)]) as running:
         peer = Peer(name, running.input, running.output, patience)
         peer.log = lambda: f"\n--- console of {name}\n{running.log()}"
-        yield peer
-        peer.end()
+        try:
+            yield peer
+            peer.end()
+        except (PeerError, OSError) as error:
+            # An emulator that is about to end has closed its output before.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(PARTING)
+            if why := running.death():
+                raise GuestDiedError(f"{name}: {why}") from error
+            raise
         if status := running.wait():
             raise PeerError(f"{name} ended with status {status}")

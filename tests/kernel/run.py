@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the tests that need a real udmabuf and dma-heap: `make test-kernel`.
 
-    run.py [--vm | --direct] [--no-python] [FILTER]
+    run.py [--vm | --direct] [--no-python] [--note FILE] [FILTER]
     run.py --available      only say whether they could run here, fetching kernel and Vulkan driver if need be
 
 Builds the test programs on this machine, then runs all of them in one boot of a guest (vm.py), or directly
@@ -11,6 +11,9 @@ that it did not run. Where no Vulkan driver can be had, the program `vulkan` is 
 
 DAXFS_MODULE=/path/daxfs.ko loads the kernel's own DAXFS into the guest (README.md says how to build it); then the tests
 that mount images run, too. Without it they are not asked for.
+
+A guest that dies is no failed test: the tests are run once more in another one, and FILE is told. Two that die are a
+failure.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
@@ -29,7 +32,7 @@ import module
 import vulkan
 from kernel import fetch
 from packages import UnavailableError
-from vm import Guest, check_requirements
+from vm import Guest, GuestDiedError, check_requirements, twice
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
@@ -109,6 +112,7 @@ def main() -> int:
     where.add_argument("--direct", action="store_true", help="never boot the guest")
     parser.add_argument("--no-python", action="store_true", help="Rust tests only")
     parser.add_argument("--available", action="store_true", help="build and run nothing")
+    parser.add_argument("--note", type=Path, metavar="FILE", help="where to write what a summary should tell")
     parser.add_argument("filter", nargs="?", help="run only tests whose name contains this")
     a = parser.parse_args()
     all_here = vgem_card() and all(os.access(device, os.R_OK) for device in DEVICES)
@@ -157,7 +161,10 @@ def main() -> int:
         env["DAXFS_REQUIRE_MODULE"] = "1"
     else:
         print(f"run.py: images are not mounted: {module.VARIABLE} names no module (tests/kernel/README.md)", flush=True)
-    return guest.run(script)
+    try:
+        return twice(lambda: guest.run(script), a.note.write_text if a.note else print)
+    except GuestDiedError:
+        return FAILED
 
 
 if __name__ == "__main__":

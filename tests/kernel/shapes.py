@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import emulator
-from vm import Guest
+from vm import CPU, Guest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-# Where the memory lies in the guest's physical address space, for the shapes in which it is a part of RAM.
-BASE = 128 * MIB
 SIZE = 64 * MIB
+# Where the memory lies in the guest's physical address space, for the shapes in which it is a part of RAM.
+SOFT_BASE = 128 * MIB
+PHYSICAL_BASE = SOFT_BASE + SIZE
 
 DEVDAX = """
 n=0
@@ -63,14 +64,10 @@ class Shape:
     # What the guests open, and which class of memory the library finds there.
     source: str
     memory_class: str
-    # How its memory is described to Guest.
-    guest: dict[str, object] = field(default_factory=dict)
-    # QEMU's arguments that make a memory backend of the name `shared` part of the machine.
-    devices: list[str] = field(default_factory=list)
+    # What QEMU's arguments call the memory.
+    backend: str
     # Size of the models that are packed; see make_model.
     rows: int = 600
-    # Whether a QEMU with CXL is needed.
-    cxl: bool = False
     # Shell commands that `daxfs` has to refuse in a guest, with a part of what it says then.
     refused: dict[str, str] = field(default_factory=dict)
     # Takes the memory away from a guest that has it open, and tries to open it.
@@ -81,28 +78,42 @@ class Shape:
         if (offset, length) == (0, self.size):
             return self.source
         if self.source.startswith("phys:"):
-            return f"phys:{BASE + offset:#x}+{length:#x}"
+            return f"phys:{PHYSICAL_BASE + offset:#x}+{length:#x}"
         return f"{self.source}@{offset:#x}+{length:#x}"
 
-    def make_guest(self, memory: Path, *, read_only: bool, **more: object) -> Guest:
-        """A guest over `memory`. With `read_only` the emulator itself cannot write there."""
-        backend = f"memory-backend-file,id=shared,share=on,mem-path={memory},size={self.size}"
-        devices = ["-object", backend + (",readonly=on" if read_only else ""), *self.devices]
+
+@dataclass
+class Pair:
+    """A pair of guests, and the shapes that they have: as many as go together, since booting takes longest."""
+
+    shapes: list[Shape]
+    # How the guests are described to Guest.
+    guest: dict[str, object]
+    # QEMU's arguments that make the memories part of the machine.
+    devices: list[str]
+    # Whether a QEMU with CXL is needed.
+    cxl: bool = False
+
+    def make_guest(self, memories: dict[str, Path], *, read_only: bool, **more: object) -> Guest:
+        """A guest over files by the names of shapes. With `read_only` the emulator itself cannot write there."""
+        devices = []
+        for shape in self.shapes:
+            backend = f"memory-backend-file,id={shape.backend},share=on,mem-path={memories[shape.name]}"
+            devices += ["-object", f"{backend},size={shape.size}" + (",readonly=on" if read_only else "")]
         qemu = emulator.with_cxl() if self.cxl else emulator.installed()
-        return Guest(**{"cpus": 1, "qemu": qemu, "devices": devices, **self.guest, **more})
+        return Guest(**{"cpus": 1, "qemu": qemu, "devices": devices + self.devices, **self.guest, **more})
 
 
-def middle_of_ram() -> list[str]:
-    """The common memory as the second of three NUMA nodes: firmware and kernel put things at both ends of RAM."""
+def middle_of_ram(*memories: str) -> list[str]:
+    """Common memories as NUMA nodes between two others: firmware and kernel put things at both ends of RAM."""
     line = []
     for name in ("low", "high"):
-        line += ["-object", f"memory-backend-ram,id={name},size={BASE}"]
-    for node, name in enumerate(("low", "shared", "high")):
+        line += ["-object", f"memory-backend-ram,id={name},size={SOFT_BASE}"]
+    for node, name in enumerate(("low", *memories, "high")):
         line += ["-numa", f"node,nodeid={node},memdev={name}"]
     return line
 
 
-RAM = f"{2 * BASE + SIZE >> 20}M"
 CXL_SIZE = 256 * MIB
 
 SOFT = Shape(
@@ -110,15 +121,7 @@ SOFT = Shape(
     SIZE,
     "/dev/dax0.0",
     "device pages",
-    # What firmware says of CXL and high-bandwidth memory on real machines. The command line has `nokaslr`: a kernel
-    # that chooses its own place does not heed this form of memmap.
-    {
-        "memory": RAM,
-        "append": f"memmap={SIZE >> 20}M%{BASE:#x}-0x1+0xefffffff",
-        "modules": ["dax_hmem", "device_dax"],
-        "setup": DEVDAX,
-    },
-    middle_of_ram(),
+    "soft",
     refused={
         f"daxfs ls /dev/dax0.0@{SIZE}+2M": "outside",
     },
@@ -127,14 +130,13 @@ SOFT = Shape(
 PHYSICAL = Shape(
     "physical",
     SIZE,
-    f"phys:{BASE:#x}+{SIZE >> 20}M",
+    f"phys:{PHYSICAL_BASE:#x}+{SIZE >> 20}M",
     "page frames",
-    {"memory": RAM, "append": f"memmap={SIZE >> 20}M${BASE:#x}"},
-    middle_of_ram(),
+    "physical",
     refused={
         # Ordinary memory of the guest.
-        f"daxfs ls phys:{BASE // 2:#x}+4M": "CONFIG_STRICT_DEVMEM",
-        f"setpriv --bounding-set -sys_rawio daxfs ls phys:{BASE:#x}+4M": "CAP_SYS_RAWIO",
+        f"daxfs ls phys:{SOFT_BASE // 2:#x}+4M": "CONFIG_STRICT_DEVMEM",
+        f"setpriv --bounding-set -sys_rawio daxfs ls phys:{PHYSICAL_BASE:#x}+4M": "CAP_SYS_RAWIO",
     },
 )
 IVSHMEM = Shape(
@@ -143,34 +145,45 @@ IVSHMEM = Shape(
     # It needs no driver. Its place on the bus is chosen here, so that its name is known.
     "/sys/bus/pci/devices/0000:00:10.0/resource2",
     "write-combining",
-    {"memory": "256M"},
-    ["-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=shared"],
+    "ivshmem",
     # The first resource holds registers.
     refused={"daxfs ls /sys/bus/pci/devices/0000:00:10.0/resource0": "a superblock takes"},
 )
-CXL = Shape(
-    "cxl",
-    CXL_SIZE,
-    "/dev/dax0.0",
-    "device pages",
-    {
-        "memory": "384M,slots=4,maxmem=4G",
-        "machine": "q35,hpet=off,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=1G",
-        # With a hypervisor in sight the kernel refuses to commit a region, since it could not flush caches.
-        "cpu": "max,hypervisor=off",
-        "modules": ["cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl", "device_dax"],
-        "setup": CXL_REGION.replace("SIZE", hex(CXL_SIZE)) + DEVDAX,
-    },
-    [
-        "-device",
-        "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
-        "-device",
-        "cxl-rp,port=0,bus=cxl.1,id=cxl.port,chassis=0,slot=2",
-        "-device",
-        "cxl-type3,bus=cxl.port,volatile-memdev=shared,id=cxl.memory,sn=1",
-    ],
-    # QEMU 10 emulates each access to it on its own.
-    rows=200,
-    cxl=True,
-)
-SHAPES = [SOFT, PHYSICAL, IVSHMEM, CXL]
+# QEMU 10 emulates each access to it on its own.
+CXL = Shape("cxl", CXL_SIZE, "/dev/dax0.0", "device pages", "pool", rows=200)
+
+PAIRS = [
+    Pair(
+        [SOFT, PHYSICAL, IVSHMEM],
+        # Soft-reserved is what firmware says of CXL and high-bandwidth memory on real machines. The command line has
+        # `nokaslr`: a kernel that chooses its own place does not heed this form of memmap.
+        {
+            "memory": f"{2 * SOFT_BASE + 2 * SIZE >> 20}M",
+            "append": f"memmap={SIZE >> 20}M%{SOFT_BASE:#x}-0x1+0xefffffff memmap={SIZE >> 20}M${PHYSICAL_BASE:#x}",
+            "modules": ["dax_hmem", "device_dax"],
+            "setup": DEVDAX,
+        },
+        [*middle_of_ram("soft", "physical"), "-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=ivshmem"],
+    ),
+    Pair(
+        [CXL],
+        {
+            "memory": "384M,slots=4,maxmem=4G",
+            "machine": "q35,hpet=off,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=1G",
+            # With a hypervisor in sight the kernel refuses to commit a region, since it could not flush caches.
+            "cpu": f"{CPU},hypervisor=off",
+            "modules": ["cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl", "device_dax"],
+            "setup": CXL_REGION.replace("SIZE", hex(CXL_SIZE)) + DEVDAX,
+        },
+        [
+            "-device",
+            "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
+            "-device",
+            "cxl-rp,port=0,bus=cxl.1,id=cxl.port,chassis=0,slot=2",
+            "-device",
+            "cxl-type3,bus=cxl.port,volatile-memdev=pool,id=cxl.memory,sn=1",
+        ],
+        cxl=True,
+    ),
+]
+SHAPES = [shape for pair in PAIRS for shape in pair.shapes]

@@ -2,9 +2,11 @@
 """Two kernels, one image: two guests map the same physical memory and read the image in it.
 
     two.py [SHAPE...]       soft-reserved, physical, ivshmem, cxl (shapes.py); all of them if none is named
+    two.py --note FILE ...  tell FILE of guests that died
     two.py --available      only say whether they could run here, fetching kernel and emulator if need be
 
-For each shape, in one boot of both guests:
+Guests of one boot have as many of the shapes as go together (PAIRS). When one of them dies, that is no failed test: the
+shapes of its pair are run once more in other guests, and FILE is told. For each shape:
   * the image is packed, by this machine or by a guest, and both guests read it: every file and tensor has the bytes
     that this machine packed, and `daxfs verify` agrees;
   * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
@@ -31,13 +33,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import emulator
 from models import Model, make_model
 from packages import UnavailableError
 from peer import Peer, PeerError, in_guest, on_this_machine
-from shapes import SHAPES, Shape
-from vm import check_requirements
+from shapes import PAIRS, SHAPES, Pair, Shape
+from vm import GuestDiedError, check_requirements, twice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED, NOT_RUN = 1, 77
@@ -82,6 +88,7 @@ class Images:
 
     def __init__(self, rows: int, work: Path, programs: Path, host: Peer) -> None:
         self.programs = programs
+        work.mkdir()
         sizes = (rows, rows * 3 // 2, rows)
         self.models = [make_model(work / f"model-{i}", i, size) for i, size in enumerate(sizes)]
         # Bytes of the image of the first and of the last model, in whole pages.
@@ -262,17 +269,54 @@ class Test:
         check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
 
 
-def run(shape: Shape, work: Path, programs: Programs, host: Peer) -> None:
-    """Everything about one shape."""
-    images = Images(shape.rows, work, programs.folder, host)
+def run(pair: Pair, shapes: list[Shape], work: Path, programs: Programs, host: Peer) -> dict[str, str]:
+    """Everything about some shapes of a pair of guests, in one boot; what became of each."""
     program = programs.folder / "two_kernels"
+    results = {}
     with contextlib.ExitStack() as stack:
-        memory = stack.enter_context(common_memory(shape.size))
+        memories = {shape.name: stack.enter_context(common_memory(shape.size)) for shape in pair.shapes}
         guests = []
         for name, read_only in (("guest A", False), ("guest B", True)):
-            guest = shape.make_guest(memory, read_only=read_only, timeout=PATIENCE)
+            guest = pair.make_guest(memories, read_only=read_only, timeout=PATIENCE * len(shapes))
             guests.append(stack.enter_context(in_guest(name, guest, program, PATIENCE)))
-        Test(shape, images, memory, guests, programs.devices).run()
+        for shape in shapes:
+            print(f"two.py: {shape.name}", flush=True)
+            start = time.monotonic()
+            images = Images(shape.rows, work / shape.name, programs.folder, host)
+            try:
+                Test(shape, images, memories[shape.name], guests, programs.devices).run()
+                results[shape.name] = "passed"
+            except FailedError as error:
+                print(f"two.py: {shape.name}: {error}", file=sys.stderr, flush=True)
+                results[shape.name] = "FAILED"
+            results[shape.name] += f" after {time.monotonic() - start:.0f} s"
+    return results
+
+
+def run_pair(pair: Pair, shapes: list[Shape], programs: Programs, note: Callable[[str], None]) -> dict[str, str]:
+    """As run, with other guests in place of those that died."""
+    results: dict[str, str] = {}
+
+    def boot() -> int:
+        with (
+            tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
+            on_this_machine(programs.folder / "two_kernels", PATIENCE) as host,
+        ):
+            results.update(run(pair, shapes, Path(work), programs, host))
+        return 0
+
+    start, used = time.monotonic(), cpu_seconds()
+    try:
+        twice(boot, note)
+    except (GuestDiedError, PeerError) as error:
+        print(f"two.py: {error}", file=sys.stderr, flush=True)
+        for shape in shapes:
+            if not results.get(shape.name, "").startswith("FAILED"):
+                results[shape.name] = "FAILED: its guests ended"
+    # On a machine that does other things, too, the second number says more.
+    spent = f"{time.monotonic() - start:.0f} s, {cpu_seconds() - used:.0f} s of processor time"
+    print(f"two.py: {' '.join(shape.name for shape in shapes)}: {spent}", flush=True)
+    return results
 
 
 def cpu_seconds() -> float:
@@ -285,6 +329,7 @@ def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--available", action="store_true", help="build and run nothing")
+    parser.add_argument("--note", type=Path, metavar="FILE", help="where to write what a summary should tell")
     names = [shape.name for shape in SHAPES]
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(names)}")
     a = parser.parse_args()
@@ -306,29 +351,18 @@ def main() -> int:
 
     programs = build()
     os.chdir(ROOT)
-    results = {}
-    for shape in SHAPES:
-        if a.shapes and shape.name not in a.shapes:
+    results, notes = {}, []
+    for pair in PAIRS:
+        shapes = [shape for shape in pair.shapes if not a.shapes or shape.name in a.shapes]
+        for shape in shapes:
+            if why := missing.get(shape.name):
+                results[shape.name] = why
+        shapes = [shape for shape in shapes if shape.name not in missing]
+        if not shapes:
             continue
-        if why := missing.get(shape.name):
-            results[shape.name] = why
-            continue
-        print(f"two.py: {shape.name}", flush=True)
-        start, used = time.monotonic(), cpu_seconds()
-        try:
-            with (
-                tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
-                on_this_machine(programs.folder / "two_kernels", PATIENCE) as host,
-            ):
-                run(shape, Path(work), programs, host)
-            results[shape.name] = "passed"
-        except (FailedError, PeerError) as error:
-            print(f"two.py: {shape.name}: {error}", file=sys.stderr, flush=True)
-            results[shape.name] = "FAILED"
-        # On a machine that does other things, too, the second number says more.
-        results[shape.name] += (
-            f" after {time.monotonic() - start:.0f} s, {cpu_seconds() - used:.0f} s of processor time"
-        )
+        results.update(run_pair(pair, shapes, programs, notes.append))
+    if notes and a.note:
+        a.note.write_text("; ".join(notes))
     for name, result in results.items():
         print(f"two.py: {name}: {result}")
     if all(result.startswith("not run") for result in results.values()):

@@ -3,7 +3,7 @@
 
 The guest sees this machine's root directory copy-on-write: what the command writes stays in the guest's
 memory and is lost, except below each --rw DIR. Environment, working directory, output and exit status are
-passed on; standard input is empty and there is no network. Exit status 125 means that the guest itself failed
+passed on; standard input is empty and there is no network. Exit status 125 means that the guest itself died
 (its console is then printed), 124 that time ran out. No root needed. Software emulation runs user code about
 twelve times slower; DAXFS_VM_ACCEL=kvm uses KVM where that works.
 
@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -34,11 +34,44 @@ from kernel import boot_image, fetch
 from packages import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GUEST_FAILED, TIMED_OUT = 125, 124
 BASE_MODULES = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"]
 STATUS_MARK = "daxfs-vm: exit status "
+# What the kernel's console has when it dies, the telling part first.
+CRASHES = re.compile(r"Kernel panic - not syncing: .*|double fault.*|Oops: .*|BUG: .*|general protection fault.*")
+GIVEN_UP = re.compile(r"daxfs-vm: (?!exit status).*")
+
+
+class GuestDiedError(Exception):
+    """The guest ended before its command did: nothing is known of that. The message says how it ended."""
+
+
+def twice(run: Callable[[], int], say: Callable[[str], None]) -> int:
+    """Run something in a guest, and once more when the guest died; `say` gets what a summary should tell then.
+
+    A kernel that dies under emulation says nothing of what is tested, unless it does so each time.
+    """
+    try:
+        return run()
+    except GuestDiedError as first:
+        print(f"{Path(sys.argv[0]).name}: the guest died, once more: {first}", file=sys.stderr, flush=True)
+        try:
+            status = run()
+        except GuestDiedError as second:
+            say(f"the guest died twice: {first}; {second}")
+            raise
+        say(f"the guest died once: {first}")
+        return status
+
+
+# QEMU 7.2 sometimes leaves rubbish in the flags behind cmpxchg16b when it is interrupted there, and the kernel dies of
+# a double fault, most often on busy machines: without cx16 it does not use the instruction. Page tables of four levels
+# are faster to walk than those of five.
+CPU = "max,cx16=off,la57=off"
+# What follows it where nothing else does.
+FIRST = "/run/daxfs-vm/busybox sh /run/daxfs-vm/stage2"
 
 # The first process of the guest.
 INIT = """#!/bin/busybox sh
@@ -52,7 +85,7 @@ for module in $(cat /modules/order); do insmod /modules/$module.ko || fail "cann
 p9=trans=virtio,version=9p2000.L,msize=512000
 mount -t tmpfs scratch /scratch; mkdir /scratch/upper /scratch/work /scratch/host
 mount -t 9p -o ro,cache=loose,$p9 root /scratch/host || fail "cannot mount the host's root"
-layers=lowerdir=/scratch/host,upperdir=/scratch/upper,workdir=/scratch/work
+layers=lowerdir=/scratch/host$(cat /tree),upperdir=/scratch/upper,workdir=/scratch/work
 mount -t overlay -o $layers overlay /root || fail "cannot mount the overlay"
 for dir in dev proc sys; do mount --move /$dir /root/$dir; done
 mount -t tmpfs run /root/run
@@ -68,8 +101,9 @@ done </writable
 chmod 666 /root/dev/udmabuf /root/dev/dma_heap/* /root/dev/dri/* /root/dev/fuse 2>/dev/null
 ip link set lo up; hostname daxfs-vm
 mkdir /root/run/daxfs-vm; cp /bin/busybox /stage2 /command /input /root/run/daxfs-vm/
+. /late
 # Not chroot: the kernel forbids new user namespaces in a chroot.
-exec switch_root /root /run/daxfs-vm/busybox sh /run/daxfs-vm/stage2
+exec switch_root /root $(cat /first)
 """
 
 STAGE2 = f"""
@@ -104,13 +138,19 @@ class Guest:
     memory: str = "2G"
     cpus: int = 2
     machine: str = "q35,hpet=off"
-    cpu: str = "max"
+    cpu: str = CPU
     # Command line of the QEMU to use; the installed one if not said.
     qemu: list[str] = field(default_factory=list)
     # More of QEMU's arguments.
     devices: list[str] = field(default_factory=list)
     # Shell commands that prepare devices before the command runs, with busybox only; `fail WHY` gives up.
     setup: str = ""
+    # The folder of this machine that is the guest's root, of which the guest sees nothing else then.
+    tree: Path | None = None
+    # Shell commands that prepare that root, at /root, beside this machine's, at /scratch/host.
+    late: str = ""
+    # The program that the guest's first process becomes; it has to start /run/daxfs-vm/stage2.
+    first: str = FIRST
     # Whether the command reads what is written to the input of Running.
     interactive: bool = False
     # Kernel modules, besides those that the root file system needs.
@@ -130,7 +170,7 @@ class Guest:
     debug: bool = False
 
     def run(self, command: list[str]) -> int:
-        """Boot, run the command, power off; its exit status."""
+        """Boot, run the command, power off; its exit status. GuestDiedError when there is none."""
         with self.start(command) as running:
             return running.wait()
 
@@ -152,7 +192,9 @@ class Guest:
                 process.wait()
                 for pipe in (process.stdin, process.stdout):
                     if pipe:
-                        pipe.close()
+                        # What a guest that died did not read cannot be written any more.
+                        with suppress(OSError):
+                            pipe.close()
 
     def initramfs(self, kernel: Path, command: list[str]) -> Iterator[tuple[str, int, bytes]]:
         """Entries of the initial file system."""
@@ -162,6 +204,9 @@ class Guest:
         yield "init", 0o100755, INIT.encode()
         yield "stage2", 0o100644, STAGE2.encode()
         yield "setup", 0o100644, self.setup.encode()
+        yield "tree", 0o100644, str(self.tree.resolve() if self.tree else "").encode()
+        yield "late", 0o100644, self.late.encode()
+        yield "first", 0o100644, self.first.encode()
         yield "command", 0o100644, self.script(command).encode()
         yield "input", 0o100644, b"port" if self.interactive else b""
         yield "writable", 0o100644, "".join(f"rw{i} {d}\n" for i, d in enumerate(self.shares())).encode()
@@ -235,8 +280,17 @@ class Running:
         """What the guest's console has shown so far."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
+    def death(self) -> str:
+        """How it ended, if it has ended without its command; empty otherwise."""
+        status = self.process.poll()
+        log = self.log()
+        if status is None or STATUS_MARK in log:
+            return ""
+        found = GIVEN_UP.search(log) or CRASHES.search(log)
+        return found[0].strip() if found else f"the emulator ended with status {status}"
+
     def wait(self) -> int:
-        """Wait for the end; the command's exit status."""
+        """Wait for the end; the command's exit status. GuestDiedError when the guest ended before."""
         late = False
         try:
             self.process.wait(self.guest.timeout)
@@ -249,7 +303,13 @@ class Running:
         if late:
             print(f"vm.py: the command did not end within {self.guest.timeout:.0f} s", file=sys.stderr)
             return TIMED_OUT
-        return int(status[1]) if status else GUEST_FAILED
+        if not status:
+            raise GuestDiedError(self.death())
+        if status[1] != "0" and (crash := CRASHES.search(log)):
+            # The kernel went on without the process that it was working for.
+            sys.stderr.write(log)
+            raise GuestDiedError(crash[0].strip())
+        return int(status[1])
 
 
 def read_module(path: Path) -> bytes:
@@ -328,6 +388,9 @@ def main() -> int:
     )
     try:
         return guest.run(a.command)
+    except GuestDiedError as why:
+        print(f"vm.py: the guest died: {why}", file=sys.stderr)
+        return GUEST_FAILED
     except UnavailableError as why:
         print(f"vm.py: {why}", file=sys.stderr)
         return GUEST_FAILED

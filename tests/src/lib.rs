@@ -11,6 +11,7 @@
 //! | `hostile`, `hostile_regions`, `hostile_changes`, `hostile_tensors` | do images made to hurt a reader hurt this one? |
 //! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
 //! | `kerf` | do images of an independent builder open with the same contents? |
+//! | `overlay_changing` | what does a reader see while a kernel writes to the overlay? |
 //! | `concurrent_rewrite` | what does a reader see while another process writes? |
 //! | `kernel`, `kernel_holder`, `kernel_memory` | do images work on a kernel with udmabuf and dma-heap? |
 //! | `kernel_module` | does the kernel's own DAXFS show the same files, and is the memory behind its mounts found? |
@@ -34,3 +35,4 @@ pub mod tree;
 pub mod verdict;
 pub mod vgem;
 pub mod words;
+pub mod writer;

@@ -31,7 +31,7 @@ impl Mount {
     /// # Errors
     /// What the kernel answered: EINVAL for what is no image to it.
     pub fn of_dma_buf(memory: impl AsFd, at: &Path) -> dmabuf::Result<Mount> {
-        dmabuf::mount(Mountable::DmaBuf(memory.as_fd()), at)?;
+        dmabuf::mount(Mountable::DmaBuf(memory.as_fd()), at, None)?;
         Ok(Mount(at.to_owned()))
     }
 

@@ -12,6 +12,8 @@ pub struct Overlay {
     block: u64,
     buckets: Vec<(u64, u64)>,
     pool: Vec<u8>,
+    /// Bytes of the pool that stay free.
+    room: u64,
     next_ino: u64,
 }
 
@@ -23,7 +25,18 @@ impl Overlay {
 
     /// The same with data pages of `block` bytes.
     pub fn with_block(block: u64, buckets: usize, inodes: u32) -> Overlay {
-        Overlay { block, buckets: vec![(0, 0); buckets], pool: Vec::new(), next_ino: u64::from(inodes) + 1 }
+        Overlay {
+            block,
+            buckets: vec![(0, 0); buckets],
+            pool: Vec::new(),
+            room: 0,
+            next_ino: u64::from(inodes) + 1,
+        }
+    }
+
+    /// Leaves so many bytes of the pool for later changes.
+    pub fn room(&mut self, bytes: u64) {
+        self.room = bytes;
     }
 
     /// Replaces the metadata of `ino`.
@@ -140,6 +153,8 @@ impl Overlay {
         // Never empty.
         self.pool.push(0);
         pad(&mut self.pool, self.block);
+        let used = self.pool.len() as u64;
+        self.pool.resize(usize::try_from(used + self.room).unwrap(), 0);
         let mut buckets = Vec::new();
         for (state_key, value) in &self.buckets {
             let mut bucket = Bucket::new_zeroed();
@@ -154,7 +169,7 @@ impl Overlay {
         header.bucket_offset = self.block.into();
         header.pool_offset = (self.block + buckets.len() as u64).into();
         header.pool_size = (self.pool.len() as u64).into();
-        header.pool_alloc = (self.pool.len() as u64).into();
+        header.pool_alloc = used.into();
         header.next_ino = self.next_ino.into();
         header.free_inode = NONE.into();
         header.free_data = NONE.into();

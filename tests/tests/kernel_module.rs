@@ -12,7 +12,7 @@ use daxfs_tests::golden::Golden;
 use daxfs_tests::mounts::{self, Mount};
 use daxfs_tests::tree::{self, Facts, Item, Tree};
 use dmabuf::{CpuAccess, FdKind, HugePages, Mapping};
-use mkimage::{Memory, Packer};
+use mkimage::{Memory, Overlay, Packer};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::collections::BTreeMap;
 use std::env;
@@ -375,4 +375,106 @@ fn golden_images_are_the_same_through_the_kernel() {
     let error = Mount::of_dma_buf(buffer(&old), &place.mount_point()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "the module is of version 8");
     assert!(Image::from_region(Region::from_bytes(old)).is_ok());
+}
+
+/// Room for what the tests write.
+fn room() -> Option<Overlay> {
+    Some(Overlay { size: 16 << 20, buckets: None })
+}
+
+#[test]
+fn what_is_written_through_a_mount_is_read_while_it_is_written_and_after() {
+    if !mounts::are_possible() {
+        return;
+    }
+    let place = Place::new(&small());
+    let packers = [Packer::new().input(place.tree()).plain(true), Packer::new().empty(true)];
+    for (packer, memory) in packers.into_iter().zip([heap(), Memory::Udmabuf]) {
+        let fd = packer.overlay(room()).plan().unwrap().write_memory(&memory).unwrap().0;
+        let packed = Image::from_fd(fd).unwrap();
+        packed.mount(place.mount_point()).unwrap();
+        let mount = Mount::by_another(&place.mount_point());
+        let at = |name: &str| mount.path().join(name);
+        fs::write(at("new"), b"new bytes\n").unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        fs::write(at("folder/old name"), vec![7; 9000]).unwrap();
+        fs::rename(at("folder/old name"), at("new name")).unwrap();
+        fs::write(at("gone"), b"gone").unwrap();
+        fs::remove_file(at("gone")).unwrap();
+        let image = Image::open(mount.path()).unwrap();
+        assert!(matches!(image.view_kind(), daxfs::ViewKind::Overlay { .. }));
+        assert_eq!(image.file("new").unwrap().to_vec().unwrap(), b"new bytes\n");
+        assert_eq!(image.file("new name").unwrap().to_vec().unwrap(), vec![7; 9000]);
+        assert!(image.contains("folder") && !image.contains("gone") && !image.contains("folder/old name"));
+
+        // Names that are made meanwhile are seen up to one of them.
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..400_u32 {
+                    let folder = if number.is_multiple_of(2) { "" } else { "folder/" };
+                    fs::write(at(&format!("{folder}made-{number}")), b"x").unwrap();
+                }
+                ended.store(true, std::sync::atomic::Ordering::Release);
+            });
+            let mut opened = 0;
+            while !ended.load(std::sync::atomic::Ordering::Acquire) || opened == 0 {
+                let image = match Image::open(mount.path()) {
+                    Ok(image) => image,
+                    Err(Error::Changing { .. }) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                opened += 1;
+                let name = |number: u32| {
+                    format!("{}made-{number}", if number.is_multiple_of(2) { "" } else { "folder/" })
+                };
+                let made = (0..400).take_while(|&number| image.contains(name(number))).count();
+                let beyond =
+                    (u32::try_from(made).unwrap()..400).filter(|&number| image.contains(name(number)));
+                assert_eq!(beyond.count(), 0, "{made} names and others beyond");
+            }
+        });
+        assert!(Image::open(mount.path()).unwrap().contains("folder/made-399"));
+    }
+}
+
+#[test]
+fn a_split_image_is_mounted_with_its_backing_file() {
+    let place = Place::new(&small());
+    let backing = place.0.path().join("backing");
+    let packer = Packer::new().input(place.tree()).plain(true).split(Some(backing.clone()));
+    let point = place.mount_point();
+    let mount = |fd: &OwnedFd, arguments: &[&std::ffi::OsStr]| {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let image = format!("fd:{}", fd.as_raw_fd());
+        daxfs().arg("mount").args(arguments).arg(image).arg(&point).output().unwrap()
+    };
+    let option = "--backing".as_ref();
+    if !mounts::are_possible() {
+        // A dma-buf it must be all the same.
+        let memfd = packer.plan().unwrap().write_memory(&Memory::SharedMemfd(HugePages::No)).unwrap().0;
+        let output = mount(&memfd, &[option, backing.as_os_str()]);
+        assert!(text(&output).contains("neither a dma-buf nor physical memory"), "{}", text(&output));
+        return;
+    }
+    for room in [None, room()] {
+        let fd = packer.clone().overlay(room).plan().unwrap().write_memory(&heap()).unwrap().0;
+        let without = mount(&fd, &[]);
+        assert!(text(&without).contains("takes a backing file"), "{}", text(&without));
+        let wrong = mount(&fd, &[option, "/proc/version".as_ref()]);
+        assert_eq!(wrong.status.code(), Some(2), "{}", text(&wrong));
+        let output = mount(&fd, &[option, backing.as_os_str()]);
+        assert!(output.status.success(), "{}", text(&output));
+        let mounted = Mount::by_another(&point);
+        assert_same(&tree::on_disk(mounted.path()), &place.tree());
+        if room.is_some() {
+            fs::write(mounted.path().join("new"), b"new").unwrap();
+            let region = Region::open(&backing).unwrap();
+            let image = daxfs::OpenOptions::new().backing(region).open(mounted.path()).unwrap();
+            assert_eq!(image.file("new").unwrap().to_vec().unwrap(), b"new");
+        }
+    }
+    let whole = place.pack(&heap());
+    let output = mount(&whole, &[option, backing.as_os_str()]);
+    assert!(text(&output).contains("not in a backing file"), "{}", text(&output));
 }

@@ -23,6 +23,16 @@ impl Budget {
         Self { limit, used: AtomicU64::new(used) }
     }
 
+    /// What is spent so far.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes back what was spent beyond `used`: it was thrown away.
+    pub fn reset(&mut self, used: u64) {
+        *self.used.get_mut() = used;
+    }
+
     /// Spends `len` bytes for `place`, or nothing when there are not so many left.
     pub fn charge(&self, place: impl FnOnce() -> String, len: u64) -> Result<()> {
         let spend = |used: u64| used.checked_add(len).filter(|needed| *needed <= self.limit);

@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use crate::snapshot::{Content, PieceSource};
 use crate::{File, Image};
 
 /// Type of an inode.
@@ -173,7 +174,22 @@ impl Entry {
         }
     }
 
-    pub(crate) fn content(&self) -> &crate::snapshot::Content {
+    /// End of the last of its bytes in the backing file; 0 when none lie there.
+    pub(crate) fn backing_end(&self) -> u64 {
+        match self.content() {
+            Content::Backing(range) => range.end,
+            Content::Pieces(pieces) => {
+                let ends = pieces.iter().map(|piece| match piece.source {
+                    PieceSource::Backing(start) => start.saturating_add(piece.len),
+                    _ => 0,
+                });
+                ends.max().unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn content(&self) -> &Content {
         &self.image.tree().inode(self.node).content
     }
 }

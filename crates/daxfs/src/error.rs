@@ -110,6 +110,16 @@ pub enum Error {
         generation: u64,
     },
 
+    /// A kernel that has the image mounted changed its names faster than they could be read.
+    #[error(
+        "overlay: it changed during each of {attempts} attempts to read it, by a kernel that has the image mounted; \
+         open it again when less is written"
+    )]
+    Changing {
+        /// How often it was tried.
+        attempts: u32,
+    },
+
     /// A version that this library does not read.
     #[error("{place}: version {found} is not supported (supported: {supported})")]
     UnsupportedVersion {

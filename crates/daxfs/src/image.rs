@@ -13,7 +13,7 @@ use crate::budget::Budget;
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
-use crate::snapshot::{self, Snapshot, Tree, ViewKind};
+use crate::snapshot::{self, Snapshot, Strict, Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
 use crate::{File, FileType, Provenance, Region, Superblock, content, format};
 
@@ -38,6 +38,8 @@ const OPEN_ATTEMPTS: u32 = 20;
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     strict: bool,
+    /// Whether strictness leaves out the kernel's rule that no split image keeps.
+    split: bool,
     sealed_copy: bool,
     private: bool,
     max_metadata: u64,
@@ -49,6 +51,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             strict: false,
+            split: false,
             sealed_copy: false,
             private: false,
             max_metadata: DEFAULT_MAX_METADATA,
@@ -69,6 +72,13 @@ impl OpenOptions {
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
+        self
+    }
+
+    /// Strict but for what the kernel's validation gets wrong of split images: it looks for their files' bytes in the
+    /// base image.
+    pub(crate) fn split(mut self) -> Self {
+        self.split = true;
         self
     }
 
@@ -194,7 +204,13 @@ impl OpenOptions {
         let Snapshot { superblock, tree, view_kind, stamp, budget } = {
             let _access = region.cpu_access()?;
             let backing_len = self.backing.as_ref().map(Region::len);
-            snapshot::take(region.view(), backing_len, self.strict, self.max_metadata)?
+            let live = region.provenance() == Provenance::Shared;
+            let strict = match (self.strict, self.split) {
+                (false, _) => Strict::No,
+                (true, false) => Strict::Kernel,
+                (true, true) => Strict::Split,
+            };
+            snapshot::take(region.view(), backing_len, strict, self.max_metadata, live)?
         };
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
         let image = Image(Arc::new(Inner {

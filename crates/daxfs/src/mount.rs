@@ -7,7 +7,10 @@ use std::path::Path;
 use dmabuf::{FdKind, Mountable};
 
 use crate::format::v8;
-use crate::{Error, Image, Result};
+use crate::{Error, Image, Region, Result};
+
+/// Pages of a backing file that the kernel tells apart.
+const BACKING_PAGES: u64 = 1 << 20;
 
 impl Image {
     /// Has the kernel mount the image at a directory, by its own DAXFS, so that programs that know nothing of images
@@ -21,11 +24,29 @@ impl Image {
     ///
     /// [`OpenOptions::strict`]: crate::OpenOptions::strict
     ///
+    /// A split image takes [`Image::mount_split`].
+    ///
     /// # Errors
     /// [`Error::NotMountable`] says what the kernel would not take; what is wrong with the image, as for opening it
     /// strictly; [`Error::BeingReplaced`] when the memory has another image by now; [`Error::Memory`] when the kernel
     /// has no DAXFS, without CAP_SYS_ADMIN, and with what the kernel answers.
     pub fn mount(&self, at: impl AsRef<Path>) -> Result<()> {
+        self.mount_with(at.as_ref(), None)
+    }
+
+    /// As [`Image::mount`], for a split image whose contents are in the file `backing`. The kernel opens it by its path,
+    /// reads through the image's page cache, which it writes to, and shows what is in the file then: nothing of it is
+    /// kept that was checked. Images of which a file lies beyond 4 GiB of it are refused, since the kernel shows other
+    /// bytes there.
+    ///
+    /// # Errors
+    /// As for [`Image::mount`]; [`Error::NotMountable`] for an image that is not split; [`Error::OutOfBounds`] when the
+    /// file is too short for the image.
+    pub fn mount_split(&self, at: impl AsRef<Path>, backing: impl AsRef<Path>) -> Result<()> {
+        self.mount_with(at.as_ref(), Some(backing.as_ref()))
+    }
+
+    fn mount_with(&self, at: &Path, backing: Option<&Path>) -> Result<()> {
         let refuse = |why: &str| Err(Error::NotMountable { why: why.into() });
         let region = self.region();
         if region.is_writable() {
@@ -50,7 +71,23 @@ impl Image {
                 format!("{:#x} bytes at {:#x} of a dma-buf of {whole:#x}", region.len(), region.offset());
             return refuse(&format!("it lies in {part}, and the kernel mounts only all of one"));
         }
-        let checked = self.options().clone().strict(true).open_region(region.clone())?;
+        let mut options = self.options().clone().strict(true);
+        let backing = match backing {
+            None => None,
+            Some(path) => {
+                // By a path that means the same to the kernel, whatever happens to links on the way.
+                let named =
+                    |source| dmabuf::Error::Os { op: "open", subject: path.display().to_string(), source };
+                let path = path.canonicalize().map_err(named)?;
+                let file = Region::open(&path)?;
+                if !file.info().is_some_and(|info| info.kind == FdKind::File) {
+                    return refuse(&format!("{}: the kernel reads a backing file only", path.display()));
+                }
+                options = options.backing(file).split();
+                Some(path)
+            }
+        };
+        let checked = options.open_region(region.clone())?;
         if !self.is_there()? {
             return Err(Error::BeingReplaced { generation: checked.generation() });
         }
@@ -58,10 +95,29 @@ impl Image {
         if superblock.version != v8::VERSION {
             return refuse(&format!("it is of format version {}, not {}", superblock.version, v8::VERSION));
         }
-        if superblock.data_is_external() {
-            return refuse("what is in its files lies elsewhere, not in its memory");
+        match (superblock.data_is_external(), &backing) {
+            (true, None) => {
+                return refuse(
+                    "what is in its files lies elsewhere, not in its memory; it takes a backing file",
+                );
+            }
+            (false, Some(_)) => {
+                return refuse("what is in its files lies in its memory, not in a backing file");
+            }
+            _ => {}
         }
-        Ok(dmabuf::mount(memory, at.as_ref())?)
+        if backing.is_some() {
+            let most = BACKING_PAGES * u64::from(superblock.block_size);
+            for entry in checked.walk() {
+                if entry.backing_end() > most {
+                    let path = String::from_utf8_lossy(&entry.path()).into_owned();
+                    return refuse(&format!(
+                        "{path:?} lies beyond {most:#x} of the backing file, where the kernel shows other bytes"
+                    ));
+                }
+            }
+        }
+        Ok(dmabuf::mount(memory, at, backing.as_deref())?)
     }
 }
 

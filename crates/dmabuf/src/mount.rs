@@ -35,7 +35,8 @@ pub enum Mountable<'a> {
 const NO_RIGHTS: &str = "mounting takes CAP_SYS_ADMIN, and that of the first user namespace";
 
 /// Mounts the image in `memory` at the directory `at`, by the kernel's module `daxfs` (format version 8), which also
-/// checks it by its own rules (`validate`). The mount holds the memory: the descriptor can be closed. Set-user-ID bits
+/// checks it by its own rules (`validate`). `backing` is the file with the contents of a split image, which the kernel
+/// opens by its path, and keeps open; for such images its rules are wrong, and left out. The mount holds the memory: the descriptor can be closed. Set-user-ID bits
 /// and device nodes are of no effect there (`nosuid`, `nodev`), since who can read a mounted dma-buf can write it.
 ///
 /// The kernel's rules leave out what makes it fail later, and memory that others write can change after them: mount
@@ -44,7 +45,7 @@ const NO_RIGHTS: &str = "mounting takes CAP_SYS_ADMIN, and that of the first use
 /// # Errors
 /// [`Error::Unavailable`] when the kernel has no such file system; [`Error::Refused`] without CAP_SYS_ADMIN, and with
 /// the kernel's own words for an image or memory that it does not take; [`Error::Os`] with what else it answers.
-pub fn mount(memory: Mountable<'_>, at: &Path) -> Result<()> {
+pub fn mount(memory: Mountable<'_>, at: &Path, backing: Option<&Path>) -> Result<()> {
     let place = || at.display().to_string();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let point =
@@ -63,7 +64,10 @@ pub fn mount(memory: Mountable<'_>, at: &Path) -> Result<()> {
         Mountable::Physical { address, len } => fsconfig_set_string(context, "phys", format!("{address:#x}"))
             .and_then(|()| fsconfig_set_string(context, "size", len.to_string())),
     }
-    .and_then(|()| fsconfig_set_flag(context, "validate"))
+    .and_then(|()| match backing {
+        None => fsconfig_set_flag(context, "validate"),
+        Some(path) => fsconfig_set_string(context, "backing", path),
+    })
     .and_then(|()| fsconfig_create(context))
     .map_err(|errno| said("fsconfig", errno))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -124,7 +128,7 @@ mod tests {
     fn what_is_missing_is_said() {
         let place = tempfile::tempdir().unwrap();
         let memory = crate::Memfd::create("mount", 4096, crate::HugePages::No).unwrap();
-        let error = mount(Mountable::DmaBuf(memory.as_fd()), place.path()).unwrap_err();
+        let error = mount(Mountable::DmaBuf(memory.as_fd()), place.path(), None).unwrap_err();
         // Without the right to, without the module, or with it: this is no dma-buf.
         let expected = ["CAP_SYS_ADMIN", "module daxfs", "fsconfig"];
         assert!(expected.iter().any(|part| error.to_string().contains(part)), "{error}");
@@ -132,7 +136,7 @@ mod tests {
         let file = place.path().join("file");
         std::fs::write(&file, "").unwrap();
         for (path, number) in [(place.path().join("none"), libc::ENOENT), (file, libc::ENOTDIR)] {
-            let error = mount(memory(), &path).unwrap_err();
+            let error = mount(memory(), &path, None).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(number), "{error}");
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }

@@ -101,6 +101,15 @@ impl<'p> Copier<'p> {
             self.copy(block, ino, part.clone(), window)?;
             filled = part.end;
         }
+        // Regions are zero but for a few bytes of each.
+        let mut outcome = Ok(());
+        metadata::render_regions(layout, range.clone(), &mut |offset, bytes| {
+            if outcome.is_ok() {
+                outcome = self.gap(block, filled.min(offset)..offset).and_then(|()| block.put(offset, bytes));
+                filled = offset + bytes.len() as u64;
+            }
+        });
+        outcome?;
         self.gap(block, filled..range.end)
     }
 

@@ -267,7 +267,15 @@ mod tests {
     use zerocopy::FromBytes;
 
     fn layout(tree: &Tree, index: Option<u64>) -> Layout {
-        let shape = Shape { format: Format::V8, block_size: 4096, align: 2 << 20, index };
+        let shape = Shape {
+            format: Format::V8,
+            block_size: 4096,
+            align: 2 << 20,
+            index,
+            overlay: None,
+            split: None,
+            empty: false,
+        };
         Layout::new(tree, Numbers::assign(tree), |_| Placement::default(), shape).unwrap()
     }
 

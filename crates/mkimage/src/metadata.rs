@@ -5,7 +5,8 @@
 use crate::plan::{Format, INODE_SIZE, Layout};
 use crate::tree::{Kind, ROOT, Tree};
 use daxfs::format::{
-    DIRENT_STRIDE, Dirent, Inode, MAGIC, NAME_MAX, ROOT_INO, S_IFDIR, S_IFREG, SUPERBLOCK_SIZE, index, v5, v8,
+    DIRENT_STRIDE, Dirent, Inode, MAGIC, NAME_MAX, ROOT_INO, S_IFDIR, S_IFMT, S_IFREG, SUPERBLOCK_SIZE,
+    index, v5, v8,
 };
 use std::ops::Range;
 use zerocopy::{FromZeros, IntoBytes};
@@ -17,8 +18,7 @@ const INDEX_MODE: u32 = S_IFREG | 0o444;
 
 /// The first 4096 bytes of the image, whose base image lies `shift` bytes behind its place in an image of its own.
 pub(crate) fn superblock(layout: &Layout, shift: u64) -> Vec<u8> {
-    let data = layout.files.first().map_or(layout.total, |&ino| layout.extent(ino).offset);
-    let base_size = layout.total - layout.base;
+    let base_size = layout.base_end - layout.base;
     let mut bytes = match layout.shape.format {
         Format::V8 => {
             let mut superblock = v8::Superblock::new_zeroed();
@@ -26,12 +26,26 @@ pub(crate) fn superblock(layout: &Layout, shift: u64) -> Vec<u8> {
             superblock.version = v8::VERSION.into();
             superblock.block_size = layout.shape.block_size.into();
             superblock.total_size = (shift + layout.total).into();
-            superblock.base_offset = (shift + layout.base).into();
+            superblock.base_offset = if base_size == 0 { 0 } else { shift + layout.base }.into();
             superblock.base_size = base_size.into();
-            superblock.inode_offset = (layout.inode_table - layout.base).into();
-            superblock.inode_count = layout.inode_count.into();
+            if base_size > 0 {
+                superblock.inode_offset = (layout.inode_table - layout.base).into();
+                superblock.inode_count = layout.inode_count.into();
+                superblock.data_offset = layout.first_data().into();
+            }
             superblock.root_inode = ROOT_INO.into();
-            superblock.data_offset = (data - layout.base).into();
+            if let Some(overlay) = &layout.overlay {
+                superblock.overlay_offset = (shift + overlay.extent.offset).into();
+                superblock.overlay_size = overlay.extent.len.into();
+                superblock.overlay_bucket_count = overlay.buckets.into();
+                superblock.overlay_bucket_shift = overlay.buckets.trailing_zeros().into();
+            }
+            if let Some(cache) = &layout.cache {
+                superblock.pcache_offset = (shift + cache.extent.offset).into();
+                superblock.pcache_size = cache.extent.len.into();
+                superblock.pcache_slot_count = cache.slots.into();
+                superblock.pcache_hash_shift = cache.slots.trailing_zeros().into();
+            }
             superblock.as_bytes().to_vec()
         }
         Format::V5 => {
@@ -84,6 +98,17 @@ pub(crate) fn render(layout: &Layout, tree: &Tree, range: Range<u64>, put: &mut 
     }
 }
 
+/// As [`render`], for overlay and page cache.
+pub(crate) fn render_regions(layout: &Layout, range: Range<u64>, put: &mut impl FnMut(u64, &[u8])) {
+    let mut put = |offset: u64, bytes: &[u8]| clip(&range, offset, bytes, put);
+    if let Some(overlay) = &layout.overlay {
+        overlay.render(&mut put);
+    }
+    if let Some(cache) = &layout.cache {
+        cache.render(&mut put);
+    }
+}
+
 /// Passes on the part of `bytes` that lies in `range`.
 fn clip(range: &Range<u64>, offset: u64, bytes: &[u8], put: &mut impl FnMut(u64, &[u8])) {
     let skip = usize::try_from(range.start.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -94,17 +119,16 @@ fn clip(range: &Range<u64>, offset: u64, bytes: &[u8], put: &mut impl FnMut(u64,
 }
 
 fn base_header(layout: &Layout) -> v5::BaseHeader {
-    let data = layout.files.first().map_or(layout.total, |&ino| layout.extent(ino).offset);
     v5::BaseHeader {
         magic: v5::BASE_MAGIC.into(),
         version: v5::VERSION.into(),
         flags: 0.into(),
         block_size: layout.shape.block_size.into(),
-        total_size: (layout.total - layout.base).into(),
+        total_size: (layout.base_end - layout.base).into(),
         inode_offset: (layout.inode_table - layout.base).into(),
         inode_count: layout.inode_count.into(),
         root_inode: ROOT_INO.into(),
-        data_offset: (data - layout.base).into(),
+        data_offset: layout.first_data().into(),
     }
 }
 
@@ -120,8 +144,7 @@ fn inode(layout: &Layout, tree: &Tree, ino: u32) -> Inode {
         None if Some(ino) == layout.index_directory() => (INDEX_DIRECTORY_MODE, root.uid, root.gid, 2),
         None => (INDEX_MODE, root.uid, root.gid, 1),
     };
-    let extent = layout.extent(ino);
-    let data_offset = if extent.len == 0 { 0 } else { extent.offset - layout.base };
+    let data_offset = layout.data_offset(ino, mode & S_IFMT == S_IFREG);
     Inode {
         ino: ino.into(),
         mode: mode.into(),

@@ -3,6 +3,7 @@
 use crate::align::Rewrite;
 use crate::plan::{Format, Layout, Numbers, Placement, Shape};
 use crate::progress::{Progress, Silent};
+use crate::regions::Overlay;
 use crate::scan::{Rules, scan};
 use crate::tensors::{self, TensorSet};
 use crate::tree::{Kind, Tree};
@@ -18,6 +19,8 @@ pub const DEFAULT_ALIGN: u64 = 2 << 20;
 pub const DEFAULT_TENSOR_ALIGN: u64 = 256;
 /// The largest alignment: that of the largest pages in use.
 const LARGEST_ALIGN: u64 = 1 << 30;
+/// What of a backing file the kernel reads, with pages of 4 KiB.
+const KERNEL_BACKING: u64 = 4 << 30;
 /// The block sizes that exist: page sizes of the machines that mount images.
 const BLOCK_SIZES: [u32; 3] = [4096, 16384, 65536];
 
@@ -41,6 +44,8 @@ pub struct Packer {
     align: u64,
     tensor_align: Option<u64>,
     dedupe: bool,
+    overlay: Option<Overlay>,
+    empty: bool,
     settings: Settings,
 }
 
@@ -54,6 +59,8 @@ pub(crate) struct Settings {
     /// What an image may be moved by without changing the alignment of anything in it.
     pub(crate) unit: u64,
     pub(crate) replace: bool,
+    /// The backing file.
+    pub(crate) split: Option<PathBuf>,
     pub(crate) sync: bool,
     pub(crate) threads: usize,
     pub(crate) verify: bool,
@@ -79,12 +86,15 @@ impl Packer {
             align: DEFAULT_ALIGN,
             tensor_align: None,
             dedupe: false,
+            overlay: None,
+            empty: false,
             settings: Settings {
                 hash: true,
                 pages: HugePages::Auto,
                 node: None,
                 unit: DEFAULT_ALIGN,
                 replace: false,
+                split: None,
                 sync: true,
                 threads,
                 verify: false,
@@ -193,6 +203,31 @@ impl Packer {
         self
     }
 
+    /// Room for what kernels that mount the image write, none by default. Format 8 only; in memory it takes what stays
+    /// writable: a udmabuf, a dma-heap, a device.
+    #[must_use]
+    pub fn overlay(mut self, overlay: Option<Overlay>) -> Packer {
+        self.overlay = overlay;
+        self
+    }
+
+    /// Whether the image has no inputs and no base image, off by default: an empty file system that is written by the
+    /// kernels that mount it, which needs [`Packer::overlay`]. Its root belongs to root and has mode 0755.
+    #[must_use]
+    pub fn empty(mut self, on: bool) -> Packer {
+        self.empty = on;
+        self
+    }
+
+    /// The file that gets the contents of all files, so that the image holds names and metadata only; none by default.
+    /// Readers and the kernel need it besides the image ([`daxfs::OpenOptions::backing`]). It is written and replaced
+    /// as [`Plan::write_file`] does, before the image appears. Format 8 only.
+    #[must_use]
+    pub fn split(mut self, backing: Option<PathBuf>) -> Packer {
+        self.settings.split = backing;
+        self
+    }
+
     /// Whether a file is synced to its disk before it gets its name, on by default.
     #[must_use]
     pub fn sync(mut self, on: bool) -> Packer {
@@ -229,7 +264,10 @@ impl Packer {
     /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
     pub fn plan(self) -> Result<Plan> {
         self.check()?;
-        let tree = scan(&self.inputs, self.rules, self.settings.threads)?;
+        let tree = match self.empty {
+            true => Tree::of_nothing(),
+            false => scan(&self.inputs, self.rules, self.settings.threads)?,
+        };
         let numbers = Numbers::assign(&tree);
         let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
         tensors::check_counts(&tensors)?;
@@ -239,10 +277,19 @@ impl Packer {
             false => HashMap::new(),
         };
         // Hashes are the identity of any content, so they are kept without tensors, too.
-        let indexed = !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
+        let indexed = !self.empty && !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
         let size_of = |ino, size| tensors.rewrite(ino).map_or(size, |rewrite| rewrite.len);
         let index = indexed.then(|| index::size(&tree, &numbers, &tensors, size_of, self.settings.hash));
-        let shape = Shape { format: self.format, block_size: self.block_size, align: self.align, index };
+        let unit = self.align.max(self.tensor_align.unwrap_or(1)).max(self.block_size.into());
+        let shape = Shape {
+            format: self.format,
+            block_size: self.block_size,
+            align: self.align,
+            index,
+            overlay: self.overlay,
+            split: self.settings.split.as_ref().map(|_| unit),
+            empty: self.empty,
+        };
         let placement = |ino| Placement {
             size: tensors.rewrite(ino).map(|rewrite| rewrite.len),
             align: self.tensor_align.filter(|_| tensors.files.contains_key(&ino)).unwrap_or(1),
@@ -250,7 +297,7 @@ impl Packer {
         };
         let layout = Layout::new(&tree, numbers, placement, shape)?;
         let mut settings = self.settings;
-        settings.unit = self.align.max(self.tensor_align.unwrap_or(1)).max(self.block_size.into());
+        settings.unit = unit;
         Ok(Plan { tree, tensors, layout, shares, settings })
     }
 
@@ -272,6 +319,27 @@ impl Packer {
         }
         if self.format == Format::V5 && self.block_size != 4096 {
             return fail("--block-size", format!("{}, format 5 has 4096 only", self.block_size));
+        }
+        if let Some(overlay) = &self.overlay {
+            overlay.check()?;
+        }
+        for (option, given) in
+            [("--overlay", self.overlay.is_some()), ("--split", self.settings.split.is_some())]
+        {
+            if given && self.format == Format::V5 {
+                return fail(option, "is of format 8".to_owned());
+            }
+        }
+        if self.empty {
+            if !self.inputs.is_empty() {
+                return fail("--empty", "there are inputs; without --empty they are packed".to_owned());
+            }
+            if self.settings.split.is_some() {
+                return fail("--empty", "an empty image has no contents to --split".to_owned());
+            }
+            if self.overlay.is_none() {
+                return fail("--empty", "such an image is its --overlay; say how large it is".to_owned());
+            }
         }
         if self.settings.threads == 0 {
             return fail("--threads", "at least 1 is needed".to_owned());
@@ -336,7 +404,12 @@ impl Plan {
     pub fn warnings(&self) -> Vec<String> {
         let dropped = self.tree.dropped.as_ref();
         let dropped = dropped.map(|path| format!("{}: left out, the packer makes its own", path.display()));
-        dropped.into_iter().chain(self.tensors.warnings.iter().cloned()).collect()
+        // The kernel counts the pages of a backing file in 20 bits, and shows others' bytes beyond.
+        let beyond = self.layout.backing.as_ref().filter(|range| range.end - range.start > KERNEL_BACKING);
+        let beyond = beyond.map(|_| {
+            "the backing file is larger than 4 GiB: it can be read, but the kernel cannot mount it".to_owned()
+        });
+        dropped.into_iter().chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
     }
 
     pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {

@@ -11,6 +11,10 @@
 //! files from `align` up in inode order, each from a multiple of `align`
 //! ```
 //!
+//! Behind the last file lie the overlay and the page cache, if there are any (`regions.rs`). In a split image the index
+//! and the files lie in the backing file: they are planned behind all of the image, at offsets that become those of the
+//! backing file when its beginning is subtracted, which is a multiple of every alignment.
+//!
 //! Everything before the first file fits into few pages at the front, which is all that opening an image
 //! touches. Large files come last so that their alignment leaves one gap after the small files and one at the
 //! end of each large file, and nothing else.
@@ -18,10 +22,12 @@
 //! Inodes are numbered in walk order, directory by directory, root first; the index's directory and the index
 //! come last. A hard-linked file has the number of its first name.
 
+use crate::regions::{CachePlace, Overlay, OverlayPlace};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
 use daxfs::format::{DIRENT_SIZE, DIRENT_STRIDE, Inode, ROOT_INO, SUPERBLOCK_SIZE, v5};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Version of the image format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,6 +41,9 @@ pub enum Format {
 
 /// The largest image: file offsets are signed.
 const LARGEST: u64 = i64::MAX as u64;
+
+/// From how far behind the image a backing file is planned, at least: more than a page cache takes.
+const SPLIT_GAP: u64 = 1 << 30;
 
 /// Bytes of an inode in the table.
 pub(crate) const INODE_SIZE: u64 = size_of::<Inode>() as u64;
@@ -126,6 +135,12 @@ pub(crate) struct Shape {
     pub(crate) align: u64,
     /// Bytes of the index file, when one is written.
     pub(crate) index: Option<u64>,
+    /// Room for changes.
+    pub(crate) overlay: Option<Overlay>,
+    /// Whether what is in files goes into a backing file, whose beginning is planned on a multiple of this.
+    pub(crate) split: Option<u64>,
+    /// Whether there is no base image: the root lies in the overlay.
+    pub(crate) empty: bool,
 }
 
 /// What is known of a file besides its node.
@@ -148,6 +163,12 @@ pub(crate) struct Layout {
     pub(crate) total: u64,
     /// Start of the base image.
     pub(crate) base: u64,
+    /// Its end, at a block boundary.
+    pub(crate) base_end: u64,
+    pub(crate) overlay: Option<OverlayPlace>,
+    pub(crate) cache: Option<CachePlace>,
+    /// Where the contents of the backing file are planned.
+    pub(crate) backing: Option<Range<u64>>,
     /// Start of the inode table.
     pub(crate) inode_table: u64,
     /// Inodes, with the index's two.
@@ -179,6 +200,9 @@ impl Layout {
         shape: Shape,
     ) -> Result<Layout> {
         let block = u64::from(shape.block_size);
+        if shape.empty {
+            return Layout::without_base(numbers, shape);
+        }
         let inode_count = u64::from(numbers.count()) + if shape.index.is_some() { 2 } else { 0 };
         let inode_count = u32::try_from(inode_count).map_err(|_| Error::TooMany {
             what: "inodes",
@@ -188,6 +212,10 @@ impl Layout {
         let mut layout = Layout {
             total: 0,
             base: block,
+            base_end: 0,
+            overlay: None,
+            cache: None,
+            backing: None,
             inode_table: 0,
             inode_count,
             extents: vec![Extent::default(); inode_count as usize],
@@ -206,9 +234,87 @@ impl Layout {
         layout.inode_table = cursor.take("the inode table", INODE_SIZE * u64::from(inode_count), 1)?.offset;
         layout.place_metadata(tree, &mut cursor)?;
         layout.metadata_end = cursor.at;
-        layout.place_files(tree, placement, &mut cursor)?;
-        layout.total = cursor.take("the end", 0, block.max(SUPERBLOCK_SIZE as u64))?.offset;
+        let unit = block.max(SUPERBLOCK_SIZE as u64);
+        match layout.shape.split {
+            None => {
+                layout.place_files(tree, placement, &mut cursor)?;
+                layout.base_end = cursor.take("the end", 0, unit)?.offset;
+                layout.place_overlay(&mut cursor)?;
+                layout.total = cursor.at;
+            }
+            Some(align) => {
+                layout.base_end = cursor.take("the end", 0, unit)?.offset;
+                layout.place_overlay(&mut cursor)?;
+                // The page cache is as large as the backing file, within bounds: that is planned from a place that no
+                // page cache reaches.
+                let mut files = Cursor { at: cursor.at };
+                let start = files.take("the backing file", 0, align.max(SPLIT_GAP))?.offset;
+                files.at = start;
+                layout.place_files(tree, placement, &mut files)?;
+                let end = files.take("the backing file", 0, unit)?.offset;
+                layout.backing = Some(start..end);
+                let cache = CachePlace::new(block, end - start, cursor.at);
+                let cache = cache.ok_or(Error::Overflow { what: "the page cache" })?;
+                cursor.take("the page cache", cache.extent.len, 1)?;
+                layout.cache = Some(cache);
+                layout.total = cursor.at;
+            }
+        }
         Ok(layout)
+    }
+
+    /// The layout of an image that has an overlay only.
+    fn without_base(numbers: Numbers, shape: Shape) -> Result<Layout> {
+        let block = u64::from(shape.block_size);
+        let mut layout = Layout {
+            shape,
+            numbers,
+            total: 0,
+            base: 0,
+            base_end: 0,
+            overlay: None,
+            cache: None,
+            backing: None,
+            inode_table: block,
+            inode_count: 0,
+            // The root's, which is in no table.
+            extents: vec![Extent::default()],
+            directories: Vec::new(),
+            symlinks: Vec::new(),
+            metadata_end: block,
+            files: Vec::new(),
+            shared: 0,
+        };
+        let mut cursor = Cursor { at: block };
+        layout.place_overlay(&mut cursor)?;
+        layout.total = cursor.at;
+        Ok(layout)
+    }
+
+    fn place_overlay(&mut self, cursor: &mut Cursor) -> Result<()> {
+        let Some(overlay) = self.shape.overlay else { return Ok(()) };
+        let block = u64::from(self.shape.block_size);
+        let place = overlay.place(block, self.inode_count, cursor.at);
+        let place = place.ok_or(Error::Overflow { what: "the overlay" })?;
+        cursor.take("the overlay", place.extent.len, 1)?;
+        self.overlay = Some(place);
+        Ok(())
+    }
+
+    /// Where what an inode points to lies, from where the format counts: the base image, or the backing file.
+    pub(crate) fn data_offset(&self, ino: u32, is_file: bool) -> u64 {
+        let extent = self.extent(ino);
+        let from = match &self.backing {
+            Some(backing) if is_file => backing.start,
+            _ => self.base,
+        };
+        if extent.len == 0 { 0 } else { extent.offset - from }
+    }
+
+    /// Start of the first file's data, from the base image; informative.
+    pub(crate) fn first_data(&self) -> u64 {
+        let first = self.files.first().map(|&ino| self.extent(ino).offset).filter(|_| self.backing.is_none());
+        first.unwrap_or(self.base_end) - self.base
     }
 
     fn place_metadata(&mut self, tree: &Tree, cursor: &mut Cursor) -> Result<()> {
@@ -301,12 +407,23 @@ impl Layout {
         if is_directory { len / DIRENT_STRIDE * DIRENT_SIZE } else { len }
     }
 
+    /// Whether a window has nothing but the room of regions, which is zero.
+    pub(crate) fn is_room(&self, window: &Range<u64>) -> bool {
+        let mut written = window.start < self.base_end.max(self.metadata_end);
+        crate::metadata::render_regions(self, window.clone(), &mut |_, _| written = true);
+        !written
+    }
+
     /// Bytes of the image that hold nothing: padding between extents.
     pub(crate) fn waste(&self) -> u64 {
         let files: u64 = self.files.iter().map(|&ino| self.extent(ino).len).sum();
         let index = self.index_file().map_or(0, |ino| self.extent(ino).len);
+        if self.shape.empty {
+            return 0;
+        }
         let head = SUPERBLOCK_SIZE as u64 + (self.metadata_end - self.base.max(SUPERBLOCK_SIZE as u64));
-        self.total - head - files - index
+        let backing = self.backing.as_ref().map_or(0, |backing| backing.end - backing.start);
+        self.base_end + backing - head - files - index
     }
 }
 

@@ -6,7 +6,15 @@ use crate::tree::{Identity, Stamp};
 use daxfs::format::{Dirent, S_IFMT, v8};
 use zerocopy::FromBytes;
 
-const SHAPE: Shape = Shape { format: Format::V8, block_size: 4096, align: 2 << 20, index: None };
+const SHAPE: Shape = Shape {
+    format: Format::V8,
+    block_size: 4096,
+    align: 2 << 20,
+    index: None,
+    overlay: None,
+    split: None,
+    empty: false,
+};
 
 fn plan(tree: &Tree, shape: Shape) -> Layout {
     Layout::new(tree, Numbers::assign(tree), |_| Placement::default(), shape).unwrap()

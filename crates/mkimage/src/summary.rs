@@ -28,6 +28,10 @@ pub struct Summary {
     pub image_bytes: u64,
     /// Bytes of file contents in it.
     pub data_bytes: u64,
+    /// Bytes of the backing file that holds the contents; `null` when they are in the image.
+    pub backing_bytes: Option<u64>,
+    /// Bytes of room for what kernels write; `null` for an image that cannot be written to.
+    pub overlay_bytes: Option<u64>,
     /// Bytes of padding in it.
     pub waste_bytes: u64,
     /// Bytes that were not stored again because another file has the same contents.
@@ -81,6 +85,8 @@ impl Summary {
             block_size: layout.shape.block_size,
             image_bytes: layout.total,
             data_bytes: layout.files.iter().map(|&ino| layout.extent(ino).len).sum(),
+            backing_bytes: layout.backing.as_ref().map(|range| range.end - range.start),
+            overlay_bytes: layout.overlay.map(|overlay| overlay.room()),
             waste_bytes: plan.waste(),
             deduplicated_bytes: layout.shared,
             cloned_bytes: 0,
@@ -132,6 +138,12 @@ impl fmt::Display for Summary {
         }
         write!(f, "\nwritten in {:.3} s ({:.2} GB/s)", self.seconds, self.gigabytes_per_second)?;
         write!(f, ", {} of padding", Size(self.waste_bytes))?;
+        if let Some(bytes) = self.backing_bytes {
+            write!(f, ", contents in a backing file of {}", Size(bytes))?;
+        }
+        if let Some(bytes) = self.overlay_bytes {
+            write!(f, ", room for {} of changes", Size(bytes))?;
+        }
         if self.deduplicated_bytes > 0 {
             write!(f, ", {} stored once less", Size(self.deduplicated_bytes))?;
         }

@@ -55,6 +55,8 @@ pub(crate) struct Target {
     pub(crate) origin: u64,
     /// How far behind its place in an image of its own everything but the superblock lies.
     pub(crate) shift: u64,
+    /// Where what is planned for this target begins: a backing file's first byte is planned behind the image.
+    pub(crate) first: u64,
     /// Whether the superblock's block is left alone until the end.
     pub(crate) keeps_head: bool,
     /// Whether what is written has to leave the processor's caches.
@@ -78,6 +80,7 @@ impl Target {
             zeroed,
             origin: 0,
             shift: 0,
+            first: 0,
             keeps_head: false,
             flushes: false,
             copies_files: AtomicBool::new(access == Access::Write(DISK_STEP)),
@@ -141,7 +144,7 @@ impl Target {
         }
         buffered(&window, step, buffer, fill, |offset, bytes| {
             self.file
-                .write_all_at(bytes, self.origin + self.shift + offset)
+                .write_all_at(bytes, self.place(offset))
                 .map_err(|error| Error::io("write", &self.path, error))
         })
     }
@@ -153,8 +156,7 @@ impl Target {
             return false;
         }
         let offset = |at| i64::try_from(at).ok();
-        let (Some(mut from), Some(mut at)) = (offset(from), offset(self.origin + self.shift + to.start))
-        else {
+        let (Some(mut from), Some(mut at)) = (offset(from), offset(self.place(to.start))) else {
             return false;
         };
         let mut left = index(to.end - to.start);
@@ -185,7 +187,7 @@ impl Target {
             let len = index(range.end - at).min(scratch.len());
             let piece = &mut scratch[..len];
             self.file
-                .read_exact_at(piece, self.origin + self.shift + at)
+                .read_exact_at(piece, self.place(at))
                 .map_err(|error| Error::io("read", &self.path, error))?;
             take(piece);
             at += len as u64;
@@ -197,7 +199,7 @@ impl Target {
     fn map(&self, range: &Range<u64>) -> Result<Mapping> {
         let len =
             usize::try_from(range.end - range.start).map_err(|_| Error::Overflow { what: "a window" })?;
-        Ok(Mapping::read_write(self.file.as_fd(), self.origin + self.shift + range.start, len)?)
+        Ok(Mapping::read_write(self.file.as_fd(), self.place(range.start), len)?)
     }
 
     /// Maps a window and makes its whole blocks huge pages. `None` when the kernel would not.
@@ -222,7 +224,12 @@ impl Target {
 
     /// Writes bytes that were not known when the rest was.
     pub(crate) fn write_late(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.write_at(self.shift + offset, bytes)
+        self.write_at(self.place(offset) - self.origin, bytes)
+    }
+
+    /// Where in the file a planned offset lies.
+    pub(crate) fn place(&self, offset: u64) -> u64 {
+        self.origin + self.shift + offset - self.first
     }
 
     /// Writes at an offset of the region.

@@ -90,6 +90,17 @@ impl Tree {
         Ok(Span { offset, len })
     }
 
+    /// A tree that has a root and nothing in it, which root owns.
+    pub(crate) fn of_nothing() -> Tree {
+        let zero = Stamp { seconds: 0, nanoseconds: 0 };
+        let identity = Identity { dev: 0, ino: 0, size: 0, modified: zero, changed: zero };
+        let kind = Kind::Directory { first: 1, count: 0 };
+        let name = Span { offset: 0, len: 0 };
+        let mode = crate::regions::ROOT_MODE;
+        let root = Node { parent: ROOT, mode, uid: 0, gid: 0, kind, name, identity, links: 2 };
+        Tree { nodes: vec![root], ..Tree::default() }
+    }
+
     /// Appends a node and returns its number.
     pub(crate) fn push(&mut self, node: Node) -> Result<u32> {
         let number = u32::try_from(self.nodes.len()).ok().filter(|&number| number < u32::MAX - 2);

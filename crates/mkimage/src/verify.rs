@@ -19,11 +19,21 @@ const STEP: usize = 256 << 10;
 /// # Errors
 ///
 /// [`Error::Reader`] when the strict reader refuses the image, [`Error::Mismatch`] with the first difference.
-pub(crate) fn verify(plan: &Plan, region: Region, content_hash: Option<&str>) -> Result<()> {
+pub(crate) fn verify(
+    plan: &Plan,
+    region: Region,
+    backing: Option<Region>,
+    content_hash: Option<&str>,
+) -> Result<()> {
     let access = region.cpu_access()?;
     // The kernel's rules, which this machine's kernel would not get as far as for another page size.
-    let strict = dmabuf::page_size() == u64::from(plan.layout.shape.block_size);
-    let image = OpenOptions::new().strict(strict).open_region(region.clone())?;
+    // The kernel's own validation takes no split image whose contents are longer than its metadata.
+    let strict = dmabuf::page_size() == u64::from(plan.layout.shape.block_size) && backing.is_none();
+    let mut options = OpenOptions::new().strict(strict);
+    if let Some(backing) = backing {
+        options = options.backing(backing);
+    }
+    let image = options.open_region(region.clone())?;
     let names = plan.tree.nodes.len();
     let own = if plan.layout.shape.index.is_some() { 2 } else { 0 };
     if image.len() != names + own {

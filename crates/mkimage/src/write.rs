@@ -16,6 +16,7 @@ use dmabuf::{CpuAccess, HugePages, Mapping};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
@@ -26,6 +27,38 @@ pub(crate) const SMALLEST_CLONE: u64 = 256 << 10;
 
 /// Cloned ranges are multiples of this, which all file systems with clones have as a block size or a multiple.
 const CLONE_UNIT: u64 = 4096;
+
+/// The backing file of a split image, while it is written.
+#[derive(Debug)]
+struct Backing {
+    output: Output,
+    target: Target,
+}
+
+impl Backing {
+    /// `None` for an image that has none. `image` is the file that the image goes to.
+    fn create(plan: &Plan, image: Option<&Path>) -> Result<Option<Backing>> {
+        let (Some(path), Some(range)) = (&plan.settings.split, &plan.layout.backing) else { return Ok(None) };
+        if image.is_some_and(|image| is_same_place(image, path)) {
+            let why = "is the file that the image goes to; the contents need another one".to_owned();
+            return Err(Error::Output { path: path.clone(), why });
+        }
+        plan.refuse_output_inside_input(path)?;
+        let output = Output::create(path)?;
+        let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
+        let mut target = Target::new(fd, path, Access::Write(DISK_STEP), true);
+        target.first = range.start;
+        let len = range.end - range.start;
+        target.file.set_len(len).map_err(|error| Error::io("set the length of", path, error))?;
+        Ok(Some(Backing { output, target }))
+    }
+}
+
+/// Whether two paths name one file, or will.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| Some((parent(path).canonicalize().ok()?, path.file_name()?.to_owned()));
+    matches!((place(one), place(other)), (Some(one), Some(other)) if one == other)
+}
 
 impl Plan {
     /// Writes the image into a file, which appears under `path` when it is complete and replaces what was there.
@@ -47,6 +80,7 @@ impl Plan {
             return Err(Error::Setting { option: "--numa", why });
         }
         self.refuse_output_inside_input(path)?;
+        let backing = Backing::create(self, Some(path))?;
         let output = Output::create(path)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
@@ -66,16 +100,18 @@ impl Plan {
             .set_len(self.layout.total)
             .map_err(|error| Error::io("set the length of", path, error))?;
         let mut summary = Summary::of(self, path.display().to_string());
-        let cloned = if is_memory { HashMap::new() } else { self.clone_files(&target)? };
-        summary.cloned_bytes = cloned.values().sum();
-        self.write(&target, cloned, &mut summary)?;
+        self.write(&target, backing.as_ref(), !is_memory, &mut summary)?;
         target.write_superblock(&metadata::superblock(&self.layout, 0))?;
         if is_memory {
             self.describe_pages(target.file.as_fd(), &mut summary)?;
         }
         summary.warnings.extend(target.shortfall());
         if self.settings.verify {
-            self.verify(target.file.as_fd(), Part::WHOLE, &mut summary)?;
+            self.verify(target.file.as_fd(), Part::WHOLE, backing.as_ref(), &mut summary)?;
+        }
+        // Whoever finds the image finds its backing file.
+        if let Some(backing) = backing {
+            backing.output.commit(self.settings.sync)?;
         }
         output.commit(self.settings.sync)?;
         summary.took(started.elapsed().as_secs_f64());
@@ -111,10 +147,15 @@ impl Plan {
     pub(crate) fn write_part(&self, memory: &Memory) -> Result<(OwnedFd, Part, Summary)> {
         let started = Instant::now();
         let mut summary = Summary::of(self, memory.to_string());
+        if self.layout.overlay.is_some() && matches!(memory, Memory::Memfd(_)) {
+            let why = "needs memory that stays writable: udmabuf, heap:NAME or a device, not a sealed memfd";
+            return Err(Error::Setting { option: "--overlay", why: why.to_owned() });
+        }
+        let backing = Backing::create(self, None)?;
         let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
         {
             let access = finish.begin(&target)?;
-            self.write(&target, HashMap::new(), &mut summary)?;
+            self.write(&target, backing.as_ref(), false, &mut summary)?;
             target.write_superblock(&finish.superblock(&self.layout, target.shift))?;
             access.map_or(Ok(()), CpuAccess::finish)?;
         }
@@ -131,51 +172,81 @@ impl Plan {
             summary.keeps_previous = region.keeps_old();
         }
         if self.settings.verify
-            && let Err(error) = self.verify(fd.as_fd(), part, &mut summary)
+            && let Err(error) = self.verify(fd.as_fd(), part, backing.as_ref(), &mut summary)
         {
             if let Finish::Region { region, .. } = &finish {
                 region.withdraw(&target)?;
             }
             return Err(error);
         }
+        if let Some(backing) = backing {
+            backing.output.commit(self.settings.sync)?;
+        }
         summary.took(started.elapsed().as_secs_f64());
         Ok((fd, part, summary))
     }
 
     /// Fills the target with everything but the superblock.
-    fn write(&self, target: &Target, cloned: HashMap<u32, u64>, summary: &mut Summary) -> Result<()> {
+    fn write(
+        &self,
+        target: &Target,
+        backing: Option<&Backing>,
+        is_file: bool,
+        summary: &mut Summary,
+    ) -> Result<()> {
         let progress = &*self.settings.progress;
         progress.start(summary.data_bytes);
-        let outcome = self.write_parts(target, cloned, summary);
+        let outcome = self.write_parts(target, backing, is_file, summary);
         progress.finish();
         outcome
     }
 
-    fn write_parts(&self, target: &Target, cloned: HashMap<u32, u64>, summary: &mut Summary) -> Result<()> {
+    fn write_parts(
+        &self,
+        target: &Target,
+        backing: Option<&Backing>,
+        is_file: bool,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        // The one of the two that what is in files goes to.
+        let files = backing.map_or(target, |backing| &backing.target);
+        let can_clone = is_file || backing.is_some();
+        let cloned = if can_clone { self.clone_files(files)? } else { HashMap::new() };
+        summary.cloned_bytes = cloned.values().sum();
         let has_index = self.layout.shape.index.is_some();
         let progress = &*self.settings.progress;
         let hash = self.settings.hash && has_index;
-        let task = Task { plan: self, target, hash, cloned, progress };
-        let leaves = self.copy(&task)?;
+        let mut task = Task { plan: self, target, hash, cloned, progress };
+        let mut leaves = self.copy(&task, 0..self.layout.total)?;
+        if let Some(range) = self.layout.backing.clone() {
+            task.target = files;
+            leaves.extend(self.copy(&task, range)?);
+        }
         self.check_unread()?;
         let hashes = if hash { Some(self.file_hashes(leaves)?) } else { None };
         if let Some(ino) = self.layout.index_file() {
             let (bytes, content) = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
-            target.write_late(self.layout.extent(ino).offset, &bytes)?;
+            files.write_late(self.layout.extent(ino).offset, &bytes)?;
             summary.content_hash = content.map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
         }
         Ok(())
     }
 
     /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
-    fn copy(&self, task: &Task<'_>) -> Result<Vec<Leaf>> {
-        let total = self.layout.total;
+    fn copy(&self, task: &Task<'_>, part: Range<u64>) -> Result<Vec<Leaf>> {
+        let total = part.end - part.start;
+        // The room of regions stays as it is where it is zero.
+        let is_room =
+            |window: &Range<u64>| task.target.zeroed && task.target.first == 0 && self.layout.is_room(window);
         let windows =
             usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
         let work = |state: &mut (Copier<'_>, Vec<u8>), at: usize| {
             let (copier, buffer) = state;
-            let start = at as u64 * WINDOW;
-            let window = start..total.min(start + WINDOW);
+            let start = part.start + at as u64 * WINDOW;
+            let window = start..part.end.min(start + WINDOW);
+            if is_room(&window) {
+                return Ok(Vec::new());
+            }
             task.target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
             copier.finish()?;
             Ok(std::mem::take(&mut copier.leaves))
@@ -239,7 +310,7 @@ impl Plan {
             let extent = self.layout.extent(ino);
             let len = extent.len / CLONE_UNIT * CLONE_UNIT;
             let source = opener.file(self.layout.numbers.node_of(ino))?;
-            match reflink::clone(&source.file, &target.file, extent.offset, len) {
+            match reflink::clone(&source.file, &target.file, target.place(extent.offset), len) {
                 Ok(true) => cloned.insert(ino, len),
                 // The first refusal speaks for the file system: most have no clones at all.
                 Ok(false) if cloned.is_empty() => break,
@@ -307,10 +378,22 @@ impl Plan {
         Ok(())
     }
 
-    fn verify(&self, fd: BorrowedFd<'_>, part: Part, summary: &mut Summary) -> Result<()> {
-        let fd =
-            fd.try_clone_to_owned().map_err(|error| Error::io("open", Path::new(&summary.target), error))?;
-        verify::verify(self, Region::from_fd_part(fd, part)?, summary.content_hash.as_deref())?;
+    fn verify(
+        &self,
+        fd: BorrowedFd<'_>,
+        part: Part,
+        backing: Option<&Backing>,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let path = Path::new(&summary.target);
+        let own =
+            |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|error| Error::io("open", path, error));
+        let backing = match backing {
+            Some(backing) => Some(Region::from_fd(own(backing.target.file.as_fd())?)?),
+            None => None,
+        };
+        let region = Region::from_fd_part(own(fd)?, part)?;
+        verify::verify(self, region, backing, summary.content_hash.as_deref())?;
         summary.verified = true;
         Ok(())
     }

@@ -62,7 +62,8 @@ pub enum ImageVerb {
     /// The kernel's own DAXFS (the module daxfs of multikernel.io) shows the image as files, from the same memory. It
     /// takes dma-bufs and physical ranges, so pack with `--into udmabuf` or `--into heap:NAME`, also in a holder, which
     /// packs folders so (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN; umount(8) takes the mount away. An image
-    /// with an overlay can be written there, and changes for all.
+    /// with an overlay can be written there, and changes for all. A split image is mounted with the file of its contents
+    /// beside it: `daxfs --backing FILE mount IMAGE DIR`.
     ///
     /// The image is checked strictly before, since on what is broken the kernel fails worse than by an error. Who can
     /// open anything in the mount of a dma-buf gets the whole memory, with the access that it was made with: where that

@@ -5,7 +5,7 @@ use std::ops::Range;
 use zerocopy::FromBytes;
 
 use super::build::{Child, Source};
-use super::{Content, Inode, Reader};
+use super::{Content, Inode, Reader, Strict};
 use crate::error::{Error, Result, Rule};
 use crate::format::{self, DIRENT_SIZE, DIRENT_STRIDE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::superblock::{Superblock, bounded, invalid};
@@ -66,7 +66,7 @@ impl Base {
         reader: &mut Reader<'_>,
         superblock: &Superblock,
         backing_len: Option<u64>,
-        strict: bool,
+        strict: Strict,
     ) -> Result<Self> {
         let range = superblock.base.clone().unwrap_or(0..0);
         let external = match (superblock.data_is_external(), backing_len) {
@@ -199,7 +199,7 @@ fn check_slot(
     base: &Range<u64>,
     superblock: &Superblock,
     backing_len: Option<u64>,
-    strict: bool,
+    strict: Strict,
 ) -> Result<Slot> {
     let place = |what: &str| format!("inode {number}{what}");
     let mode = raw.mode.get();
@@ -215,11 +215,12 @@ fn check_slot(
         data: base.start.saturating_add(relative),
     };
     let base_len = superblock.base_len();
-    if strict {
+    if strict != Strict::No {
         if ![S_IFREG, S_IFDIR, S_IFLNK].contains(&kind) {
             return Err(invalid(place(""), Rule::SlotType, format_args!("mode {mode:o}")));
         }
-        if size > 0 {
+        let elsewhere = strict == Strict::Split && kind == S_IFREG && superblock.data_is_external();
+        if size > 0 && !elsewhere {
             bounded(&place(": data"), relative, size, base_len, "base image")?;
         }
     }

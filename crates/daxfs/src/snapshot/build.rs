@@ -29,6 +29,17 @@ pub(super) trait Source {
         each: &mut dyn FnMut(Child<'_>) -> Result<()>,
     ) -> Result<()>;
 
+    /// Called when the tree is complete, with its inodes and a test for which numbers are among them: fills in what
+    /// could only be read then.
+    fn settle(
+        &mut self,
+        _reader: &mut Reader<'_>,
+        _inodes: &mut [Inode],
+        _has: &dyn Fn(u64) -> bool,
+    ) -> Result<()> {
+        Ok(())
+    }
+
     /// About how many entries all directories hold; only used to size tables.
     fn expected_entries(&self) -> u64;
 
@@ -85,6 +96,9 @@ pub(super) fn build(
     builder.table.reserve(expected, |_| 0);
     builder.nodes.reserve(expected.saturating_add(1));
     builder.walk(reader, source)?;
+    let mut inodes = std::mem::take(&mut builder.inodes);
+    source.settle(reader, &mut inodes, &|ino| builder.slot(ino) != NOT_SEEN)?;
+    builder.inodes = inodes;
     builder.check_links(base_only)?;
     if base_only {
         let unreached = source.unreachable_directory(&|ino| builder.slot(ino) != NOT_SEEN);

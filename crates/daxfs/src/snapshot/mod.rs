@@ -7,15 +7,26 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+#[allow(
+    clippy::arithmetic_side_effects,
+    reason = "ranges that were checked against the region, offsets below the length of what was copied"
+)]
+mod again;
 mod base;
 mod branch;
 mod buckets;
 mod build;
+mod changing;
 #[allow(
     clippy::arithmetic_side_effects,
     reason = "ranges that were checked against the region, pages of keys with 20 bits, counts of 32 bits"
 )]
 mod overlay;
+#[allow(
+    clippy::arithmetic_side_effects,
+    reason = "sums of lengths that stay below the size of a file, which was checked"
+)]
+mod pieces;
 mod tree;
 mod written;
 
@@ -122,11 +133,34 @@ pub(crate) struct Inode {
 pub(crate) struct Reader<'a> {
     view: SharedBytes<'a>,
     budget: Budget,
+    /// Whether others may write to the region meanwhile.
+    live: bool,
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(view: SharedBytes<'a>, limit: u64) -> Self {
-        Self { view, budget: Budget::new(limit, 0) }
+    pub fn new(view: SharedBytes<'a>, limit: u64, live: bool) -> Self {
+        Self { view, budget: Budget::new(limit, 0), live }
+    }
+
+    /// Whether others may write to the region meanwhile.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Bytes that count against the limit so far.
+    pub fn charged(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// Takes back what was charged since `charged`: it was thrown away.
+    pub fn forget(&mut self, charged: u64) {
+        self.budget.reset(charged);
+    }
+
+    /// Looks at bytes once more, which are only compared and not kept.
+    pub fn look_again(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let part = self.view.get(offset, buffer.len() as u64)?;
+        Ok(part.read_at(0, buffer)?)
     }
 
     /// Bytes of the region.
@@ -172,6 +206,17 @@ fn unreachable_size(place: &str, len: usize) -> Error {
     Error::TooSmall { len: place.len() as u64, need: len as u64 }
 }
 
+/// Which rules of the kernel's validation have to hold besides those of a sound image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strict {
+    /// None.
+    No,
+    /// All.
+    Kernel,
+    /// All but the one that looks for the contents of split images in the base image.
+    Split,
+}
+
 /// Everything that was copied and checked.
 pub(crate) struct Snapshot {
     pub superblock: Superblock,
@@ -182,14 +227,16 @@ pub(crate) struct Snapshot {
     pub budget: Budget,
 }
 
-/// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given.
+/// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given;
+/// `live` says that others may write to the region meanwhile.
 pub(crate) fn take(
     view: SharedBytes<'_>,
     backing_len: Option<u64>,
-    strict: bool,
+    strict: Strict,
     limit: u64,
+    live: bool,
 ) -> Result<Snapshot> {
-    let mut reader = Reader::new(view, limit);
+    let mut reader = Reader::new(view, limit, live);
     let block_size = format::SUPERBLOCK_SIZE;
     if let Some(kind) = Foreign::of_view(view) {
         return Err(Error::Foreign { kind });
@@ -205,23 +252,21 @@ pub(crate) fn take(
         return Err(Error::BeingReplaced { generation: record.number.get() });
     }
     let stamp = Stamp::of(&block);
-    let superblock = Superblock::parse(&block, reader.len(), strict, &mut |place, offset| {
+    let superblock = Superblock::parse(&block, reader.len(), strict != Strict::No, &mut |place, offset| {
         let end = offset.saturating_add(block_size as u64).min(view.len() as u64);
         let mut buffer = Vec::new();
         reader.copy(|| place.to_owned(), offset.min(end)..end, &mut buffer)?;
         Ok(buffer)
     })?;
     let mut base = base::Base::read(&mut reader, &superblock, backing_len, strict)?;
-    if strict && (superblock.overlay.is_some() || superblock.branch_table.is_some()) {
+    if strict != Strict::No && (superblock.overlay.is_some() || superblock.branch_table.is_some()) {
         // The kernel's validation looks at every directory of the base image, also at one that was deleted later.
         base.check_directories(&mut reader)?;
     }
     if superblock.overlay.is_some() {
-        let overlay = overlay::Overlay::read(&mut reader, &superblock)?;
-        if overlay.entries() > 0 {
-            let view_kind = ViewKind::Overlay { entries: overlay.entries() };
-            let mut source = overlay::Merged::new(overlay, base);
-            let tree = build::build(&mut reader, &mut source, &superblock, false)?;
+        let resolved = changing::resolve(&mut reader, &superblock, &mut base)?;
+        if let Some((tree, entries)) = resolved {
+            let view_kind = ViewKind::Overlay { entries };
             return Ok(Snapshot { superblock, tree, view_kind, stamp, budget: reader.budget });
         }
     }

@@ -9,10 +9,13 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 use zerocopy::FromBytes;
 
+use super::again;
 use super::base::{Base, Slot, TARGET_MAX, check_name};
 use super::buckets::{Keys, reachable};
 use super::build::{Child, Source, store_target};
-use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
+use super::changing::{Moment, Watch};
+use super::pieces::Pieces;
+use super::{Content, Inode, PieceSource, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};
 use crate::format::v8;
 use crate::superblock::{Superblock, bounded, invalid};
@@ -20,7 +23,7 @@ use crate::{FileType, Metadata};
 
 /// Low bits of a key: which page, or one of the two special entries.
 const PAGE_BITS: u32 = 20;
-const KEY_INODE: u64 = 0xf_ffff;
+pub(super) const KEY_INODE: u64 = 0xf_ffff;
 const KEY_LIST: u64 = 0xf_fffe;
 /// Largest page number that is a data page.
 const PAGE_MAX: u64 = 0xf_fffd;
@@ -30,7 +33,7 @@ const KIND_INODE: u32 = 1;
 const KIND_DIRENT: u32 = 3;
 const KIND_LIST: u32 = 4;
 /// Flag of a directory entry: the name was deleted.
-const TOMBSTONE: u32 = 1;
+pub(super) const TOMBSTONE: u32 = 1;
 
 /// Entries whose names have equal 63-bit hashes share a chain; honest chains have one or two.
 const CHAIN_MAX: usize = 64;
@@ -44,6 +47,11 @@ pub(super) struct Overlay {
     pages: HashMap<u64, BTreeMap<u64, u64>, foldhash::quality::RandomState>,
     pool: std::ops::Range<u64>,
     block_size: u64,
+    /// Where the header and the bucket array lie, and what was copied of them.
+    pub(super) head_at: u64,
+    pub(super) moment: Moment,
+    pub(super) buckets_at: u64,
+    pub(super) buckets: Vec<u8>,
 }
 
 impl Overlay {
@@ -58,15 +66,13 @@ impl Overlay {
         let buckets = bounded("overlay: buckets", head.bucket_offset.get(), count * 16, len, "overlay")?;
         let pool = bounded("overlay: pool", head.pool_offset.get(), head.pool_size.get(), len, "overlay")?;
         let pool = region.start + pool.start..region.start + pool.end;
+        let buckets_at = region.start + buckets.start;
         let mut bytes = Vec::new();
-        let range = region.start + buckets.start..region.start + buckets.end;
-        reader.copy(|| "overlay buckets".to_owned(), range, &mut bytes)?;
-        let (records, _) = bytes.as_chunks::<16>();
-        let table: Vec<(u64, u64)> = records
-            .iter()
-            .filter_map(|record| v8::Bucket::read_from_bytes(record).ok())
-            .map(|bucket| (bucket.state_key.get(), bucket.value.get()))
-            .collect();
+        reader.copy(|| "overlay buckets".to_owned(), buckets_at..region.start + buckets.end, &mut bytes)?;
+        let mut table = records(&bytes);
+        if reader.is_live() {
+            again::complete(reader, buckets_at, &mut table, &mut bytes)?;
+        }
         let entries = table.iter().filter(|(key, _)| key & 1 == 1).count() as u64;
         reader.charge(|| "overlay keys".to_owned(), entries * 32)?;
         let mut overlay = Self {
@@ -75,6 +81,10 @@ impl Overlay {
             pages: HashMap::default(),
             pool,
             block_size: u64::from(superblock.block_size),
+            head_at: region.start,
+            moment: moment(&head),
+            buckets_at,
+            buckets: bytes,
         };
         overlay.collect_pages();
         Ok(overlay)
@@ -83,6 +93,26 @@ impl Overlay {
     /// Buckets in use.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// How far kernels had come when it was read.
+    pub fn moment(&self) -> Moment {
+        self.moment
+    }
+
+    /// More entries than fit the pool.
+    pub fn entries_at_most(&self) -> u64 {
+        (self.pool.end - self.pool.start) / size_of::<v8::OverlayDirent>() as u64
+    }
+
+    /// Where the entry of an inode lies in the pool.
+    pub fn inode_place(&self, ino: u64) -> Option<u64> {
+        key(ino, KEY_INODE).and_then(|key| self.keys.get(&key)).copied()
+    }
+
+    /// Where a directory's list lies in the pool.
+    pub fn list_place(&self, directory: u64) -> Option<u64> {
+        key(directory, KEY_LIST).and_then(|key| self.keys.get(&key)).copied()
     }
 
     /// Sorts out which keys can be data pages. The kernel does not look at an entry's type either: a key that
@@ -101,7 +131,7 @@ impl Overlay {
         Ok(self.pool_range(&format!("inode {ino}: overlay page {page}"), value, self.block_size)?.start)
     }
 
-    fn pool_range(&self, place: &str, offset: u64, len: u64) -> Result<std::ops::Range<u64>> {
+    pub(super) fn pool_range(&self, place: &str, offset: u64, len: u64) -> Result<std::ops::Range<u64>> {
         let range = bounded(place, offset, len, self.pool.end - self.pool.start, "overlay pool")?;
         Ok(self.pool.start + range.start..self.pool.start + range.end)
     }
@@ -118,23 +148,25 @@ impl Overlay {
 
     /// The inode entry, if the overlay has one.
     fn inode(&self, reader: &mut Reader<'_>, ino: u64) -> Result<Option<Metadata>> {
-        let Some(&offset) = key(ino, KEY_INODE).and_then(|key| self.keys.get(&key)) else {
-            return Ok(None);
-        };
+        self.inode_place(ino).map(|offset| self.inode_at(reader, ino, offset)).transpose()
+    }
+
+    /// The inode entry at a place in the pool.
+    pub(super) fn inode_at(&self, reader: &mut Reader<'_>, ino: u64, offset: u64) -> Result<Metadata> {
         let place = format!("overlay inode {ino}");
         let raw: v8::OverlayInode =
             self.entry::<_, { size_of::<v8::OverlayInode>() }>(reader, &place, offset)?;
         if raw.kind.get() != KIND_INODE {
             return Err(invalid(place, Rule::OverlayEntryKind, raw.kind.get()));
         }
-        Ok(Some(Metadata {
+        Ok(Metadata {
             ino,
             mode: raw.mode.get(),
             uid: raw.uid.get(),
             gid: raw.gid.get(),
             size: raw.size.get(),
             nlink: raw.nlink.get(),
-        }))
+        })
     }
 
     fn dirent(&self, reader: &mut Reader<'_>, offset: u64) -> Result<v8::OverlayDirent> {
@@ -152,14 +184,15 @@ impl Overlay {
     }
 
     /// True when the overlay has an entry, live or deleted, for a name: then the base's entry does not count.
-    fn has_name(&self, reader: &mut Reader<'_>, parent: u64, name: &[u8]) -> Result<bool> {
+    /// Entries that do not count are left out of `watch`.
+    fn has_name(&self, reader: &mut Reader<'_>, watch: &mut Watch, parent: u64, name: &[u8]) -> Result<bool> {
         let Some(mut offset) = self.keys.get(&name_key(parent, name)).copied() else {
             return Ok(false);
         };
         for _ in 0..CHAIN_MAX {
             let entry = self.dirent(reader, offset)?;
             if entry.parent_ino.get() == parent && dirent_name(&entry, offset)? == name {
-                return Ok(true);
+                return watch.entry(reader, offset, &entry, false);
             }
             offset = entry.next.get();
             if offset == v8::NONE {
@@ -180,7 +213,8 @@ fn dirent_name(entry: &v8::OverlayDirent, offset: u64) -> Result<&[u8]> {
     }
 }
 
-fn key(ino: u64, low: u64) -> Option<u64> {
+/// Key of an inode's entry, list or page.
+pub(super) fn key(ino: u64, low: u64) -> Option<u64> {
     // 63-bit keys: larger inode numbers cannot have entries.
     (ino < 1 << (63 - PAGE_BITS)).then_some(ino << PAGE_BITS | low)
 }
@@ -194,17 +228,33 @@ fn name_key(parent: u64, name: &[u8]) -> u64 {
     hash >> 1
 }
 
+/// Header fields that tell how far kernels have come.
+pub(super) fn moment(head: &v8::OverlayHeader) -> Moment {
+    Moment { pool_alloc: head.pool_alloc.get(), next_ino: head.next_ino.get() }
+}
+
+pub(super) fn record(bytes: &[u8; 16]) -> Option<(u64, u64)> {
+    v8::Bucket::read_from_bytes(bytes).ok().map(|bucket| (bucket.state_key.get(), bucket.value.get()))
+}
+
+/// Key and value of each bucket.
+fn records(bytes: &[u8]) -> Vec<(u64, u64)> {
+    bytes.as_chunks::<16>().0.iter().filter_map(record).collect()
+}
+
 /// Base image and overlay as one.
-pub(super) struct Merged {
-    overlay: Overlay,
-    base: Base,
+pub(super) struct Merged<'a> {
+    pub(super) overlay: Overlay,
+    base: &'a mut Base,
+    pub(super) superblock: &'a Superblock,
+    pub(super) watch: Watch,
     /// Entries of directory lists seen so far: each belongs to one list, so they are no more than fit the pool.
     listed: u64,
 }
 
-impl Merged {
-    pub fn new(overlay: Overlay, base: Base) -> Self {
-        Self { overlay, base, listed: 0 }
+impl<'a> Merged<'a> {
+    pub fn new(overlay: Overlay, base: &'a mut Base, superblock: &'a Superblock, watch: Watch) -> Self {
+        Self { overlay, base, superblock, watch, listed: 0 }
     }
 
     /// Base bytes and overlay pages of a file, in order. Pages beyond the file's size do not show.
@@ -220,7 +270,7 @@ impl Merged {
         if pages.peek().is_none() && base_len == size {
             return Ok(base);
         }
-        let mut pieces = Pieces { base: &base, base_len, pieces: Vec::new(), end: 0 };
+        let mut pieces = Pieces::new(&base, base_len);
         for (&page, &value) in pages {
             let offset = self.overlay.page(ino, page, value)?;
             let start = page * block;
@@ -262,63 +312,18 @@ impl Merged {
     }
 }
 
-/// Builds the pieces of one file.
-struct Pieces<'a> {
-    base: &'a Content,
-    base_len: u64,
-    pieces: Vec<Piece>,
-    end: u64,
-}
-
-impl Pieces<'_> {
-    fn push(&mut self, len: u64, source: PieceSource) {
-        if len > 0 {
-            self.pieces.push(Piece { start: self.end, len, source });
-            self.end += len;
-        }
-    }
-
-    /// Base bytes as far as they reach, then zeros.
-    fn fill_to(&mut self, end: u64) -> Result<()> {
-        let from_base = end.min(self.base_len).saturating_sub(self.end);
-        if from_base > 0 {
-            let source = match self.base {
-                Content::Image(range) => PieceSource::Image(range.start + self.end),
-                Content::Backing(range) => PieceSource::Backing(range.start + self.end),
-                Content::Elsewhere(why) => {
-                    // Without the backing file none of this file can be read in full.
-                    self.pieces.clear();
-                    return Err(Error::NoContents { path: Vec::new(), why });
-                }
-                _ => PieceSource::Zeros,
-            };
-            self.push(from_base, source);
-        }
-        self.push(end.saturating_sub(self.end), PieceSource::Zeros);
-        Ok(())
-    }
-
-    fn finish(self) -> Content {
-        if self.pieces.is_empty() { Content::Empty } else { Content::Pieces(self.pieces.into_boxed_slice()) }
-    }
-}
-
-impl Source for Merged {
+impl Source for Merged<'_> {
     fn inode(&mut self, reader: &mut Reader<'_>, ino: u64, arena: &mut Vec<u8>) -> Result<Inode> {
         let Some(metadata) = self.overlay.inode(reader, ino)? else {
-            let slot = self.base.slot(ino).copied();
-            let mut inode = self.base.inode(reader, ino, arena)?;
-            if inode.metadata.file_type() == FileType::File {
-                inode.content = self.content_or_elsewhere(ino, inode.metadata.size, slot.as_ref())?;
-            }
-            return Ok(inode);
+            return self.base.inode(reader, ino, arena);
         };
         let slot = self.base.slot(ino).copied();
         let content = match metadata.file_type() {
             FileType::File => {
                 let packed = slot.filter(Slot::is_file).map_or(0, |slot| slot.size);
                 check_changed_size(ino, metadata.size, packed, reader.len(), self.overlay.block_size)?;
-                self.content_or_elsewhere(ino, metadata.size, slot.as_ref())?
+                // See `settle`.
+                Content::Empty
             }
             FileType::Symlink => store_target(arena, &self.target(reader, ino, slot.as_ref())?)?,
             FileType::Directory => Content::Empty,
@@ -346,11 +351,11 @@ impl Source for Merged {
         })?;
         for (start, len, child) in kept {
             let name = names.get(start..start + len).unwrap_or_default();
-            if !self.overlay.has_name(reader, ino, name)? {
+            if !self.overlay.has_name(reader, &mut self.watch, ino, name)? {
                 each(Child { name, ino: child })?;
             }
         }
-        let Some(&offset) = key(ino, KEY_LIST).and_then(|key| self.overlay.keys.get(&key)) else {
+        let Some(offset) = self.overlay.list_place(ino) else {
             return Ok(());
         };
         let place = format!("overlay list of directory {ino}");
@@ -359,8 +364,9 @@ impl Source for Merged {
         if list.kind.get() != KIND_LIST {
             return Err(invalid(place, Rule::OverlayEntryKind, list.kind.get()));
         }
-        let limit = (self.overlay.pool.end - self.overlay.pool.start) / size_of::<v8::OverlayDirent>() as u64;
+        let limit = self.overlay.entries_at_most();
         let mut next = list.first.get();
+        self.watch.list(reader, ino, next)?;
         while next != v8::NONE {
             self.listed += 1;
             if self.listed > limit {
@@ -371,12 +377,33 @@ impl Source for Merged {
                 let found = format_args!("an entry of directory {}", entry.parent_ino.get()).to_string();
                 return Err(invalid(place, Rule::OverlayChain, found));
             }
-            if entry.flags.get() & TOMBSTONE == 0 {
+            if self.watch.entry(reader, next, &entry, true)? && entry.flags.get() & TOMBSTONE == 0 {
                 let name = dirent_name(&entry, next)?;
                 check_name(name, || format!("overlay directory entry at pool {next:#x}"))?;
                 each(Child { name, ino: entry.child_ino.get() })?;
             }
             next = entry.dir_next.get();
+        }
+        Ok(())
+    }
+
+    /// What is in the files comes last: a kernel makes a file longer after it has written the new pages, so pages that
+    /// are looked up after the sizes are all there.
+    fn settle(
+        &mut self,
+        reader: &mut Reader<'_>,
+        inodes: &mut [Inode],
+        has: &dyn Fn(u64) -> bool,
+    ) -> Result<()> {
+        if reader.is_live() {
+            self.catch_up(reader, inodes, has)?;
+        }
+        for inode in inodes.iter_mut() {
+            let metadata = &inode.metadata;
+            if metadata.file_type() == FileType::File {
+                let slot = self.base.slot(metadata.ino).copied();
+                inode.content = self.content_or_elsewhere(metadata.ino, metadata.size, slot.as_ref())?;
+            }
         }
         Ok(())
     }
@@ -391,7 +418,7 @@ impl Source for Merged {
     }
 }
 
-impl Merged {
+impl Merged<'_> {
     /// Like `content`, but a file that needs an absent backing file is listed without contents.
     fn content_or_elsewhere(&self, ino: u64, size: u64, slot: Option<&Slot>) -> Result<Content> {
         match self.content(ino, size, slot) {

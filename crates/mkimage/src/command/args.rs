@@ -1,6 +1,6 @@
 //! The command line of `daxfs-pack`, and what its words mean.
 
-use crate::{Error, Format, HugePages, Memory, Packer, Result};
+use crate::{Error, Format, HugePages, Memory, Overlay, Packer, Result};
 use clap::{Parser, ValueEnum};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[command(name = "daxfs-pack", version, max_term_width = 100)]
 pub(super) struct Args {
     /// Directories and files to pack.
-    #[arg(required = true, value_name = "INPUT")]
+    #[arg(required_unless_present = "empty", value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
 
     /// File to write; by default the input's name with `.daxfs`, in the current directory. It appears when it is
@@ -37,6 +37,21 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
     #[arg(value_parser = parse_size)]
     pub align_tensors: Option<u64>,
+
+    /// Leave SIZE of room behind the files for what kernels that mount the image write: new and changed files. A small
+    /// new file takes about 8 KiB. BUCKETS is the size of the hash table over it, a power of two; by default four for
+    /// each block of SIZE. Without it an image is mounted read-only.
+    #[arg(long, value_name = "SIZE[,BUCKETS]", value_parser = parse_overlay)]
+    pub overlay: Option<Overlay>,
+
+    /// Make an image without files, to be mounted and written to. Needs --overlay.
+    #[arg(long, conflicts_with = "inputs", requires = "overlay")]
+    pub empty: bool,
+
+    /// Put what is in the files into the file BACKING, and only names and metadata into the image. Readers take both:
+    /// `daxfs --backing BACKING`, `daxfs mount --backing BACKING`.
+    #[arg(long, value_name = "BACKING", conflicts_with = "empty")]
+    pub split: Option<PathBuf>,
 
     /// Store files with the same contents once.
     #[arg(long)]
@@ -148,6 +163,9 @@ impl Args {
             .align(self.align)
             .tensor_alignment(self.align_tensors)
             .dedupe(self.dedupe)
+            .overlay(self.overlay)
+            .empty(self.empty)
+            .split(self.split.clone())
             .skip_special(self.skip_special)
             .plain(self.plain)
             .hash(self.hash || !self.no_hash && !memory.is_some_and(Memory::is_new))
@@ -205,7 +223,12 @@ impl Args {
             };
         }
         let [input] = &self.inputs[..] else {
-            return Err(refuse("several inputs have no name in common; name the file"));
+            let why = if self.empty {
+                "an empty image has no name of an input"
+            } else {
+                "several inputs have no name in common"
+            };
+            return Err(refuse(&format!("{why}; name the file")));
         };
         let mut name = crate::scan::base_name(input)?;
         name.push(".daxfs");
@@ -227,6 +250,23 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
     };
     let number: u64 = number.parse().map_err(|_| "a size begins with a number below 2^64".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "a size is below 2^64 bytes".to_owned())
+}
+
+/// `SIZE` or `SIZE,BUCKETS`.
+fn parse_overlay(text: &str) -> std::result::Result<Overlay, String> {
+    let (size, buckets) = match text.split_once(',') {
+        None => (text, None),
+        Some((size, buckets)) => {
+            let wrong = |_| "BUCKETS is a power of two, such as 65536".to_owned();
+            (size, Some(buckets.parse().map_err(wrong)?))
+        }
+    };
+    let overlay = Overlay { size: parse_size(size)?, buckets };
+    match overlay.check() {
+        Ok(()) => Ok(overlay),
+        Err(Error::Setting { why, .. }) => Err(why),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -277,8 +317,22 @@ mod tests {
     }
 
     #[test]
+    fn overlays() {
+        let overlay = |text: &str| parse(&format!("--overlay {text} dir")).map(|args| args.overlay.unwrap());
+        assert_eq!(overlay("64M").unwrap(), Overlay { size: 64 << 20, buckets: None });
+        assert_eq!(overlay("1G,4096").unwrap(), Overlay { size: 1 << 30, buckets: Some(4096) });
+        for text in ["0", "1M,", "1M,3", "1M,0", "M", "1M,65536,1"] {
+            assert!(overlay(text).is_err(), "{text}");
+        }
+        assert!(parse("--empty --overlay 1M -o x").unwrap().inputs.is_empty());
+    }
+
+    #[test]
     fn options_that_would_do_nothing_are_refused() {
         for line in [
+            "--empty -o x",
+            "--empty --overlay 1M -o x dir",
+            "--empty --overlay 1M --split b -o x",
             "dir --replace",
             "dir -- cat",
             "dir -o x --into memfd -- cat",

@@ -1,0 +1,98 @@
+"""Virtual machines of the tests that die: told from tests that fail, and replaced once.
+
+The emulator is a shell script that writes what a guest's console would have; everything around it is the harness.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/kernel"))
+
+import peer  # noqa: E402
+import two  # noqa: E402
+import vm  # noqa: E402
+
+PASSED = f"{vm.STATUS_MARK}0"
+FAILED = f"{vm.STATUS_MARK}3"
+PANIC = "[  12.3] Kernel panic - not syncing: Fatal exception in interrupt"
+OOPS = f"[  12.3] double fault: 0000 [#1] PREEMPT SMP\n{vm.STATUS_MARK}137"
+
+
+class Scripted(vm.Guest):
+    """A guest whose emulator is a shell script, another one with each boot."""
+
+    consoles: list[str]
+
+    def initramfs(self, kernel: Path, command: list[str]):
+        return iter(())
+
+    def command_line(self, kernel: Path, initramfs: Path, console: Path) -> list[str]:
+        text = self.consoles.pop(0)
+        return ["sh", "-c", f"printf '%s\\n' {shlex.quote(text)} >{shlex.quote(str(console))}"]
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(vm, "fetch", lambda: tmp_path)
+
+    def make(*consoles: str) -> Scripted:
+        made = Scripted()
+        made.consoles = list(consoles)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("consoles", "status", "note"),
+    [
+        ([PASSED], 0, None),
+        ([FAILED], 3, None),
+        ([PANIC, PASSED], 0, "died once: Kernel panic - not syncing: Fatal exception in interrupt"),
+        ([PANIC, FAILED], 3, "died once"),
+        ([OOPS, PASSED], 0, "died once: double fault"),
+        (["", PASSED], 0, "the emulator ended with status 0"),
+        (["daxfs-vm: cannot mount the host's root", PASSED], 0, "cannot mount the host's root"),
+    ],
+)
+def test_a_guest_that_dies_is_replaced_once(guest, consoles: list[str], status: int, note: str | None) -> None:
+    notes: list[str] = []
+    made = guest(*consoles)
+    assert vm.twice(lambda: made.run(["true"]), notes.append) == status
+    assert not made.consoles
+    assert [note in found for found in notes] == ([] if note is None else [True])
+
+
+def test_two_in_a_row_are_a_failure(guest) -> None:
+    notes: list[str] = []
+    made = guest(PANIC, OOPS, PASSED)
+    with pytest.raises(vm.GuestDiedError):
+        vm.twice(lambda: made.run(["true"]), notes.append)
+    assert made.consoles == [PASSED]
+    (note,) = notes
+    assert "died twice" in note
+    assert "panic" in note
+    assert "double fault" in note
+
+
+def test_the_other_end_of_a_dead_guest_says_so(guest) -> None:
+    made = guest(PANIC)
+    with (
+        pytest.raises(vm.GuestDiedError, match="guest A: Kernel panic"),
+        peer.in_guest("guest A", made, Path("p"), 9) as a,
+    ):
+        a.ask("report")
+
+
+def test_shapes_of_one_boot_do_not_overlap() -> None:
+    names = [shape.name for shape in two.SHAPES]
+    assert sorted(names) == ["cxl", "ivshmem", "physical", "soft-reserved"]
+    for pair in two.PAIRS:
+        assert len({shape.source for shape in pair.shapes}) == len(pair.shapes)
+        assert len({shape.backend for shape in pair.shapes}) == len(pair.shapes)
