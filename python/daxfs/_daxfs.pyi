@@ -104,9 +104,12 @@ class _Summary(TypedDict):
     files: int
     directories: int
     symlinks: int
+    followed_links: int
     hard_links: int
     tensors: int
     skipped: list[str]
+    left_out: list[str]
+    mode: str | None
     pages: _Memory | None
     nodes: dict[str, int]
     generation: int | None
@@ -149,6 +152,11 @@ def pack(
     empty: bool = False,
     split: _Path | None = None,
     dedupe: bool = False,
+    links: Literal["auto", "keep", "follow", "refuse"] = "auto",
+    exclude: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    weights_only: bool = False,
+    mode: int | None = None,
     skip_special: bool = False,
     plain: bool = False,
     hash: bool | None = None,
@@ -173,6 +181,11 @@ def pack(
     empty: bool = False,
     split: _Path | None = None,
     dedupe: bool = False,
+    links: Literal["auto", "keep", "follow", "refuse"] = "auto",
+    exclude: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    weights_only: bool = False,
+    mode: int | None = None,
     skip_special: bool = False,
     plain: bool = False,
     hash: bool | None = None,

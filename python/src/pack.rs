@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmabuf::HugePages;
-use mkimage::{Format, Memory, Overlay, Packer, Plan, Progress, Summary};
+use mkimage::{Format, Links, Memory, Overlay, Packer, Plan, Progress, Summary};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,6 +28,14 @@ use crate::{source, unlocked};
 /// empty: make an image without files, which takes an overlay and no sources.
 /// split: the file that gets the contents of all files; the image holds names and metadata only, and is opened with
 ///     `backing=` that file.
+/// links: symbolic links below the sources. "auto": kept where they lead to something that is packed (absolute ones as
+///     if the root of the image were /), followed where they lead out of it, kept with a warning where they lead
+///     nowhere. "keep", "follow": all of them. "refuse": an error.
+/// exclude: globs of names to leave out, by the rules of gitignore.
+/// include: globs; only what matches one of them is packed, less what exclude leaves out.
+/// weights_only: in directories with safetensors files, leave out other forms of the same weights, and the state of a
+///     training; everywhere, what downloads leave.
+/// mode: permissions of the file; None for no more readers than all sources have.
 /// skip_special: leave out FIFOs, sockets and devices, which are refused otherwise.
 /// plain: leave out the index of tensors and hashes.
 /// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
@@ -43,7 +51,7 @@ use crate::{source, unlocked};
 #[pyfunction]
 #[pyo3(signature = (
     sources=None, output=None, *, into=None, align=None, align_tensors=None, overlay=None, empty=false, split=None,
-    dedupe=false, skip_special=false, plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false,
+    dedupe=false, links="auto", exclude=None, include=None, weights_only=false, mode=None, skip_special=false, plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false,
     sync=true, verify=false, threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -58,6 +66,11 @@ pub fn pack<'py>(
     empty: bool,
     split: Option<&Bound<'py, PyAny>>,
     dedupe: bool,
+    links: &str,
+    exclude: Option<Globs>,
+    include: Option<Globs>,
+    weights_only: bool,
+    mode: Option<u32>,
     skip_special: bool,
     plain: bool,
     hash: Option<bool>,
@@ -83,6 +96,10 @@ pub fn pack<'py>(
         }
         (None, None) => Target::Memory(Memory::Memfd(huge_pages)),
     };
+    if mode.is_some() && !matches!(target, Target::File(_)) {
+        return Err(PyValueError::new_err("mode is for files; memory has no permissions of its own"));
+    }
+    let links: Links = links.parse().map_err(|why: String| PyValueError::new_err(format!("links: {why}")))?;
     let cancel = Cancel::default();
     let backing = split.map(source::path).transpose()?;
     let mut packer = Packer::new()
@@ -90,6 +107,9 @@ pub fn pack<'py>(
         .overlay(overlay.map(Overlay::from))
         .empty(empty)
         .split(backing.clone())
+        .links(links)
+        .weights_only(weights_only)
+        .mode(mode)
         .skip_special(skip_special)
         .plain(plain)
         .hash(hash.unwrap_or_else(|| target.stays()))
@@ -101,6 +121,8 @@ pub fn pack<'py>(
         .sync(sync)
         .verify(verify)
         .progress(cancel.clone());
+    packer = Globs::list(exclude).into_iter().fold(packer, Packer::exclude);
+    packer = Globs::list(include).into_iter().fold(packer, Packer::include);
     match sources {
         Some(sources) => {
             for path in inputs(sources)? {
@@ -127,6 +149,25 @@ pub fn pack<'py>(
     match unlocked::stoppable(py, &cancel.0, write, |_| Ok(()))?.or_raise()? {
         Written::File(summary) => dict(py, &summary).map(Bound::into_any),
         Written::Memory(image) => Image::new(image).into_bound_py_any(py),
+    }
+}
+
+/// One glob or several.
+#[derive(FromPyObject)]
+pub enum Globs {
+    #[pyo3(transparent)]
+    One(String),
+    #[pyo3(transparent)]
+    Several(Vec<String>),
+}
+
+impl Globs {
+    fn list(globs: Option<Self>) -> Vec<String> {
+        match globs {
+            None => Vec::new(),
+            Some(Self::One(glob)) => vec![glob],
+            Some(Self::Several(globs)) => globs,
+        }
     }
 }
 

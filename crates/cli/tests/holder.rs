@@ -163,6 +163,92 @@ fn options_of_a_load() {
     assert_eq!(Image::open(place.address("again")).unwrap().region().info().unwrap().ino, ino);
 }
 
+/// The files of a Hugging Face snapshot are links out of it.
+#[test]
+fn links_out_of_a_directory_are_followed() {
+    let place = Place::new();
+    let snapshot = place.0.path("cache/snapshots/1");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir(place.0.path("cache/blobs")).unwrap();
+    for (name, blob) in [("model.safetensors", "0a"), ("config.json", "0b"), ("pytorch_model.bin", "0c")] {
+        let from = if name == "pytorch_model.bin" { "config.json" } else { name };
+        fs::copy(place.0.tree().join(from), place.0.path("cache/blobs").join(blob)).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{blob}"), snapshot.join(name)).unwrap();
+    }
+    let source = "DIR/cache/snapshots/1";
+    let _holder = place.serve(&[&format!("first={source}"), "--exclude", "*.bin"]);
+    let names = |name: &str| {
+        let image = Image::open(place.address(name)).unwrap();
+        let mut names: Vec<_> =
+            image.root().children().map(|entry| String::from_utf8_lossy(entry.name()).into_owned()).collect();
+        names.sort();
+        (names, image.tensors().map_or(0, |tensors| tensors.len()))
+    };
+    let (all, tensors) = names("first");
+    assert_eq!(all, [".daxfs", "config.json", "model.safetensors"]);
+    assert!(tensors > 0);
+    place.run(&["load", "second", source, "-q"]).ok();
+    assert_eq!(names("second").0.len(), 4);
+    place.run(&["load", "third", source, "-q", "--weights-only", "--include", "*.safetensors"]).ok();
+    assert_eq!(names("third"), (vec![".daxfs".into(), "model.safetensors".into()], tensors));
+    place.run(&["load", "kept", source, "-q", "--links", "keep"]).ok();
+    assert_eq!(names("kept").1, 0);
+    let error = place.run(&["load", "refused", source, "--links", "refuse"]).error();
+    assert!(error.contains("links are refused"), "{error}");
+    assert!(place.run(&["load", "x", "IMAGE", "--exclude", "a"]).error().contains("is for directories"));
+    assert!(place.run(&["serve", "x=IMAGE", "--links", "keep"]).error().contains("is for directories"));
+    assert_eq!(place.run(&["load", "x", source, "--links", "all"]).status, 2);
+}
+
+/// A holder of another user, or in another container, must not read for a client what the client may not read.
+#[test]
+fn links_out_of_a_directory_are_not_followed_for_others() {
+    if !nix::unistd::Uid::effective().is_root() {
+        assert!(std::env::var_os("DAXFS_REQUIRE_ROOT").is_none(), "trying other users needs root");
+        return;
+    }
+    let place = Place::new();
+    fs::set_permissions(place.0.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let open = place.0.path("open");
+    fs::create_dir(&open).unwrap();
+    for (name, mode) in [("secret", 0o600), ("public", 0o644)] {
+        fs::write(place.0.path(name), name).unwrap();
+        fs::set_permissions(place.0.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::symlink("../secret", open.join("link")).unwrap();
+    let _holder = place.serve(&["--mode", "0666", "--allow-control", "4321"]);
+    let as_other = |args: &[&str]| {
+        let load = place.command(args);
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=4321", "--regid=4321", "--clear-groups"]).arg(load.get_program());
+        command.args(load.get_args()).env("DAXFS_SOCKET", place.socket());
+        common::Run::of(&mut command)
+    };
+    as_other(&["load", "stolen", "DIR/open", "-q"]).ok();
+    let image = Image::open(place.address("stolen")).unwrap();
+    assert!(image.file("link").is_err(), "it may not be read, so it stays a link that leads nowhere");
+    assert_eq!(image.entry_no_follow("link").unwrap().read_link().unwrap(), b"../secret");
+    let error = as_other(&["load", "x", "DIR/open", "--links", "follow"]).error();
+    assert!(error.contains("cannot be read"), "{error}");
+    std::os::unix::fs::symlink("../public", open.join("other")).unwrap();
+    as_other(&["load", "own", "DIR/open", "-q"]).ok();
+    let image = Image::open(place.address("own")).unwrap();
+    assert_eq!(image.file("other").unwrap().to_vec().unwrap(), b"public");
+
+    // Another container: the same user, another file behind the same name.
+    let absolute = place.0.path("absolute");
+    fs::create_dir(&absolute).unwrap();
+    std::os::unix::fs::symlink(place.0.path("public"), absolute.join("link")).unwrap();
+    let load = place.command(&["load", "apart", "DIR/absolute", "-q"]);
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$SECRET\" \"$PUBLIC\" && exec \"$0\" \"$@\""]);
+    command.arg(load.get_program()).args(load.get_args()).env("DAXFS_SOCKET", place.socket());
+    command.env("SECRET", place.0.path("secret")).env("PUBLIC", place.0.path("public"));
+    common::Run::of(&mut command).ok();
+    let image = Image::open(place.address("apart")).unwrap();
+    assert_eq!(image.file("link").unwrap().to_vec().unwrap(), b"secret");
+}
+
 #[test]
 fn starting_and_ending() {
     let place = Place::new();

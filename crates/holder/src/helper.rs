@@ -128,7 +128,11 @@ pub(crate) fn pack(
             FAILED => {
                 let errno = fields.u32("errno").map_err(broken)?.cast_signed();
                 let text = fields.text("text").map_err(broken)?;
-                return Err(if errno == BECOME { Error::ClientPacks } else { Error::Helper { errno, text } });
+                return Err(if [BECOME, CONFINED].contains(&errno) {
+                    Error::ClientPacks
+                } else {
+                    Error::Helper { errno, text }
+                });
             }
             _ => return Err(unexpected()),
         }
@@ -146,6 +150,8 @@ pub(crate) fn pack(
 
 /// Instead of an errno: the helper may not become that user.
 const BECOME: i32 = -1;
+/// Instead of an errno: a link leads out of the directory, to what the client may see otherwise.
+const CONFINED: i32 = -2;
 
 /// The memory that the packer writes to.
 fn memory(options: &LoadOptions) -> Memory {
@@ -163,6 +169,11 @@ fn request(peer: &Rights, options: &LoadOptions) -> Vec<u8> {
     }
     builder.bytes(options.into.to_string().as_bytes()).u8(u8::from(options.shared));
     builder.u64(options.align_tensors.unwrap_or(0)).u8(u8::from(options.dedupe));
+    let selection = options.selection.options();
+    builder.u32(u32::try_from(selection.len()).unwrap_or(u32::MAX));
+    for (key, value) in selection {
+        builder.bytes(key.as_bytes()).bytes(value.as_bytes());
+    }
     builder.finish()
 }
 
@@ -244,13 +255,20 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
         let groups = (0..fields.u32("groups")?).map(|_| fields.u32("group")).collect::<Result<_, _>>()?;
         let rights = Rights { uid, gid, groups };
         let (into, shared) = (fields.text("into")?, fields.u8("shared")? == 1);
-        Ok((rights, into, shared, fields.u64("align-tensors")?, fields.u8("dedupe")? == 1))
+        let (align, dedupe) = (fields.u64("align-tensors")?, fields.u8("dedupe")? == 1);
+        let pairs = 0..fields.u32("options")?;
+        let pairs = pairs.map(|_| Ok((fields.text("key")?, fields.text("value")?)));
+        let pairs = pairs.collect::<std::result::Result<Vec<_>, WireError>>()?;
+        Ok((rights, into, shared, align, dedupe, pairs))
     };
-    let (rights, into, shared, align, dedupe) = read().map_err(|e| other(&e))?;
+    let (rights, into, shared, align, dedupe, pairs) = read().map_err(|e| other(&e))?;
     become_user(&rights).map_err(|e| (BECOME, e.to_string()))?;
     let into = into.parse().map_err(|e: String| other(&e))?;
     let align_tensors = Some(align).filter(|bytes| *bytes > 0);
-    let options = LoadOptions::to_pack(into, shared, align_tensors, dedupe);
+    let mut options = LoadOptions::to_pack(into, shared, align_tensors, dedupe);
+    for (key, value) in pairs {
+        options.selection.take(&key, &value).unwrap_or(Ok(())).map_err(|e| other(&e))?;
+    }
 
     // From here on everything is opened with the rights of the peer.
     let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
@@ -258,6 +276,7 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
     let connection = connection.map_err(|e| other(&e))?;
     let errno = |error: &mkimage::Error| match error {
         mkimage::Error::Io { source, .. } => source.raw_os_error().unwrap_or(0),
+        mkimage::Error::Confined { .. } => CONFINED,
         _ => 0,
     };
     let packing = |error: mkimage::Error| (errno(&error), source::name_within(&error.to_string(), &path));
@@ -266,7 +285,7 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
         .tensor_alignment(options.align_tensors)
         .dedupe(options.dedupe)
         .progress(Sent { watch, connection });
-    let plan = packer.plan().map_err(packing)?;
+    let plan = options.selection.apply(packer).plan().map_err(packing)?;
     let mut planned = Builder::new(PLANNED, 0);
     planned.u64(plan.total_size());
     dmabuf::send_fds(socket, &planned.finish(), &[]).map_err(|e| other(&e))?;

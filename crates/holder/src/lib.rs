@@ -31,6 +31,7 @@ mod loads;
 mod metrics;
 mod requests;
 mod restore;
+mod selection;
 mod server;
 mod socket;
 mod source;
@@ -39,6 +40,7 @@ mod systemd;
 mod table;
 mod takeover;
 pub mod users;
+mod view;
 
 pub use access::Access;
 pub use config::{Config, LostLines, Target};

@@ -23,6 +23,7 @@ use crate::crash::crash_point;
 use crate::error::{Error, Result};
 use crate::helper::{self, Helper};
 use crate::limits::{Budget, Reservation};
+use crate::selection::Selection;
 use crate::source;
 use crate::table::Ready;
 
@@ -34,6 +35,9 @@ use crate::table::Ready;
 /// | `shared` | `1`: leave a memfd unsealed against writing |
 /// | `align-tensors` | bytes, a power of two |
 /// | `dedupe` | `1` |
+/// | `links` | `auto`, `keep`, `follow` or `refuse`, for directories |
+/// | `exclude`, `include` | a glob; may be given several times |
+/// | `weights-only` | `1` |
 /// | `no-copy` | `1`: refuse memory that would have to be copied |
 /// | `expect` | the content hash that the image must have, `blake3:` and 64 hexadecimal digits |
 /// | `allow-uid`, `allow-gid` | a number; may be given several times |
@@ -43,6 +47,7 @@ pub struct LoadOptions {
     pub(crate) shared: bool,
     pub(crate) align_tensors: Option<u64>,
     pub(crate) dedupe: bool,
+    pub(crate) selection: Selection,
     no_copy: bool,
     expect: Option<[u8; 32]>,
     /// Who may attach, if the load says so.
@@ -62,6 +67,7 @@ impl LoadOptions {
             shared: config.shared,
             align_tensors: None,
             dedupe: false,
+            selection: Selection::default(),
             no_copy: false,
             expect: None,
             access: None,
@@ -90,7 +96,12 @@ impl LoadOptions {
                 }
                 "allow-uid" => parsed.access.get_or_insert_default().uids.push(number()?),
                 "allow-gid" => parsed.access.get_or_insert_default().gids.push(number()?),
-                _ => return Err(wrong("this holder does not know it".into())),
+                // Not for clients to say.
+                "confined" => return Err(wrong("this holder does not know it".into())),
+                _ => match parsed.selection.take(key, value) {
+                    Some(taken) => taken.map_err(wrong)?,
+                    None => return Err(wrong("this holder does not know it".into())),
+                },
             }
             parsed.chooses_memory |= ["into", "shared"].contains(&key);
         }
@@ -100,6 +111,7 @@ impl LoadOptions {
     /// What only the packer needs to know.
     pub(crate) fn to_pack(into: Target, shared: bool, align_tensors: Option<u64>, dedupe: bool) -> Self {
         Self {
+            selection: Selection::default(),
             into,
             shared,
             align_tensors,
@@ -344,9 +356,18 @@ mod tests {
         for (text, fresh) in [("into=memfd:2M", 0), ("into=memfd:1G", 0), ("into=memfd:4K", 10)] {
             assert_eq!(parse(&[text]).unwrap().fresh(10), fresh, "{text}");
         }
-        for wrong in
-            ["x=1", "into", "into=cuda:0", "shared=yes", "align-tensors=3", "allow-gid=-1", "expect=blake3:0"]
-        {
+        for wrong in [
+            "x=1",
+            "into",
+            "links=all",
+            "weights-only=yes",
+            "confined=0",
+            "into=cuda:0",
+            "shared=yes",
+            "align-tensors=3",
+            "allow-gid=-1",
+            "expect=blake3:0",
+        ] {
             assert!(parse(&[wrong]).unwrap_err().to_string().contains(wrong), "{wrong}");
         }
     }

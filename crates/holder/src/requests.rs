@@ -13,6 +13,7 @@ use crate::load::{By, LoadOptions, Watch, refuse_path_only};
 use crate::loads::Job;
 use crate::server::Server;
 use crate::table::Held;
+use crate::view;
 
 /// Loads that may wait for their turn.
 const QUEUE_MAX: usize = 16;
@@ -226,6 +227,7 @@ impl Server {
         }
         let bad = |error: Error| (Refusal::BadRequest, error.to_string());
         let mut options = LoadOptions::parse(options, &self.config).map_err(bad)?;
+        options.selection.confined = !view::is_shared(connection.peer);
         if replace {
             // At once, not after a long load.
             self.access_of(&name, options.access.as_ref()).map_err(bad)?;

@@ -52,11 +52,16 @@ pub(crate) fn pack(
         .tensor_alignment(options.align_tensors)
         .dedupe(options.dedupe)
         .progress(PackProgress(Arc::clone(watch)));
+    let packer = options.selection.apply(packer);
     let failed = |error: mkimage::Error| match error {
         mkimage::Error::Cancelled => Error::Cancelled,
+        mkimage::Error::Confined { .. } => Error::ClientPacks,
         error => Error::Packing(name_within(&error.to_string(), directory)),
     };
     let plan = packer.plan().map_err(failed)?;
+    for warning in plan.warnings() {
+        tracing::warn!("{}", name_within(&warning, directory));
+    }
     let reservation = budget.reserve(plan.total_size(), options.fresh(plan.total_size()))?;
     let (fd, _) = plan.write_memory(&options.memory()).map_err(failed)?;
     Ok((fd, reservation))

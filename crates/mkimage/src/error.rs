@@ -52,6 +52,23 @@ pub enum Error {
         /// Which rule it breaks.
         why: String,
     },
+    /// A symbolic link that cannot be treated as the settings say.
+    #[error("{}: {why}", path.display())]
+    Link {
+        /// Where it lies.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// A symbolic link would have to be followed out of the tree, and [`Packer::confined`](crate::Packer::confined) forbids
+    /// that.
+    #[error("{}: {why}", path.display())]
+    Confined {
+        /// Where it lies.
+        path: PathBuf,
+        /// Where it leads.
+        why: String,
+    },
     /// The source was changed while it was packed.
     #[error("{}: changed while it was packed: {what}", path.display())]
     Changed {

@@ -104,8 +104,13 @@ pub(crate) enum Finish {
     Region { region: Region, sync: bool, is_dma_buf: bool },
 }
 
-/// Makes or opens memory for an image of `len` bytes.
-pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+/// Makes or opens memory for an image of `len` bytes. What is there already is shown to `check` first.
+pub(crate) fn create(
+    memory: &Memory,
+    len: u64,
+    settings: &Settings,
+    check: impl FnOnce(&Path, BorrowedFd<'_>) -> Result<()>,
+) -> Result<(Target, Finish)> {
     if settings.node.is_some() {
         memory.check_node()?;
     }
@@ -132,7 +137,7 @@ pub(crate) fn create(memory: &Memory, len: u64, settings: &Settings) -> Result<(
             let path = PathBuf::from(memory.to_string());
             Ok((Target::new(fd, &path, Access::Map, true), Finish::Heap))
         }
-        Memory::Device(source) => publish::open(source, len, settings),
+        Memory::Device(source) => publish::open(source, len, settings, check),
     }
 }
 

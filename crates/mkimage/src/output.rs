@@ -7,7 +7,7 @@
 use crate::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, fsync, linkat, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,10 +15,51 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// Permissions before the umask.
-const MODE: Mode = Mode::from_bits_truncate(0o666);
+/// Permissions of a file that everybody may read, before the umask.
+const MODE: u32 = 0o666;
 /// How many hidden names are tried.
 const ATTEMPTS: u32 = 100;
+
+/// Who may read a file that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// Whom a mode names.
+    Mode(u32),
+    /// No more people than all of some files, within what the umask leaves.
+    Of {
+        /// Whether everybody may read them.
+        others: bool,
+        /// The group whose members may read them.
+        group: Option<u32>,
+    },
+}
+
+impl Readers {
+    /// Permissions to begin with, before the umask; the group of the file is not known then.
+    fn first(self) -> Mode {
+        let bits = match self {
+            Readers::Mode(_) => 0o600,
+            Readers::Of { others: true, .. } => MODE,
+            Readers::Of { others: false, group: Some(_) } => MODE & 0o660,
+            Readers::Of { others: false, group: None } => MODE & 0o600,
+        };
+        Mode::from_bits_truncate(bits)
+    }
+
+    /// Gives an open file that was made with [`Readers::first`] its permissions, and returns them.
+    fn apply(self, fd: BorrowedFd<'_>) -> nix::Result<u32> {
+        let stat = fstat(fd)?;
+        let wanted = match self {
+            Readers::Mode(mode) => mode,
+            Readers::Of { others: false, group } if group != Some(stat.st_gid) => stat.st_mode & 0o700,
+            Readers::Of { .. } => stat.st_mode & 0o777,
+        };
+        if wanted != stat.st_mode & 0o777 {
+            fchmod(fd, Mode::from_bits_truncate(wanted))?;
+        }
+        Ok(wanted)
+    }
+}
 
 /// A file on its way to a name.
 #[derive(Debug)]
@@ -29,15 +70,17 @@ pub(crate) struct Output {
     path: PathBuf,
     /// The hidden name that it has now.
     temporary: Option<OsString>,
+    /// Its permissions.
+    pub(crate) mode: u32,
 }
 
 impl Output {
-    /// Opens a file that will be `path`.
+    /// Opens a file that will be `path`, for `readers`.
     ///
     /// # Errors
     ///
     /// [`Error::Output`] when `path` is something other than a regular file now, or names none.
-    pub(crate) fn create(path: &Path) -> Result<Output> {
+    pub(crate) fn create(path: &Path, readers: Readers) -> Result<Output> {
         let refuse = |why: &str| Error::Output { path: path.to_path_buf(), why: why.to_owned() };
         match path.symlink_metadata() {
             Ok(found) if found.is_dir() => return Err(refuse("is a directory; name a file to write")),
@@ -54,18 +97,23 @@ impl Output {
         let directory = open(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io("open", parent, errno))?;
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let (fd, temporary) = match openat(&directory, ".", flags, MODE) {
+        let first = readers.first();
+        let (fd, temporary) = match openat(&directory, ".", flags, first) {
             Ok(fd) => (fd, None),
             // Not every file system knows it; kernels say so in several ways.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT | Errno::ENOSYS) => {
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-                hidden_name(&name, |hidden| openat(&directory, hidden, flags, MODE))
+                hidden_name(&name, |hidden| openat(&directory, hidden, flags, first))
                     .map(|(fd, hidden)| (fd, Some(hidden)))
                     .map_err(|errno| Error::io("create a file beside", path, errno))?
             }
             Err(errno) => return Err(Error::io("create a file in", parent, errno)),
         };
-        Ok(Output { fd, directory, name, path: path.to_path_buf(), temporary })
+        let mut output = Output { fd, directory, name, path: path.to_path_buf(), temporary, mode: 0 };
+        output.mode = readers
+            .apply(output.fd.as_fd())
+            .map_err(|errno| Error::io("set the permissions of", path, errno))?;
+        Ok(output)
     }
 
     /// Gives the file its name, in place of a file that has it. With `sync` it is on the disk before and the name
@@ -161,6 +209,8 @@ mod tests {
     use std::fs::{self, File};
     use std::io::Write;
 
+    const ALL: Readers = Readers::Of { others: true, group: None };
+
     fn names(dir: &Path) -> Vec<OsString> {
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     }
@@ -173,14 +223,14 @@ mod tests {
     fn it_appears_complete_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
-        let output = Output::create(&path).unwrap();
+        let output = Output::create(&path, ALL).unwrap();
         write(&output, b"half");
         assert!(!path.exists());
         drop(output);
         assert!(names(dir.path()).is_empty());
 
         for contents in [&b"first"[..], b"second"] {
-            let output = Output::create(&path).unwrap();
+            let output = Output::create(&path, ALL).unwrap();
             write(&output, contents);
             output.commit(true).unwrap();
             assert_eq!(fs::read(&path).unwrap(), contents);
@@ -194,7 +244,7 @@ mod tests {
         let long = "n".repeat(255);
         let path = dir.path().join(&long);
         for fail in [true, false] {
-            let output = Output::create(&path).unwrap();
+            let output = Output::create(&path, ALL).unwrap();
             let linked =
                 hidden_name(OsStr::new(&long), |hidden| link(output.as_fd(), &output.directory, hidden));
             let output = Output {
@@ -203,6 +253,7 @@ mod tests {
                 directory: output.directory.try_clone().unwrap(),
                 name: output.name.clone(),
                 path: path.clone(),
+                mode: output.mode,
             };
             assert_eq!(names(dir.path()).len(), 1);
             if fail {
@@ -216,13 +267,38 @@ mod tests {
     }
 
     #[test]
+    fn no_more_people_may_read_it_than_its_sources() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let own = fstat(File::open(dir.path()).unwrap()).unwrap().st_gid;
+        // What the umask of the tests leaves.
+        let left = |bits: u32| {
+            let made = File::create(dir.path().join("probe")).unwrap();
+            fstat(made).unwrap().st_mode & bits
+        };
+        for (readers, mode) in [
+            (ALL, left(0o666)),
+            (Readers::Of { others: false, group: None }, left(0o600)),
+            (Readers::Of { others: false, group: Some(own) }, left(0o660)),
+            (Readers::Of { others: false, group: Some(own + 1) }, left(0o600)),
+            (Readers::Mode(0o604), 0o604),
+            (Readers::Mode(0o777), 0o777),
+        ] {
+            let output = Output::create(&path, readers).unwrap();
+            assert_eq!(output.mode, mode, "{readers:?}");
+            output.commit(false).unwrap();
+            assert_eq!(fstat(File::open(&path).unwrap()).unwrap().st_mode & 0o777, mode, "{readers:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for path in [dir.path(), Path::new("/dev/null"), Path::new("..")] {
-            let error = Output::create(path).unwrap_err();
+            let error = Output::create(path, ALL).unwrap_err();
             assert!(matches!(error, Error::Output { .. }), "{error}");
         }
-        let error = Output::create(&dir.path().join("missing/image")).unwrap_err();
+        let error = Output::create(&dir.path().join("missing/image"), ALL).unwrap_err();
         assert!(matches!(error, Error::Io { op: "open", .. }), "{error}");
     }
 }

@@ -5,9 +5,10 @@ use crate::plan::{Format, Layout, Numbers, Placement, Shape};
 use crate::progress::{Progress, Silent};
 use crate::regions::Overlay;
 use crate::scan::{Rules, scan};
+use crate::selection::Selection;
 use crate::tensors::{self, TensorSet};
 use crate::tree::{Kind, Tree};
-use crate::{Error, Result, dedupe, index};
+use crate::{Error, Links, Result, dedupe, index};
 use dmabuf::HugePages;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ const BLOCK_SIZES: [u32; 3] = [4096, 16384, 65536];
 pub struct Packer {
     inputs: Vec<PathBuf>,
     rules: Rules,
+    exclude: Vec<String>,
+    include: Vec<String>,
     format: Format,
     block_size: u32,
     align: u64,
@@ -64,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) sync: bool,
     pub(crate) threads: usize,
     pub(crate) verify: bool,
+    /// Permissions of a file that is written, where they are not those that its sources and the umask leave.
+    pub(crate) mode: Option<u32>,
     pub(crate) progress: Arc<dyn Progress>,
 }
 
@@ -81,6 +86,8 @@ impl Packer {
         Packer {
             inputs: Vec::new(),
             rules: Rules::default(),
+            exclude: Vec::new(),
+            include: Vec::new(),
             format: Format::V8,
             block_size: 4096,
             align: DEFAULT_ALIGN,
@@ -98,14 +105,15 @@ impl Packer {
                 sync: true,
                 threads,
                 verify: false,
+                mode: None,
                 progress: Arc::new(Silent),
             },
         }
     }
 
     /// Adds a file or directory. A single directory becomes the root of the image; a single file, and each of
-    /// several inputs, lies in the root under its base name. Inputs that are symbolic links are followed, links
-    /// below them are packed as links.
+    /// several inputs, lies in the root under its base name. Inputs that are symbolic links are followed; what becomes
+    /// of links below them, [`Packer::links`] says.
     #[must_use]
     pub fn input(mut self, path: impl AsRef<Path>) -> Packer {
         self.inputs.push(path.as_ref().to_path_buf());
@@ -145,6 +153,55 @@ impl Packer {
     #[must_use]
     pub fn skip_special(mut self, on: bool) -> Packer {
         self.rules.skip_special = on;
+        self
+    }
+
+    /// What becomes of symbolic links below the inputs, [`Links::Auto`] by default.
+    #[must_use]
+    pub fn links(mut self, links: Links) -> Packer {
+        self.rules.links = links;
+        self
+    }
+
+    /// Whether a link that leads out of the tree is refused where it would be followed, off by default: for who packs
+    /// with rights that the owner of the links does not have.
+    #[must_use]
+    pub fn confined(mut self, on: bool) -> Packer {
+        self.rules.confined = on;
+        self
+    }
+
+    /// Leaves out what a glob matches, and all that lies below a directory that it matches. The rules are gitignore's,
+    /// on paths from the root of the image: `*.bin` is of every directory, `/original/` is of the root and a directory,
+    /// and `!keep.bin` takes back what an earlier glob has left out.
+    #[must_use]
+    pub fn exclude(mut self, glob: impl Into<String>) -> Packer {
+        self.exclude.push(glob.into());
+        self
+    }
+
+    /// Packs only what one of these globs matches, and all that lies below a directory that it matches, less what
+    /// [`Packer::exclude`] leaves out. Directories of which nothing is left are not packed.
+    #[must_use]
+    pub fn include(mut self, glob: impl Into<String>) -> Packer {
+        self.include.push(glob.into());
+        self
+    }
+
+    /// Whether, in directories with safetensors files, other forms of the same weights are left out (`.bin` and `.pth`
+    /// twins, `original/`, `onnx/` and the like) and what a training leaves beside them; and everywhere what downloads
+    /// leave (`.git`, `.cache`, `*.incomplete`, `*.lock`, `._*`). Off by default.
+    #[must_use]
+    pub fn weights_only(mut self, on: bool) -> Packer {
+        self.rules.selection.weights_only = on;
+        self
+    }
+
+    /// Permissions of a file that the image is written to, whatever the umask. By default it is readable by no more
+    /// people than all files and directories of the tree are, within what the umask leaves.
+    #[must_use]
+    pub fn mode(mut self, mode: Option<u32>) -> Packer {
+        self.settings.mode = mode;
         self
     }
 
@@ -262,11 +319,13 @@ impl Packer {
     /// # Errors
     ///
     /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
-    pub fn plan(self) -> Result<Plan> {
+    pub fn plan(mut self) -> Result<Plan> {
         self.check()?;
+        self.rules.selection =
+            Selection::new(&self.exclude, &self.include, self.rules.selection.weights_only)?;
         let tree = match self.empty {
             true => Tree::of_nothing(),
-            false => scan(&self.inputs, self.rules, self.settings.threads)?,
+            false => scan(&self.inputs, &self.rules, self.settings.threads)?,
         };
         let numbers = Numbers::assign(&tree);
         let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
@@ -341,6 +400,9 @@ impl Packer {
                 return fail("--empty", "such an image is its --overlay; say how large it is".to_owned());
             }
         }
+        if let Some(mode) = self.settings.mode.filter(|mode| *mode > 0o777) {
+            return fail("--mode", format!("{mode:o} is not within 0 to 777"));
+        }
         if self.settings.threads == 0 {
             return fail("--threads", "at least 1 is needed".to_owned());
         }
@@ -387,6 +449,12 @@ impl Plan {
         self.layout.symlinks.len() as u64
     }
 
+    /// Symbolic links of the source in whose place the image has what they lead to.
+    #[must_use]
+    pub fn followed_links(&self) -> u64 {
+        self.tree.followed
+    }
+
     /// Tensors that the index will list.
     #[must_use]
     pub fn tensors(&self) -> u64 {
@@ -409,7 +477,15 @@ impl Plan {
         let beyond = beyond.map(|_| {
             "the backing file is larger than 4 GiB: it can be read, but the kernel cannot mount it".to_owned()
         });
-        dropped.into_iter().chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
+        let tree = &self.tree;
+        let more = tree.dangling - tree.dangling_names.len() as u64;
+        let more =
+            (more > 0).then(|| format!("{more} more symbolic links lead to nothing that can be packed"));
+        let empty = self.files() == 0 && !tree.left_out.is_empty();
+        let empty = empty.then(|| "no file is left: all were left out".to_owned());
+        let warnings =
+            dropped.into_iter().chain(tree.dangling_names.iter().cloned()).chain(more).chain(empty);
+        warnings.chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
     }
 
     pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {

@@ -88,7 +88,8 @@ impl Numbers {
             let is_directory = matches!(entry.kind, Kind::Directory { .. });
             let mut fresh = true;
             let mut ino = next;
-            if !is_directory && entry.links > 1 {
+            // A file that links lead to has names in the image that it has not in the source.
+            if !is_directory && (entry.links > 1 || tree.followed > 0) {
                 ino = *linked.entry((entry.identity.dev, entry.identity.ino)).or_insert(next);
                 fresh = ino == next;
             }

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use daxfs::format::{GENERATION_OFFSET, Generation, MAGIC, SUPERBLOCK_SIZE};
 use daxfs::{MemoryClass, Opened, Part, Source, Superblock};
 use dmabuf::{FdKind, Mapping, describe};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use zerocopy::IntoBytes;
 
@@ -28,8 +28,13 @@ pub(crate) struct Region {
     old: Option<Box<[u8; SUPERBLOCK_SIZE]>>,
 }
 
-/// Opens a region for an image of `len` bytes.
-pub(crate) fn open(source: &Source, len: u64, settings: &Settings) -> Result<(Target, Finish)> {
+/// Opens a region for an image of `len` bytes, unless `check` refuses it.
+pub(crate) fn open(
+    source: &Source,
+    len: u64,
+    settings: &Settings,
+    check: impl FnOnce(&Path, BorrowedFd<'_>) -> Result<()>,
+) -> Result<(Target, Finish)> {
     let name = source.to_string();
     let path = Path::new(&name);
     if matches!(source, Source::Holder(_)) {
@@ -37,6 +42,7 @@ pub(crate) fn open(source: &Source, len: u64, settings: &Settings) -> Result<(Ta
         return Err(Error::Output { path: path.to_path_buf(), why });
     }
     let Opened { fd, part, .. } = source.open(true, None).map_err(Error::Target)?;
+    check(path, fd.as_fd())?;
     let info = describe(fd.as_fd())?;
     let (origin, have) = part.of(&info).map_err(|error| Error::Target(error.of_source(source)))?;
     if have < len.max(SUPERBLOCK_SIZE as u64) {

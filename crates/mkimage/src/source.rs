@@ -1,21 +1,20 @@
 //! Opens the files of the source tree, and makes sure that they are the ones that the scan saw.
 
-use crate::tree::{Identity, Kind, Stamp, Tree};
+use crate::tree::{Identity, ROOT, Stamp, Tree};
 use crate::{Error, Result};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 /// Longest path given to one system call; the kernel's limit is 4096 with the NUL.
 const LONGEST_PATH: usize = 4000;
 
 /// For a directory that is only passed through.
-const THROUGH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+pub(crate) const THROUGH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 impl Identity {
     /// Takes what identifies the contents out of a `stat`.
@@ -45,8 +44,47 @@ impl Identity {
     }
 }
 
-/// Opens nodes of a tree. Keeps the directory of the last file open: neighbours are opened by name alone,
-/// whatever the length of their path.
+/// A step on the way down to a file or directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step<'n> {
+    pub(crate) name: &'n [u8],
+    /// Whether it is a symbolic link that the scan followed. All others are no links, or were swapped in.
+    pub(crate) followed: bool,
+}
+
+/// Opens what `steps` lead to from `at`. A path that is too long for one call is walked in pieces; so is one with
+/// links, of which the kernel follows 40 in a call.
+pub(crate) fn descend<'n>(
+    at: BorrowedFd<'_>,
+    steps: impl IntoIterator<Item = Step<'n>>,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    let no_follow = |step: Step<'_>| if step.followed { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let mut steps = steps.into_iter().peekable();
+    let mut open: Option<OwnedFd> = None;
+    let mut piece: Vec<u8> = Vec::new();
+    while let Some(step) = steps.next() {
+        if !piece.is_empty() {
+            piece.push(b'/');
+        }
+        piece.extend_from_slice(step.name);
+        let next = steps.peek().map(|next| next.name.len());
+        if next.is_some_and(|len| !step.followed && piece.len() + 1 + len <= LONGEST_PATH) {
+            continue;
+        }
+        let wanted = if next.is_some() { THROUGH } else { flags | OFlag::O_CLOEXEC } | no_follow(step);
+        let from = open.as_ref().map_or(at, AsFd::as_fd);
+        open = Some(openat(from, OsStr::from_bytes(&piece), wanted, Mode::empty())?);
+        piece.clear();
+    }
+    match open {
+        Some(open) => Ok(open),
+        None => openat(at, ".", flags | OFlag::O_CLOEXEC, Mode::empty()),
+    }
+}
+
+/// Opens nodes of a tree. Keeps the directory of the last file open: neighbours are opened by name alone, and what
+/// lies below them from there, whatever the length of their path.
 #[derive(Debug)]
 pub(crate) struct Opener<'t> {
     tree: &'t Tree,
@@ -64,6 +102,15 @@ impl<'t> Opener<'t> {
         self.open_below(number, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
     }
 
+    /// A directory to open what it holds from; the one that was asked for last stays open.
+    pub(crate) fn through(&mut self, number: u32) -> Result<BorrowedFd<'_>> {
+        if self.directory.as_ref().is_none_or(|(open, _)| *open != number) {
+            self.directory = Some((number, self.open_below(number, THROUGH)?));
+        }
+        let (_, directory) = self.directory.as_ref().expect("opened above");
+        Ok(directory.as_fd())
+    }
+
     /// Opens a regular file and checks that it is the one that was scanned.
     pub(crate) fn file(&mut self, number: u32) -> Result<SourceFile<'t>> {
         let file = self.unchecked_file(number)?;
@@ -77,46 +124,45 @@ impl<'t> Opener<'t> {
         // O_NONBLOCK: a FIFO that took the file's place must not hang us; regular files ignore it.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let parent = self.tree.node(number).parent;
-        let is_input = self.tree.inputs.binary_search_by_key(&number, |input| input.node).is_ok();
+        let is_input = self.tree.input_at(number).is_some();
         let fd = if is_input {
             self.open_below(number, flags)?
         } else {
-            if self.directory.as_ref().is_none_or(|(open, _)| *open != parent) {
-                self.directory = Some((parent, self.open_below(parent, THROUGH)?));
-            }
-            let (_, directory) = self.directory.as_ref().expect("opened above");
-            let name = OsStr::from_bytes(self.tree.name(number));
-            openat(directory, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                .map_err(|errno| Error::io("open", &self.tree.source_path(number), errno))?
+            let (tree, step) = (self.tree, self.step(number));
+            descend(self.through(parent)?, [step], flags)
+                .map_err(|errno| Error::io("open", &tree.source_path(number), errno))?
         };
         Ok(SourceFile { tree: self.tree, number, file: File::from(fd) })
     }
 
-    /// Opens a node by the path from its input. A path that is too long for one call is walked in pieces.
+    fn step(&self, number: u32) -> Step<'t> {
+        Step { name: self.tree.name(number), followed: self.tree.node(number).followed }
+    }
+
+    /// Opens a node from the directory that is open, where that lies above it, else by the path from its input.
     fn open_below(&self, number: u32, flags: OFlag) -> Result<OwnedFd> {
         let fail = |errno| Error::io("open", &self.tree.source_path(number), errno);
-        let Some((input, steps)) = self.tree.origin(number) else {
-            return Err(fail(nix::errno::Errno::ENOENT));
-        };
-        let flags = flags | OFlag::O_CLOEXEC;
-        if steps.is_empty() {
-            return open(input, flags, Mode::empty()).map_err(fail);
-        }
-        let mut at = open(input, THROUGH, Mode::empty()).map_err(fail)?;
-        let mut piece: Vec<u8> = Vec::new();
-        for step in steps {
-            let name = self.tree.name(step);
-            if piece.len() + 1 + name.len() > LONGEST_PATH {
-                let through = THROUGH | OFlag::O_NOFOLLOW;
-                at = openat(&at, OsStr::from_bytes(&piece), through, Mode::empty()).map_err(fail)?;
-                piece.clear();
+        let mut steps = Vec::new();
+        let mut at = number;
+        loop {
+            if let Some((open, directory)) = &self.directory
+                && *open == at
+            {
+                return descend(directory.as_fd(), steps.into_iter().rev(), flags).map_err(fail);
             }
-            if !piece.is_empty() {
-                piece.push(b'/');
+            if let Some(input) = self.tree.input_at(at) {
+                if steps.is_empty() {
+                    return open(input, flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail);
+                }
+                let top = open(input, THROUGH, Mode::empty()).map_err(fail)?;
+                return descend(top.as_fd(), steps.into_iter().rev(), flags).map_err(fail);
             }
-            piece.extend_from_slice(name);
+            if at == ROOT {
+                return Err(fail(nix::errno::Errno::ENOENT));
+            }
+            steps.push(self.step(at));
+            at = self.tree.node(at).parent;
         }
-        openat(&at, OsStr::from_bytes(&piece), flags | OFlag::O_NOFOLLOW, Mode::empty()).map_err(fail)
     }
 }
 
@@ -212,15 +258,4 @@ pub(crate) enum Sort {
     File,
     Directory,
     Symlink,
-}
-
-/// The directory that the scan is about to list must be the one whose entry it saw.
-pub(crate) fn check_directory(tree: &Tree, number: u32, fd: impl AsFd, path: &Path) -> Result<()> {
-    let now = fstat(fd).map_err(|errno| Error::io("stat", path, errno))?;
-    let seen = tree.node(number).identity;
-    debug_assert!(matches!(tree.node(number).kind, Kind::Directory { .. }));
-    if (seen.dev, seen.ino) != (now.st_dev, now.st_ino) {
-        return Err(Error::changed(path, "another directory stands in its place"));
-    }
-    Ok(())
 }

@@ -6,6 +6,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Names that were left out and are shown to people.
+const NAMED: usize = 8;
+
 /// How an image in memory is backed, as the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Pages {
@@ -44,12 +47,22 @@ pub struct Summary {
     pub directories: u64,
     /// Symbolic links.
     pub symlinks: u64,
+    /// Symbolic links of the source in whose place the image has what they lead to.
+    pub followed_links: u64,
     /// Further names of files and links.
     pub hard_links: u64,
     /// Tensors in the index.
     pub tensors: u64,
     /// Special files that were left out.
     pub skipped: Vec<String>,
+    /// What globs and the like left out, by its path in the image; directories end in a slash, and what lies in them is
+    /// not listed.
+    pub left_out: Vec<String>,
+    /// Permissions of the file, in octal; `null` for memory.
+    pub mode: Option<String>,
+    /// Whether they are narrower than the umask says because those of the sources are.
+    #[serde(skip)]
+    pub(crate) is_private: bool,
     /// How the memory is backed; `null` for files on a disk and for devices.
     pub pages: Option<Pages>,
     /// Bytes of the memory by NUMA node, judged by one page of each 2 MiB; empty for files on a disk, for devices, and
@@ -93,9 +106,13 @@ impl Summary {
             files: plan.files(),
             directories: plan.directories(),
             symlinks: plan.symlinks(),
+            followed_links: plan.followed_links(),
             hard_links: names - u64::from(layout.numbers.count()),
             tensors: if layout.shape.index.is_some() { plan.tensors() } else { 0 },
             skipped: plan.tree.skipped.iter().map(|path| path.display().to_string()).collect(),
+            left_out: plan.tree.left_out.iter().map(|path| path.display().to_string()).collect(),
+            mode: None,
+            is_private: false,
             pages: None,
             nodes: BTreeMap::new(),
             generation: None,
@@ -130,6 +147,9 @@ impl fmt::Display for Summary {
             self.directories,
             self.symlinks,
         )?;
+        if self.followed_links > 0 {
+            write!(f, ", {} links followed", self.followed_links)?;
+        }
         if self.hard_links > 0 {
             write!(f, ", {} hard links", self.hard_links)?;
         }
@@ -167,6 +187,16 @@ impl fmt::Display for Summary {
         }
         if self.verified {
             write!(f, ", verified")?;
+        }
+        if !self.left_out.is_empty() {
+            let named = self.left_out[..self.left_out.len().min(NAMED)].join(", ");
+            write!(f, "\nleft out: {named}")?;
+            if self.left_out.len() > NAMED {
+                write!(f, " and {} more", self.left_out.len() - NAMED)?;
+            }
+        }
+        if let Some(mode) = self.mode.as_ref().filter(|_| self.is_private) {
+            write!(f, "\nmode {mode}: not all sources may be read by everybody (--mode says otherwise)")?;
         }
         if let Some(hash) = &self.content_hash {
             write!(f, "\ncontent {hash}")?;

@@ -2,20 +2,25 @@
 //! aligned rewriting where it was asked for, and the sharded checkpoints.
 
 use crate::align::{PREFIX, Rewrite, rewrite};
+use crate::lfs;
+use crate::links::{Lead, lead};
 use crate::plan::Numbers;
 use crate::source::Opener;
 use crate::tree::{Kind, Tree};
 use crate::{Error, Result};
 use daxfs::format::index::FILLER_PREFIX;
-use daxfs::tensor::TensorInfo;
-use daxfs::tensor::checkpoint::{MAX_DOCUMENT, SUFFIX, WeightMap, shard_path};
+use daxfs::tensor::checkpoint::{MAX_DOCUMENT, WeightMap, shard_path};
 use daxfs::tensor::index::{MAX_NAME, MAX_RANK};
 use daxfs::tensor::safetensors::{header_length, parse_header};
-use std::collections::{BTreeMap, HashMap};
+use daxfs::tensor::{TensorInfo, is_checkpoint, is_leftover};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// How the names of safetensors files end.
 const SAFETENSORS: &[u8] = b".safetensors";
+
+/// Bytes from which on files are looked into whose names say nothing. Small ones are many, and hold few tensors.
+const LARGE_BLOB: u64 = 1024;
 
 /// One tensor of a safetensors file, as it will lie in the image.
 #[derive(Debug, Clone)]
@@ -56,20 +61,49 @@ pub(crate) struct TensorSet {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads the headers of all files named `*.safetensors`. With `align`, plans their rewriting.
+/// Reads the headers of all safetensors files: those that a name or a symbolic link says so of, and those without a
+/// telling name whose contents are one. With `align`, plans their rewriting.
 ///
 /// A file whose header is broken is packed as it is and gets a warning.
 pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result<TensorSet> {
     let mut set = TensorSet::default();
     let mut opener = Opener::new(tree);
     let mut checkpoints = Vec::new();
-    for (node, entry) in tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File)) {
-        let ino = numbers.ino[node as usize];
+    let mut linked = Vec::new();
+    // By inode: what has been looked into.
+    let mut seen = HashSet::new();
+    for (node, entry) in tree.iter() {
         let name = tree.bytes(entry.name);
-        if name.ends_with(SUFFIX.as_bytes()) {
-            checkpoints.push((ino, node));
-        } else if name.ends_with(SAFETENSORS) && !set.files.contains_key(&ino) {
-            match read_file(&mut opener, node, entry.identity.size, align)? {
+        let file = match entry.kind {
+            Kind::File => node,
+            Kind::Symlink { .. } if name.ends_with(SAFETENSORS) => match lead(tree, node, &[]) {
+                Lead::Found(file) if matches!(tree.node(file).kind, Kind::File) => file,
+                _ => continue,
+            },
+            _ => continue,
+        };
+        let (ino, size) = (numbers.ino[file as usize], tree.node(file).identity.size);
+        if file == node && lfs::is_pointer(&mut opener, node, name, size)? {
+            set.warnings.push(format!("{}: {}", tree.source_path(node).display(), lfs::WARNING));
+            seen.insert(ino);
+            continue;
+        }
+        if is_leftover(name) {
+            continue;
+        }
+        if is_checkpoint(name) {
+            // The index speaks for a file's first name only.
+            if tree.node(numbers.node_of(ino)).parent == entry.parent {
+                checkpoints.push((ino, node));
+            }
+        } else if name.ends_with(SAFETENSORS) {
+            if file != node {
+                linked.push((node, ino));
+            }
+            if !seen.insert(ino) {
+                continue;
+            }
+            match read_file(&mut opener, file, size, align)? {
                 Ok((file, warning)) => {
                     let warn = warning.map(|why| format!("{}: {why}", tree.source_path(node).display()));
                     set.warnings.extend(warn);
@@ -82,10 +116,37 @@ pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result
             }
         }
     }
+    for (ino, node) in numbers.files(tree) {
+        let size = tree.node(node).identity.size;
+        if may_be_blob(tree.name(node), size)
+            && seen.insert(ino)
+            && begins_as_header(&mut opener, node, size)?
+        {
+            // Its name promises nothing, so that nothing is missed if it is something else.
+            if let Ok((file, _)) = read_file(&mut opener, node, size, align)? {
+                set.files.insert(ino, file);
+            }
+        }
+    }
     if !set.files.is_empty() && !checkpoints.is_empty() {
-        read_checkpoints(tree, numbers, &mut opener, checkpoints, &mut set)?;
+        read_checkpoints(tree, numbers, &mut opener, checkpoints, &linked, &mut set)?;
     }
     Ok(set)
+}
+
+/// Whether a name is that of contents, or none that says anything: stores name files by their hashes.
+fn may_be_blob(name: &[u8], size: u64) -> bool {
+    let is_hash = || name.len() >= 32 && name.iter().all(u8::is_ascii_hexdigit);
+    size > PREFIX && !name.contains(&b'.') && (size >= LARGE_BLOB || is_hash())
+}
+
+/// Whether a file begins with the length of a header that fits into it, and a brace.
+fn begins_as_header(opener: &mut Opener<'_>, node: u32, size: u64) -> Result<bool> {
+    let source = opener.file(node)?;
+    let mut start = [0; 9];
+    source.read_exact_at(&mut start, 0)?;
+    let [length @ .., brace] = start;
+    Ok(brace == b'{' && header_length(length, size).is_ok())
 }
 
 /// The outer error ends packing, the inner one says why the file is not taken for safetensors.
@@ -142,11 +203,13 @@ fn read_checkpoints(
     numbers: &Numbers,
     opener: &mut Opener<'_>,
     mut checkpoints: Vec<(u32, u32)>,
+    linked: &[(u32, u32)],
     set: &mut TensorSet,
 ) -> Result<()> {
     let paths: HashMap<Vec<u8>, u32> = tree
         .iter()
         .map(|(node, _)| (node, numbers.ino[node as usize]))
+        .chain(linked.iter().copied())
         .filter(|(_, ino)| set.files.contains_key(ino))
         .map(|(node, ino)| (tree.image_path(node), ino))
         .collect();

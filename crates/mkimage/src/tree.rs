@@ -3,7 +3,9 @@
 //! Node 0 is the root. The children of a directory are adjacent and sorted by their names' bytes, so a tree is
 //! the same whatever order the file system lists it in. Names and link targets lie in one arena.
 
+use crate::output::Readers;
 use crate::{Error, Result};
+use nix::sys::stat::FileStat;
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -59,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     /// Names of the inode in the source, inside and outside the tree.
     pub(crate) links: u64,
+    /// In the source it is a symbolic link; all else here is of what that leads to.
+    pub(crate) followed: bool,
 }
 
 /// An input of the command line: the path under which a node and all below it are opened.
@@ -79,6 +83,14 @@ pub(crate) struct Tree {
     pub(crate) skipped: Vec<PathBuf>,
     /// A `.daxfs` directory at the root of the source, left out because the packer makes its own.
     pub(crate) dropped: Option<PathBuf>,
+    /// What the globs and the like left out, by its path in the image; directories end in a slash.
+    pub(crate) left_out: Vec<PathBuf>,
+    /// Symbolic links in whose place there is what they lead to.
+    pub(crate) followed: u64,
+    /// Symbolic links that are kept though they lead to nothing that can be packed.
+    pub(crate) dangling: u64,
+    /// The first of them, and why.
+    pub(crate) dangling_names: Vec<String>,
 }
 
 impl Tree {
@@ -97,7 +109,8 @@ impl Tree {
         let kind = Kind::Directory { first: 1, count: 0 };
         let name = Span { offset: 0, len: 0 };
         let mode = crate::regions::ROOT_MODE;
-        let root = Node { parent: ROOT, mode, uid: 0, gid: 0, kind, name, identity, links: 2 };
+        let root =
+            Node { parent: ROOT, mode, uid: 0, gid: 0, kind, name, identity, links: 2, followed: false };
         Tree { nodes: vec![root], ..Tree::default() }
     }
 
@@ -111,6 +124,22 @@ impl Tree {
         })?;
         self.nodes.push(node);
         Ok(number)
+    }
+
+    /// Appends what `stat` says of a name.
+    pub(crate) fn add(&mut self, parent: u32, name: &[u8], kind: Kind, stat: &FileStat) -> Result<u32> {
+        let name = self.intern(name)?;
+        self.push(Node {
+            parent,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            kind,
+            name,
+            identity: Identity::of(stat),
+            links: links(stat),
+            followed: false,
+        })
     }
 
     /// The node with this number.
@@ -142,6 +171,14 @@ impl Tree {
         }
     }
 
+    /// The child of a directory that has this name.
+    pub(crate) fn child(&self, directory: u32, name: &[u8]) -> Option<u32> {
+        let children = self.children(directory);
+        let nodes = &self.nodes[children.start as usize..children.end as usize];
+        let at = nodes.binary_search_by(|node| self.bytes(node.name).cmp(name)).ok()?;
+        Some(children.start + u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
     /// The nodes from below `top` down to `number`, the deepest last.
     fn steps(&self, number: u32, top: u32) -> Vec<u32> {
         let mut steps = Vec::new();
@@ -167,6 +204,46 @@ impl Tree {
         path
     }
 
+    /// Who may read all files, as their permissions and those of the directories in the tree say. Those of directories
+    /// around the inputs are left out: files may be reached by other ways.
+    pub(crate) fn readers(&self) -> Readers {
+        let (mut others, mut group, mut is_first) = (true, None, true);
+        for (number, node) in self.iter() {
+            let needed = match node.kind {
+                Kind::File => 0o4,
+                Kind::Directory { .. } if number != ROOT || self.input_at(ROOT).is_some() => 0o5,
+                _ => continue,
+            };
+            let all = node.mode & needed == needed;
+            // To be one of the others, who is of the group must be allowed, too.
+            let members = node.mode >> 3 & needed == needed;
+            others &= all && members;
+            if !(all && members) {
+                let allowed = members.then_some(node.gid);
+                group = if is_first || group == allowed { allowed } else { None };
+                is_first = false;
+            }
+        }
+        Readers::Of { others, group }
+    }
+
+    /// The file of the tree that this is in the source.
+    pub(crate) fn file_at(&self, dev: u64, ino: u64) -> Option<u32> {
+        let is_it = |node: &Node| {
+            matches!(node.kind, Kind::File) && (node.identity.dev, node.identity.ino) == (dev, ino)
+        };
+        self.iter().find(|(_, node)| is_it(node)).map(|(number, _)| number)
+    }
+
+    /// Path in the image from a directory to a node.
+    pub(crate) fn relative_path(&self, from: u32, to: u32) -> Vec<u8> {
+        let (from, to) = (self.steps(from, ROOT), self.steps(to, ROOT));
+        let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+        let up = from[common..].iter().map(|_| &b".."[..]);
+        let path: Vec<&[u8]> = up.chain(to[common..].iter().map(|&step| self.name(step))).collect();
+        if path.is_empty() { b".".to_vec() } else { path.join(&b'/') }
+    }
+
     /// Bytes of [`Tree::image_path`] without making it.
     pub(crate) fn image_path_len(&self, number: u32) -> u64 {
         let (mut len, mut at) = (0, number);
@@ -175,6 +252,12 @@ impl Tree {
             at = self.node(at).parent;
         }
         len.max(1)
+    }
+
+    /// The path of the input that is this node.
+    pub(crate) fn input_at(&self, number: u32) -> Option<&Path> {
+        let at = self.inputs.binary_search_by_key(&number, |input| input.node).ok()?;
+        Some(&self.inputs[at].path)
     }
 
     /// The input that a node comes from, and the nodes on the way from there. `None` for a root that stands
@@ -201,6 +284,11 @@ impl Tree {
     }
 }
 
+#[allow(clippy::useless_conversion, reason = "32 bits wide on some architectures")]
+pub(crate) fn links(stat: &FileStat) -> u64 {
+    u64::from(stat.st_nlink)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -225,7 +313,8 @@ pub(crate) mod tests {
                     Kind::Symlink { .. } => 0o120_777,
                 };
                 let identity = Identity { dev: 1, ino: at as u64, size, modified: stamp, changed: stamp };
-                let node = Node { parent, mode, uid: 1, gid: 2, kind, name, identity, links: 1 };
+                let node =
+                    Node { parent, mode, uid: 1, gid: 2, kind, name, identity, links: 1, followed: false };
                 tree.push(node).unwrap();
             }
             tree.inputs.push(Input { node: ROOT, path: PathBuf::from("/source") });

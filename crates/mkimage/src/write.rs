@@ -4,7 +4,7 @@ use crate::copy::{Copier, Task};
 use crate::hash::{self, Leaf};
 use crate::index::{self, Hashes};
 use crate::memory::{self, Finish, Memory};
-use crate::output::{Output, parent};
+use crate::output::{Output, Readers, parent};
 use crate::packer::Plan;
 use crate::source::Opener;
 use crate::summary::{Pages, Size, Summary};
@@ -13,7 +13,7 @@ use crate::tree::Kind;
 use crate::{Error, Result, metadata, parallel, reflink, verify};
 use daxfs::{Part, Region};
 use dmabuf::{CpuAccess, HugePages, Mapping};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -44,7 +44,8 @@ impl Backing {
             return Err(Error::Output { path: path.clone(), why });
         }
         plan.refuse_output_inside_input(path)?;
-        let output = Output::create(path)?;
+        let readers = plan.settings.mode.map_or_else(|| plan.tree.readers(), Readers::Mode);
+        let output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let mut target = Target::new(fd, path, Access::Write(DISK_STEP), true);
         target.first = range.start;
@@ -80,8 +81,9 @@ impl Plan {
             return Err(Error::Setting { option: "--numa", why });
         }
         self.refuse_output_inside_input(path)?;
+        let readers = self.settings.mode.map_or_else(|| self.tree.readers(), Readers::Mode);
         let backing = Backing::create(self, Some(path))?;
-        let output = Output::create(path)?;
+        let output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
         let target = match (is_memory, self.settings.pages) {
@@ -100,6 +102,8 @@ impl Plan {
             .set_len(self.layout.total)
             .map_err(|error| Error::io("set the length of", path, error))?;
         let mut summary = Summary::of(self, path.display().to_string());
+        summary.mode = Some(format!("{:04o}", output.mode));
+        summary.is_private = matches!(readers, Readers::Of { others: false, .. });
         self.write(&target, backing.as_ref(), !is_memory, &mut summary)?;
         target.write_superblock(&metadata::superblock(&self.layout, 0))?;
         if is_memory {
@@ -152,7 +156,10 @@ impl Plan {
             return Err(Error::Setting { option: "--overlay", why: why.to_owned() });
         }
         let backing = Backing::create(self, None)?;
-        let (target, finish) = memory::create(memory, self.layout.total, &self.settings)?;
+        let (target, finish) = memory::create(memory, self.layout.total, &self.settings, |path, fd| {
+            let stat = fstat(fd).map_err(|errno| Error::io("stat", path, errno))?;
+            self.refuse_source(path, &stat)
+        })?;
         {
             let access = finish.begin(&target)?;
             self.write(&target, backing.as_ref(), false, &mut summary)?;
@@ -337,14 +344,28 @@ impl Plan {
         // A root that stands for several inputs has the identity of the first of them.
         let is_source = |number| self.tree.origin(number).is_some();
         match directories.find(|(number, node)| {
-            is_source(*number) && (node.identity.dev, node.identity.ino) == (stat.st_dev, stat.st_ino)
+            (node.identity.dev, node.identity.ino) == (stat.st_dev, stat.st_ino) && is_source(*number)
         }) {
-            None => Ok(()),
+            None => self.refuse_input_as_output(path),
             Some(_) => Err(Error::Output {
                 path: path.to_path_buf(),
                 why: "lies inside the tree that is being packed; name a place outside of it".to_owned(),
             }),
         }
+    }
+
+    /// An output in place of a file that it holds would be all that is left of that file.
+    fn refuse_input_as_output(&self, path: &Path) -> Result<()> {
+        let Ok(stat) = nix::sys::stat::stat(path) else { return Ok(()) };
+        self.refuse_source(path, &stat)
+    }
+
+    /// Refuses to write into a file that is packed.
+    fn refuse_source(&self, path: &Path, stat: &FileStat) -> Result<()> {
+        let Some(number) = self.tree.file_at(stat.st_dev, stat.st_ino) else { return Ok(()) };
+        let source = self.tree.source_path(number);
+        let why = format!("is {}, which is being packed; name another file", source.display());
+        Err(Error::Output { path: path.to_path_buf(), why })
     }
 
     /// Asks the kernel which pages the memory is made of and where they are: one byte of each 2 MiB is enough to have

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
 use dmabuf::HugePages;
+use mkimage::{Links, Packer};
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -115,6 +116,9 @@ pub struct ServeArgs {
     /// Serve Prometheus metrics, /healthz and /readyz here by HTTP, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// What is packed of the images given here.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
     /// Most memory for all images together, such as 200G (1024-based)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_bytes: Option<u64>,
@@ -189,6 +193,9 @@ pub struct LoadArgs {
     /// Store files with the same contents once; for directories
     #[arg(long)]
     pub dedupe: bool,
+    /// What is packed.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
     /// User who may attach; may be given several times. Without any, and without groups, whoever may connect
     #[arg(long, value_name = "UID")]
     pub allow_uid: Vec<u32>,
@@ -201,6 +208,60 @@ pub struct LoadArgs {
     /// Print JSON: the image as in `daxfs ps --json`
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
+}
+
+/// What is packed of a directory.
+#[derive(Debug, Clone, Args)]
+pub struct SelectionArgs {
+    /// Symbolic links in directories. auto: kept where they lead to something that is packed, followed where they lead
+    /// out of the directory, kept where they lead nowhere. keep, follow: all of them. refuse: an error
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_links())]
+    pub links: Links,
+    /// Leave out of directories what GLOB matches, by the rules of gitignore; may be given several times
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    pub exclude: Vec<String>,
+    /// Pack only what GLOB matches of directories, less what --exclude leaves out; may be given several times
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    pub include: Vec<String>,
+    /// Where safetensors files are, leave out other forms of the same weights, as daxfs-pack --weights-only
+    #[arg(long)]
+    pub weights_only: bool,
+}
+
+impl SelectionArgs {
+    /// As the holder's protocol has them; see `daxfs_holder::LoadOptions`.
+    pub fn options(&self) -> Vec<String> {
+        let mut options = Vec::new();
+        options.extend((self.links != Links::Auto).then(|| format!("links={}", self.links)));
+        options.extend(self.exclude.iter().map(|glob| format!("exclude={glob}")));
+        options.extend(self.include.iter().map(|glob| format!("include={glob}")));
+        options.extend(self.weights_only.then(|| "weights-only=1".to_owned()));
+        options
+    }
+
+    /// The packer with this selection.
+    pub fn apply(&self, packer: Packer) -> Packer {
+        let packer = packer.links(self.links).weights_only(self.weights_only);
+        let packer = self.exclude.iter().fold(packer, Packer::exclude);
+        self.include.iter().fold(packer, Packer::include)
+    }
+
+    /// The first option that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--links", self.links != Links::Auto),
+            ("--exclude", !self.exclude.is_empty()),
+            ("--include", !self.include.is_empty()),
+            ("--weights-only", self.weights_only),
+        ];
+        given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+}
+
+fn parse_links() -> impl clap::builder::TypedValueParser<Value = Links> {
+    use clap::builder::TypedValueParser;
+    let names = Links::NAMES.map(|(name, _)| name);
+    clap::builder::PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 /// Where a holder puts images: host memory, and a GPU's, or host memory for one, besides if one is named.

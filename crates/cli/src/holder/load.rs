@@ -4,11 +4,11 @@ use super::ps::{ImageJson, content};
 use super::{LONG, open_source};
 use crate::args::LoadArgs;
 use crate::json;
-use crate::output::{Outcome, Output};
+use crate::output::{Outcome, Output, report};
 use crate::progress::Progress;
 use crate::source::name;
 use crate::text::{hex, human};
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use daxfs::Source;
 use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
@@ -20,6 +20,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Options of one request: their number is one byte.
+const MOST_OPTIONS: usize = 255;
 
 /// Sends the source and follows the load.
 ///
@@ -35,12 +38,16 @@ pub fn run(
     check_effect(args, &source)?;
     let mut options = options(args);
     options.extend(expect.map(|hash| format!("expect=blake3:{}", hex(&hash))));
+    if options.len() > MOST_OPTIONS {
+        bail!("{} globs and other options, a request to a holder has at most {MOST_OPTIONS}", options.len());
+    }
     let progress = Progress::new("loading", 0, args.quiet);
     let info = match send(args, replace, &options, &source, &progress) {
         Err(HolderError::Refused { refusal: Refusal::ClientPacks, .. }) => {
             let memory = pack(args, &source, &progress)?;
             // What the packer was told is done.
-            options.retain(|option| !option.starts_with("align-tensors=") && !option.starts_with("dedupe="));
+            let packed = ["align-tensors", "dedupe", "links", "exclude", "include", "weights-only"];
+            options.retain(|option| !packed.contains(&option.split('=').next().unwrap_or_default()));
             send(args, replace, &options, &memory, &progress)
         }
         sent => sent,
@@ -92,7 +99,11 @@ fn pack(args: &LoadArgs, source: &OwnedFd, progress: &Progress) -> anyhow::Resul
     };
     let shown = Shown { bar: progress.another(), done: AtomicU64::new(0), total: AtomicU64::new(0) };
     let packer = Packer::new().input(directory).tensor_alignment(args.align_tensors).dedupe(args.dedupe);
-    Ok(packer.progress(shown).plan()?.write_memory(&memory)?.0)
+    let plan = args.selection.apply(packer).progress(shown).plan()?;
+    for warning in plan.warnings() {
+        report(&anyhow!("warning: {warning}"));
+    }
+    Ok(plan.write_memory(&memory)?.0)
 }
 
 /// The packer's progress on the bar.
@@ -135,6 +146,7 @@ fn options(args: &LoadArgs) -> Vec<String> {
     options.extend(args.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
     options.extend(args.no_copy.then(|| "no-copy=1".to_owned()));
     options.extend(args.dedupe.then(|| "dedupe=1".to_owned()));
+    options.extend(args.selection.options());
     options.extend(args.allow_uid.iter().map(|uid| format!("allow-uid={uid}")));
     options.extend(args.allow_gid.iter().map(|gid| format!("allow-gid={gid}")));
     options
@@ -153,7 +165,8 @@ fn check_effect(args: &LoadArgs, source: &OwnedFd) -> anyhow::Result<()> {
         return Ok(());
     }
     let packing = [("--align-tensors", args.align_tensors.is_some()), ("--dedupe", args.dedupe)];
-    if let Some((flag, _)) = packing.iter().find(|(_, given)| *given) {
+    let packing = packing.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+    if let Some(flag) = packing.or_else(|| args.selection.given()) {
         bail!("{place}: {flag} is for directories; this holds an image already");
     }
     let is_kept = daxfs_holder::is_kept(&dmabuf::describe(source.as_fd())?.kind, false);

@@ -6,9 +6,10 @@ use crate::args::{NamedSource, ServeArgs};
 use crate::output::{Outcome, one_line};
 use crate::placements;
 use crate::progress::Progress;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 /// Loads what is given, then serves until told to end.
@@ -27,6 +28,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         .iter()
         .map(|image| Ok((image, open_source(&image.source)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    check_effect(args, &sources)?;
     let config = Config { lost_log_lines: Some(log.lost.clone()), ..config(args) };
     let mut server = Server::start(config, args.takeover)?;
     let keeps_others = !server.is_empty();
@@ -34,7 +36,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         if keeps_others && server.has(&image.name) {
             continue;
         }
-        match load(&mut server, image, source) {
+        match load(&mut server, image, source, &args.selection.options()) {
             Ok(()) => {}
             // SIGTERM or SIGINT: an end that was asked for.
             Err(_) if server.is_stopping() => {
@@ -55,9 +57,20 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-fn load(server: &mut Server, image: &NamedSource, source: OwnedFd) -> anyhow::Result<()> {
+/// Refuses options that would do nothing with these sources.
+fn check_effect(args: &ServeArgs, sources: &[(&NamedSource, OwnedFd)]) -> anyhow::Result<()> {
+    let Some(flag) = args.selection.given() else { return Ok(()) };
+    for (_, source) in sources {
+        if File::from(source.try_clone()?).metadata()?.is_dir() {
+            return Ok(());
+        }
+    }
+    bail!("{flag} is for directories, and none of the sources is one")
+}
+
+fn load(server: &mut Server, image: &NamedSource, source: OwnedFd, options: &[String]) -> anyhow::Result<()> {
     let progress = Progress::new("loading", 0, false);
-    let loaded = server.load_now(&image.name, source, &[], |done, total| progress.set(done, total));
+    let loaded = server.load_now(&image.name, source, options, |done, total| progress.set(done, total));
     loaded.with_context(|| image.name.clone())
 }
 

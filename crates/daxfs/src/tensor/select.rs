@@ -2,7 +2,8 @@
 //!
 //! In a directory, the files that have the name of a set of tensors ([`SetName`]) are candidates: lists of shards, whole
 //! files, and numbered shards without a list, which are joined. A variant gives way to the set that it is a variant of,
-//! unless it was asked for; a list of shards goes before files; hidden names count only where there are no others.
+//! unless it was asked for; a list of shards goes before files; hidden names and leftovers count only where there are no
+//! others.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::checkpoint::{Checkpoint, header_of};
 use super::error::escaped;
+use super::leftover::is_leftover;
 use super::names::{Kind, SetName};
 use super::{TensorError, Tensors};
 use crate::{Entry, Error, File, FileType, Image, Result};
@@ -266,7 +268,7 @@ fn everywhere(image: &Image) -> Sets {
 }
 
 fn is_hidden(entry: &Entry) -> bool {
-    entry.name().starts_with(b".")
+    entry.name().starts_with(b".") || is_leftover(entry.name())
 }
 
 /// A candidate: a file, or numbered shards.

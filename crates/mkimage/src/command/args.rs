@@ -1,6 +1,7 @@
 //! The command line of `daxfs-pack`, and what its words mean.
 
-use crate::{Error, Format, HugePages, Memory, Overlay, Packer, Result};
+use crate::{Error, Format, HugePages, Links, Memory, Overlay, Packer, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 /// Pack files into a DAXFS image: a read-only tree that programs map and share, without a copy.
 ///
 /// A single directory becomes the root of the image. A single file, and each of several inputs, lies in the root
-/// under its base name. Symbolic links given as INPUT are followed, links below them are packed as links.
+/// under its base name. Symbolic links given as INPUT are followed; of links below them, --links says what becomes.
 #[derive(Debug, Parser)]
 #[command(name = "daxfs-pack", version, max_term_width = 100)]
 pub(super) struct Args {
@@ -56,6 +57,31 @@ pub(super) struct Args {
     /// Store files with the same contents once.
     #[arg(long)]
     pub dedupe: bool,
+
+    /// Symbolic links below an INPUT. `auto`: kept where they lead to something that is packed (absolute ones as if the
+    /// root of the image were /), followed where they lead out of it, kept with a warning where they lead nowhere.
+    /// `keep`, `follow`: all of them. `refuse`: an error.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_links())]
+    pub links: Links,
+
+    /// Leave out what GLOB matches, by the rules of gitignore: `*.bin` everywhere, `/original/` the directory at the
+    /// root, `!keep.bin` takes back. May be given several times.
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    pub exclude: Vec<String>,
+
+    /// Pack only what GLOB matches, and all in a directory that it matches, less what --exclude leaves out. May be
+    /// given several times.
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    pub include: Vec<String>,
+
+    /// In directories with safetensors files, leave out other forms of the same weights (.bin and .pth twins,
+    /// original/, onnx/ and the like) and the state of a training; everywhere, what downloads leave.
+    #[arg(long)]
+    pub weights_only: bool,
+
+    /// Permissions of the file, in octal; by default it is readable by no more people than all its sources are.
+    #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "into")]
+    pub mode: Option<u32>,
 
     /// Leave FIFOs, sockets and devices out instead of refusing them.
     #[arg(long)]
@@ -167,6 +193,9 @@ impl Args {
             .empty(self.empty)
             .split(self.split.clone())
             .skip_special(self.skip_special)
+            .links(self.links)
+            .weights_only(self.weights_only)
+            .mode(self.mode)
             .plain(self.plain)
             .hash(self.hash || !self.no_hash && !memory.is_some_and(Memory::is_new))
             .format(if self.format == "5" { Format::V5 } else { Format::V8 })
@@ -179,6 +208,8 @@ impl Args {
         if let Some(threads) = self.threads {
             packer = packer.threads(threads);
         }
+        let packer = self.exclude.iter().fold(packer, Packer::exclude);
+        let packer = self.include.iter().fold(packer, Packer::include);
         Ok(self.inputs.iter().fold(packer, |packer, input| packer.input(input)))
     }
 
@@ -233,6 +264,18 @@ impl Args {
         let mut name = crate::scan::base_name(input)?;
         name.push(".daxfs");
         Ok(PathBuf::from(name))
+    }
+}
+
+/// A [`Links`], with its names for the help.
+fn parse_links() -> impl TypedValueParser<Value = Links> {
+    PossibleValuesParser::new(Links::NAMES.map(|(name, _)| name)).try_map(|name| name.parse())
+}
+
+fn parse_mode(text: &str) -> std::result::Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("permissions are octal digits up to 777, such as 0640".to_owned()),
     }
 }
 
