@@ -232,3 +232,52 @@ def test_ctrl_c_stops_a_pack(tmp_path: Path) -> None:
         assert child.communicate()[0] == "interrupted\n"
     assert child.returncode == 0
     assert os.listdir(tmp_path / "target") == []
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """A snapshot of a Hugging Face cache: links to blobs."""
+    blobs, snapshot = tmp_path / "models--o--n" / "blobs", tmp_path / "models--o--n" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    write_safetensors(blobs / "0a", {"w": Spec.filled("F32", (3,))})
+    (blobs / "0b").write_text("{}")
+    (blobs / "0c").write_bytes(b"a twin")
+    for name, blob in [("model.safetensors", "0a"), ("config.json", "0b"), ("pytorch_model.bin", "0c")]:
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    return snapshot
+
+
+def test_links_that_leave_are_followed(snapshot: Path, tmp_path: Path) -> None:
+    summary = daxfs.pack(snapshot, tmp_path / "image")
+    assert (summary["followed_links"], summary["symlinks"], summary["files"]) == (3, 0, 3)
+    with daxfs.open(tmp_path / "image") as image:
+        assert list(image.tensors()) == ["w"]
+    summary = daxfs.pack(snapshot, tmp_path / "image", links="keep")
+    assert (summary["followed_links"], summary["symlinks"], summary["files"]) == (0, 3, 0)
+    with pytest.raises(daxfs.DaxfsError, match="links are refused"):
+        daxfs.pack(snapshot, links="refuse")
+    with pytest.raises(ValueError, match="none of auto, keep, follow, refuse"):
+        daxfs.pack(snapshot, links="all")  # type: ignore[call-overload]
+    with daxfs.pack(snapshot.parent.parent) as image:
+        assert list(image.tensors()) == ["w"]
+
+
+def test_what_is_left_out(snapshot: Path, tmp_path: Path) -> None:
+    for chosen in ({"exclude": "*.bin"}, {"exclude": ["/pytorch*"]}, {"weights_only": True}):
+        summary = daxfs.pack(snapshot, tmp_path / "image", **chosen)  # type: ignore[call-overload]
+        assert (summary["left_out"], summary["files"]) == (["pytorch_model.bin"], 2)
+    with daxfs.pack(snapshot, include=["*.json"]) as image:
+        assert list(image) == ["config.json"]
+    with pytest.raises(ValueError, match="--exclude"):
+        daxfs.pack(snapshot, exclude="[")
+
+
+def test_who_may_read_it(tree: Path, tmp_path: Path) -> None:
+    (tree / "config.json").chmod(0o600)
+    assert daxfs.pack(tree, tmp_path / "image")["mode"] == "0600"
+    assert (tmp_path / "image").stat().st_mode & 0o777 == 0o600
+    assert daxfs.pack(tree, tmp_path / "image", mode=0o644)["mode"] == "0644"
+    assert (tmp_path / "image").stat().st_mode & 0o777 == 0o644
+    with pytest.raises(ValueError, match="mode is for files"):
+        daxfs.pack(tree, mode=0o644)  # type: ignore[call-overload]

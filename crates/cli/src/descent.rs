@@ -34,6 +34,8 @@ struct Level<T> {
     fd: Option<OwnedFd>,
     /// Device and inode.
     id: (u64, u64),
+    /// Whether the way leads on through a link in it.
+    by_link: bool,
     data: T,
 }
 
@@ -53,14 +55,31 @@ impl<T> Descent<T> {
     /// # Errors
     /// What the operating system says: also when a symbolic link has that name. The way stays where it was.
     pub fn enter(&mut self, name: &[u8], data: T) -> io::Result<()> {
-        let below = openat(&self.current, OsStr::from_bytes(name), DIRECTORY, Mode::empty())?;
+        self.go(name, DIRECTORY, data)
+    }
+
+    /// As [`Descent::enter`], and follows a symbolic link of that name. The directory that the link lies in stays open:
+    /// there is no way back by `..`.
+    ///
+    /// # Errors
+    /// What the operating system says. The way stays where it was.
+    pub fn enter_link(&mut self, name: &[u8], data: T) -> io::Result<()> {
+        self.go(name, DIRECTORY.difference(OFlag::O_NOFOLLOW), data)?;
+        if let Some(level) = self.above.last_mut() {
+            level.by_link = true;
+        }
+        Ok(())
+    }
+
+    fn go(&mut self, name: &[u8], flags: OFlag, data: T) -> io::Result<()> {
+        let below = openat(&self.current, OsStr::from_bytes(name), flags, Mode::empty())?;
         let id = identity(&self.current)?;
         let fd = std::mem::replace(&mut self.current, below);
         let data = std::mem::replace(&mut self.data, data);
-        self.above.push(Level { fd: Some(fd), id, data });
+        self.above.push(Level { fd: Some(fd), id, by_link: false, data });
         // One is closed for each that is opened.
         let closed = self.above.len().checked_sub(OPEN).and_then(|far| self.above.get_mut(far));
-        if let Some(far) = closed {
+        if let Some(far) = closed.filter(|far| !far.by_link) {
             far.fd = None;
         }
         Ok(())
@@ -71,7 +90,7 @@ impl<T> Descent<T> {
     /// # Errors
     /// What the operating system says, and when the directory above is not the one that it was. Then the way has ended.
     pub fn leave(&mut self) -> io::Result<Option<(OwnedFd, T)>> {
-        let Some(Level { fd, id, data }) = self.above.pop() else { return Ok(None) };
+        let Some(Level { fd, id, data, .. }) = self.above.pop() else { return Ok(None) };
         let fd = match fd {
             Some(fd) => fd,
             None => {
@@ -118,6 +137,27 @@ mod tests {
             nix::unistd::unlinkat(way.fd(), name, nix::unistd::UnlinkatFlags::RemoveDir).unwrap();
         }
         assert!(way.leave().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_way_through_a_link_leads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("outside/".to_owned() + &"d/".repeat(OPEN + 3));
+        std::fs::create_dir_all(deep).unwrap();
+        std::fs::create_dir(dir.path().join("top")).unwrap();
+        std::os::unix::fs::symlink("../outside", dir.path().join("top/link")).unwrap();
+        let top = open(&dir.path().join("top"), DIRECTORY, Mode::empty()).unwrap();
+        let mut way = Descent::new(top, 0);
+        assert!(way.enter(b"link", 1).is_err());
+        way.enter_link(b"link", 1).unwrap();
+        for depth in 2..OPEN + 5 {
+            way.enter(b"d", depth).unwrap();
+        }
+        while let Some((_, data)) = way.leave().unwrap() {
+            assert_eq!(data, way.data + 1);
+        }
+        assert_eq!(way.data, 0);
+        assert!(openat(way.fd(), "link", OFlag::O_PATH, Mode::empty()).is_ok());
     }
 
     #[test]

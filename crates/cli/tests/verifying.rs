@@ -377,3 +377,23 @@ fn a_file_that_is_cut_while_it_is_read_is_an_error_not_a_signal() {
     cutter.join().unwrap();
     assert!((0..=2).contains(&run.status), "{run:?}");
 }
+
+/// What the packer has followed is compared with what the links lead to.
+#[test]
+fn a_snapshot_of_links_is_its_own_source() {
+    let fixture = Fixture::new();
+    let snapshot = fixture.path("cache/snapshots/1");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(fixture.path("cache/blobs/folder")).unwrap();
+    fs::write(fixture.path("cache/blobs/0a"), "contents").unwrap();
+    fs::write(fixture.path("cache/blobs/folder/file"), "below").unwrap();
+    for (name, target) in [("a", "0a"), ("again", "0a"), ("folder", "folder")] {
+        std::os::unix::fs::symlink(format!("../../blobs/{target}"), snapshot.join(name)).unwrap();
+    }
+    mkimage::Packer::new().input(&snapshot).plan().unwrap().write_file(fixture.image()).unwrap();
+    fixture.run(&["verify", "IMAGE", "DIR/cache/snapshots/1"]).ok();
+    fs::write(fixture.path("cache/blobs/folder/file"), "other").unwrap();
+    let run = fixture.run(&["verify", "IMAGE", "DIR/cache/snapshots/1"]);
+    assert_eq!(run.status, 1);
+    assert!(run.text().contains("/folder/file"), "{}", run.text());
+}

@@ -67,11 +67,11 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
         different: Vec::new(),
         links: Links::default(),
     };
-    walk.entry(&image.root(), top.as_fd(), b".", &stat);
+    walk.entry(&image.root(), top.as_fd(), b".", &stat, false);
     let first = walk.directory(&image.root(), top.as_fd());
     let mut way = Descent::new(top, first);
     loop {
-        let Some((entry, stat)) = way.data.next() else {
+        let Some((entry, stat, by_link)) = way.data.next() else {
             match way.leave() {
                 Ok(Some(_)) => continue,
                 Ok(None) => break,
@@ -81,8 +81,13 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
                 }
             }
         };
-        if walk.entry(&entry, way.fd(), entry.name(), &stat) {
-            match way.enter(entry.name(), Vec::new().into_iter()) {
+        if walk.entry(&entry, way.fd(), entry.name(), &stat, by_link) {
+            let below = Vec::new().into_iter();
+            let entered = match by_link {
+                true => way.enter_link(entry.name(), below),
+                false => way.enter(entry.name(), below),
+            };
+            match entered {
                 Ok(()) => way.data = walk.directory(&entry, way.fd()),
                 Err(error) => walk.fail(&entry, error),
             }
@@ -117,8 +122,8 @@ struct Links {
     by_source: HashMap<(u64, u64), (u64, Entry)>,
 }
 
-/// Names on both sides, and what the source says of them.
-type Common = std::vec::IntoIter<(Entry, FileStat)>;
+/// Names on both sides, what the source says of them, and whether that is of what a link leads to.
+type Common = std::vec::IntoIter<(Entry, FileStat, bool)>;
 
 impl Comparison<'_> {
     /// Notes an error of the source.
@@ -150,8 +155,16 @@ impl Comparison<'_> {
                 self.differ(&child, "only in the image");
                 continue;
             }
-            match fstatat(source, OsStr::from_bytes(child.name()), AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) => common.push((child, stat)),
+            let name = OsStr::from_bytes(child.name());
+            match fstatat(source, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                // The packer follows links that lead out of the tree.
+                Ok(stat) if is_link(stat.st_mode) && child.file_type() != FileType::Symlink => {
+                    match fstatat(source, name, AtFlags::empty()) {
+                        Ok(target) => common.push((child, target, true)),
+                        Err(_) => common.push((child, stat, false)),
+                    }
+                }
+                Ok(stat) => common.push((child, stat, false)),
                 Err(error) => self.fail(&child, error),
             }
         }
@@ -169,7 +182,14 @@ impl Comparison<'_> {
     }
 
     /// Compares what can be compared without reading contents. True for a directory on both sides.
-    fn entry(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &FileStat) -> bool {
+    fn entry(
+        &mut self,
+        entry: &Entry,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &FileStat,
+        by_link: bool,
+    ) -> bool {
         self.findings.facts.compared_entries = self.findings.facts.compared_entries.saturating_add(1);
         let ours = entry.metadata();
         if (ours.mode ^ stat.st_mode) & format::S_IFMT != 0 {
@@ -185,7 +205,7 @@ impl Comparison<'_> {
         match entry.file_type() {
             FileType::Directory => return true,
             FileType::Symlink => self.symlink(entry, parent, name),
-            FileType::File => self.file(entry, parent, name, stat),
+            FileType::File => self.file(entry, parent, name, stat, by_link),
             FileType::Special => (),
         }
         false
@@ -203,7 +223,7 @@ impl Comparison<'_> {
         }
     }
 
-    fn file(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &FileStat) {
+    fn file(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &FileStat, by_link: bool) {
         let (ino, id) = (entry.metadata().ino, (stat.st_dev, stat.st_ino));
         let known = self.links.by_image.contains_key(&ino);
         let first = self.links.by_image.entry(ino).or_insert_with(|| (id, entry.clone()));
@@ -225,7 +245,8 @@ impl Comparison<'_> {
             return;
         }
         // Without O_NONBLOCK a FIFO that was swapped in would block for ever.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        flags.set(OFlag::O_NOFOLLOW, !by_link);
         match openat(parent, OsStr::from_bytes(name), flags, Mode::empty()) {
             Ok(source) => self.batch.push(Pair { entry: entry.clone(), source: source.into(), size }),
             Err(error) => self.fail(entry, error),
@@ -262,6 +283,10 @@ impl Comparison<'_> {
             }
         }
     }
+}
+
+fn is_link(mode: u32) -> bool {
+    mode & format::S_IFMT == format::S_IFLNK
 }
 
 /// All names in an open directory.
