@@ -36,8 +36,9 @@ pub enum ImageVerb {
     /// Check an image, alone or against its source directory
     ///
     /// Alone: the rules of strict opening; the BLAKE3 hash of every file and of the whole contents, where the image
-    /// has them; the tensor index against the headers of the safetensors files, in both directions; and whether
-    /// sharded checkpoints are complete. An image without an index is checked by the rules alone.
+    /// has them; the tensor index against the headers of the safetensors files, in both directions; every file whose
+    /// name promises tensors (cut short, empty, more behind its end, a pointer of git-lfs); and whether sharded
+    /// checkpoints and numbered shards are complete.
     ///
     /// With DIR: types, modes, sizes, contents, symlink targets and hard links too, byte for byte, in both
     /// directions. Owners and times are not compared. `/.daxfs` is ignored on both sides.
