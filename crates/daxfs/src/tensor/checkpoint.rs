@@ -3,7 +3,7 @@
 //! `model.safetensors.index.json`, or any `*.safetensors.index.json` or `*.safetensors.index.VARIANT.json`, holds
 //! `{"weight_map": {TENSOR: SHARD, ...}}` and more that is ignored here. The map decides what is listed: a tensor that
 //! a shard has but the map does not name is not part of the checkpoint. Without such a file, numbered shards are joined
-//! when all of them are there ([`Checkpoint::join`]).
+//! when all of them are there.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 

@@ -78,7 +78,7 @@ fn subtree(values: &[[u8; 32]], len: u64) -> [u8; 32] {
 }
 
 impl Index {
-    /// The groups of a file, if the packer left any. They are copied: 32 bytes for each [`GROUP_LEN`].
+    /// The groups of a file, if the packer left any. They are copied: 32 bytes for each MiB.
     ///
     /// # Errors
     /// [`TensorError::Index`] when they do not give the hash of the file.
