@@ -171,25 +171,61 @@ fn a_new_hard_link_in_the_source_is_a_difference() {
 }
 
 #[test]
-fn realigned_files_are_told_apart_from_changed_ones() {
+fn realigned_files_are_compared_as_they_were() {
     let fixture = Fixture::new();
     fixture.pack(|packer| packer.align_tensors(true));
-    let plain = fixture.run(&["verify", "-q", "IMAGE", "TREE"]);
-    assert_eq!(plain.status, 1);
-    assert!(plain.text().contains("source: /model.safetensors: "), "{plain:?}");
-    let realigned = fixture.run(&["verify", "--realigned", "IMAGE", "TREE"]).ok();
-    assert!(realigned.contains("realigned file"), "{realigned}");
+    let source = fs::read(fixture.tree().join("model.safetensors")).unwrap();
+    assert_ne!(fixture.run(&["cat", "IMAGE", "model.safetensors"]).stdout, source);
+    assert_eq!(fixture.run(&["cat", "--original", "IMAGE", "model.safetensors"]).stdout, source);
+    let text = fixture.run(&["verify", "IMAGE", "TREE"]).ok();
+    assert!(text.contains("realigned file"), "{text}");
+    fixture.run(&["extract", "IMAGE", "DIR/out"]).ok();
+    assert_eq!(fs::read(fixture.path("out/model.safetensors")).unwrap(), source);
+    fixture.run(&["extract", "--as-stored", "IMAGE", "DIR/stored"]).ok();
+    let stored = fs::read(fixture.path("stored/model.safetensors")).unwrap();
+    assert_eq!(fixture.run(&["cat", "IMAGE", "model.safetensors"]).stdout, stored);
 
-    // The last byte of the source's last tensor.
+    // The last byte of the source's last tensor, and a byte of its header.
     let path = fixture.tree().join("model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let run = fixture.run(&["verify", "-q", "--realigned", "IMAGE", "TREE"]);
-    assert_eq!(run.text(), "source: /model.safetensors: the data of tensor \"scale\" differs\n");
+    let last = source.len() - 1;
+    for at in [last, 9] {
+        let mut bytes = source.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let run = fixture.run(&["verify", "-q", "IMAGE", "TREE"]);
+        assert_eq!(run.text(), format!("source: /model.safetensors: contents differ from byte {at} on\n"));
+    }
     fs::write(&path, safetensors(&[("ids", "I64", &[1], &[0; 8])], 0)).unwrap();
-    let run = fixture.run(&["verify", "-q", "--realigned", "IMAGE", "TREE"]);
-    assert!(run.text().contains("is only in the image"), "{run:?}");
+    let run = fixture.run(&["verify", "-q", "IMAGE", "TREE"]);
+    assert!(run.text().contains(" bytes, in the source "), "{run:?}");
+}
+
+#[test]
+fn a_published_sha256_is_that_of_the_source() {
+    let fixture = Fixture::new();
+    let sums = std::process::Command::new("sha256sum")
+        .args(["model.safetensors", "config.json"])
+        .current_dir(fixture.tree())
+        .output()
+        .unwrap();
+    assert!(sums.status.success(), "{sums:?}");
+    fs::write(fixture.path("SHA256SUMS"), &sums.stdout).unwrap();
+    let list = String::from_utf8(sums.stdout).unwrap();
+    let model = format!("/model.safetensors={}", &list[..64]);
+    for align in [false, true] {
+        fixture.pack(|packer| packer.align_tensors(align));
+        let text = fixture.run(&["verify", "IMAGE", "--sha256sums", "DIR/SHA256SUMS"]).ok();
+        assert!(text.contains("SHA-256 of 2 files"), "{text}");
+        fixture.run(&["verify", "IMAGE", "--sha256", &model]).ok();
+        let wrong = model.replace("/model.safetensors=", "config.json=");
+        let run = fixture.run(&["verify", "-q", "IMAGE", "--sha256", &wrong]);
+        assert_eq!(run.status, 1);
+        assert!(run.text().starts_with("sha256: config.json: SHA-256 is "), "{run:?}");
+        let run = fixture.run(&["verify", "-q", "IMAGE", "--sha256", &model.replace("model", "absent")]);
+        assert_eq!(run.status, 1, "{run:?}");
+    }
+    fs::write(fixture.path("SHA256SUMS"), "no list\n").unwrap();
+    assert!(fixture.run(&["verify", "IMAGE", "--sha256sums", "DIR/SHA256SUMS"]).error().contains("line 1"));
 }
 
 #[test]
@@ -205,7 +241,8 @@ fn what_cannot_be_checked_is_an_error() {
     let fixture = Fixture::new();
     assert!(fixture.run(&["verify", "IMAGE", "DIR/absent"]).error().contains("No such file"));
     assert!(fixture.run(&["verify", "IMAGE", "IMAGE"]).error().contains("not a directory"));
-    assert_eq!(fixture.run(&["verify", "--realigned", "IMAGE"]).status, 2);
+    let run = fixture.run(&["verify", "IMAGE", "--sha256", "a=0"]);
+    assert!(run.status == 2 && run.stderr.contains("64 hexadecimal digits"), "{run:?}");
 }
 
 /// Each file that promises tensors and has none is a difference, also in a freshly packed image.

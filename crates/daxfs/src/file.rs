@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::region::COPY_CHUNK;
 use crate::snapshot::{Content, Piece, PieceSource};
 use crate::tensor::{self, Tensors};
-use crate::{Entry, Image, Region};
+use crate::{Entry, Image, Original, Region};
 
 /// Where a file lies in its region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -311,6 +311,14 @@ impl File {
             Ok(())
         })?;
         Ok(hasher.finalize().into())
+    }
+
+    /// The bytes that the file had in the source that the image was packed from.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the index is wrong.
+    pub fn original(&self) -> Result<Original> {
+        Original::of(self)
     }
 
     /// The tensors of a safetensors file. The header is parsed once per file, or found in the image's index.

@@ -42,7 +42,8 @@ fn apply(rewrite: &Rewrite, source: &[u8]) -> Vec<u8> {
 fn check(source: &[u8], align: u64) -> Vec<u8> {
     let old = SafeTensors::deserialize(source).unwrap();
     let old_header = header(source);
-    let Some(rewrite) = rewrite(&old_header, align).unwrap() else {
+    let start = usize::try_from(old_header.data_start()).unwrap();
+    let Some(rewrite) = rewrite(&old_header, &source[..start], align).unwrap() else {
         for info in old_header.visible() {
             assert!(info.size == 0 || info.offset % align == 0);
         }
@@ -67,7 +68,19 @@ fn check(source: &[u8], align: u64) -> Vec<u8> {
     let metadata = |bytes: &[u8]| SafeTensors::read_metadata(bytes).unwrap().1.metadata().clone();
     assert_eq!(metadata(source), metadata(&bytes));
     // A second time there is nothing left to do.
-    assert!(super::rewrite(&header(&bytes), align).unwrap().is_none());
+    assert!(super::rewrite(&header(&bytes), &[], align).unwrap().is_none());
+    // And back: the source's own beginning, and the runs.
+    let mut original = rewrite.source_start.clone();
+    let mut last = 0;
+    for (offset, len) in rewrite.runs() {
+        assert!(offset >= last, "runs follow each other");
+        assert_eq!(rewrite.source_position(offset), original.len() as u64);
+        last = offset + len;
+        original.extend_from_slice(&bytes[usize::try_from(offset).unwrap()..usize::try_from(last).unwrap()]);
+    }
+    assert_eq!(rewrite.source_position(rewrite.len), rewrite.source_len);
+    assert_eq!(rewrite.source_position(0), 0);
+    assert_eq!(original, source);
     bytes
 }
 
@@ -76,7 +89,7 @@ fn an_aligned_file_is_kept() {
     let json = r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}"#;
     let padded = format!("{json:<248}");
     let source = file(&padded, 3);
-    assert!(rewrite(&header(&source), 256).unwrap().is_none());
+    assert!(rewrite(&header(&source), &[], 256).unwrap().is_none());
     assert_eq!(check(&source, 256), source);
 }
 
@@ -112,18 +125,18 @@ fn odd_headers() {
 }
 
 #[test]
-fn earlier_fillers_are_dropped_or_kept_whole() {
+fn earlier_fillers_are_kept_as_bytes_of_the_source() {
     let json = r#"{"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},"b":{"dtype":"U8","shape":[3],"data_offsets":[5,8]}}"#;
     let once = check(&file(json, 8), 64);
     let twice = check(&once, 256);
-    assert_eq!(SafeTensors::deserialize(&twice).unwrap().len(), 3);
+    assert_eq!(SafeTensors::deserialize(&twice).unwrap().len(), 4);
     assert_eq!(check(&twice, 64), twice, "what is aligned to 256 is aligned to 64");
 }
 
 #[test]
 fn a_header_beyond_the_limit_is_refused() {
     let source = file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1);
-    let error = rewrite(&header(&source), 1 << 30).unwrap_err();
+    let error = rewrite(&header(&source), &[], 1 << 30).unwrap_err();
     assert!(error.contains("100000000"), "{error}");
 }
 

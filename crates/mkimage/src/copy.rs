@@ -1,7 +1,7 @@
 //! Fills stretches of the image from the source files, hashing what it copies.
 
 use crate::align::{Content, Rewrite};
-use crate::block::Block;
+use crate::block::{Block, index};
 use crate::hash::{Leaf, RangeHasher};
 use crate::metadata;
 use crate::packer::Plan;
@@ -21,6 +21,9 @@ const SMALLEST_DIRECT: u64 = 64 << 10;
 
 /// Bytes that are hashed at a time: enough for the widest vector units, little enough for the first-level cache.
 const HASH_STEP: usize = 32 << 10;
+
+/// What BLAKE3's parts start on multiples of.
+const CHUNK: u64 = blake3::CHUNK_LEN as u64;
 
 /// What a copier has to know besides the plan.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct Copier<'p> {
     scratch: Vec<u8>,
     /// Hashes of what was copied.
     pub(crate) leaves: Vec<Leaf>,
+    /// Hashes of the sources of files that are made anew.
+    pub(crate) original_leaves: Vec<Leaf>,
 }
 
 /// The file being copied.
@@ -54,6 +59,69 @@ struct Current<'p> {
     /// Whether the last read saw its end.
     ended: bool,
     hasher: Option<RangeHasher>,
+    original: Option<OriginalHasher>,
+}
+
+/// Hashes the part of a source that lies in a window, while the file that is made of it is copied. Parts of a hash start
+/// on multiples of 1024, and in the source these are elsewhere than in the file: so bytes up to the first such place are
+/// left to the window before, and those up to the one behind the window are read for it.
+#[derive(Debug)]
+struct OriginalHasher {
+    hasher: RangeHasher,
+    /// Next byte of the source that comes by, and the next one that is hashed.
+    at: u64,
+    from: u64,
+    /// Where hashing ends.
+    end: u64,
+}
+
+impl OriginalHasher {
+    /// For the bytes `part` of a file that is made anew.
+    fn new(ino: u32, rewrite: &Rewrite, part: Range<u64>, leaves: &mut Vec<Leaf>) -> Option<OriginalHasher> {
+        let (at, end) = (rewrite.source_position(part.start), rewrite.source_position(part.end));
+        let whole = |position: u64| position.next_multiple_of(CHUNK).min(rewrite.source_len);
+        let range = whole(at)..whole(end);
+        if range.is_empty() {
+            return None;
+        }
+        let hasher = RangeHasher::new(ino, rewrite.source_len, range.clone());
+        let mut new = OriginalHasher { hasher, at, from: range.start, end: range.end };
+        if at == 0 {
+            new.hasher.update(&rewrite.source_start, leaves);
+            new.at = rewrite.source_start.len() as u64;
+            new.from = new.at;
+        }
+        Some(new)
+    }
+
+    /// Takes `len` bytes of the source that lie at `offset` of the image.
+    fn take(
+        &mut self,
+        block: &Block<'_>,
+        offset: u64,
+        len: u64,
+        scratch: &mut [u8],
+        leaves: &mut Vec<Leaf>,
+    ) -> Result<()> {
+        let skip = self.from.saturating_sub(self.at).min(len);
+        let count = (len - skip).min(self.end - self.from);
+        if count > 0 {
+            block.hash(offset + skip, count, scratch, &mut self.hasher, leaves)?;
+            self.from += count;
+        }
+        self.at += len;
+        Ok(())
+    }
+
+    /// Reads what is missing at the end.
+    fn finish(mut self, source: &SourceFile<'_>, leaves: &mut Vec<Leaf>) -> Result<()> {
+        if self.from < self.end {
+            let mut rest = vec![0; index(self.end - self.from)];
+            source.read_exact_at(&mut rest, self.from)?;
+            self.hasher.update(&rest, leaves);
+        }
+        Ok(())
+    }
 }
 
 impl<'p> Copier<'p> {
@@ -65,6 +133,7 @@ impl<'p> Copier<'p> {
             current: None,
             scratch: vec![0; HASH_STEP],
             leaves: Vec::new(),
+            original_leaves: Vec::new(),
         }
     }
 
@@ -151,7 +220,12 @@ impl<'p> Copier<'p> {
             let part = extent.offset.max(window.start)..extent.end().min(window.end);
             RangeHasher::new(ino, extent.len, part.start - extent.offset..part.end - extent.offset)
         });
-        self.current = Some(Current { ino, source: None, ended: false, hasher });
+        let original = self.task.plan.rewrite(ino).filter(|_| self.task.hash).and_then(|rewrite| {
+            let part = extent.offset.max(window.start)..extent.end().min(window.end);
+            let part = part.start - extent.offset..part.end - extent.offset;
+            OriginalHasher::new(ino, rewrite, part, &mut self.original_leaves)
+        });
+        self.current = Some(Current { ino, source: None, ended: false, hasher, original });
     }
 
     fn copy_unit(&mut self, block: &mut Block<'_>, unit: Range<u64>, start: u64, cloned: bool) -> Result<()> {
@@ -200,12 +274,22 @@ impl<'p> Copier<'p> {
         if let Some(hasher) = &mut current.hasher {
             block.hash(unit.start, len, &mut self.scratch, hasher, &mut self.leaves)?;
         }
+        if let (Some(original), Some(rewrite)) = (&mut current.original, rewrite) {
+            let wanted = unit.start - start..unit.end - start;
+            for (part, _) in rewrite.parts(wanted).filter(|(_, segment)| segment.is_source()) {
+                let (offset, len) = (start + part.start, part.end - part.start);
+                original.take(block, offset, len, &mut self.scratch, &mut self.original_leaves)?;
+            }
+        }
         Ok(())
     }
 
     /// Closes the file being copied; it must not have changed.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        if let Some(Current { source: Some(source), ended, .. }) = self.current.take() {
+        if let Some(Current { source: Some(source), ended, original, .. }) = self.current.take() {
+            if let Some(original) = original {
+                original.finish(&source, &mut self.original_leaves)?;
+            }
             if !ended {
                 source.check_end()?;
             }
@@ -223,13 +307,7 @@ fn copy_segments(
     start: u64,
     source: &SourceFile<'_>,
 ) -> Result<()> {
-    let wanted = unit.start - start..unit.end - start;
-    let first = rewrite.segments.partition_point(|segment| segment.offset + segment.len <= wanted.start);
-    for segment in &rewrite.segments[first..] {
-        let part = segment.offset.max(wanted.start)..(segment.offset + segment.len).min(wanted.end);
-        if part.is_empty() {
-            break;
-        }
+    for (part, segment) in rewrite.parts(unit.start - start..unit.end - start) {
         let (skip, len) = (part.start - segment.offset, part.end - part.start);
         match &segment.content {
             Content::Source(from) => block.read(start + part.start, len, source, from + skip)?,

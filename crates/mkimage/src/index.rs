@@ -2,25 +2,31 @@
 //!
 //! The structure is described with its structs in [`daxfs::format::index`].
 
+use crate::align::Rewrite;
 use crate::hash::Hash;
 use crate::plan::{Layout, Numbers};
 use crate::tensors::{TensorFile, TensorSet};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
 use daxfs::format::index::{self as raw, GROUP_LEN};
-use daxfs::format::index::{CheckpointRecord, FileRecord, Header, Section, TensorRecord};
+use daxfs::format::index::{
+    CheckpointRecord, FileRecord, Header, OriginalRecord, RunRecord, Section, TensorRecord,
+};
 use daxfs::{DirectoryHasher, join_content_hash};
 use std::collections::HashMap;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Sections in their order in the file, with the length of their records: what opening needs comes first.
-const SECTIONS: [(u32, usize); 7] = [
+const SECTIONS: [(u32, usize); 10] = [
     (raw::FILES, size_of::<FileRecord>()),
     (raw::TENSORS, size_of::<TensorRecord>()),
     (raw::CHECKPOINTS, size_of::<CheckpointRecord>()),
     (raw::ENTRIES, 4),
     (raw::DIMS, 8),
     (raw::STRINGS, 1),
+    (raw::ORIGINALS, size_of::<OriginalRecord>()),
+    (raw::RUNS, size_of::<RunRecord>()),
+    (raw::BYTES, 1),
     (raw::GROUPS, size_of::<Hash>()),
 ];
 
@@ -36,7 +42,7 @@ pub(crate) fn size(
     hash: bool,
 ) -> u64 {
     let mut counts = [0u64; SECTIONS.len()];
-    let [files, tensors, checkpoints, entries, dims, strings, groups] = &mut counts;
+    let [files, tensors, checkpoints, entries, dims, strings, originals, runs, bytes, groups] = &mut counts;
     for (ino, node) in numbers.files(tree) {
         *files += 1;
         *strings += tree.image_path_len(node);
@@ -48,6 +54,11 @@ pub(crate) fn size(
         *tensors += 1;
         *dims += tensor.info.shape.len() as u64;
         *strings += tensor.info.name.len() as u64;
+    }
+    for rewrite in set.files.values().filter_map(|file| file.rewrite.as_ref()) {
+        *originals += 1;
+        *runs += rewrite.runs().count() as u64;
+        *bytes += rewrite.source_start.len() as u64;
     }
     *checkpoints = set.checkpoints.len() as u64;
     *entries = set.checkpoints.iter().map(|checkpoint| checkpoint.entries.len() as u64).sum();
@@ -66,6 +77,8 @@ pub(crate) struct Hashes {
     pub(crate) files: Vec<Hash>,
     /// Of each 1 MiB of them.
     pub(crate) groups: Vec<Vec<Hash>>,
+    /// Of the sources of files that are made anew, by inode number.
+    pub(crate) originals: HashMap<u32, Hash>,
 }
 
 /// The tree hash of the root; children come behind their directory and are sorted by name.
@@ -107,7 +120,9 @@ pub(crate) fn build(
     for (ino, node) in layout.numbers.files(tree) {
         let at = (ino - 1) as usize;
         let hash = hashes.map(|hashes| (&hashes.files[at], &hashes.groups[at][..]));
-        tables.add_file(ino, &tree.image_path(node), layout.extent(ino).len, hash, set.files.get(&ino))?;
+        let original = hashes.and_then(|hashes| hashes.originals.get(&ino));
+        let hashes = FileHashes { hash, original };
+        tables.add_file(ino, &tree.image_path(node), layout.extent(ino).len, hashes, set.files.get(&ino))?;
     }
     for checkpoint in &set.checkpoints {
         tables.add_checkpoint(checkpoint.ino, &checkpoint.entries)?;
@@ -119,6 +134,9 @@ pub(crate) fn build(
         &tables.entries,
         &tables.dims,
         &tables.strings,
+        &tables.originals,
+        &tables.runs,
+        &tables.bytes,
         &tables.groups,
     ];
     let (mut table, mut at) = (Vec::with_capacity(parts.len()), FRONT);
@@ -154,6 +172,15 @@ pub(crate) fn build(
     Ok((bytes, content))
 }
 
+/// What is known of a file's bytes.
+#[derive(Clone, Copy)]
+struct FileHashes<'a> {
+    /// Of the file and its groups.
+    hash: Option<(&'a Hash, &'a [Hash])>,
+    /// Of its source, when it is made anew.
+    original: Option<&'a Hash>,
+}
+
 /// The parts of the index while they grow.
 #[derive(Default)]
 struct Tables {
@@ -163,6 +190,9 @@ struct Tables {
     entries: Vec<u8>,
     dims: Vec<u8>,
     strings: Vec<u8>,
+    originals: Vec<u8>,
+    runs: Vec<u8>,
+    bytes: Vec<u8>,
     groups: Vec<u8>,
     file_count: u32,
     tensor_count: u32,
@@ -184,7 +214,7 @@ impl Tables {
         ino: u32,
         path: &[u8],
         size: u64,
-        hash: Option<(&Hash, &[Hash])>,
+        hashes: FileHashes<'_>,
         file: Option<&TensorFile>,
     ) -> Result<()> {
         let (path_offset, path_len) = self.string(path)?;
@@ -203,7 +233,11 @@ impl Tables {
             record.data_start = file.data_start.into();
             self.first_tensor.insert(ino, self.tensor_count);
         }
-        if let Some((hash, groups)) = hash {
+        if let Some(rewrite) = file.and_then(|file| file.rewrite.as_ref()) {
+            flags |= raw::FILE_ORIGINAL;
+            record.original = self.add_original(rewrite, hashes.original)?.into();
+        }
+        if let Some((hash, groups)) = hashes.hash {
             record.hash = *hash;
             if !groups.is_empty() {
                 flags |= raw::FILE_GROUPS;
@@ -239,6 +273,31 @@ impl Tables {
         }
         self.file_count += 1;
         Ok(())
+    }
+
+    /// Adds what is needed to put the source of a file together again, and returns its number.
+    fn add_original(&mut self, rewrite: &Rewrite, hash: Option<&Hash>) -> Result<u32> {
+        let number = self.originals.len() / size_of::<OriginalRecord>();
+        let mut record = OriginalRecord::new_zeroed();
+        record.size = rewrite.source_len.into();
+        record.alignment = rewrite.align.into();
+        record.start_offset = (self.bytes.len() as u64).into();
+        record.start_len = (rewrite.source_start.len() as u64).into();
+        record.first_run =
+            short("runs of originals", (self.runs.len() / size_of::<RunRecord>()) as u64)?.into();
+        record.run_count = short("runs of originals", rewrite.runs().count() as u64)?.into();
+        record.file = self.file_count.into();
+        if let Some(hash) = hash {
+            record.flags = raw::ORIGINAL_HASH.into();
+            record.hash = *hash;
+        }
+        self.originals.extend_from_slice(record.as_bytes());
+        self.bytes.extend_from_slice(&rewrite.source_start);
+        for (offset, len) in rewrite.runs() {
+            let run = RunRecord { offset: offset.into(), len: len.into() };
+            self.runs.extend_from_slice(run.as_bytes());
+        }
+        short("originals", number as u64)
     }
 
     fn add_checkpoint(&mut self, ino: u32, entries: &[(u32, u32)]) -> Result<()> {
@@ -290,7 +349,7 @@ mod tests {
         let len = size(&tree, &Numbers::assign(&tree), &set, |_, size| size, true);
         let layout = layout(&tree, Some(len));
         let groups = (0..6u8).map(|n| vec![[n; 32]; 2]).collect();
-        let hashes = Hashes { files: (0..6).map(|n| [n; 32]).collect(), groups };
+        let hashes = Hashes { files: (0..6).map(|n| [n; 32]).collect(), groups, originals: HashMap::new() };
         let (bytes, content) = build(&tree, &layout, &set, Some(&hashes)).unwrap();
         assert_eq!(bytes.len() as u64, len);
         let header = Header::read_from_bytes(&bytes[..128]).unwrap();
@@ -302,7 +361,7 @@ mod tests {
             assert_eq!(section.hash, *blake3::hash(part).as_bytes());
             part
         };
-        assert_eq!((section(0).len(), section(6).len()), (4 * 96, 4 * 2 * 32));
+        assert_eq!((section(0).len(), section(9).len()), (4 * 96, 4 * 2 * 32));
         let record = |at: usize| FileRecord::read_from_bytes(&section(0)[at * 96..][..96]).unwrap();
         let inodes: Vec<_> = (0..4).map(|at| record(at).ino.get()).collect();
         assert_eq!(inodes, [2, 3, 4, 5]);
@@ -318,8 +377,11 @@ mod tests {
     #[test]
     fn the_content_hash_follows_names_contents_and_records_only() {
         let hash = |tree: &Tree, seed: u8| {
-            let hashes =
-                Hashes { files: (0..9).map(|n| [n + seed; 32]).collect(), groups: vec![Vec::new(); 9] };
+            let hashes = Hashes {
+                files: (0..9).map(|n| [n + seed; 32]).collect(),
+                groups: vec![Vec::new(); 9],
+                originals: HashMap::new(),
+            };
             build(tree, &layout(tree, None), &TensorSet::default(), Some(&hashes)).unwrap().1
         };
         let tree = Tree::flat(8, 100);

@@ -168,10 +168,10 @@ fn read_file(
         Ok(len) => len,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let mut json = vec![0; len];
-    source.read_exact_at(&mut json, PREFIX)?;
+    let mut start = [&first[..], &vec![0; len]].concat();
+    source.read_exact_at(&mut start[first.len()..], PREFIX)?;
     source.check()?;
-    let header = match parse_header(&json, size) {
+    let header = match parse_header(&start[first.len()..], size) {
         Ok(header) => header,
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -182,7 +182,7 @@ fn read_file(
             "tensor {start:?}: its name has more than {MAX_NAME} bytes, or it has more than {MAX_RANK} dimensions"
         )));
     }
-    let (rewrite, warning) = match align.map(|align| rewrite(&header, align)) {
+    let (rewrite, warning) = match align.map(|align| rewrite(&header, &start, align)) {
         None | Some(Ok(None)) => (None, None),
         Some(Ok(Some(rewrite))) => (Some(rewrite), None),
         Some(Err(why)) => (None, Some(format!("not aligned, packed as it is: {why}"))),

@@ -227,7 +227,9 @@ impl Plan {
         let mut leaves = self.copy(&task, 0..self.layout.total)?;
         if let Some(range) = self.layout.backing.clone() {
             task.target = files;
-            leaves.extend(self.copy(&task, range)?);
+            let [files, originals] = self.copy(&task, range)?;
+            leaves[0].extend(files);
+            leaves[1].extend(originals);
         }
         self.check_unread()?;
         let hashes = if hash { Some(self.file_hashes(leaves)?) } else { None };
@@ -239,8 +241,9 @@ impl Plan {
         Ok(())
     }
 
-    /// Copies everything but superblock and index, on several threads. The hashes come back unsorted.
-    fn copy(&self, task: &Task<'_>, part: Range<u64>) -> Result<Vec<Leaf>> {
+    /// Copies everything but superblock and index, on several threads. The hashes come back unsorted: those of the
+    /// files, and those of the sources of files that are made anew.
+    fn copy(&self, task: &Task<'_>, part: Range<u64>) -> Result<[Vec<Leaf>; 2]> {
         let total = part.end - part.start;
         // The room of regions stays as it is where it is zero.
         let is_room =
@@ -252,11 +255,11 @@ impl Plan {
             let start = part.start + at as u64 * WINDOW;
             let window = start..part.end.min(start + WINDOW);
             if is_room(&window) {
-                return Ok(Vec::new());
+                return Ok([Vec::new(), Vec::new()]);
             }
             task.target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
             copier.finish()?;
-            Ok(std::mem::take(&mut copier.leaves))
+            Ok([std::mem::take(&mut copier.leaves), std::mem::take(&mut copier.original_leaves)])
         };
         let state = || (Copier::new(task), Vec::new());
         // A thread for each window's worth of bytes at most; what was cloned is read only to be hashed.
@@ -264,7 +267,10 @@ impl Plan {
         let threads = (total - cloned).div_ceil(WINDOW);
         let threads =
             usize::try_from(threads).map_or(self.settings.threads, |most| most.min(self.settings.threads));
-        Ok(parallel::map(windows, threads, state, work)?.concat())
+        let parts = parallel::map(windows, threads, state, work)?;
+        let (files, originals): (Vec<_>, Vec<_>) =
+            parts.into_iter().map(|[files, originals]| (files, originals)).unzip();
+        Ok([files.concat(), originals.concat()])
     }
 
     /// Files that own no bytes of the image, because they are empty or share another file's, are not read. They
@@ -282,10 +288,15 @@ impl Plan {
     }
 
     /// The hashes of all regular files from those of their parts.
-    fn file_hashes(&self, mut leaves: Vec<Leaf>) -> Result<Hashes> {
+    fn file_hashes(&self, [mut leaves, mut originals]: [Vec<Leaf>; 2]) -> Result<Hashes> {
         leaves.sort_unstable_by_key(Leaf::key);
+        originals.sort_unstable_by_key(Leaf::key);
         let count = self.layout.numbers.node.len();
-        let mut hashes = Hashes { files: vec![[0; 32]; count], groups: vec![Vec::new(); count] };
+        let mut hashes = Hashes {
+            files: vec![[0; 32]; count],
+            groups: vec![Vec::new(); count],
+            originals: HashMap::new(),
+        };
         let mut rest = &leaves[..];
         for (ino, node) in self.layout.numbers.files(&self.tree) {
             let count = rest.partition_point(|leaf| leaf.ino <= ino);
@@ -302,6 +313,16 @@ impl Plan {
                 path: self.tree.source_path(node),
                 what: "parts of its hash are missing".to_owned(),
             })?;
+            let Some(rewrite) = self.rewrite(ino) else { continue };
+            let owner = self.shares.get(&ino).copied().unwrap_or(ino);
+            let start = originals.partition_point(|leaf| leaf.ino < owner);
+            let own = &originals[start..];
+            let own = &own[..own.partition_point(|leaf| leaf.ino == owner)];
+            let hash = hash::root(own, rewrite.source_len).ok_or_else(|| Error::Mismatch {
+                path: self.tree.source_path(node),
+                what: "parts of the hash of its source are missing".to_owned(),
+            })?;
+            hashes.originals.insert(ino, hash);
         }
         Ok(hashes)
     }

@@ -205,3 +205,45 @@ fn hard_links_and_shards_in_other_directories() {
     assert_eq!(tensors(&image, "/one"), tensors(&image, "/two"));
     assert_eq!(tensors(&image, "/sub/x.safetensors.index.json").len(), 1);
 }
+
+/// Sources come back whole, and their hashes are right, wherever the parts fall that threads copy.
+#[test]
+fn originals_come_back_with_their_hashes() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = |tensors: &[(&str, &str, &[usize])]| safetensors(tensors);
+    let long: Vec<(String, usize)> = (0..40).map(|n| (format!("t{n:02}"), 1_000_003 + n * 77)).collect();
+    let shapes: Vec<[usize; 1]> = long.iter().map(|(_, len)| [*len]).collect();
+    let long: Vec<(&str, &str, &[usize])> =
+        long.iter().zip(&shapes).map(|((name, _), shape)| (name.as_str(), "U8", &shape[..])).collect();
+    let files = [("long.safetensors", source(&long)), ("short.safetensors", source(SHARD_1))];
+    for (name, bytes) in &files {
+        write(dir.path(), name, bytes);
+    }
+    write(dir.path(), "again.safetensors", &files[0].1);
+    for align in [64, 4096, 1 << 20] {
+        let packer = Packer::new().align(4096).dedupe(true).tensor_alignment(Some(align));
+        let (image, _) = pack(dir.path(), packer);
+        image.index().unwrap().unwrap().check(&image).unwrap();
+        for (name, bytes) in files.iter().chain([&("again.safetensors", files[0].1.clone())]) {
+            let original = image.file(name).unwrap().original().unwrap();
+            assert_eq!((original.differs(), original.alignment()), (true, Some(align)), "{name}");
+            let mut found = Vec::new();
+            assert_eq!(original.copy_to(&mut found).unwrap(), bytes.len() as u64);
+            assert!(found == *bytes, "{name} {align}");
+            let hash = *blake3::hash(bytes).as_bytes();
+            assert_eq!((original.stored_hash().unwrap(), original.hash().unwrap()), (Some(hash), hash));
+            let mut part = [0; 100];
+            for at in [0, 5, 1000, bytes.len() - 3, bytes.len(), bytes.len() + 7] {
+                let len = original.read_at(at as u64, &mut part).unwrap();
+                let start = at.min(bytes.len());
+                assert_eq!(part[..len], bytes[start..bytes.len().min(start + 100)], "{name} {at}");
+            }
+        }
+    }
+    let (image, _) = pack(dir.path(), Packer::new());
+    let original = image.file("short.safetensors").unwrap().original().unwrap();
+    assert_eq!(
+        (original.differs(), original.hash().unwrap()),
+        (false, *blake3::hash(&files[1].1).as_bytes())
+    );
+}

@@ -1,6 +1,6 @@
 //! Verbs that look into an image.
 
-use super::{parse_alignment, parse_size};
+use super::{parse_alignment, parse_sha256, parse_size};
 use clap::{Args, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -41,14 +41,15 @@ pub enum ImageVerb {
     /// checkpoints and numbered shards are complete.
     ///
     /// With DIR: types, modes, sizes, contents, symlink targets and hard links too, byte for byte, in both
-    /// directions. Owners and times are not compared. `/.daxfs` is ignored on both sides.
+    /// directions. Files whose tensors were moved (`daxfs-pack --align-tensors`) are compared as they were. Owners and times are not compared. `/.daxfs` is ignored on both sides.
     Verify(VerifyArgs),
     /// Unpack an image into a new directory
     ///
     /// Nothing is ever written outside DEST: every step is taken relative to an open directory, no symbolic link is
     /// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory. More
     /// bytes than twice the image are refused unless --max-bytes allows them: files of an image can share its bytes.
-    /// `/.daxfs`, the index that the packer adds, is not written.
+    /// `/.daxfs`, the index that the packer adds, is not written. Files are written as they were in their source, also
+    /// where the packer moved their tensors (`daxfs-pack --align-tensors`).
     ///
     /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
     /// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.
@@ -176,6 +177,9 @@ pub struct CatArgs {
     /// Files inside the image; symbolic links are followed
     #[arg(required = true)]
     pub paths: Vec<OsString>,
+    /// Write the bytes that the files had in their source, where the packer moved tensors
+    #[arg(long)]
+    pub original: bool,
 }
 
 /// Arguments of `daxfs inspect`.
@@ -213,10 +217,13 @@ pub struct VerifyArgs {
     pub image: OsString,
     /// Directory that the image was packed from
     pub dir: Option<PathBuf>,
-    /// Accept safetensors files whose bytes differ from DIR when every tensor is equal (packed with
-    /// --align-tensors)
-    #[arg(long, requires = "dir")]
-    pub realigned: bool,
+    /// Compare the SHA-256 of a file's original bytes with one that was published, in 64 hexadecimal digits; can be
+    /// given several times
+    #[arg(long, value_name = "PATH=HEX", value_parser = parse_sha256)]
+    pub sha256: Vec<(OsString, [u8; 32])>,
+    /// The same for a list as sha256sum(1) writes it, whose paths are relative to the root of the image
+    #[arg(long, value_name = "FILE")]
+    pub sha256sums: Option<PathBuf>,
     /// No progress bar and no summary; differences are still printed
     #[arg(short, long)]
     pub quiet: bool,
@@ -245,6 +252,9 @@ pub struct ExtractArgs {
     /// Do not restore owners (only root does)
     #[arg(long)]
     pub no_owner: bool,
+    /// Write files as they lie in the image, tensors aligned, instead of as they were in their source
+    #[arg(long)]
+    pub as_stored: bool,
     /// Skip devices, FIFOs and sockets, instead of refusing the image
     #[arg(long)]
     pub skip_special: bool,

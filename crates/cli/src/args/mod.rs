@@ -228,6 +228,20 @@ pub(crate) fn parse_alignment(text: &str) -> Result<u64, String> {
     }
 }
 
+/// `PATH=HEX`: a path in the image, and a SHA-256.
+pub(crate) fn parse_sha256(text: &str) -> Result<(OsString, [u8; 32]), String> {
+    // Paths may hold `=`, digits do not.
+    let (path, digits) =
+        text.rsplit_once('=').ok_or("write PATH=HEX, such as model.safetensors=9f86d0...")?;
+    let hash = sha256(digits).ok_or("a SHA-256 is 64 hexadecimal digits")?;
+    if path.is_empty() { Err("name a file in front of the `=`".to_owned()) } else { Ok((path.into(), hash)) }
+}
+
+/// 64 hexadecimal digits.
+pub(crate) fn sha256(digits: &str) -> Option<[u8; 32]> {
+    daxfs::parse_content_hash(digits).filter(|_| digits.len() == 64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::text::{count, escape, human, kind_name};
 use anyhow::{Context, anyhow, bail};
 use beneath::Attributes;
-use daxfs::{Entry, FileType, Image, Region, ViewKind, format};
+use daxfs::{Entry, File, FileType, Image, Region, ViewKind, format};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::collections::{HashMap, HashSet};
@@ -75,6 +75,8 @@ struct Rules {
     owner: bool,
     special_bits: bool,
     umask: u32,
+    /// Whether files are written as they lie in the image, not as they were in their source.
+    as_stored: bool,
 }
 
 impl Rules {
@@ -84,7 +86,18 @@ impl Rules {
         let owner = geteuid().is_root() && !args.no_owner;
         let exact = owner || args.same_permissions;
         let umask = if exact { 0 } else { current_umask() };
-        Self { owner, special_bits: exact, umask }
+        Self { owner, special_bits: exact, umask, as_stored: args.as_stored }
+    }
+
+    /// Writes the contents of a file and returns how many bytes they are.
+    fn write(&self, file: &File, mut to: &std::fs::File) -> daxfs::Result<u64> {
+        if !self.as_stored {
+            let original = file.original()?;
+            if original.differs() {
+                return original.copy_to(&mut to);
+            }
+        }
+        file.write_to(to)
     }
 
     fn attributes(&self, entry: &Entry) -> Attributes {
@@ -277,7 +290,7 @@ impl<'a> Work<'a> {
             FileType::File => {
                 if !self.link(parent, entry).with_context(place)? {
                     let file = beneath::make_file(parent, entry.name()).with_context(place)?;
-                    let bytes = entry.file()?.write_to(&file).with_context(place)?;
+                    let bytes = self.rules.write(&entry.file()?, &file).with_context(place)?;
                     self.rules.attributes(entry).apply(&file).with_context(place)?;
                     self.remember(parent, path_len, entry).with_context(place)?;
                     self.written.bytes = self.written.bytes.saturating_add(bytes);

@@ -1,7 +1,7 @@
 //! `daxfs verify`: is the image sound, does it hold what it says, does it hold what the source directory holds?
 
 mod contents;
-mod realigned;
+mod published;
 mod source;
 mod tensors;
 
@@ -54,6 +54,8 @@ pub enum Kind {
     Checkpoint,
     /// The source directory.
     Source,
+    /// A SHA-256 that was published.
+    Sha256,
 }
 
 impl Kind {
@@ -65,6 +67,7 @@ impl Kind {
             Self::Tensors => "tensors",
             Self::Checkpoint => "checkpoint",
             Self::Source => "source",
+            Self::Sha256 => "sha256",
         }
     }
 }
@@ -91,8 +94,10 @@ pub struct Facts {
     pub compared_entries: usize,
     /// Bytes that were compared with it.
     pub compared_bytes: u64,
-    /// Safetensors files whose tensors equal the source's although their bytes do not.
+    /// Files whose tensors were moved in the image, and whose originals equal the source's.
     pub realigned_files: usize,
+    /// Files that were compared with a SHA-256.
+    pub sha256_files: usize,
 }
 
 impl Findings {
@@ -173,6 +178,7 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
     if let Some(dir) = &args.dir {
         source::compare(&image, dir, args, &mut findings)?;
     }
+    published::compare(&image, args, &mut findings)?;
     let outcome = findings.outcome();
     if args.json {
         json::write(out, &Report::of(&findings))?;
@@ -228,6 +234,9 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     }
     if facts.realigned_files > 0 {
         parts.push(count(facts.realigned_files as u64, "realigned file", "realigned files"));
+    }
+    if facts.sha256_files > 0 {
+        parts.push(format!("SHA-256 of {}", count(facts.sha256_files as u64, "file", "files")));
     }
     let verdict = match (
         (findings.differences.len() as u64).saturating_add(findings.unlisted),

@@ -1,6 +1,5 @@
 //! The image against the directory that it was packed from.
 
-use super::realigned::tensors_equal;
 use super::{Findings, Kind};
 use crate::args::VerifyArgs;
 use crate::descent::{DIRECTORY, Descent};
@@ -8,7 +7,7 @@ use crate::ls::sorted_children;
 use crate::progress::Progress;
 use crate::text::{escape, kind_name};
 use anyhow::{Context, bail};
-use daxfs::{Entry, FileType, Image, format};
+use daxfs::{Entry, FileType, Image, Original, format};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
@@ -37,7 +36,7 @@ struct Pair {
 /// What comparing two files gave.
 enum Verdict {
     Equal,
-    /// Bytes differ, tensors are equal.
+    /// What lies in the image is another file with the same tensors; its original is equal.
     Realigned,
     Different(String),
 }
@@ -59,7 +58,6 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
     let total = files.fold(0_u64, |sum, entry| sum.saturating_add(entry.metadata().size));
     let progress = Progress::new("comparing", total, args.quiet);
     let mut walk = Comparison {
-        args,
         findings,
         dir,
         progress,
@@ -105,7 +103,6 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
 }
 
 struct Comparison<'a> {
-    args: &'a VerifyArgs,
     findings: &'a mut Findings,
     dir: &'a Path,
     progress: Progress,
@@ -238,9 +235,12 @@ impl Comparison<'_> {
             // Another name of a pair that is compared already.
             return;
         }
-        let (size, source_size) = (entry.metadata().size, u64::try_from(stat.st_size).unwrap_or(0));
-        let may_be_realigned = self.args.realigned && entry.name().ends_with(b".safetensors");
-        if size != source_size && !may_be_realigned {
+        let size = match entry.file().and_then(|file| file.original()) {
+            Ok(original) => original.len(),
+            Err(error) => return self.findings.judge(Kind::Source, &entry.path(), error),
+        };
+        let source_size = u64::try_from(stat.st_size).unwrap_or(0);
+        if size != source_size {
             self.differ(entry, format!("{size} bytes, in the source {source_size}"));
             return;
         }
@@ -263,7 +263,7 @@ impl Comparison<'_> {
         let verdicts: Vec<anyhow::Result<Verdict>> = batch
             .par_iter_mut()
             .map(|pair| {
-                let verdict = pair.compare(self.args.realigned);
+                let verdict = pair.compare();
                 self.progress.add(pair.size);
                 verdict
             })
@@ -304,21 +304,18 @@ fn names_in(directory: BorrowedFd<'_>) -> nix::Result<Vec<Vec<u8>>> {
 }
 
 impl Pair {
-    fn compare(&mut self, realigned: bool) -> anyhow::Result<Verdict> {
-        let file = self.entry.file()?;
-        let Some(at) = first_difference(&file, &mut self.source)? else { return Ok(Verdict::Equal) };
-        if realigned && self.entry.name().ends_with(b".safetensors") {
-            return Ok(match tensors_equal(&file, &self.source)? {
-                None => Verdict::Realigned,
-                Some(text) => Verdict::Different(text),
-            });
-        }
-        Ok(Verdict::Different(format!("contents differ from byte {at} on")))
+    fn compare(&mut self) -> anyhow::Result<Verdict> {
+        let original = self.entry.file()?.original()?;
+        Ok(match first_difference(&original, &mut self.source)? {
+            None if original.differs() => Verdict::Realigned,
+            None => Verdict::Equal,
+            Some(at) => Verdict::Different(format!("contents differ from byte {at} on")),
+        })
     }
 }
 
 /// Offset of the first byte that differs, or where the shorter one ends.
-fn first_difference(file: &daxfs::File, source: &mut File) -> anyhow::Result<Option<u64>> {
+fn first_difference(file: &Original, source: &mut File) -> anyhow::Result<Option<u64>> {
     let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut offset = 0_u64;
     loop {

@@ -50,7 +50,8 @@
 //! is checked alone, in any order.
 //!
 //! **Originals.** The packer moves tensors so that they are aligned, which changes the file that holds them. The
-//! original is the bytes at the start of the source, verbatim, and then runs: bytes of the file in the image, or zeros.
+//! original is the bytes at the start of the source, verbatim, and then runs: stretches of the file in the image, each
+//! behind the one before it. So no original is longer than its file and the bytes that are kept of it.
 //! Filler tensors that the packer inserted are not listed among the tensors.
 
 pub mod v1;
@@ -125,8 +126,6 @@ pub const DTYPE_RECORDS: u16 = 0x8000;
 
 /// Bit of [`OriginalRecord::flags`]: the hash is present.
 pub const ORIGINAL_HASH: u32 = 1;
-/// [`RunRecord::offset`] of a run of zeros.
-pub const ZEROS: u64 = u64::MAX;
 
 /// Header at offset 0.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -306,7 +305,7 @@ pub struct OriginalRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RunRecord {
-    /// 0: where it lies in the file in the image, or [`ZEROS`].
+    /// 0: where it lies in the file in the image, behind the run before it.
     pub offset: U64,
     /// 8: bytes.
     pub len: U64,

@@ -27,6 +27,7 @@ pub use error::TensorError;
 pub(crate) use index::load_index;
 pub use index::{Groups, Index, IndexedCheckpoint, IndexedFile};
 pub use leftover::is_leftover;
+pub(crate) use select::usable_index;
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
 pub use select::{is_checkpoint, is_safetensors, shard_sets};
 pub use set::Tensors;

@@ -58,7 +58,7 @@ fn tensors_of_checkpoint(json: &File, directory: &[u8]) -> Result<Tensors> {
 }
 
 /// The image's index; `None` also when a later packer wrote it, since the headers say the same.
-fn usable_index(image: &Image) -> Result<Option<super::Index>> {
+pub(crate) fn usable_index(image: &Image) -> Result<Option<super::Index>> {
     match image.index() {
         Ok(index) => Ok(index.cloned()),
         Err(Error::UnsupportedVersion { .. } | Error::UnknownFlags { .. }) => Ok(None),

@@ -33,10 +33,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = parse_size)]
     pub align: u64,
 
-    /// Move the tensors of safetensors files to multiples of SIZE (256 without one): their headers are padded, and
-    /// filler tensors named __daxfs_pad_N are added where needed.
+    /// Move the tensors of safetensors files to multiples of SIZE (256 without one; `page` for this machine's pages):
+    /// their headers are padded, and filler tensors named __daxfs_pad_N are added where needed. The index keeps what is
+    /// needed to write the source's exact bytes again: `daxfs extract`, `daxfs cat --original`.
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
-    #[arg(value_parser = parse_size)]
+    #[arg(value_parser = parse_tensor_align)]
     pub align_tensors: Option<u64>,
 
     /// Leave SIZE of room behind the files for what kernels that mount the image write: new and changed files. A small
@@ -312,6 +313,11 @@ fn parse_overlay(text: &str) -> std::result::Result<Overlay, String> {
     }
 }
 
+/// A number of bytes, or `page`.
+fn parse_tensor_align(text: &str) -> std::result::Result<u64, String> {
+    if text == "page" { Ok(dmabuf::page_size()) } else { parse_size(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,6 +363,8 @@ mod tests {
         let args = parse("--align-tensors dir").unwrap();
         assert_eq!((args.align_tensors, args.inputs), (Some(256), vec![PathBuf::from("dir")]));
         assert_eq!(parse("--align-tensors=2M dir").unwrap().align_tensors, Some(2 << 20));
+        let page = Some(dmabuf::page_size());
+        assert_eq!(parse("--align-tensors=page dir").unwrap().align_tensors, page);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod groups;
 mod open;
+mod original;
 mod record;
 mod verify;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 pub use groups::Groups;
 pub use open::records_hash;
+pub use original::IndexedOriginal;
 pub use record::{IndexedCheckpoint, IndexedFile};
 use record::{Section, place};
 
@@ -51,6 +53,10 @@ pub struct Index {
     dims: Section<crate::format::U64>,
     dtypes: Section<raw::DtypeRecord>,
     groups: Section<[u8; 32]>,
+    originals: Section<raw::OriginalRecord>,
+    runs: Section<raw::RunRecord>,
+    /// What originals begin with.
+    bytes: Range<u64>,
     strings: Range<u64>,
 }
 

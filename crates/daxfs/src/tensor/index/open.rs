@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::Index;
 use super::record::{self, Section};
+use super::{Index, original};
 use crate::format::index as raw;
 use crate::tensor::TensorError;
 use crate::{Error, Extent, Region, Result, SharedBytes};
@@ -66,6 +66,9 @@ impl Index {
             dims: Section::new("dimensions", header.dims_offset, header.dim_count.get(), start, bound)?,
             dtypes: Section::default(),
             groups: Section::default(),
+            originals: Section::default(),
+            runs: Section::default(),
+            bytes: 0..0,
             strings: record::range("strings", offset, size, start, bound)?,
             region: region.clone(),
             extent,
@@ -79,6 +82,10 @@ impl Index {
         let table = table(view, &header, extent)?;
         let found = Table { sections: &table, end: behind(&header, &table), bound: extent.len };
         found.check()?;
+        let originals = found.records(raw::ORIGINALS, Counted::In32)?;
+        let runs: Section<raw::RunRecord> = found.records(raw::RUNS, Counted::In32)?;
+        let bytes = found.range(raw::BYTES)?;
+        original::check(view, &originals, runs.count(), bytes.end - bytes.start)?;
         Ok(Self {
             version: raw::VERSION,
             flags: header.flags.get(),
@@ -91,6 +98,9 @@ impl Index {
             dims: found.records(raw::DIMS, Counted::Close)?,
             dtypes: found.records(raw::DTYPES, Counted::In32)?,
             groups: found.records(raw::GROUPS, Counted::Close)?,
+            originals,
+            runs,
+            bytes,
             strings: found.range(raw::STRINGS)?,
             table: table.into(),
             region: region.clone(),

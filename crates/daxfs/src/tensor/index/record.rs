@@ -37,6 +37,8 @@ pub struct IndexedFile {
     pub(super) path_len: u32,
     /// Numbers of its groups, if it has any.
     pub(super) groups: Option<Range<u64>>,
+    /// Number of its original, if it has one.
+    pub(super) original: Option<u32>,
 }
 
 /// A sharded checkpoint as the index describes it.
@@ -196,6 +198,7 @@ impl Index {
             path_offset: record.path_offset.get(),
             path_len: record.path_len.get(),
             groups,
+            original: (flags & raw::FILE_ORIGINAL != 0).then_some(record.original.get()),
         })
     }
 

@@ -11,6 +11,9 @@ pub(in crate::tensor) struct Builder {
     /// Version 2; else version 1.
     pub v2: bool,
     pub groups: Vec<[u8; 32]>,
+    pub originals: Vec<raw::OriginalRecord>,
+    pub runs: Vec<raw::RunRecord>,
+    pub starts: Vec<u8>,
     pub dtypes: Vec<raw::DtypeRecord>,
     pub files: Vec<raw::FileRecord>,
     pub tensors: Vec<raw::TensorRecord>,
@@ -103,7 +106,7 @@ impl Builder {
 
     /// Version 2, with more sections behind: kind, flags, bytes.
     fn bytes_v2(&self, more: &[(u32, u32, &[u8])]) -> Vec<u8> {
-        let own: [(u32, usize, &[u8]); 8] = [
+        let own: [(u32, usize, &[u8]); 11] = [
             (raw::FILES, 96, self.files.as_bytes()),
             (raw::TENSORS, 48, self.tensors.as_bytes()),
             (raw::CHECKPOINTS, 32, self.checkpoints.as_bytes()),
@@ -112,6 +115,9 @@ impl Builder {
             (raw::STRINGS, 1, &self.strings),
             (raw::DTYPES, 32, self.dtypes.as_bytes()),
             (raw::GROUPS, 32, self.groups.as_bytes()),
+            (raw::ORIGINALS, 96, self.originals.as_bytes()),
+            (raw::RUNS, 16, self.runs.as_bytes()),
+            (raw::BYTES, 1, &self.starts),
         ];
         let own = own.iter().map(|&(kind, record, bytes)| (kind, 0, record, bytes));
         let sections: Vec<_> =
@@ -218,6 +224,23 @@ fn sound_v2() -> Builder {
         blake3::hazmat::HasherExt::set_input_offset(&mut hasher, (at as u64) << 20);
         builder.groups.push(blake3::hazmat::HasherExt::finalize_non_root(hasher.update(part)));
     }
+    let file = &mut builder.files[1];
+    file.flags = (raw::FILE_TENSORS | raw::FILE_ORIGINAL).into();
+    let run = |offset: u64, len: u64| raw::RunRecord { offset: offset.into(), len: len.into() };
+    builder.runs.extend([run(20, 30), run(60, 5)]);
+    builder.starts.extend_from_slice(b"0123456789");
+    builder.originals.push(raw::OriginalRecord {
+        size: 45.into(),
+        alignment: 64.into(),
+        start_offset: 0.into(),
+        start_len: 10.into(),
+        first_run: 0.into(),
+        run_count: 2.into(),
+        file: 1.into(),
+        flags: raw::ORIGINAL_HASH.into(),
+        reserved: [0; 16],
+        hash: [3; 32],
+    });
     let (name_offset, name_len) = builder.string("Q4_K");
     builder.dtypes.push(raw::DtypeRecord {
         name_offset,
@@ -413,7 +436,7 @@ fn longer_records_are_read() {
     let records: Vec<u8> =
         builder.files.iter().flat_map(|file| [file.as_bytes(), &[0xee; 4]].concat()).collect();
     let mut bytes = [&sound[..], &records].concat();
-    assert_eq!(at, 128 + 8 * 64);
+    assert_eq!(at, 128 + 11 * 64);
     bytes[16..24].copy_from_slice(&((sound.len() + records.len()) as u64).to_le_bytes());
     bytes[136..144].copy_from_slice(&(sound.len() as u64).to_le_bytes());
     bytes[144..152].copy_from_slice(&(records.len() as u64).to_le_bytes());
@@ -435,9 +458,44 @@ fn each_byte_of_the_records_is_covered() {
             let text = message(index.check_hashes());
             assert!(text.contains("its BLAKE3 is"), "{at}: {text}");
             // Of sections it is the hash in the table that counts.
-            assert!(at >= 128 + 8 * 64 || (64..96).contains(&at) || index.records_hash() != hash, "{at}");
+            assert!(at >= 128 + 11 * 64 || (64..96).contains(&at) || index.records_hash() != hash, "{at}");
         }
     }
+}
+
+#[test]
+fn originals_that_are_not_stretches_of_their_file_are_refused() {
+    let index = sound_v2().open();
+    let original = index.original(&index.file(5).unwrap().unwrap()).unwrap().unwrap();
+    assert_eq!((original.size, original.alignment, original.hash), (45, 64, Some([3; 32])));
+    assert_eq!(
+        [10, 39, 40, 44, 45].map(|at| original.run(at)),
+        [Some((20, 30)), Some((49, 1)), Some((60, 5)), Some((64, 1)), None]
+    );
+    assert_eq!(index.original_start(&original).unwrap().to_vec(), b"0123456789");
+    assert_eq!(index.original(&index.file(2).unwrap().unwrap()).unwrap(), None);
+    let damaged = |damage: &dyn Fn(&mut Builder)| {
+        let mut builder = sound_v2();
+        damage(&mut builder);
+        let index = open(builder.bytes());
+        message(index.and_then(|index| index.original(&index.file(5)?.unwrap())))
+    };
+    let stretches = "its runs must be stretches of the file in their order";
+    assert!(damaged(&|b| b.runs[1].offset = 49.into()).contains(stretches), "overlapping");
+    assert!(damaged(&|b| b.runs[1].offset = 96.into()).contains(stretches), "behind the end");
+    assert!(damaged(&|b| b.runs[1].offset = u64::MAX.into()).contains(stretches));
+    assert!(damaged(&|b| b.runs[1].len = u64::MAX.into()).contains(stretches));
+    assert!(damaged(&|b| b.runs[1].len = 6.into()).contains("it must be as long as its parts"));
+    assert!(damaged(&|b| b.originals[0].size = u64::MAX.into()).contains("as long as its parts"));
+    assert!(damaged(&|b| b.originals[0].file = 0.into()).contains("must name the file record that names it"));
+    assert!(damaged(&|b| b.files[1].original = 1.into()).contains("original 1: it must be in the index"));
+    let range = "its runs and bytes must be in the index";
+    assert!(damaged(&|b| b.originals[0].run_count = 3.into()).contains(range));
+    assert!(damaged(&|b| b.originals[0].start_len = 11.into()).contains(range));
+    assert!(damaged(&|b| b.originals[0].start_len = u64::MAX.into()).contains(range));
+    let next = "it must begin where the one before it ends";
+    assert!(damaged(&|b| b.originals[0].first_run = 1.into()).contains(next));
+    assert!(damaged(&|b| b.originals.push(b.originals[0])).contains(next), "shared by two");
 }
 
 #[test]
@@ -571,6 +629,15 @@ fn use_all(index: &Index) {
     let _ = index.check_hashes();
     for file in index.files().flatten() {
         let _ = index.groups(&file);
+        if let Ok(Some(original)) = index.original(&file) {
+            assert!(original.size <= file.size + original.start_len());
+            let mut at = original.start_len();
+            while let Some((from, len)) = original.run(at) {
+                assert!(from + len <= file.size && len > 0);
+                at += len;
+            }
+            assert_eq!(at, original.size);
+        }
     }
     for checkpoint in index.checkpoints().flatten() {
         let _ = index.checkpoint_files(&checkpoint);
@@ -610,7 +677,7 @@ proptest! {
 
     #[test]
     fn records_of_any_bytes_are_errors_or_sound_tensors(body in prop::collection::vec(any::<u8>(), 560)) {
-        for (mut bytes, header) in [(sound().bytes(), 160), (sound_v2_bytes(), 128 + 8 * 64)] {
+        for (mut bytes, header) in [(sound().bytes(), 160), (sound_v2_bytes(), 128 + 11 * 64)] {
             for (target, byte) in bytes[header..].iter_mut().zip(&body) {
                 *target = *byte;
             }

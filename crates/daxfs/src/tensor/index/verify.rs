@@ -207,7 +207,7 @@ impl Index {
     }
 
     /// The length of a file is what its inode says; a record that says something else is not used.
-    pub(in crate::tensor) fn check_size(&self, record: &IndexedFile, file: &File) -> Result<()> {
+    pub(crate) fn check_size(&self, record: &IndexedFile, file: &File) -> Result<()> {
         if record.size == file.len() {
             return Ok(());
         }
