@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import pickle
+import resource
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -92,6 +96,33 @@ def test_expect(holder: Holder, tmp_path: Path) -> None:
     holder.daxfs("swap", "llama", weights(tmp_path / "two", 2))
     with pytest.raises(daxfs.DaxfsError, match="other content"):
         daxfs.open(address, expect=content)
+
+
+def test_what_the_system_refuses_has_its_number(holder: Holder) -> None:
+    address = f"daxfs+unix://{holder.socket}/llama"
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError) as denied:
+                daxfs.open(address)
+        finally:
+            os.seteuid(0)
+        assert denied.value.errno == errno.EACCES
+    files = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files") as exhausted:
+            daxfs.open(address)
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert exhausted.value.errno == errno.EMFILE
+    assert not isinstance(exhausted.value, ConnectionError)
 
 
 def test_is_current(holder: Holder, tmp_path: Path) -> None:

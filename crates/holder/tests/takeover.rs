@@ -14,7 +14,8 @@ use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{
-    Done, Place, Process, Start, be_process, identity, is_used, keep_copies, kept_copies, tensor, wait_for,
+    Done, PATIENCE, Place, Process, Start, be_process, identity, is_used, keep_copies, kept_copies, tensor,
+    wait_for,
 };
 
 #[test]
@@ -278,4 +279,17 @@ fn a_stop_in_the_middle_stops_both() {
     assert_eq!(new.wait().code(), Some(2), "nobody is to hold it any more");
     wait_for("the memory to go", || !is_used(memory));
     let _next = place.serve(&Start::default());
+}
+
+#[test]
+fn after_a_takeover_the_new_process_is_named() {
+    let place = Place::new();
+    let mut old = place.serve(&Start::default());
+    let new = place.serve(&TAKE_OVER);
+    assert_eq!(old.wait().code(), Some(0));
+    let said = place.refused(place.command(&Start::default()));
+    assert!(said.contains(&format!("(process {})", new.0.id())), "{said}");
+    // Also to who asks the kernel.
+    let socket = dmabuf::connect_seqpacket(&place.socket, PATIENCE).unwrap();
+    assert_eq!(dmabuf::peer(socket.as_fd()).unwrap().pid.cast_unsigned(), new.0.id());
 }
