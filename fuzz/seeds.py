@@ -82,8 +82,12 @@ def write_headers(folder: Path) -> None:
     (folder / "json-repeated").write_bytes(struct.pack("<H", 1) + repeated)
 
 
-def write_messages(folder: Path) -> None:
-    """Write messages of the holder's protocol, each behind the number of its descriptors."""
+def write_messages(corpus: Path) -> None:
+    """Write messages of the holder's protocol: alone, and for a real holder and a real client.
+
+    Alone each is behind the number of its descriptors. The others have records as in fuzz_targets/records.rs: requests
+    behind each other for the holder, replies for the client.
+    """
 
     def string(data: bytes) -> bytes:
         return struct.pack("<I", len(data)) + data
@@ -98,6 +102,8 @@ def write_messages(folder: Path) -> None:
         "load": (0x04, 1, string(b"llama") + b"\x01\x02" + string(b"into=memfd") + string(b"shared=1")),
         "drop": (0x05, 0, string(b"llama")),
         "stop": (0x06, 0, b""),
+        "takeover": (0x08, 0, b""),
+        "access": (0x0C, 0, string(b"llama") + b"\x01" + struct.pack("<III", 1, 1000, 0)),
         "error": (0x81, 0, struct.pack("<I", 4) + string(b"no")),
         "attached": (0x82, 1, info),
         "generation": (0x83, 0, struct.pack("<QQ", 3, 1024)),
@@ -107,9 +113,20 @@ def write_messages(folder: Path) -> None:
         "socket": (0x88, 1, struct.pack("<Q", 4)),
         "handover": (0x89, 1, info + struct.pack("<III", 1, 1000, 0)),
     }
+    records = {}
     for name, (verb, descriptors, body) in messages.items():
         header = b"dxh1" + struct.pack("<HHII", 1, verb, len(body), descriptors)
-        (folder / name).write_bytes(bytes([descriptors]) + header + body)
+        (corpus / "holder" / name).write_bytes(bytes([descriptors]) + header + body)
+        records[name] = bytes([descriptors]) + struct.pack("<H", len(header + body)) + header + body
+    requests = [name for name, (verb, _, _) in messages.items() if verb < 0x80]
+    replies = [name for name, (verb, _, _) in messages.items() if verb >= 0x80]
+    for target, names in (("holder_server", requests), ("holder_client", replies)):
+        for name in names:
+            (corpus / target / name).write_bytes(records[name])
+    session = [records[name] for name in ("load", "attach", "current", "access", "list", "drop")]
+    (corpus / "holder_server/session").write_bytes(b"".join(session))
+    session = [records[name] for name in ("attached", "generation", "page")]
+    (corpus / "holder_client/session").write_bytes(b"".join(session))
 
 
 def make_tree(root: Path) -> None:
@@ -164,10 +181,10 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    for target in ("image", "safetensors", "holder"):
+    for target in ("image", "safetensors", "holder", "holder_server", "holder_client"):
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
-    write_messages(corpus / "holder")
+    write_messages(corpus)
     pack_trees(packer, corpus / "image")
     golden = copy_golden(corpus / "image")
     if not golden:
