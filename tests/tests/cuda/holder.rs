@@ -150,7 +150,7 @@ fn what_nobody_may_rely_on_is_no_copy_for_all() {
         let shared = pack(&Memory::SharedMemfd(HugePages::No));
         let number = shared.as_raw_fd();
         nix::fcntl::fcntl(&shared, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-        assert!(holder.run(&["load", "shared", &format!("fd:{number}")]).status.success());
+        assert!(holder.run(&["load", "--shared", "shared", &format!("fd:{number}")]).status.success());
         let image = Image::open(format!("daxfs+unix://{}/s/shared", holder.place.path().display())).unwrap();
         let resident = image.to(&device()).unwrap();
         refused(resident.keep().unwrap_err(), "memory could change");
