@@ -159,7 +159,7 @@ def test_refusals(tree: Path, tmp_path: Path) -> None:
     for options in ({"format": 7}, {"block_size": 1000}, {"align": 3}, {"huge_pages": "3M"}):
         with pytest.raises(ValueError, match=r"format|block|align|huge_pages"):
             daxfs.pack(tree, **options)
-    for source in (5, None, [5]):
+    for source in (5, [5], [None]):
         with pytest.raises(TypeError):
             daxfs.pack(source)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="input"):
@@ -273,7 +273,10 @@ def test_what_is_left_out(snapshot: Path, tmp_path: Path) -> None:
         daxfs.pack(snapshot, exclude="[")
 
 
-def test_who_may_read_it(tree: Path, tmp_path: Path) -> None:
+def test_who_may_read_it(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "config.json").write_text("{}")
     (tree / "config.json").chmod(0o600)
     assert daxfs.pack(tree, tmp_path / "image")["mode"] == "0600"
     assert (tmp_path / "image").stat().st_mode & 0o777 == 0o600
