@@ -37,6 +37,7 @@ __all__ = [
     "Image",
     "NotFoundError",
     "NotPlacedError",
+    "Original",
     "SourceError",
     "Tensor",
     "Tensors",
@@ -147,7 +148,7 @@ def pack(
     *,
     into: None = None,
     align: int | None = None,
-    align_tensors: bool | int | None = None,
+    align_tensors: bool | int | Literal["page"] | None = None,
     overlay: int | tuple[int, int] | None = None,
     empty: bool = False,
     split: _Path | None = None,
@@ -176,7 +177,7 @@ def pack(
     *,
     into: _Path | None = None,
     align: int | None = None,
-    align_tensors: bool | int | None = None,
+    align_tensors: bool | int | Literal["page"] | None = None,
     overlay: int | tuple[int, int] | None = None,
     empty: bool = False,
     split: _Path | None = None,
@@ -380,6 +381,7 @@ class File:
     def write_to(self, target: int | _HasFileno) -> int: ...
     def send(self, socket: _Socket) -> int: ...
     def hash(self) -> str: ...
+    def original(self) -> Original: ...
     def tensors(self) -> Tensors: ...
     @overload
     def __getitem__(self, key: str, /) -> Tensor: ...
@@ -399,6 +401,67 @@ class File:
     def values(self) -> ValuesView[Tensor]: ...
     def items(self) -> ItemsView[str, Tensor]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Original:
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def differs(self) -> bool: ...
+    @property
+    def alignment(self) -> int | None: ...
+    @overload
+    def open(
+        self,
+        mode: Literal["rb"] = "rb",
+        buffering: Literal[-1, 1] = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        descriptor: bool = False,
+    ) -> io.BufferedReader: ...
+    @overload
+    def open(
+        self,
+        mode: Literal["rb"] = "rb",
+        *,
+        buffering: Literal[0],
+        descriptor: bool = False,
+    ) -> io.RawIOBase: ...
+    @overload
+    def open(
+        self,
+        mode: Literal["r", "rt"],
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        descriptor: bool = False,
+    ) -> io.TextIOWrapper: ...
+    @overload
+    def open(
+        self,
+        mode: str = "rb",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        descriptor: bool = False,
+    ) -> io.IOBase: ...
+    def read_bytes(self) -> bytes: ...
+    def read_at(self, offset: int, length: int | None = None) -> bytes: ...
+    def readinto_at(self, offset: int, buffer: Buffer, /) -> int: ...
+    def write_to(self, target: int | _HasFileno) -> int: ...
+    def hash(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> Literal[True]: ...
 
 @final
 class Tensors(Mapping[str, Tensor]):

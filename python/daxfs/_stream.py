@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from daxfs._daxfs import File
+    from daxfs._daxfs import File, Original
 
 _READING = ("r", "rt", "rb", "br", "tr")
 
@@ -20,13 +20,13 @@ class Stream(io.RawIOBase):
 
     mode = "rb"
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File | Original) -> None:
         super().__init__()
         self._file = file
         self._position = 0
         self.name = file.path
 
-    def _open(self) -> File:
+    def _open(self) -> File | Original:
         if self.closed:
             msg = "I/O operation on closed file"
             raise ValueError(msg)
@@ -78,7 +78,7 @@ class Stream(io.RawIOBase):
 
 
 def open_file(  # noqa: PLR0913, PLR0917 - those of io.open, and one
-    file: File,
+    file: File | Original,
     mode: str,
     buffering: int,
     encoding: str | None,
@@ -108,7 +108,7 @@ def open_file(  # noqa: PLR0913, PLR0917 - those of io.open, and one
     return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
 
 
-def _descriptor(file: File) -> int:
+def _descriptor(file: File | Original) -> int:
     """Return a new descriptor of a sealed copy of the contents."""
     copy = os.memfd_create(f"daxfs:{file.name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyIterator, PySlice, PyString, PyTuple, PyType};
 
 use crate::buffer::{self, Borrowed, Dimensions, Export, Exporter};
 use crate::error::OrRaise;
+use crate::original::Original;
 use crate::tensors::Tensors;
 use crate::{mapping, reduce, source, text};
 
@@ -263,6 +264,12 @@ impl FileBase {
     /// BLAKE3 of the contents, in hexadecimal, computed now.
     fn hash(&self, py: Python<'_>) -> PyResult<String> {
         Ok(text::hex(&py.detach(|| self.file.hash()).or_raise()?))
+    }
+
+    /// The bytes that the file had in the source that the image was packed from: those from before its tensors were
+    /// aligned. For files that were not changed they are the file's own.
+    fn original(&self, py: Python<'_>) -> PyResult<Original> {
+        Ok(py.detach(|| self.file.original()).or_raise()?.into())
     }
 
     /// The tensors of a safetensors file.

@@ -16,6 +16,7 @@ mod file;
 mod image;
 mod mapping;
 mod open;
+mod original;
 mod pack;
 mod reduce;
 mod source;
@@ -46,6 +47,8 @@ mod _daxfs {
     use super::image::Image;
     #[pymodule_export]
     use super::open::open;
+    #[pymodule_export]
+    use super::original::Original;
     #[pymodule_export]
     use super::pack::pack;
     #[pymodule_export]

@@ -22,7 +22,7 @@ use crate::{source, unlocked};
 ///     "/dev/daxX.Y@OFFSET", a PCI device's resourceN, "phys:ADDRESS+LENGTH", "fd:N", or the path of a file that stands
 ///     for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
 /// align: large files start at multiples of it (default 2 MiB).
-/// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, or of the number given.
+/// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, of the number given, or of a page ("page").
 /// dedupe: store files with the same contents once.
 /// overlay: room for what kernels that mount the image write: bytes, or bytes and buckets of the hash table over them.
 /// empty: make an image without files, which takes an overlay and no sources.
@@ -143,6 +143,14 @@ pub fn pack<'py>(
     packer = match align_tensors {
         Some(AlignTensors::On(on)) => packer.align_tensors(on),
         Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
+        Some(AlignTensors::Page(name)) if name == "page" => {
+            packer.tensor_alignment(Some(dmabuf::page_size()))
+        }
+        Some(AlignTensors::Page(name)) => {
+            return Err(PyValueError::new_err(format!(
+                "align_tensors is a number of bytes, True, False or \"page\", not {name:?}"
+            )));
+        }
         None => packer,
     };
     let write = move |_wake| target.write(&packer.plan()?, backing);
@@ -178,6 +186,8 @@ pub enum AlignTensors {
     On(bool),
     #[pyo3(transparent)]
     Bytes(u64),
+    #[pyo3(transparent)]
+    Page(String),
 }
 
 /// What `overlay` may be.

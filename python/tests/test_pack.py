@@ -103,6 +103,39 @@ def test_align_tensors(tmp_path: Path, align: bool | int, bound: int) -> None:
         assert lowest >= bound if align else lowest < 256
 
 
+def test_the_source_comes_back_exactly(tmp_path: Path) -> None:
+    source = tmp_path / "m.safetensors"
+    write_safetensors(source, {f"{i}": Spec.filled(dtype, (8, i + 1), i) for i, dtype in enumerate(BITS)})
+    data = source.read_bytes()
+    with daxfs.pack(source, align_tensors="page", hash=True) as image:
+        file, original = image["m.safetensors"], image["m.safetensors"].original()
+        assert min(tensor.alignment for tensor in image.tensors().values()) >= os.sysconf("SC_PAGE_SIZE")
+        assert len(file) > len(data)
+    assert (original.differs, original.size, len(original), original.path) == (True, len(data), len(data), file.path)
+    assert original.alignment == os.sysconf("SC_PAGE_SIZE")
+    assert original.read_bytes() == data
+    assert original.read_at(5, 100) == data[5:105]
+    assert original.read_at(len(data) - 3, 10) == data[-3:]
+    assert original.read_at(len(data) + 1) == b""
+    target = bytearray(len(data) + 7)
+    assert original.readinto_at(1, target) == len(data) - 1
+    assert target == data[1:] + bytes(8)
+    with original.open() as stream:
+        stream.seek(-9, os.SEEK_END)
+        assert stream.read() == data[-9:]
+    with original.open(descriptor=True) as stream:
+        assert stream.read() == data
+    out = tmp_path / "out"
+    with out.open("wb") as stream:
+        assert original.write_to(stream) == len(data)
+    assert out.read_bytes() == data
+    assert "aligned to" in repr(original)
+    with daxfs.pack(source) as image:
+        same = image["m.safetensors"].original()
+        assert (same.differs, same.alignment, same.hash()) == (False, None, original.hash())
+        assert same.read_bytes() == data
+
+
 def test_room_for_changes(tree: Path, path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.daxfs"
     summary = daxfs.pack(tree, out, overlay=1 << 20)
@@ -156,7 +189,7 @@ def test_refusals(tree: Path, tmp_path: Path) -> None:
         daxfs.pack(tree, tmp_path / "none" / "x.daxfs")
     with pytest.raises(ValueError, match="not both"):
         daxfs.pack(tree, tmp_path / "x", into="memfd")  # type: ignore[call-overload]
-    for options in ({"format": 7}, {"block_size": 1000}, {"align": 3}, {"huge_pages": "3M"}):
+    for options in ({"format": 7}, {"block_size": 1000}, {"align": 3}, {"huge_pages": "3M"}, {"align_tensors": "x"}):
         with pytest.raises(ValueError, match=r"format|block|align|huge_pages"):
             daxfs.pack(tree, **options)
     for source in (5, [5], [None]):
