@@ -90,27 +90,37 @@ def open_file(  # noqa: PLR0913, PLR0917 - those of io.open, and one
     if mode not in _READING:
         msg = f"files of an image are read-only: mode is 'rb' or 'r', not {mode!r}"
         raise ValueError(msg)
-    if descriptor:
-        return open(_descriptor(file), mode, buffering, encoding, errors, newline)
     is_text = "b" not in mode
     if not is_text and (encoding, errors, newline) != (None, None, None):
         msg = "encoding, errors and newline are for text: mode 'r'"
         raise ValueError(msg)
-    raw = Stream(file)
-    if buffering == 0:
-        if is_text:
-            msg = "text is always buffered"
-            raise ValueError(msg)
-        return raw
-    buffered = io.BufferedReader(raw, io.DEFAULT_BUFFER_SIZE if buffering < 2 else buffering)
-    if not is_text:
-        return buffered
-    return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
+    if is_text and buffering == 0:
+        msg = "text is always buffered"
+        raise ValueError(msg)
+    encoding = encoding or "utf-8"
+    if descriptor and is_text:
+        # What it refuses is refused before the contents are copied.
+        io.TextIOWrapper(io.BytesIO(), encoding, errors, newline)
+    raw = io.FileIO(_descriptor(file), "rb") if descriptor else Stream(file)
+    try:
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedReader(raw, io.DEFAULT_BUFFER_SIZE if buffering < 2 else buffering)
+        if not is_text:
+            return buffered
+        text: Any = io.TextIOWrapper(buffered, encoding, errors, newline)
+        text.mode = mode
+    except BaseException:
+        raw.close()
+        raise
+    return text
 
 
 def _descriptor(file: File | Original) -> int:
     """Return a new descriptor of a sealed copy of the contents."""
-    copy = os.memfd_create(f"daxfs:{file.name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    # A name has at most 249 bytes, and may end within a character.
+    name = os.fsdecode(f"daxfs:{file.name}".encode("utf-8", "surrogateescape")[:200])
+    copy = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         file.write_to(copy)
         # F_ADD_SEALS with SEAL, SHRINK, GROW and WRITE: Python names them since 3.9 only where its libc did.

@@ -231,6 +231,68 @@ def test_a_descriptor_of_a_copy(large: daxfs.File) -> None:
         assert text.read(3) == "\0\1\2"
 
 
+def open_copies() -> int:
+    """Descriptors of copies that this process has."""
+    import os
+
+    def target(fd: str) -> str:
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            return ""
+
+    return sum(target(fd).startswith("/memfd:daxfs:large.bin") for fd in os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"mode": "rb", "encoding": "utf-8"},
+        {"mode": "rb", "newline": ""},
+        {"mode": "r", "buffering": 0},
+        {"mode": "r", "newline": "x"},
+        {"mode": "r", "encoding": "no such encoding"},
+        {"mode": "rb", "buffering": 1 << 62},
+    ],
+)
+def test_a_refused_copy_leaves_no_descriptor(large: daxfs.File, arguments: dict[str, Any]) -> None:
+    before = open_copies()
+    with pytest.raises((ValueError, LookupError, MemoryError)):
+        large.open(descriptor=True, **arguments)
+    assert open_copies() == before
+    with large.open(descriptor=True):
+        assert open_copies() == before + 1
+
+
+def test_text_of_a_copy_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    (tmp_path / "a.txt").write_bytes("grüße\n".encode())
+    code = (
+        "import daxfs, sys; file = daxfs.pack(sys.argv[1])['a.txt']\n"
+        "for stream in (file.open('r'), file.open('r', descriptor=True)):\n"
+        "    print(ascii(stream.read()), stream.encoding, stream.mode)"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "'gr\\xfc\\xdfe\\n' utf-8 r\n" * 2
+
+
+@pytest.mark.parametrize("name", ["ü" * 127, "x" + "ü" * 127, "n" * 255, "日" * 85])
+def test_a_copy_of_a_file_with_a_long_name(tmp_path: Path, name: str) -> None:
+    import os
+
+    (tmp_path / name).write_bytes(b"contents")
+    with daxfs.pack(tmp_path)[name].open(descriptor=True) as stream:
+        assert stream.read() == b"contents"
+        shown = os.readlink(f"/proc/self/fd/{stream.fileno()}")
+    assert shown.startswith(f"/memfd:daxfs:{name[:50]}")
+
+
 def test_of_an_empty_file(image: daxfs.Image) -> None:
     empty = image["empty"]
     with empty.open() as stream, empty.open(descriptor=True) as of_a_copy:
