@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +39,8 @@ PYTHON = b"@PYTHON@"
 BASE = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 # A layer that was made in another way is another layer.
 FORM = b"1"
+# The file that says what a .venv was made of, and that it was made here.
+STATE = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,39 @@ def made(name: str, locks: Path = ROOT) -> Path:
 def state_of(venv: Path) -> State | None:
     """Return what a .venv was made of, if it still works."""
     try:
-        state = State(**json.loads((venv / "environment.json").read_text()))
+        state = State(**json.loads((venv / STATE).read_text()))
         works = subprocess.run([venv / "bin/python", "-c", ""], check=False, capture_output=True).returncode == 0
     except (OSError, ValueError, TypeError):
         return None
     return state if works else None
+
+
+def check_ours(venv: Path) -> None:
+    """Refuse to change what this script has not made: other people's files may be in it."""
+    refused = ""
+    if venv.is_symlink():
+        refused = "a link"
+    elif venv.exists() and not venv.is_dir():
+        refused = "no folder"
+    elif venv.is_dir() and any(venv.iterdir()):
+        # What earlier scripts and scripts/gpu.sh have made is the project's as well.
+        earlier = (venv / "installed-requirements.txt", packages_of(venv) / "machine.pth")
+        if not any(path.exists() for path in (venv / STATE, *earlier)):
+            refused = "an environment" if (venv / "pyvenv.cfg").exists() else "a folder"
+            refused += " that the project's scripts have not made"
+    if refused:
+        raise SystemExit(f"environment: {venv} is {refused}: remove it or give it another name, then run this again")
+
+
+def clear(venv: Path) -> None:
+    """Empty the folder, and mark it as one of no known state."""
+    venv.mkdir(parents=True, exist_ok=True)
+    (venv / STATE).write_text("{}")
+    for path in list(venv.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != STATE:
+            path.unlink()
 
 
 def put_programs(layer: Path, venv: Path) -> list[str]:
@@ -167,6 +198,7 @@ def put_programs(layer: Path, venv: Path) -> list[str]:
 
 def link(environment: str, venv: Path, locks: Path = ROOT) -> None:
     """Make `venv`, or bring it up to date; the wheel in it stays unless the Python is another."""
+    check_ours(venv)
     state = state_of(venv)
     python = f"{BASE} {platform.python_version()}"
     if state and state.python == python and state.environment == INCLUDES.get(environment):
@@ -180,17 +212,18 @@ def link(environment: str, venv: Path, locks: Path = ROOT) -> None:
         print(f"environment: {venv.name} is ready (Python {platform.python_version()}, {environment})")
         return
     if state is None or state.python != python:
-        run(BASE, "-m", "venv", "--clear", "--without-pip", venv)
+        clear(venv)
+        run(BASE, "-m", "venv", "--without-pip", venv)
         state = None
     # While it is being changed it is of no known state.
-    (venv / "environment.json").unlink(missing_ok=True)
+    (venv / STATE).write_text("{}")
     for name in state.programs if state else ():
         (venv / "bin" / name).unlink(missing_ok=True)
     for layer in layers:
         wanted.programs += put_programs(layer, venv)
     paths = "".join(f"{packages_of(layer)}\n" for layer in layers)
     (packages_of(venv) / "environment.pth").write_text(paths)
-    (venv / "environment.json").write_text(json.dumps(asdict(wanted), indent=1))
+    (venv / STATE).write_text(json.dumps(asdict(wanted), indent=1))
     print(f"environment: {venv.name} is ready (Python {platform.python_version()}, {environment}, new)")
 
 
@@ -204,7 +237,7 @@ def main() -> int:
     commands.add_parser("path").add_argument("layer", choices=LAYERS)
     a = parser.parse_args()
     if a.command == "link":
-        link(a.environment, a.venv.resolve(), a.locks.resolve())
+        link(a.environment, a.venv.absolute(), a.locks.resolve())
     else:
         print(made(a.layer, a.locks.resolve()))
     return 0

@@ -114,6 +114,81 @@ def test_a_virtual_environment_is_thin_and_keeps_its_wheel(scripts: dict[str, Mo
     assert names(packages) in (["from_layer.py"], ["__pycache__", "from_layer.py"])
 
 
+@pytest.fixture
+def environment(scripts: dict[str, ModuleType], tmp_path: Path) -> ModuleType:
+    """The module, with one empty layer."""
+    module = scripts["environment"]
+    layer = tmp_path / "layer"
+    module.packages_of(layer).mkdir(parents=True)
+    (layer / "bin").mkdir()
+    module.made = lambda _name, _locks: layer
+    return module
+
+
+def foreign(place: Path) -> Path:
+    """Somebody's virtual environment, with something in it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    (place / "kept").write_text("kept")
+    return place
+
+
+def refusal(environment: ModuleType, venv: Path) -> str:
+    with pytest.raises(SystemExit) as refused:
+        environment.link("demo", venv, ROOT)
+    return str(refused.value)
+
+
+def test_the_environment_of_others_is_left_alone(
+    environment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = foreign(tmp_path / "other")
+    assert "other is an environment that the project's scripts have not made: remove it" in refusal(environment, other)
+    link = tmp_path / ".venv"
+    link.symlink_to(other)
+    assert ".venv is a link: remove it" in refusal(environment, link)
+    # As the command has it: the link is not followed.
+    monkeypatch.setattr(sys, "argv", ["environment.py", "--venv", str(link), "link", "demo"])
+    with pytest.raises(SystemExit, match=r"\.venv is a link"):
+        environment.main()
+    assert ((other / "kept").read_text(), link.is_symlink()) == ("kept", True)
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    assert ".venv is a link" in refusal(environment, link)
+    assert not (tmp_path / "nowhere").exists()
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    assert "file is no folder" in refusal(environment, file)
+    folder.mkdir()
+    (folder / "kept").touch()
+    assert "folder is a folder that" in refusal(environment, folder)
+    assert names(folder) == ["kept"]
+
+
+def test_the_environment_of_the_project_is_replaced(environment: ModuleType, tmp_path: Path) -> None:
+    # That of earlier scripts.
+    earlier = foreign(tmp_path / "earlier")
+    (earlier / "installed-requirements.txt").touch()
+    # That of an interrupted run: of no known state, but the project's.
+    interrupted = tmp_path / "interrupted"
+    run = environment.run
+
+    def interrupt(*_command: object) -> None:
+        raise KeyboardInterrupt
+
+    environment.run = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        environment.link("demo", interrupted, ROOT)
+    environment.run = run
+    assert environment.state_of(interrupted) is None
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for venv in (earlier, interrupted, empty):
+        environment.link("demo", venv, ROOT)
+        assert environment.state_of(venv).environment == "demo"
+        assert not (venv / "kept").exists()
+        subprocess.run([venv / "bin/python", "-c", ""], check=True)
+
+
 def test_locks_are_whole_and_name_no_place(scripts: dict[str, ModuleType]) -> None:
     layers = {layer.lock for layer in scripts["environment"].LAYERS.values()}
     assert {f"{name}.txt" for name in scripts["lock"].LOCKS} == layers - {"examples/demo/requirements-model.txt"}
