@@ -5,9 +5,11 @@ The emulator is a shell script that writes what a guest's console would have; ev
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,3 +98,51 @@ def test_shapes_of_one_boot_do_not_overlap() -> None:
     for pair in two.PAIRS:
         assert len({shape.source for shape in pair.shapes}) == len(pair.shapes)
         assert len({shape.backend for shape in pair.shapes}) == len(pair.shapes)
+
+
+DIES = vm.GuestDiedError("guest A: Kernel panic")
+WRONG = two.FailedError("the image has other bytes")
+
+
+@pytest.mark.parametrize(
+    ("boots", "expected"),
+    [
+        # What the tests of both shapes come to, boot by boot.
+        ([[None, None]], ["passed", "passed"]),
+        ([[WRONG, None]], ["FAILED after", "passed"]),
+        ([[WRONG, DIES], [None, None]], ["FAILED after", "passed"]),
+        ([[None, DIES], [WRONG, None]], ["FAILED after", "passed"]),
+        ([[None, DIES], [None, None]], ["passed", "passed"]),
+        ([[WRONG, DIES], [None, DIES]], ["FAILED after", "FAILED: its guests ended"]),
+        ([[DIES], [DIES]], ["FAILED: its guests ended"] * 2),
+    ],
+)
+def test_what_failed_is_not_forgotten_when_guests_die(
+    monkeypatch: pytest.MonkeyPatch, boots: list[list[Exception | None]], expected: list[str]
+) -> None:
+    def run() -> None:
+        if outcome := boots[0].pop(0):
+            raise outcome
+
+    @contextlib.contextmanager
+    def booted(name: str, *_: object):
+        try:
+            yield None
+        finally:
+            # The next boot begins when the host's end of this one has ended.
+            if name == "host":
+                boots.pop(0)
+
+    monkeypatch.setattr(two, "Images", lambda *_: None)
+    monkeypatch.setattr(two, "Test", lambda *_: SimpleNamespace(run=run))
+    monkeypatch.setattr(two, "in_guest", booted)
+    monkeypatch.setattr(two, "on_this_machine", lambda *_: booted("host"))
+    shapes = [SimpleNamespace(name=name, size=4096, rows=1) for name in ("one", "two")]
+    pair = SimpleNamespace(shapes=shapes, make_guest=lambda *_, **__: None)
+    notes: list[str] = []
+    deaths = sum(DIES in boot for boot in boots)
+    results = two.run_pair(pair, shapes, two.Programs(Path("p"), Path("d")), notes.append)
+    assert list(results) == ["one", "two"]
+    for result, beginning in zip(results.values(), expected):
+        assert result.startswith(beginning)
+    assert (len(notes), boots) == (int(deaths > 0), [])

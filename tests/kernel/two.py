@@ -269,10 +269,15 @@ class Test:
         check(done["status"] == 2 and advice in done["stderr"], f"`{script}`: {done}, expected {advice!r}")
 
 
-def run(pair: Pair, shapes: list[Shape], work: Path, programs: Programs, host: Peer) -> dict[str, str]:
-    """Everything about some shapes of a pair of guests, in one boot; what became of each."""
+def run(  # noqa: PLR0913, PLR0917
+    pair: Pair, shapes: list[Shape], work: Path, programs: Programs, host: Peer, results: dict[str, str]
+) -> None:
+    """Everything about some shapes of a pair of guests, in one boot.
+
+    What became of each is in `results` as soon as it is known: it stays when the guests die later. What has failed
+    stays failed, whatever other guests make of it.
+    """
     program = programs.folder / "two_kernels"
-    results = {}
     with contextlib.ExitStack() as stack:
         memories = {shape.name: stack.enter_context(common_memory(shape.size)) for shape in pair.shapes}
         guests = []
@@ -285,12 +290,12 @@ def run(pair: Pair, shapes: list[Shape], work: Path, programs: Programs, host: P
             images = Images(shape.rows, work / shape.name, programs.folder, host)
             try:
                 Test(shape, images, memories[shape.name], guests, programs.devices).run()
-                results[shape.name] = "passed"
+                result = "passed"
             except FailedError as error:
                 print(f"two.py: {shape.name}: {error}", file=sys.stderr, flush=True)
-                results[shape.name] = "FAILED"
-            results[shape.name] += f" after {time.monotonic() - start:.0f} s"
-    return results
+                result = "FAILED"
+            if not results.get(shape.name, "").startswith("FAILED"):
+                results[shape.name] = f"{result} after {time.monotonic() - start:.0f} s"
 
 
 def run_pair(pair: Pair, shapes: list[Shape], programs: Programs, note: Callable[[str], None]) -> dict[str, str]:
@@ -302,7 +307,7 @@ def run_pair(pair: Pair, shapes: list[Shape], programs: Programs, note: Callable
             tempfile.TemporaryDirectory(prefix="daxfs-two-kernels-") as work,
             on_this_machine(programs.folder / "two_kernels", PATIENCE) as host,
         ):
-            results.update(run(pair, shapes, Path(work), programs, host))
+            run(pair, shapes, Path(work), programs, host, results)
         return 0
 
     start, used = time.monotonic(), cpu_seconds()
