@@ -55,45 +55,51 @@ inside() {
         ${http_proxy:+http_proxy="$http_proxy"} "$@"
 }
 
-# make FOLDER: at FOLDER.partial first.
+# fill SYSTEM FOLDER: a process of its own, so that any step that fails ends it wherever it is called from.
+fill() {
+    local new=$2
+    define "$1"
+    debootstrap --variant=minbase "$suite" "$new" ${DAXFS_DEBIAN_MIRROR:+"$DAXFS_DEBIAN_MIRROR"}
+    cp --remove-destination /etc/resolv.conf "$new/etc/resolv.conf"
+    if [ -n "$foreign" ]; then inside "$new" dpkg --add-architecture "$foreign"; fi
+    # The same mirror's backports.
+    if [ ${#backports[@]} -gt 0 ]; then
+        sed -n "s/ $suite main/ $suite-backports main/p" "$new/etc/apt/sources.list" \
+            >"$new/etc/apt/sources.list.d/backports.list"
+    fi
+    local install=(apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends)
+    inside "$new" apt-get -qq -o Acquire::Retries=3 update
+    if [ ${#backports[@]} -gt 0 ]; then inside "$new" "${install[@]}" -t "$suite-backports" "${backports[@]}"; fi
+    inside "$new" "${install[@]}" "${packages[@]}"
+    if [ ${#unpacked[@]} -gt 0 ]; then
+        inside "$new" bash -ec 'mkdir /arm64 /arm64.deb && cd /arm64.deb
+            kernel=$(apt-cache depends "$1:arm64" | sed -n "s/.*Depends: *\(linux-image-[^:]*\).*/\1/p" | head -n 1)
+            shift
+            apt-get -qq -o APT::Sandbox::User=root download "$kernel:arm64" "$@"
+            for package in *.deb; do dpkg -x "$package" /arm64; done
+            # No modules: what the tests need is part of the kernel.
+            rm -r /arm64.deb /arm64/usr/lib/modules/*/kernel' unpack "${unpacked[@]}"
+    fi
+    inside "$new" dpkg-query --show >"$new/packages"
+    inside "$new" apt-get clean
+}
+
+# make_system SYSTEM FOLDER: in a folder beside it first. It says itself what fails: in $(...) nothing else would.
 make_system() {
-    local folder=$1 new
+    local folder=$2 new
     [ "$(id -u)" -eq 0 ] || fail "a Debian system is made and entered by root"
     command -v debootstrap >/dev/null || fail "debootstrap is missing: scripts/setup.sh dist installs it"
-    new=$(mktemp -d "$folder.XXXXXX")
+    new=$(mktemp -d "$folder.XXXXXX") || fail "nothing can be made in $cache"
     # The arguments are the folder's name now: it must go whatever happens.
     # shellcheck disable=SC2064
     trap "rm -rf --one-file-system '$new'" EXIT
     echo "debian.sh: making Debian $suite with ${packages[*]} ${backports[*]}, once" >&2
-    {
-        debootstrap --variant=minbase "$suite" "$new" ${DAXFS_DEBIAN_MIRROR:+"$DAXFS_DEBIAN_MIRROR"}
-        cp --remove-destination /etc/resolv.conf "$new/etc/resolv.conf"
-        if [ -n "$foreign" ]; then inside "$new" dpkg --add-architecture "$foreign"; fi
-        # The same mirror's backports.
-        if [ ${#backports[@]} -gt 0 ]; then
-            sed -n "s/ $suite main/ $suite-backports main/p" "$new/etc/apt/sources.list" \
-                >"$new/etc/apt/sources.list.d/backports.list"
-        fi
-        local install=(apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends)
-        inside "$new" apt-get -qq -o Acquire::Retries=3 update
-        if [ ${#backports[@]} -gt 0 ]; then inside "$new" "${install[@]}" -t "$suite-backports" "${backports[@]}"; fi
-        inside "$new" "${install[@]}" "${packages[@]}"
-        if [ ${#unpacked[@]} -gt 0 ]; then
-            inside "$new" bash -ec 'mkdir /arm64 /arm64.deb && cd /arm64.deb
-                kernel=$(apt-cache depends "$1:arm64" | sed -n "s/.*Depends: *\(linux-image-[^:]*\).*/\1/p" | head -n 1)
-                shift
-                apt-get -qq -o APT::Sandbox::User=root download "$kernel:arm64" "$@"
-                for package in *.deb; do dpkg -x "$package" /arm64; done
-                # No modules: what the tests need is part of the kernel.
-                rm -r /arm64.deb /arm64/usr/lib/modules/*/kernel' unpack "${unpacked[@]}"
-        fi
-        inside "$new" dpkg-query --show >"$new/packages"
-        inside "$new" apt-get clean
-    } >"$new.log" 2>&1 </dev/null || { tail -n 20 "$new.log" >&2; rm -f "$new.log"; fail "Debian $suite could not be made"; }
+    bash "$0" fill "$1" "$new" >"$new.log" 2>&1 </dev/null ||
+        { tail -n 20 "$new.log" >&2; rm -f "$new.log"; fail "Debian $suite could not be made"; }
     rm -f "$new.log"
-    chmod 755 "$new"
+    chmod 755 "$new" || fail "$new cannot be changed"
     # Another run may have been faster.
-    mv --no-target-directory "$new" "$folder" 2>/dev/null || [ -e "$folder/packages" ]
+    mv --no-target-directory "$new" "$folder" 2>/dev/null || [ -e "$folder/packages" ] || fail "$folder cannot be made"
     rm -rf --one-file-system "$new"
     trap - EXIT
 }
@@ -104,7 +110,7 @@ path() {
     wanted=$(printf '%s\n' "$suite" "$foreign" "${backports[@]}" -- "${packages[@]}" "${unpacked[@]}" | sha256sum)
     folder=$cache/$1-${wanted:0:12}
     mkdir -p "$cache"
-    [ -e "$folder/packages" ] || make_system "$folder"
+    [ -e "$folder/packages" ] || make_system "$1" "$folder"
     echo "$folder"
 }
 
@@ -189,6 +195,6 @@ enter() {
 
 [ $# -ge 2 ] || fail "debian.sh path SYSTEM, or debian.sh run SYSTEM [OPTION...] COMMAND..."
 case $1 in
-    path | run | enter) "$@" ;;
+    path | run | enter | fill) "$@" ;;
     *) fail "no command $1" ;;
 esac

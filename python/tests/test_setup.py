@@ -262,6 +262,33 @@ def test_an_update_says_which_crates_moved(tmp_path: Path) -> None:
     assert "no network" in failed.stderr
 
 
+@pytest.mark.parametrize(
+    "fails", ["debootstrap", "resolv.conf", " update", " install ", "dpkg-query", " clean", "nothing at all"]
+)
+@pytest.mark.parametrize("command", [["path", "bookworm"], ["run", "bookworm", "true"]])
+def test_a_debian_is_made_whole_or_not_at_all(tmp_path: Path, fails: str, command: list[str]) -> None:
+    # No network and no root: what the script starts says only whether it worked.
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    works = f'case "$(basename "$0") $*" in *"{fails}"*) exit 1 ;; esac\n'
+    effects = {"id": "echo 0", "debootstrap": 'mkdir "$3/etc"', "cp": "", "unshare": ""}
+    for name, effect in effects.items():
+        (programs / name).write_text(f"#!/bin/sh\n{works if name != 'id' else ''}{effect}\n")
+        (programs / name).chmod(0o755)
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(cache)}
+    environment.pop("DAXFS_DEBIAN_MIRROR", None)
+    done = subprocess.run(
+        [SCRIPTS / "debian.sh", *command], env=environment, check=False, capture_output=True, text=True
+    )
+    made = list((cache / "daxfs/debian").iterdir())
+    if fails == "nothing at all":
+        assert (done.returncode, [path.joinpath("packages").exists() for path in made]) == (0, [True]), done.stderr
+    else:
+        assert (done.returncode, made) == (2, [])
+        assert "Debian bookworm could not be made" in done.stderr
+
+
 def test_cargo_runs_locked_in_scripts() -> None:
     texts = [path for path in SCRIPTS.iterdir() if path.suffix == ".sh"] + [ROOT / "Makefile"]
     builds = [
