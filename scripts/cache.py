@@ -50,9 +50,11 @@ def only_one(path: Path, waiting_for: str) -> Iterator[None]:
         yield
 
 
-def made(kind: str, name: str, parts: Iterable[bytes], make: Callable[[Path], None]) -> Path:
-    """Return the folder of these parts; `make` fills an empty one if there is none."""
-    folder = cache_dir() / kind / f"{name}-{key(parts)}"
+def made(
+    kind: str, name: str, parts: Iterable[bytes], make: Callable[[Path], None], *, root: Path | None = None
+) -> Path:
+    """Return the folder of these parts, in the cache or below `root`; `make` fills an empty one if there is none."""
+    folder = (root or cache_dir()) / kind / f"{name}-{key(parts)}"
     if folder.exists():
         return folder
     with only_one(folder.with_name(f".{folder.name}.lock"), folder.name):

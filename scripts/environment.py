@@ -5,7 +5,8 @@
     scripts/environment.py link demo      the same with what the demo needs; a .venv of the tests has all of it
     scripts/environment.py path LAYER     makes a layer if need be, and prints where it lies
 
-With --locks DIR the locks are others (scripts/lock.py --into DIR), with --venv DIR the .venv is.
+With --locks DIR the locks are others (scripts/lock.py --into DIR), and the layers that differ lie in DIR/python; with
+--venv DIR the .venv is another.
 
 A layer is what one lock file says, installed into a folder of the cache under the hash of the lock and of the Python
 (scripts/cache.py). An environment is several layers. The .venv of a clone holds no more than paths to its layers, their
@@ -139,7 +140,8 @@ def made(name: str, locks: Path = ROOT) -> Path:
         sys.stderr.flush()
         install(layer, lock, folder)
 
-    return cache.made("python-newest" if other else "python", name, parts, make)
+    # Other locks are of this clone, and so are their layers.
+    return cache.made("python", name, parts, make, root=locks if other else None)
 
 
 def state_of(venv: Path) -> State | None:

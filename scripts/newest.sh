@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # The demo and the Python tests with the newest versions of all Python packages: `make test-newest`.
 #
-# The locks stay as they are: newer ones are written to target/newest, and a virtual environment of them to .venv-newest.
-# What moved is said first, so that a failure has its suspects.
+# The locks stay as they are: newer ones are written to target/newest, where the packages go that differ, and a virtual
+# environment of them to .venv-newest. What moved is said first, so that a failure has its suspects.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export DAXFS_VENV=.venv-newest
 python=${PYTHON:-python3}
 
-cache=$("$python" -c 'import sys; sys.path.insert(0, "scripts"); import cache; print(cache.cache_dir())')
-rm -rf target/newest "$cache/python-newest"
+rm -rf target/newest
 "$python" scripts/lock.py --upgrade --into target/newest
 "$python" scripts/environment.py --locks target/newest --venv $DAXFS_VENV link tests
 scripts/wheel.sh
