@@ -19,8 +19,8 @@ pub(crate) struct TensorCache {
     pub(super) headers: Parsed<Place, Header>,
     /// By inode number of the JSON file and the directory that its shards are relative to.
     pub(super) checkpoints: Parsed<(u64, Vec<u8>), Checkpoint>,
-    /// Shards without a JSON file, by the inode number of the first and the directory that they lie in.
-    pub(super) joined: Parsed<(u64, Vec<u8>), Checkpoint>,
+    /// Shards without a JSON file, by the inode numbers of all of them and the directory that they lie in.
+    pub(super) joined: Parsed<(Vec<u64>, Vec<u8>), Checkpoint>,
 }
 
 /// Where the bytes of a file lie: files that share them have one header.

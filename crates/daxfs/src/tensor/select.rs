@@ -7,7 +7,7 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 
 use super::checkpoint::{Checkpoint, header_of};
 use super::error::escaped;
@@ -74,8 +74,12 @@ fn tensors_of_shards(set: &ShardSet) -> Result<Tensors> {
     if let Some(error) = set.incomplete() {
         return Err(error.into());
     }
+    if let Some(error) = set.ambiguous() {
+        return Err(error.into());
+    }
     let files: Vec<_> = set.shards.values().map(|(entry, file)| (entry.path(), file.clone())).collect();
-    let key = (first.ino(), set.directory.path());
+    // All of them: two sets in one directory may begin with links to one file.
+    let key = (set.inodes(), set.directory.path());
     let label = set.label();
     let cache = &first.image().tensor_cache().joined;
     let joined = cache.get_or_parse(key, || set.pattern(), || Checkpoint::join(&files))?;
@@ -159,6 +163,8 @@ struct ShardSet {
     directory: Entry,
     /// By number; the first of each.
     shards: BTreeMap<u32, (Entry, File)>,
+    /// The first shard that has the number of another one and is another file.
+    second: Option<(u32, Entry, u64)>,
 }
 
 /// What was found in a place.
@@ -167,8 +173,9 @@ struct Sets {
     files: Vec<Found>,
     /// By directory, what is around the number in their names, and the count with its digits.
     shards: BTreeMap<ShardKey, ShardSet>,
-    /// Names of one inode (hard links, symbolic links) are one candidate.
-    inodes: HashSet<u64>,
+    /// Names of one inode (hard links, symbolic links) are one candidate; those of a list only in one directory, of
+    /// which this has the inode, since its shards are relative to that.
+    inodes: HashSet<(u64, Option<u64>)>,
 }
 
 type ShardKey = (u64, Vec<u8>, Vec<u8>, u32, usize);
@@ -211,9 +218,18 @@ impl ShardSet {
         Some(TensorError::IncompleteShards { set: self.label(), missing, absent, count })
     }
 
+    /// The error that names two files of one number, such as `m-1-of-2` and `m-01-of-2`.
+    fn ambiguous(&self) -> Option<TensorError> {
+        let (number, second, _) = self.second.as_ref()?;
+        let (first, _) = self.shards.get(number)?;
+        let paths = [first, second].map(|entry| escaped(&entry.path())).into();
+        Some(TensorError::Ambiguous { place: self.label(), count: 2, paths, variants: Vec::new() })
+    }
+
     /// What tells sets of the same shards apart from others: two revisions of a Hugging Face cache link to one blob.
     fn inodes(&self) -> Vec<u64> {
-        self.shards.values().map(|(_, file)| file.ino()).collect()
+        let second = self.second.iter().map(|(.., ino)| *ino);
+        self.shards.values().map(|(_, file)| file.ino()).chain(second).collect()
     }
 }
 
@@ -226,12 +242,21 @@ impl Sets {
             let directory = entry.parent().unwrap_or_else(|| entry.clone());
             let key = (directory.metadata().ino, before.to_vec(), behind.to_vec(), count, count_width);
             let set = self.shards.entry(key);
-            let set = set.or_insert_with(|| ShardSet { directory, shards: BTreeMap::new() });
-            set.shards.entry(number).or_insert((entry, file));
+            let set = set.or_insert_with(|| ShardSet { directory, shards: BTreeMap::new(), second: None });
+            match set.shards.entry(number) {
+                btree_map::Entry::Vacant(place) => {
+                    place.insert((entry, file));
+                }
+                btree_map::Entry::Occupied(first) if first.get().1.ino() != file.ino() => {
+                    set.second.get_or_insert((number, entry, file.ino()));
+                }
+                btree_map::Entry::Occupied(_) => (),
+            }
             return;
         }
         let list = name.kind == Kind::Checkpoint;
-        if self.inodes.insert(file.ino()) {
+        let directory = if list { entry.parent().map(|parent| parent.metadata().ino) } else { None };
+        if self.inodes.insert((file.ino(), directory)) {
             self.files.push(Found { entry, file, list });
         }
     }
@@ -295,6 +320,14 @@ impl<'a> Candidate<'a> {
         matches!(self, Self::File(found) if found.list)
     }
 
+    /// Inode of a list; 0 for others.
+    fn list_ino(self) -> u64 {
+        match self {
+            Self::File(found) if found.list => found.file.ino(),
+            _ => 0,
+        }
+    }
+
     /// Inode of its directory: what variants have in common.
     fn directory(self) -> u64 {
         self.entry().and_then(Entry::parent).map_or(0, |parent| parent.metadata().ino)
@@ -343,6 +376,7 @@ fn choose(sets: &Sets, place: &str, variant: Option<&str>) -> Result<Option<Tens
     }
     if candidates.iter().any(|candidate| candidate.is_list()) {
         candidates.retain(|candidate| candidate.is_list());
+        drop_same_lists(&mut candidates)?;
     }
     match candidates.as_slice() {
         [] => Ok(None),
@@ -362,6 +396,53 @@ fn choose(sets: &Sets, place: &str, variant: Option<&str>) -> Result<Option<Tens
             Err(TensorError::Ambiguous { place, count, paths, variants }.into())
         }
     }
+}
+
+/// Leaves out lists that say the same of the same files as another name of the list does: two revisions of a Hugging
+/// Face cache. The same list may mean other shards in another directory.
+fn drop_same_lists(candidates: &mut Vec<Candidate<'_>>) -> Result<()> {
+    let mut names: HashMap<u64, usize> = HashMap::new();
+    for candidate in &*candidates {
+        let count = names.entry(candidate.list_ino()).or_default();
+        *count = count.saturating_add(1);
+    }
+    // What the first name of each means; nothing when its shards are not all there.
+    let mut firsts: HashMap<u64, Option<Tensors>> = HashMap::new();
+    let mut kept = Vec::with_capacity(candidates.len());
+    for candidate in candidates.drain(..) {
+        let ino = candidate.list_ino();
+        if names.get(&ino).is_some_and(|count| *count > 1) {
+            let tensors = match candidate.open() {
+                Ok(tensors) => Some(tensors),
+                Err(Error::Tensor(_)) => None,
+                Err(error) => return Err(error),
+            };
+            match (firsts.get(&ino), tensors) {
+                (None, tensors) => {
+                    firsts.insert(ino, tensors);
+                }
+                (Some(Some(first)), Some(tensors)) if same_tensors(first, &tensors)? => continue,
+                _ => (),
+            }
+        }
+        kept.push(candidate);
+    }
+    *candidates = kept;
+    Ok(())
+}
+
+/// The same names in the same files.
+fn same_tensors(left: &Tensors, right: &Tensors) -> Result<bool> {
+    if left.len() != right.len() {
+        return Ok(false);
+    }
+    for (left, right) in left.iter().zip(right.iter()) {
+        let (left, right) = (left?, right?);
+        if left.name() != right.name() || left.file().ino() != right.file().ino() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Leaves out what is a variant of another candidate in its directory.

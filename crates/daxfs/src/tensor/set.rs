@@ -164,7 +164,8 @@ impl Tensors {
             Source::Checkpoint { files, checkpoint, .. } | Source::Shards { files, checkpoint, .. } => {
                 checkpoint
                     .find(name)
-                    .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                    .and_then(|(shard, info)| Some((files.get(shard)?, info)))
+                    .map(|(file, info)| Tensor::new(Arc::clone(info), file.clone()))
                     .transpose()
             }
             Source::IndexedFile { index, file, record } => {
@@ -193,7 +194,8 @@ impl Tensors {
             Source::Checkpoint { files, checkpoint, .. } | Source::Shards { files, checkpoint, .. } => {
                 checkpoint
                     .nth(position)
-                    .map(|(shard, info)| Tensor::new(Arc::clone(info), files[shard].clone()))
+                    .and_then(|(shard, info)| Some((files.get(shard)?, info)))
+                    .map(|(file, info)| Tensor::new(Arc::clone(info), file.clone()))
                     .transpose()
             }
             Source::IndexedFile { index, file, record } => {

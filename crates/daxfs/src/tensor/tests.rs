@@ -294,6 +294,69 @@ fn two_revisions_of_the_same_shards_are_one_set() {
 }
 
 #[test]
+fn sets_with_a_first_shard_in_common_are_told_apart() {
+    let image = TestImage::new()
+        .file("/blob", shard("a", b"1"))
+        .link("/m/a-1-of-2.safetensors", "../blob")
+        .file("/m/a-2-of-2.safetensors", shard("b", b"2"))
+        .link("/m/b-1-of-2.safetensors", "../blob")
+        .file("/m/b-2-of-2.safetensors", shard("c", b"3"))
+        .link("/m/c-1-of-3.safetensors", "../blob")
+        .file("/m/c-2-of-3.safetensors", shard("d", b"4"))
+        .file("/m/c-3-of-3.safetensors", shard("e", b"5"))
+        .open();
+    let sets = [("c-*-of-3", &["a", "d", "e"][..]), ("a-*-of-2", &["a", "b"]), ("b-*-of-2", &["a", "c"])];
+    for (name, expected) in sets {
+        let tensors = image.tensors_at(format!("/m/{name}.safetensors")).unwrap();
+        assert_eq!(names(&tensors), expected);
+    }
+    let b = image.tensors_at("/m/b-*-of-2.safetensors").unwrap();
+    assert_eq!(b.get("c").unwrap().as_slice().unwrap(), b"3");
+}
+
+#[test]
+fn two_files_of_one_number_are_ambiguous() {
+    let image = TestImage::new()
+        .file("/m-1-of-2.safetensors", shard("a", b"1"))
+        .file("/m-01-of-2.safetensors", shard("a", b"2"))
+        .file("/m-2-of-2.safetensors", shard("b", b"3"))
+        .open();
+    assert_eq!(
+        text(image.tensors()),
+        "/m-*-of-2.safetensors: 2 sets of tensors, name one of them: /m-01-of-2.safetensors, /m-1-of-2.safetensors"
+    );
+    let image = TestImage::new()
+        .file("/m-1-of-2.safetensors", shard("a", b"1"))
+        .hard_link("/m-01-of-2.safetensors", "/m-1-of-2.safetensors")
+        .file("/m-2-of-2.safetensors", shard("b", b"3"))
+        .open();
+    assert_eq!(names(&image.tensors().unwrap()), ["a", "b"]);
+}
+
+#[test]
+fn one_list_in_two_directories_is_one_set_only_with_the_same_shards() {
+    let revisions = |second: &'static str| {
+        TestImage::new()
+            .file("/blobs/list", r#"{"weight_map":{"w":"1.safetensors"}}"#)
+            .file("/blobs/a", shard("w", b"1"))
+            .file("/blobs/b", shard("w", b"2"))
+            .link("/snapshots/one/m.safetensors.index.json", "../../blobs/list")
+            .link("/snapshots/one/1.safetensors", "../../blobs/a")
+            .link("/snapshots/two/m.safetensors.index.json", "../../blobs/list")
+            .link("/snapshots/two/1.safetensors", second)
+            .open()
+    };
+    assert_eq!(names(&revisions("../../blobs/a").tensors().unwrap()), ["w"]);
+    for other in ["../../blobs/b", "../../blobs/gone"] {
+        assert_eq!(
+            text(revisions(other).tensors()),
+            "image: 2 sets of tensors, name one of them: /snapshots/one/m.safetensors.index.json, \
+             /snapshots/two/m.safetensors.index.json"
+        );
+    }
+}
+
+#[test]
 fn hidden_files_count_only_where_there_are_no_others() {
     let image = TestImage::new()
         .file("/m/model.safetensors", shard("w", b"1"))
