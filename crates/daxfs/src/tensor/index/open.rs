@@ -217,6 +217,21 @@ impl Table<'_> {
                 return Err(Error::UnsupportedVersion { place, found: kind, supported: "1 to 11" });
             }
         }
+        self.check_disjoint()
+    }
+
+    /// Sections share no bytes, so that hashing all of them takes no longer than reading the index.
+    fn check_disjoint(&self) -> Result<()> {
+        let mut sections: Vec<_> = self.sections.iter().filter(|section| section.len.get() != 0).collect();
+        sections.sort_unstable_by_key(|section| section.offset.get());
+        for pair in sections.windows(2) {
+            let [left, right] = pair else { continue };
+            // No overflow: they lie in the index.
+            if left.offset.get() + left.len.get() > right.offset.get() {
+                let [left, right] = [left, right].map(|section| section_name(section.kind.get()));
+                return Err(rule("its sections must not overlap", format!("{left} and {right} do")));
+            }
+        }
         Ok(())
     }
 

@@ -404,6 +404,29 @@ fn headers_of_version_2_are_refused_by_name() {
 }
 
 #[test]
+fn sections_that_overlap_are_refused() {
+    let builder = sound_v2();
+    let bytes = builder.bytes_v2(&[(77, 0, &[1; 64]), (78, 0, &[2; 64])]);
+    open(bytes.clone()).unwrap();
+    let field = |section: usize| 128 + 64 * section + 8;
+    let offset = |section| u64::from_le_bytes(bytes[field(section)..][..8].try_into().unwrap());
+    for (section, at, name) in [
+        (12, offset(11), "section of an unknown kind and section of an unknown kind"),
+        (12, offset(11) + 63, "section of an unknown kind and section of an unknown kind"),
+        (12, offset(0), "file records and section of an unknown kind"),
+    ] {
+        let mut bytes = bytes.clone();
+        bytes[field(section)..][..8].copy_from_slice(&at.to_le_bytes());
+        let text = message(open(bytes));
+        assert!(text.contains("its sections must not overlap (found ") && text.contains("do)"), "{text}");
+        assert!(
+            text.contains(name) || text.contains("section of an unknown kind and file records"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn what_a_later_version_adds_is_stepped_over() {
     let mut builder = sound_v2();
     let index = open(builder.bytes_v2(&[(77, 0, b"a later section"), (78, 0xfffe, b"")])).unwrap();
