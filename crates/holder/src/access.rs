@@ -14,6 +14,8 @@ pub struct Access {
     pub gids: Vec<u32>,
     /// Whether a supervisor keeps that everybody may, since it had a list before.
     explicit: bool,
+    /// Whether a supervisor keeps, beside the list, that there is one (see `Notify::change_access`).
+    marked: bool,
 }
 
 impl fmt::Display for Access {
@@ -32,7 +34,7 @@ impl fmt::Display for Access {
 impl Access {
     /// For these users and groups; for everybody who may connect when there are none.
     pub fn new(uids: Vec<u32>, gids: Vec<u32>) -> Self {
-        Self { uids, gids, explicit: false }
+        Self { uids, gids, explicit: false, marked: false }
     }
 
     /// True for the same users and groups, in whatever order.
@@ -48,13 +50,32 @@ impl Access {
 
     /// True when a supervisor is to keep it: for everybody it need not, unless it keeps something else.
     pub fn is_stored(&self) -> bool {
-        *self != Self::default()
+        self.explicit || !self.uids.is_empty() || !self.gids.is_empty()
+    }
+
+    /// How many descriptors a supervisor keeps for it.
+    pub fn descriptors(&self) -> usize {
+        usize::from(self.is_stored()) + usize::from(self.marked)
+    }
+
+    /// With the mark that there is a list: an image that was stored for everybody needs it.
+    #[must_use]
+    pub fn marked(self) -> Self {
+        Self { marked: true, ..self }
+    }
+
+    /// For a new generation, which is stored as one with a list at once.
+    #[must_use]
+    pub fn of_new(self) -> Self {
+        Self { marked: false, ..self }
     }
 
     /// In the place of another one, which a supervisor may keep.
     #[must_use]
     pub fn in_place_of(self, before: &Self) -> Self {
-        Self { explicit: before.is_stored(), ..self }
+        let explicit = before.is_stored();
+        let marked = before.marked || (!explicit && self.is_stored());
+        Self { explicit, marked, ..self }
     }
 
     /// Only root and the holder's own user.

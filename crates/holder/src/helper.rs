@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daxfs::holder::wire::{Builder, Fields, Frame, MESSAGE_MAX, WireError};
 use dmabuf::{FdKind, HugePages};
@@ -64,13 +64,29 @@ impl fmt::Debug for Helper {
 }
 
 /// Ends the helper with the load, however that ends.
-struct Running(Child);
+struct Running(Option<Child>);
+
+/// How long a load waits for its helper to be gone. One that the kernel keeps, in a file system that does not answer, is
+/// left to a thread of its own.
+const GONE: Duration = Duration::from_secs(1);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
         // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = child.kill();
+        let since = Instant::now();
+        while since.elapsed() < GONE {
+            // An error says that there is nothing to wait for.
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        tracing::warn!(pid = child.id(), "a helper that was killed does not end");
+        let reap = move || child.wait();
+        // Without a thread it stays a zombie until the holder ends.
+        let _ = std::thread::Builder::new().name("reap".into()).spawn(reap);
     }
 }
 
@@ -98,7 +114,7 @@ pub(crate) fn pack(
         command.env_remove(variable);
     }
     command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-    let running = Running(command.spawn().map_err(|e| Error::system("start the helper", e))?);
+    let running = Running(Some(command.spawn().map_err(|e| Error::system("start the helper", e))?));
     // Else the descriptor of the helper's end in `command` would keep the connection open after its death.
     drop(command);
     dmabuf::send_fds(own.as_fd(), &request(peer, options), &[directory])?;
@@ -202,6 +218,10 @@ fn unexpected() -> Error {
 fn receive(socket: BorrowedFd<'_>, watch: Option<&Watch>) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buffer = vec![0; MESSAGE_MAX];
     loop {
+        // Also for one that always has something to say.
+        if let Some(watch) = watch {
+            watch.check()?;
+        }
         match dmabuf::recv_fds(socket, &mut buffer, 1) {
             Ok((0, _)) => {
                 let why = "it ended before its work was done; the machine may be short of memory";
@@ -213,9 +233,6 @@ fn receive(socket: BorrowedFd<'_>, watch: Option<&Watch>) -> Result<(Vec<u8>, Ve
             }
             Err(error) if error.io_kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
-        }
-        if let Some(watch) = watch {
-            watch.check()?;
         }
     }
 }
@@ -345,5 +362,33 @@ impl mkimage::Progress for Sent {
 
     fn cancelled(&self) -> bool {
         self.watch.cancel.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_always_says_something_is_given_up() {
+        let (own, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let watch = Watch::default();
+        let say = || dmabuf::send_fds(theirs.as_fd(), b"progress", &[]).unwrap();
+        say();
+        assert_eq!(receive(own.as_fd(), Some(&watch)).unwrap().0, b"progress");
+        say();
+        watch.cancel.store(true, Ordering::Relaxed);
+        let given_up = receive(own.as_fd(), Some(&watch)).unwrap_err();
+        assert!(matches!(given_up, Error::Cancelled), "{given_up}");
+    }
+
+    #[test]
+    fn a_helper_ends_with_its_load() {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        assert!(process.exists());
+        drop(Running(Some(child)));
+        assert!(!process.exists(), "killed and reaped");
     }
 }

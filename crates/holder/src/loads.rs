@@ -176,7 +176,7 @@ impl Server {
     /// Puts an image under its name. A supervisor has it before anybody is told.
     fn hold(&mut self, name: &str, ready: Ready) -> Result<()> {
         crash_point("hold-begin");
-        let access = self.access_of(name, ready.access.as_ref())?;
+        let access = self.access_of(name, ready.access.as_ref())?.of_new();
         let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
         self.notify.check_room(kept, (&access, ready.fds.len()))?;
         if self.notify.is_active()

@@ -222,6 +222,8 @@ impl Server {
             ));
         }
         self.table.check_free(&name, replace).map_err(|refusal| (refusal, taken(&name)))?;
+        // Nobody waits for those any more.
+        self.queue.retain(|job| !job.watch.cancel.load(Ordering::Relaxed));
         if self.queue.len() >= QUEUE_MAX {
             return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));
         }
@@ -292,8 +294,9 @@ impl Server {
         }
         let after = Access::new(uids, gids).in_place_of(&before);
         if after.is_stored() && !before.is_stored() {
+            // The list, and the mark that there is one.
             let kept = self.table.iter().map(|held| (&held.access, held.descriptors()));
-            let room = self.notify.check_room(kept, (&Access::default(), 1));
+            let room = self.notify.check_room(kept, (&Access::default(), after.descriptors()));
             room.map_err(|error| (Refusal::Limit, error.to_string()))?;
         }
         let changed = self.notify.change_access(name, generation, &before, &after);

@@ -32,7 +32,7 @@ pub(crate) fn restore_all(
     let (copies, passed): (Vec<_>, Vec<_>) = passed.into_iter().partition(is_copy);
     for passed in passed {
         match Stored::parse(&passed.name) {
-            Some(Stored { kind: StoredKind::Access, .. }) => {}
+            Some(Stored { kind: StoredKind::Access | StoredKind::Listed, .. }) => {}
             Some(Stored { kind, generation, name }) => {
                 // Who may attach was stored before the image; without it only the holder's own user may.
                 let key = (generation, name.to_owned());

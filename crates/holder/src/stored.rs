@@ -13,11 +13,13 @@ pub enum StoredKind {
     Restricted,
     /// That list.
     Access,
+    /// That an image that was for everybody has had such a list since: it stays as long as the image.
+    Listed,
 }
 
 impl StoredKind {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Open, "img"), (Self::Restricted, "own"), (Self::Access, "acl")];
+    const ALL: [(Self, &'static str); 4] =
+        [(Self::Open, "img"), (Self::Restricted, "own"), (Self::Access, "acl"), (Self::Listed, "lst")];
 }
 
 /// Name of an image's descriptor in the store, `img.GENERATION.NAME` for one.

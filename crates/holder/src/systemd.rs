@@ -24,6 +24,7 @@ use daxfs::holder::message::DeviceCopy;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::access::Access;
+use crate::crash::crash_point;
 use crate::error::{Error, Result};
 use crate::stored::{Stored, StoredCopy, StoredKind};
 
@@ -133,8 +134,8 @@ impl Notify {
         fresh: (&'a Access, usize),
     ) -> Result<()> {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
-        // One more for the list of users.
-        let descriptors = |(access, fds): (&Access, usize)| fds + usize::from(access.is_stored());
+        // More for the list of users.
+        let descriptors = |(access, fds): (&Access, usize)| fds + access.descriptors();
         let aside = self.aside.iter().map(|image| (&image.access, 1 + image.copies.len()));
         let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
         let need = kept + descriptors(fresh);
@@ -228,15 +229,20 @@ impl Notify {
     }
 
     fn store_access(&self, name: &str, generation: u64, access: &Access) -> Result<()> {
-        let list = memfd_create("daxfs-access", MFdFlags::MFD_CLOEXEC);
-        let mut list = File::from(list.map_err(|e| Error::system("memfd_create", e))?);
-        let written = list.write_all(access.to_text().as_bytes());
-        written.map_err(|e| Error::system("write the list of users", e))?;
-        self.send(&assignment("FDSTORE", StoredKind::Access, name, generation), &[list.as_fd()])
+        self.store_text(name, generation, StoredKind::Access, &access.to_text())
     }
 
-    /// Stores who may attach anew. If the holder dies in between, an image that had a list is for nobody but the
-    /// holder's own user, and one that had none for everybody as before.
+    fn store_text(&self, name: &str, generation: u64, kind: StoredKind, text: &str) -> Result<()> {
+        let list = memfd_create("daxfs-access", MFdFlags::MFD_CLOEXEC);
+        let mut list = File::from(list.map_err(|e| Error::system("memfd_create", e))?);
+        let written = list.write_all(text.as_bytes());
+        written.map_err(|e| Error::system("write the list of users", e))?;
+        self.send(&assignment("FDSTORE", kind, name, generation), &[list.as_fd()])
+    }
+
+    /// Stores who may attach anew. If the holder dies in between, or the list cannot be stored, the next holder has the
+    /// image for nobody but its own user. One that was stored for everybody is marked before: from then on that its
+    /// list is missing does not mean everybody.
     ///
     /// # Errors
     /// See [`Notify::ready`].
@@ -244,9 +250,12 @@ impl Notify {
         if !self.is_active() || !(old.is_stored() || new.is_stored()) {
             return Ok(());
         }
-        if old.is_stored() {
-            self.send(&assignment("FDSTOREREMOVE", StoredKind::Access, name, generation), &[])?;
+        if !old.is_stored() {
+            self.store_text(name, generation, StoredKind::Listed, "")?;
         }
+        crash_point("access-marked");
+        self.send(&assignment("FDSTOREREMOVE", StoredKind::Access, name, generation), &[])?;
+        crash_point("access-removed");
         self.store_access(name, generation, new)
     }
 
@@ -295,7 +304,7 @@ impl Notify {
 
     fn remove(&self, name: &str, generation: u64) -> Result<()> {
         // The list of users last: an image that is still there must not be without it.
-        for kind in [StoredKind::Open, StoredKind::Restricted, StoredKind::Access] {
+        for kind in [StoredKind::Open, StoredKind::Restricted, StoredKind::Access, StoredKind::Listed] {
             self.send(&assignment("FDSTOREREMOVE", kind, name, generation), &[])?;
         }
         Ok(())
@@ -306,21 +315,33 @@ fn assignment(verb: &str, kind: StoredKind, name: &str, generation: u64) -> Stri
     format!("{verb}=1\nFDNAME={}", Stored { kind, generation, name })
 }
 
-/// The lists of users among what was passed, by generation and name of their images.
+/// The lists of users among what was passed, by generation and name of their images. A list that is missing or cannot be
+/// read, of an image that had one, stands for nobody.
 pub fn stored_access(passed: &[Passed]) -> HashMap<(u64, String), Access> {
     let mut lists = HashMap::new();
+    let mut marked = Vec::new();
     for passed in passed {
-        let Some(Stored { kind: StoredKind::Access, generation, name }) = Stored::parse(&passed.name) else {
-            continue;
-        };
+        let Some(Stored { kind, generation, name }) = Stored::parse(&passed.name) else { continue };
+        let key = (generation, name.to_owned());
+        match kind {
+            StoredKind::Access => {}
+            StoredKind::Listed => {
+                marked.push(key);
+                continue;
+            }
+            StoredKind::Open | StoredKind::Restricted => continue,
+        }
         // The descriptor's own position is at the end, where it was written.
         let list = std::fs::read_to_string(format!("/proc/self/fd/{}", passed.fd.as_raw_fd()));
-        match list.ok().as_deref().and_then(Access::from_text) {
-            Some(access) => {
-                lists.insert((generation, name.to_owned()), access);
-            }
-            None => tracing::error!(name, generation, "the stored list of users is not readable"),
-        }
+        let access = list.ok().as_deref().and_then(Access::from_text).unwrap_or_else(|| {
+            tracing::error!(name, generation, "the stored list of users is not readable; nobody is on it");
+            Access::nobody()
+        });
+        lists.insert(key, access);
+    }
+    for key in marked {
+        let access = lists.remove(&key).unwrap_or_else(Access::nobody);
+        lists.insert(key, access.marked());
     }
     lists
 }

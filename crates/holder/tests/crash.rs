@@ -7,6 +7,7 @@ mod support;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use daxfs::holder::message::{Reply, Request};
 use support::supervisor::Supervisor;
 use support::{Place, Process, Start, be_process, identity, is_used, memfds, tensor, wait_for};
 
@@ -42,6 +43,48 @@ fn assert_no_orphans(place: &Place, holder: &Process) {
     let images = place.list().len();
     let pid = holder.0.id();
     wait_for("memory that no image needs to go", || memfds(pid).len() == images);
+}
+
+#[test]
+fn a_killed_change_of_who_may_attach_opens_nothing() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let change = |place: &Place, change| {
+        let request = Request::Access { name: "a".into(), change };
+        place.connect().request(&request, &[]).map(|(reply, _)| match reply {
+            Reply::Access { after, .. } => after,
+            reply => panic!("{reply:?}"),
+        })
+    };
+    let list = (vec![4321], vec![]);
+    let weights = place.weights("a", 1, 1000);
+    for point in ["access-marked", "access-removed"] {
+        // Whether the image had a list before or not.
+        for listed in [false, true] {
+            place.load_path("a", false, &weights).unwrap();
+            if listed {
+                assert_eq!(change(&place, Some((vec![1], vec![]))).unwrap(), (vec![1], vec![]));
+            }
+            holder.kill();
+            holder = supervisor.serve(&place, &crashing(point));
+            change(&place, Some(list.clone())).unwrap_err();
+            assert!(!holder.wait().success());
+            holder = supervisor.serve(&place, &Start::default());
+            let after = change(&place, None).unwrap();
+            let expected = if listed && point == "access-marked" { 1 } else { u32::MAX };
+            assert_eq!(after, (vec![expected], vec![]), "{point} {listed}");
+            // It can be given a list again.
+            assert_eq!(change(&place, Some(list.clone())).unwrap(), list);
+            supervisor.catch_up();
+            holder.kill();
+            holder = supervisor.serve(&place, &Start::default());
+            assert_eq!(change(&place, None).unwrap(), list);
+            place.connect().request(&Request::Drop { name: "a".into() }, &[]).unwrap();
+            supervisor.wait_for_store(&[]);
+        }
+    }
 }
 
 #[test]

@@ -137,13 +137,12 @@ fn a_holder_of_root_reads_nothing_that_the_client_may_not_read() {
 }
 
 #[test]
-fn a_load_that_is_given_up_ends_its_helper() {
+fn special_files_are_named_and_end_no_holder() {
     if !is_root_for("a holder of root") {
         return;
     }
     let place = Place::new();
     let directory = place.weights("own", 4, 1000);
-    // The packer waits for a writer, until it is killed.
     nix::unistd::mkfifo(&directory.join("a"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     chown(directory.join("a"), Some(NOBODY), None).unwrap();
     let mut holder = place.serve(&Start { open_to_all: true, control: Some(NOBODY), ..Start::default() });

@@ -359,11 +359,20 @@ fn who_may_attach_is_kept_too() {
         .connect()
         .request(&Request::Access { name: "b".into(), change: Some((vec![1], vec![])) }, &[])
         .unwrap();
-    supervisor.wait_for_store(&["acl.2.a", "acl.3.b", "img.3.b", "own.2.a"]);
+    supervisor.wait_for_store(&["acl.2.a", "acl.3.b", "img.3.b", "lst.3.b", "own.2.a"]);
     holder.kill();
-    let _holder = supervisor.serve(&place, &Start::default());
+    let mut holder = supervisor.serve(&place, &Start::default());
     let _third = place.client("b", "not-any-more", false, Some(4322));
     assert!(place.report("not-any-more").contains("there is no image"));
+    // A list that was lost does not make it everybody's again.
+    holder.kill();
+    supervisor.lose("acl.3.b");
+    let _holder = supervisor.serve(&place, &Start::default());
+    let _fourth = place.client("b", "not-without-list", false, Some(4322));
+    assert!(place.report("not-without-list").contains("there is no image"));
+    // All of it goes with the image.
+    place.connect().request(&Request::Drop { name: "b".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["acl.2.a", "own.2.a"]);
 }
 
 #[test]

@@ -201,6 +201,30 @@ fn a_load_that_queues_is_told_that_it_waits() {
 }
 
 #[test]
+fn loads_that_were_given_up_take_no_place_in_the_queue() {
+    while_loading(|place, _| {
+        let load = |name: &str| Request::Load { name: name.into(), replace: false, options: vec![] };
+        let source = File::open(place.dir.path().join("a")).unwrap();
+        let ask = |name: &str| {
+            let mut asks = place.connect();
+            asks.request(&load(name), &[source.as_fd()]).map(|(reply, _)| (reply, asks))
+        };
+        let given_up: Vec<_> = (0..16).map(|number| ask(&format!("b{number}")).unwrap()).collect();
+        assert!(ask("c").unwrap_err().to_string().contains("16 loads wait already"));
+        drop(given_up);
+        // The holder sees that they are gone sooner or later.
+        let mut waits = None;
+        wait_for("room in the queue", || {
+            waits = ask("c").ok();
+            waits.is_some()
+        });
+        place.go_on();
+        wait_for("the load", || place.list().iter().any(|info| info.name == "c"));
+        assert_eq!(place.list().len(), 2);
+    });
+}
+
+#[test]
 fn a_new_holder_that_waits_can_be_ended() {
     while_loading(|place, old| {
         let mut new = place.spawn(&TAKE_OVER);
