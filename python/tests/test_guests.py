@@ -6,8 +6,11 @@ The emulator is a shell script that writes what a guest's console would have; ev
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shlex
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,3 +149,39 @@ def test_what_failed_is_not_forgotten_when_guests_die(
     for result, beginning in zip(results.values(), expected):
         assert result.startswith(beginning)
     assert (len(notes), boots) == (int(deaths > 0), [])
+
+
+def test_the_tree_of_systemd_is_made_once_for_each_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("systemd_tests", ROOT / "tests/kernel/systemd.py")
+    assert spec is not None
+    assert spec.loader is not None
+    systemd = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec.loader.exec_module(systemd)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(systemd.shutil, "which", lambda _name: "there")
+    monkeypatch.setattr(systemd.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(systemd, "Apt", lambda _lists: SimpleNamespace(mirror=lambda _release: "mirror"))
+    made: list[str] = []
+    fails = [True]
+
+    def debootstrap(*command: str) -> None:
+        (Path(command[-2]) / "half").touch()
+        if fails:
+            fails.pop()
+            raise systemd.UnavailableError("no network")
+        time.sleep(0.2)
+        made.append(command[2])
+
+    monkeypatch.setattr(systemd, "run", debootstrap)
+    with pytest.raises(systemd.UnavailableError, match="no network"):
+        systemd.tree()
+    assert [path for path in (tmp_path / "daxfs/debian").iterdir() if path.is_dir()] == []
+    # Two first runs at a time.
+    with ThreadPoolExecutor() as pool:
+        one, other = (future.result() for future in [pool.submit(systemd.tree) for _ in range(2)])
+    assert (one, len(made), one.stat().st_mode & 0o777) == (other, 1, 0o755)
+    for name, value in (("PACKAGES", "systemd,python3"), ("SUITE", "forky")):
+        monkeypatch.setattr(systemd, name, value)
+        assert systemd.tree() != one
+    assert len(made) == 3

@@ -304,12 +304,12 @@ def test_a_debian_is_made_whole_or_not_at_all(tmp_path: Path, fails: str, comman
 
 
 def test_cargo_runs_locked_in_scripts() -> None:
-    texts = [path for path in SCRIPTS.iterdir() if path.suffix == ".sh"] + [ROOT / "Makefile"]
+    texts = [*SCRIPTS.glob("*.sh"), ROOT / "Makefile", *ROOT.joinpath("tests/kernel").glob("*.py")]
     builds = [
         (path.name, line.strip())
         for path in texts
         for line in path.read_text().splitlines()
-        if re.search(r"\bcargo (build|test|clippy|doc|nextest run|run|install|check|rustc)( -|$)", line)
+        if re.search(r"\bcargo(?: |\", \")(build|test|clippy|doc|nextest run|run|install|check|rustc)( -|\",|$)", line)
         and not line.lstrip().startswith("#")
     ]
     assert len(builds) > 8

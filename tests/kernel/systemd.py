@@ -5,8 +5,8 @@
     systemd.py --available                 only say whether they could run here, making the Debian tree if need be
 
 Boots a guest (vm.py) whose root is a small Debian 13, with systemd as its first process. debootstrap makes the tree as
-root, once, in $XDG_CACHE_HOME/daxfs/systemd, by default ~/.cache/daxfs/systemd (about 280 MB). The kernel is that of
-the other tests. A guest that dies is replaced once, and FILE is told.
+root, once, in $XDG_CACHE_HOME/daxfs/debian, by default ~/.cache/daxfs/debian (about 280 MB), under the hash of what is
+wanted in it. The kernel is that of the other tests. A guest that dies is replaced once, and FILE is told.
 
 Exit status: 0 passed, 1 failed, 77 the tests could not be run on this machine (the reason is printed).
 """
@@ -22,14 +22,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from packages import Apt, UnavailableError, cache_dir, release, run
+from packages import Apt, UnavailableError, release, run
 from vm import Guest, GuestDiedError, check_requirements, twice
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import cache  # noqa: E402
+
 FAILED, NOT_RUN = 1, 77
 # The first Debian whose systemd keeps stored descriptors of a unit that is stopped (254).
 SUITE = "trixie"
 PACKAGES = "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,python3"
+VARIANT = "minbase"
 # systemd itself starts a few services; with a machine that does other things, too, that takes its time.
 GUEST_TIMEOUT = 1500
 PARAMETERS = (
@@ -55,32 +60,28 @@ ln -s ../daxfs-test.service /root/etc/systemd/system/multi-user.target.wants/dax
 
 
 def tree() -> Path:
-    """The Debian tree, made if it is not there: whole or not at all."""
-    folder = cache_dir() / "systemd"
-    if folder.exists():
-        return folder
+    """The Debian tree, made if it is not there: whole or not at all, by one process, one for each list of packages."""
+    parts = [part.encode() for part in (SUITE, PACKAGES, VARIANT)]
+    return cache.made("debian", "systemd", parts, make_tree)
+
+
+def make_tree(folder: Path) -> None:
     if not shutil.which("debootstrap"):
         raise UnavailableError("no debootstrap: install the package debootstrap")
     if os.geteuid() != 0:
-        raise UnavailableError(f"making {folder} with debootstrap takes root, once")
-    print(f"systemd.py: making a Debian tree (about 280 MB) in {folder}", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix="systemd-") as made,
-        tempfile.TemporaryDirectory(prefix="daxfs-apt-") as lists,
-    ):
+        raise UnavailableError(f"making a Debian tree in {folder.parent} with debootstrap takes root, once")
+    print(f"systemd.py: making a Debian tree (about 280 MB) in {folder.parent}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="daxfs-apt-") as lists:
         # Where this machine's own release comes from, others do, too.
         mirror = Apt(Path(lists)).mirror(release().get("VERSION_CODENAME", "of Debian"))
-        unpacked = Path(made, "tree")
-        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(unpacked), mirror)
-        shutil.rmtree(unpacked / "var/cache/apt", ignore_errors=True)
-        unpacked.rename(folder)
-    return folder
+        run("debootstrap", f"--variant={VARIANT}", f"--include={PACKAGES}", SUITE, str(folder), mirror)
+    shutil.rmtree(folder / "var/cache/apt", ignore_errors=True)
+    folder.chmod(0o755)
 
 
 def build() -> Path:
     """The command, optimised: emulation is slow enough."""
-    command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
+    command = ["cargo", "build", "--locked", "--release", "--message-format=json-render-diagnostics"]
     done = subprocess.run(
         [*command, "-p", "daxfs-cli", "--bin", "daxfs"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
     )
