@@ -16,8 +16,8 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
-test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target, the systemd units
-	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz systemd
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target, the systemd units, advisories on crates where their database is reachable
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz advisories systemd
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests
