@@ -82,7 +82,7 @@ impl Numbers {
             node: Vec::with_capacity(count),
             links: Vec::with_capacity(count),
         };
-        let mut linked: HashMap<(u64, u64), u32> = HashMap::new();
+        let mut linked: HashMap<(u64, u64, &[u8]), u32> = HashMap::new();
         let mut next = ROOT_INO;
         for (node, entry) in tree.iter() {
             let is_directory = matches!(entry.kind, Kind::Directory { .. });
@@ -90,7 +90,12 @@ impl Numbers {
             let mut ino = next;
             // A file that links lead to has names in the image that it has not in the source.
             if !is_directory && (entry.links > 1 || tree.followed > 0) {
-                ino = *linked.entry((entry.identity.dev, entry.identity.ino)).or_insert(next);
+                // Names of one link lead to the same place from different directories by different targets.
+                let target = match entry.kind {
+                    Kind::Symlink { target } => tree.bytes(target),
+                    _ => &[],
+                };
+                ino = *linked.entry((entry.identity.dev, entry.identity.ino, target)).or_insert(next);
                 fresh = ino == next;
             }
             numbers.ino.push(ino);

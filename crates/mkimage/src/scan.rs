@@ -105,8 +105,9 @@ fn push_inputs(tree: &mut Tree, mut named: Vec<(OsString, &PathBuf, FileStat)>, 
         check_name(path, name.as_bytes())?;
         let is_directory = matches!(kind, Kind::Directory { .. });
         if rules.selection.choose(Path::new(&name), is_directory, false) == Choice::Out {
-            let slash = if is_directory { "/" } else { "" };
-            tree.left_out.push(PathBuf::from(name).join(slash));
+            let mut name = name;
+            name.push(if is_directory { "/" } else { "" });
+            tree.left_out.push(PathBuf::from(name));
             continue;
         }
         let node = tree.add(ROOT, name.as_bytes(), kind, &stat)?;

@@ -1,11 +1,11 @@
 //! Which names are packed: globs by the rules of gitignore, and what weights in safetensors files make superfluous.
 //!
-//! A choice depends on names alone, never on contents or on the order of the globs' options, so that equal inputs give
-//! equal images. What is left out below a directory that is left out is not looked at.
+//! A choice depends on names and on which safetensors files are there, never on the order of the globs' options, so that
+//! equal inputs give equal images. What is left out below a directory that is left out is not looked at.
 
 use crate::{Error, Result};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Directories that stand beside weights in safetensors files and hold the same ones in other forms.
@@ -26,10 +26,19 @@ const TWIN_FILES: [(&[u8], &[u8]); 10] = [
     (b"params", b".json.orig"),
 ];
 
+/// How stems of whole models begin. Others, such as `adapter_model`, hold less than the files of [`TWIN_FILES`].
+const WHOLE_MODELS: [&[u8]; 4] = [b"model", b"diffusion_pytorch_model", b"pytorch_model", CONSOLIDATED];
+
+/// How names of Mistral's own form of a model begin.
+const CONSOLIDATED: &[u8] = b"consolidated";
+
 /// What a training leaves beside its result.
-const TRAINING: [(&[u8], &[u8]); 5] = [
+const TRAINING: [(&[u8], &[u8]); 8] = [
     (b"training_args", b".bin"),
-    (b"optimizer", b""),
+    (b"optimizer", b".pt"),
+    (b"optimizer", b".pth"),
+    (b"optimizer", b".bin"),
+    (b"optimizer.safetensors", b""),
     (b"scheduler", b".pt"),
     (b"rng_state", b".pth"),
     (b"events.out.tfevents", b""),
@@ -114,38 +123,85 @@ fn globs(option: &'static str, lines: &[String]) -> Result<Option<Gitignore>> {
     builder.build().map(Some).map_err(|error| fail(error.to_string()))
 }
 
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named<'n> {
+    pub(crate) name: &'n [u8],
+    pub(crate) is_directory: bool,
+    /// Whether it is a safetensors file that is there, by [`can_be_safetensors`].
+    pub(crate) has_weights: bool,
+}
+
+/// Whether a name is that of weights which may stand for the same ones in other forms.
+pub(crate) fn is_weights(name: &[u8]) -> bool {
+    name.ends_with(b".safetensors") && !daxfs::tensor::is_leftover(name) && !among(&TRAINING, name)
+}
+
+/// Whether a file of `size` bytes that begins so can be a safetensors file: its header fits into it. That of a pointer
+/// of git-lfs does not, nor that of a download that never began.
+pub(crate) fn can_be_safetensors(size: u64, start: [u8; 8]) -> bool {
+    let header = u64::from_le_bytes(start);
+    header >= 2 && header.checked_add(8).is_some_and(|end| end <= size)
+}
+
 /// The names of a directory that weights in safetensors files beside them make superfluous, in the order of `names`.
-/// Each comes with whether it is a directory.
-pub(crate) fn superfluous(names: &[(&[u8], bool)]) -> Vec<bool> {
-    let weights: HashSet<Vec<u8>> = names
-        .iter()
-        .filter(|(name, is_directory)| !is_directory && !daxfs::tensor::is_leftover(name))
-        .filter_map(|(name, _)| name.strip_suffix(b".safetensors").map(stem))
-        .collect();
-    let has_model = weights.iter().any(|stem| stem.as_slice() != b"consolidated");
-    let is_superfluous = |&(name, is_directory): &(&[u8], bool)| {
+pub(crate) fn superfluous(names: &[Named<'_>]) -> Vec<bool> {
+    let weights = complete(names);
+    let is_consolidated = |stem: &[u8]| stem.starts_with(CONSOLIDATED);
+    let is_whole = |stem: &[u8]| WHOLE_MODELS.iter().any(|start| stem.starts_with(start));
+    let has_whole = weights.iter().any(|stem| is_whole(stem));
+    let has_model = weights.iter().any(|stem| is_whole(stem) && !is_consolidated(stem));
+    let is_superfluous = |&Named { name, is_directory, .. }: &Named<'_>| {
         if daxfs::tensor::is_leftover(name) {
             return true;
         }
-        if weights.is_empty() {
-            return false;
-        }
         if is_directory {
-            return TWIN_DIRECTORIES.contains(&name);
+            return has_whole && TWIN_DIRECTORIES.contains(&name);
         }
-        let among = |list: &[(&[u8], &[u8])]| {
-            list.iter().any(|(start, end)| name.starts_with(start) && name.ends_with(end))
-        };
         let is_twin = || {
             let stems = TWIN_SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(*suffix)).map(stem);
             stems.into_iter().any(|stem| weights.contains(&stem))
         };
         // Mistral's own form of the same tensors.
-        let is_consolidated =
-            has_model && name.starts_with(b"consolidated") && name.ends_with(b".safetensors");
-        among(&TWIN_FILES) || among(&TRAINING) || is_twin() || is_consolidated
+        let is_consolidated = || has_model && is_consolidated(name) && name.ends_with(b".safetensors");
+        (has_whole && among(&TWIN_FILES, name))
+            || (!weights.is_empty() && among(&TRAINING, name))
+            || is_twin()
+            || is_consolidated()
     };
     names.iter().map(is_superfluous).collect()
+}
+
+/// The stems of safetensors files, or of sets of shards, that are there whole.
+fn complete(names: &[Named<'_>]) -> HashSet<Vec<u8>> {
+    let mut shards: HashMap<Vec<u8>, HashMap<u64, u64>> = HashMap::new();
+    let mut broken = HashSet::new();
+    for named in names.iter().filter(|named| is_weights(named.name)) {
+        let Some(name) = named.name.strip_suffix(b".safetensors") else { continue };
+        let (stem, count) = (stem(name), shard_count(name));
+        if !named.has_weights {
+            broken.insert(stem);
+        } else {
+            *shards.entry(stem).or_default().entry(count).or_default() += 1;
+        }
+    }
+    // Any of several sets of one name may be the whole one.
+    let is_whole = |counts: &HashMap<u64, u64>| counts.iter().any(|(wanted, have)| have >= wanted);
+    shards.retain(|stem, counts| is_whole(counts) && !broken.contains(stem));
+    shards.into_keys().collect()
+}
+
+fn among(list: &[(&[u8], &[u8])], name: &[u8]) -> bool {
+    list.iter().any(|(start, end)| name.starts_with(start) && name.ends_with(end))
+}
+
+/// Of how many shards a name without its suffix says that it is one; 1 for a file of its own.
+fn shard_count(name: &[u8]) -> u64 {
+    if stem(name).len() == name.len() {
+        return 1;
+    }
+    let count = name.rsplit(|&byte| byte == b'-').next().and_then(|count| std::str::from_utf8(count).ok());
+    count.and_then(|count| count.parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// A name without its suffix, less the number of a shard: `model-00001-of-00002` is of `model`.
@@ -213,8 +269,15 @@ mod tests {
                 None => (name.as_bytes().to_vec(), false),
             };
             let owned: Vec<_> = names.iter().map(split).collect();
-            let pairs: Vec<_> = owned.iter().map(|(name, is_directory)| (&name[..], *is_directory)).collect();
-            let out = superfluous(&pairs);
+            let list: Vec<_> = owned
+                .iter()
+                .map(|(name, is_directory)| Named {
+                    name: name.strip_prefix(b"!").unwrap_or(name),
+                    is_directory: *is_directory,
+                    has_weights: is_weights(name) && !name.starts_with(b"!"),
+                })
+                .collect();
+            let out = superfluous(&list);
             names.iter().zip(out).filter(|(_, out)| !out).map(|(name, _)| (*name).to_owned()).collect()
         };
         assert_eq!(
@@ -250,6 +313,22 @@ mod tests {
         assert_eq!(
             left(&["unet.fp16.safetensors", "unet.fp16.bin", "unet.bin"]),
             ["unet.fp16.safetensors", "unet.bin"]
+        );
+        // What holds less than a whole model, or is not there (`!`), is no other form of it.
+        for kept in [
+            &["adapter_model.safetensors", "pytorch_model.bin", "original/", "consolidated.00.pth"][..],
+            &["pytorch_lora_weights.safetensors", "pytorch_model.bin", "onnx/"],
+            &["!model.safetensors", "model.bin", "pytorch_model.bin", "original/", "training_args.bin"],
+            &["model-00001-of-00002.safetensors", "pytorch_model.bin"],
+            &["model-00001-of-00002.safetensors", "!model-00002-of-00002.safetensors", "pytorch_model.bin"],
+            &["model.safetensors", "optimizer_config.json"],
+        ] {
+            assert_eq!(left(kept), kept, "{kept:?}");
+        }
+        assert_eq!(left(&["adapter_model.safetensors", "adapter_model.bin"]), ["adapter_model.safetensors"]);
+        assert_eq!(
+            left(&["adapter_model.safetensors", "optimizer.pt", "optimizer.safetensors"]),
+            ["adapter_model.safetensors"]
         );
     }
 }

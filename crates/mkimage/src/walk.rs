@@ -8,7 +8,7 @@
 use crate::links::Links;
 use crate::parallel;
 use crate::scan::{Rules, check_name, name_error};
-use crate::selection::{Choice, superfluous};
+use crate::selection::{Choice, Named, can_be_safetensors, is_weights, superfluous};
 use crate::source::{Opener, Sort, Step, THROUGH, descend, kind_of};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
@@ -19,8 +19,10 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -235,7 +237,7 @@ impl Walk<'_> {
             list.push(Child { name, stat, found });
         }
         if self.rules.selection.weights_only {
-            leave_out_superfluous(&mut list);
+            self.leave_out_superfluous(&stream, &mut list);
         }
         let has_more = list.iter().any(|child| matches!(child.found, Found::Directory(..)));
         let through = has_more.then(|| openat(&stream, ".", THROUGH, Mode::empty()));
@@ -288,6 +290,37 @@ impl Walk<'_> {
             check_name(&path(), name)?;
         }
         Ok(found)
+    }
+
+    /// Leaves out what weights in the directory that `stream` is make superfluous.
+    fn leave_out_superfluous(&self, stream: &Stream, list: &mut [Child]) {
+        let is_in = |child: &&Child| !matches!(child.found, Found::LeftOut(_));
+        let mut names = Vec::with_capacity(list.len());
+        for Child { name, found, .. } in list.iter().filter(is_in) {
+            let is_directory = matches!(found, Found::Directory(..));
+            let has_weights = is_weights(name) && self.has_weights(stream, name, found);
+            names.push(Named { name, is_directory, has_weights });
+        }
+        let out = superfluous(&names);
+        for (child, _) in list.iter_mut().filter(|child| is_in(&&**child)).zip(out).filter(|(_, out)| *out) {
+            child.found = Found::LeftOut(matches!(child.found, Found::Directory(..)));
+        }
+    }
+
+    /// Whether a name stands for a safetensors file that is there and can be read. A link that stays one says nothing of
+    /// what the image will hold.
+    fn has_weights(&self, stream: &Stream, name: &[u8], found: &Found) -> bool {
+        match found {
+            Found::File => {}
+            Found::Symlink(_) if self.rules.links != Links::Keep => {}
+            _ => return false,
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let Ok(fd) = openat(stream, OsStr::from_bytes(name), flags, Mode::empty()) else { return false };
+        let mut start = [0; 8];
+        let file = File::from(fd);
+        let Ok(found) = file.metadata() else { return false };
+        found.is_file() && file.read_exact_at(&mut start, 0).is_ok() && can_be_safetensors(found.len(), start)
     }
 
     fn choose(
@@ -363,19 +396,6 @@ fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     match directory {
         [] => name.to_vec(),
         _ => [directory, b"/", name].concat(),
-    }
-}
-
-fn leave_out_superfluous(list: &mut [Child]) {
-    let is_in = |child: &&Child| !matches!(child.found, Found::LeftOut(_));
-    let names: Vec<(&[u8], bool)> = list
-        .iter()
-        .filter(is_in)
-        .map(|child| (&*child.name, matches!(child.found, Found::Directory(..))))
-        .collect();
-    let out = superfluous(&names);
-    for (child, _) in list.iter_mut().filter(|child| is_in(&&**child)).zip(out).filter(|(_, out)| *out) {
-        child.found = Found::LeftOut(matches!(child.found, Found::Directory(..)));
     }
 }
 

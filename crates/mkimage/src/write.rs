@@ -158,6 +158,7 @@ impl Plan {
         let backing = Backing::create(self, None)?;
         let (target, finish) = memory::create(memory, self.layout.total, &self.settings, |path, fd| {
             let stat = fstat(fd).map_err(|errno| Error::io("stat", path, errno))?;
+            self.refuse_backing(path, &stat, backing.as_ref())?;
             self.refuse_source(path, &stat)
         })?;
         {
@@ -379,6 +380,21 @@ impl Plan {
     fn refuse_input_as_output(&self, path: &Path) -> Result<()> {
         let Ok(stat) = nix::sys::stat::stat(path) else { return Ok(()) };
         self.refuse_source(path, &stat)
+    }
+
+    /// Refuses to write into a file that the backing file will take the place of: the image would be lost with it.
+    fn refuse_backing(&self, path: &Path, stat: &FileStat, backing: Option<&Backing>) -> Result<()> {
+        let Some(split) = self.settings.split.as_deref().filter(|_| backing.is_some()) else { return Ok(()) };
+        match nix::sys::stat::lstat(split) {
+            Ok(there) if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) => Err(Error::Output {
+                path: split.to_path_buf(),
+                why: format!(
+                    "is {}, which the image goes into; name another file for --split",
+                    path.display()
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses to write into a file that is packed.

@@ -108,3 +108,23 @@ fn pages_that_a_file_cannot_have_are_refused() {
     assert!(matches!(error, Error::Setting { option: "--hugepages", .. }), "{error}");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_region_that_is_its_own_backing_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("in");
+    write(&source, "a", &noise(3, 100_000));
+    let region = dir.path().join("region");
+    fs::write(&region, vec![7; 1 << 20]).unwrap();
+    let hard = dir.path().join("hard");
+    fs::hard_link(&region, &hard).unwrap();
+    for split in [region.clone(), dir.path().join("in/../region"), hard] {
+        let plan = Packer::new().input(&source).split(Some(split)).plan().unwrap();
+        let error = plan.write_memory(&Memory::Device(region.clone().into())).unwrap_err();
+        assert!(matches!(error, Error::Output { .. }), "{error}");
+        assert!(error.to_string().contains("name another file for --split"), "{error}");
+        assert_eq!(fs::read(&region).unwrap(), vec![7; 1 << 20]);
+    }
+    let plan = Packer::new().input(&source).split(Some(dir.path().join("backing"))).plan().unwrap();
+    plan.write_memory(&Memory::Device(region.into())).unwrap();
+}

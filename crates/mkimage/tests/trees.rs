@@ -212,6 +212,26 @@ fn links_that_stay_and_links_that_leave() {
     assert_eq!(fs::read(dir.path().join("image.daxfs")).unwrap(), bytes);
 }
 
+/// One link of several names leads to the same folder from different depths.
+#[test]
+fn names_of_one_link_have_targets_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "data/file", b"found");
+    fs::create_dir_all(tree.join("a/b")).unwrap();
+    symlink(tree.join("data"), tree.join("first")).unwrap();
+    symlink("data/file", tree.join("kept")).unwrap();
+    for name in ["a/second", "a/b/third"] {
+        fs::hard_link(tree.join("first"), tree.join(name)).unwrap();
+    }
+    fs::hard_link(tree.join("kept"), tree.join("kept again")).unwrap();
+    let (_, image) = pack(dir.path(), Packer::new().input(&tree));
+    for name in ["first", "a/second", "a/b/third"] {
+        assert_eq!(image.file(format!("/{name}/file")).unwrap().to_vec().unwrap(), b"found", "{name}");
+    }
+    assert_eq!(ino(&image, "/kept"), ino(&image, "/kept again"));
+}
+
 #[test]
 fn all_links_followed() {
     let dir = tempfile::tempdir().unwrap();
@@ -293,6 +313,7 @@ fn globs_choose_what_is_packed() {
     assert_eq!(names(&image), ["/deep", "/deep/er", "/deep/er/y"]);
     let (summary, image) = pack(dir.path(), inputs().exclude("*.json").exclude("deep"));
     assert!(names(&image).is_empty() && summary.warnings[0].contains("no file is left"), "{summary:?}");
+    assert_eq!(summary.left_out, ["config.json", "deep/"]);
 
     // A link that leads to a folder is one to a glob that means folders.
     symlink("../original", tree.join("deep/linked")).unwrap();
@@ -340,6 +361,45 @@ fn weights_only() {
     );
     assert_eq!(summary.left_out.len(), 6, "{:?}", summary.left_out);
     assert!(summary.left_out.contains(&"unet/diffusion_pytorch_model.bin".to_owned()));
+}
+
+/// The only copy of weights stays, whatever safetensors files seem to be beside it.
+#[test]
+fn weights_only_leaves_the_only_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = safetensors(&[("w", "U8", &[9])]);
+    let pointer = format!(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 4976698672\n",
+        "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    );
+    let pack_beside = |case: &str, make: &dyn Fn(&Path)| {
+        let tree = dir.path().join(case);
+        write(&tree, "pytorch_model.bin", b"the only copy");
+        write(&tree, "original/consolidated.00.pth", b"the only copy");
+        make(&tree.join("model.safetensors"));
+        let (summary, image) = pack(dir.path(), Packer::new().input(&tree).weights_only(true));
+        (summary.left_out, names(&image))
+    };
+    for case in ["pointer", "empty", "cut", "nowhere", "directory"] {
+        let (left_out, names) = pack_beside(case, &|path| match case {
+            "pointer" => fs::write(path, &pointer).unwrap(),
+            "empty" => fs::write(path, b"").unwrap(),
+            "cut" => fs::write(path, &weights[..20]).unwrap(),
+            "nowhere" => symlink("nowhere", path).unwrap(),
+            _ => fs::create_dir(path).unwrap(),
+        });
+        assert!(left_out.is_empty(), "{case}: {left_out:?}");
+        assert!(names.contains(&"/pytorch_model.bin".to_owned()), "{case}: {names:?}");
+    }
+    // As in a snapshot of Hugging Face.
+    let blob = write(dir.path(), "blob", &weights);
+    let (left_out, _) = pack_beside("link", &|path| symlink(&blob, path).unwrap());
+    assert_eq!(left_out, ["original/", "pytorch_model.bin"]);
+    let (left_out, _) = pack_beside("adapter", &|path| {
+        fs::write(path.with_file_name("adapter_model.safetensors"), &weights).unwrap();
+        fs::write(path.with_file_name("adapter_model.bin"), b"twin").unwrap();
+    });
+    assert_eq!(left_out, ["adapter_model.bin"]);
 }
 
 #[test]
