@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::describe::fd_name;
 use crate::error::{Error, Result};
@@ -66,22 +67,53 @@ pub fn set_timeout(fd: &OwnedFd, timeout: Duration) -> Result<()> {
 
 /// Makes a socket at `path` and listens on it, nonblocking. The caller makes sure that nothing is at the path.
 ///
-/// Nobody can connect before the file has its permission bits and group.
+/// Nobody can connect before the file has its permission bits and group. What somebody who may write the directory puts
+/// in its place meanwhile does not get them.
 ///
 /// # Errors
-/// [`Error::Os`]: EADDRINUSE when something is there, EACCES, ENOENT for a missing directory, ENAMETOOLONG.
+/// [`Error::Os`]: EADDRINUSE when something is there, EACCES, ENOENT for a missing directory, ENAMETOOLONG;
+/// [`Error::Invalid`] when the socket was replaced.
 pub fn listen_seqpacket(path: &Path, mode: u32, group: Option<u32>) -> Result<OwnedFd> {
     let subject = || path.display().to_string();
     let address = address(path)?;
     let fd = socket(path, SockFlag::SOCK_NONBLOCK)?;
+    // The file gets the mode of the socket, less what the umask takes.
+    fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| Error::os("fchmod", subject(), e))?;
     socket::bind(fd.as_raw_fd(), &address).map_err(|e| Error::os("bind", subject(), e))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(|e| Error::os("chmod", subject(), e))?;
-    if group.is_some() {
-        std::os::unix::fs::chown(path, None, group).map_err(|e| Error::os("chgrp", subject(), e))?;
-    }
+    set_rights(path, mode, group)?;
     socket::listen(&fd, socket::Backlog::MAXALLOWABLE).map_err(|e| Error::os("listen", subject(), e))?;
     Ok(fd)
+}
+
+/// Gives a socket that this process has just made its group and the permission bits that the umask took. Nothing is
+/// followed or changed by its path: a link, or what was put in its place, stays as it is.
+fn set_rights(path: &Path, mode: u32, group: Option<u32>) -> Result<()> {
+    let subject = || path.display().to_string();
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file =
+        fs::openat(fs::CWD, path, flags, Mode::empty()).map_err(|e| Error::os("open", subject(), e))?;
+    let found = fs::fstat(&file).map_err(|e| Error::os("fstat", subject(), e))?;
+    // A second name could be of a socket that somebody else serves.
+    let is_own = FileType::from_raw_mode(found.st_mode) == FileType::Socket
+        && found.st_nlink == 1
+        && found.st_uid == nix::unistd::geteuid().as_raw();
+    if !is_own {
+        return Err(Error::invalid(
+            subject(),
+            "something else lies there than the socket that was just made; another process may write the directory",
+        ));
+    }
+    if let Some(group) = group {
+        fs::chownat(&file, "", None, Some(fs::Gid::from_raw(group)), AtFlags::EMPTY_PATH)
+            .map_err(|e| Error::os("chgrp", subject(), e))?;
+    }
+    if found.st_mode & 0o7777 == mode {
+        return Ok(());
+    }
+    // The kernel knows no fchmod of such a descriptor before 6.6; its entry in /proc leads to the very file.
+    let entry = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::set_permissions(entry, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::os("chmod", subject(), e))
 }
 
 /// Takes one waiting connection, nonblocking and close-on-exec; `None` when nobody waits.
@@ -192,6 +224,31 @@ mod tests {
         let groups = peer_groups(server.as_fd()).unwrap();
         assert_eq!(groups.len(), nix::unistd::getgroups().unwrap().len());
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
+    }
+
+    #[test]
+    fn rights_go_to_the_socket_and_nothing_else() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let group = nix::unistd::getegid().as_raw();
+        for mode in [0o600, 0o660, 0o666, 0o777] {
+            let path = path(&mode.to_string());
+            let _listener = listen_seqpacket(&path, mode, Some(group)).unwrap();
+            let made = std::fs::symlink_metadata(&path).unwrap();
+            assert_eq!((made.mode() & 0o7777, made.gid()), (mode, group));
+        }
+        // What could be put in the place of a socket that was just bound.
+        std::fs::write(path("file"), "x").unwrap();
+        std::fs::set_permissions(path("file"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        let _listener = listen_seqpacket(&path("other"), 0o600, None).unwrap();
+        std::fs::hard_link(path("other"), path("second")).unwrap();
+        for (name, target) in [("file", "file"), ("link", "file"), ("second", "other")] {
+            let error = set_rights(&path(name), 0o666, Some(group)).unwrap_err();
+            assert!(error.to_string().contains("something else lies there"), "{name}: {error}");
+            assert_eq!(std::fs::metadata(path(target)).unwrap().mode() & 0o7777, 0o600, "{name}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! beside any number of silent clients; each has a deadline for its whole request and answer.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,7 +95,6 @@ fn accept(listener: &TcpListener, metrics: &Arc<Metrics>) {
 
 fn answer(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()> {
     let deadline = Instant::now() + TIMEOUT;
-    stream.set_write_timeout(Some(TIMEOUT))?;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
     // The head of a request ends with an empty line.
@@ -115,8 +114,26 @@ fn answer(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()> {
         "HTTP/1.0 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
+    let answer = [head, body].concat();
+    write_until(&mut stream, answer.as_bytes(), deadline)
+}
+
+/// Writes all, or fails at the deadline, also for one who reads a few bytes now and then.
+fn write_until(stream: &mut TcpStream, mut rest: &[u8], deadline: Instant) -> std::io::Result<()> {
+    while !rest.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(len) => rest = rest.get(len..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn respond(request: &[u8], metrics: &Metrics) -> (&'static str, &'static str, String) {
@@ -160,6 +177,25 @@ mod tests {
         assert!(ask(address, "GET / HTTP/1.0\r\n\r\n").contains("404"));
         assert!(ask(address, "POST /metrics HTTP/1.0\r\n\r\n").contains("405"));
         assert_eq!(ask(address, &"x".repeat(9000)), "");
+    }
+
+    #[test]
+    fn who_reads_slowly_is_cut_off_at_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut reads = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut writes = listener.accept().unwrap().0;
+        let reader = std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            while reads.read(&mut buffer).is_ok_and(|len| len > 0) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        // Each write has some success long before its own time is over.
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let error = write_until(&mut writes, &vec![0; 64 << 20], deadline).unwrap_err();
+        assert!([ErrorKind::TimedOut, ErrorKind::WouldBlock].contains(&error.kind()), "{error}");
+        drop(writes);
+        reader.join().unwrap();
     }
 
     #[test]
