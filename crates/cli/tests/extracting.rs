@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::{DAXFS, Fixture, Run};
+use common::{DAXFS, Fixture, Run, safetensors};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -175,4 +176,59 @@ fn deep_trees_come_back() {
     fixture.run(&["extract", "-q", "-p", "IMAGE", "DIR/out"]).ok();
     fixture.run(&["verify", "-q", "IMAGE", "DIR/out"]).ok();
     fixture.run(&["tree", "IMAGE"]).ok();
+}
+
+#[test]
+fn the_bytes_that_are_written_are_counted() {
+    let fixture = Fixture::new();
+    fs::remove_dir_all(fixture.tree()).unwrap();
+    fs::create_dir(fixture.tree()).unwrap();
+    // The packer leaves the spaces behind the header out, so the source is longer than what the image holds.
+    let source = safetensors(&[("a", "U8", &[5], &[1; 5]), ("b", "F32", &[1], &[2; 4])], 200_001);
+    fs::write(fixture.tree().join("model.safetensors"), &source).unwrap();
+    fs::hard_link(fixture.tree().join("model.safetensors"), fixture.tree().join("other.safetensors"))
+        .unwrap();
+    fixture.pack(|packer| packer.align_tensors(true));
+    let stored = fixture.run(&["cat", "IMAGE", "model.safetensors"]).stdout.len();
+    assert!(stored < source.len(), "{stored}");
+    let limit = stored.to_string();
+    let error = fixture.run(&["extract", "--max-bytes", &limit, "IMAGE", "DIR/out"]).error();
+    assert!(error.contains(&format!("({} bytes), more than --max-bytes {limit}", source.len())), "{error}");
+    assert!(!fixture.path("out").exists());
+    fixture.run(&["extract", "-q", "--max-bytes", &source.len().to_string(), "IMAGE", "DIR/out"]).ok();
+    assert_eq!(fs::read(fixture.path("out/other.safetensors")).unwrap(), source);
+    fixture.run(&["extract", "-q", "--as-stored", "--max-bytes", &limit, "IMAGE", "DIR/stored"]).ok();
+}
+
+/// Links to files that are too deep need a directory meanwhile, in a destination that then becomes read-only.
+#[test]
+fn read_only_trees_with_deep_links_come_back() {
+    let fixture = Fixture::new();
+    let mut deep = fixture.tree();
+    (0..16).for_each(|_| deep.push("d".repeat(250)));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("f"), b"bottom").unwrap();
+    fs::hard_link(deep.join("f"), deep.join("g")).unwrap();
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    set(&fixture.tree(), 0o555);
+    fixture.pack(|packer| packer);
+    set(&fixture.tree(), 0o755);
+    // Root may write everywhere, so somebody else extracts.
+    let (command, place) = (fixture.path("daxfs"), fixture.path("place"));
+    fs::copy(DAXFS, &command).unwrap();
+    fs::create_dir(&place).unwrap();
+    set(fixture.dir.path(), 0o755);
+    set(&fixture.image(), 0o644);
+    let mut command = Command::new(command);
+    command.args(["extract", "-q"]).arg(fixture.image()).arg("out").current_dir(&place);
+    if is_root() {
+        std::os::unix::fs::chown(&place, Some(65534), Some(65534)).unwrap();
+        command.uid(65534).gid(65534);
+    }
+    Run::of(&mut command).ok();
+    let mode = mode(&place.join("out"));
+    set(&place.join("out"), 0o755);
+    assert_eq!(mode, 0o555);
+    let names = fs::read_dir(place.join("out")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_str().is_some_and(|name| name.starts_with('.'))));
 }

@@ -243,3 +243,49 @@ fn the_content_hash_is_made_of_names_and_records() {
     assert_eq!(bytes[64..96], records);
     assert_eq!(raw::Header::read_from_bytes(&bytes[..128]).unwrap().as_bytes(), &bytes[..128]);
 }
+
+/// A list that only a link calls a list: readers find its record by the link, so it is compared, too.
+#[test]
+fn a_record_that_only_a_link_leads_to_is_compared() {
+    let fixture = Fixture::new();
+    let (list, hidden) = (&b"model.safetensors.index.json"[..], &b"model.safetensors.index.jsom"[..]);
+    std::os::unix::fs::symlink(
+        "model.safetensors.index.jsom",
+        fixture.tree().join("sharded/m.safetensors.index.json"),
+    )
+    .unwrap();
+    fixture.pack(|packer| packer);
+    let replace = |bytes: &mut [u8]| {
+        let at = bytes.windows(list.len()).position(|window| window == list).unwrap();
+        bytes[at..at + list.len()].copy_from_slice(hidden);
+    };
+    // The name in the directory, and in the index; then the last tensor is kept from readers.
+    let image = Image::open(fixture.image()).unwrap();
+    let directory = image.entry("sharded").unwrap();
+    let inode = fixture.inode_of("sharded");
+    let (count, mut array) = (directory.children().len(), [0; 8]);
+    let file = fs::File::open(fixture.image()).unwrap();
+    file.read_exact_at(&mut array, inode + 24).unwrap();
+    let array = 4096 + u64::from_le_bytes(array);
+    let mut entries = vec![0; count * 271];
+    file.read_exact_at(&mut entries, array).unwrap();
+    replace(&mut entries);
+    fixture.poke(array, &entries);
+    let mut index = Index::of(&fixture.image());
+    replace(&mut index.bytes);
+    index.repair(Repair::Content);
+    let path = "sharded/m.safetensors.index.json";
+    let tensors = |image: &Path| Image::open(image).unwrap().tensors_at(path).unwrap().len();
+    assert_eq!(tensors(&fixture.image()), 2);
+    fixture.run(&["verify", "IMAGE"]).ok();
+
+    let section = index.table().iter().find(|section| section.kind.get() == raw::CHECKPOINTS).unwrap();
+    let at = usize::try_from(section.offset.get()).unwrap();
+    let (record, _) = raw::CheckpointRecord::mut_from_prefix(&mut index.bytes[at..]).unwrap();
+    record.entry_count = 1.into();
+    index.repair(Repair::Content);
+    assert_eq!(tensors(&fixture.image()), 1, "the lie is there, and lookups believe it");
+    let run = fixture.run(&["verify", "-q", "IMAGE"]);
+    failed(&run, 1);
+    assert!(run.text().contains("index: /.daxfs/index: ") && run.text().contains("tensors"), "{run:?}");
+}

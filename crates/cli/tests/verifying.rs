@@ -434,3 +434,23 @@ fn a_snapshot_of_links_is_its_own_source() {
     assert_eq!(run.status, 1);
     assert!(run.text().contains("/folder/file"), "{}", run.text());
 }
+
+/// A file that differs is read again to say where: not all of an image's files, and each stretch once.
+#[test]
+fn where_files_differ_is_said_of_the_first_few() {
+    let fixture = Fixture::new();
+    let mut bytes = vec![7; 2 << 20];
+    for number in 0..10_u8 {
+        bytes[0] = number;
+        fs::write(fixture.tree().join(format!("large-{number}")), &bytes).unwrap();
+    }
+    fixture.pack(|packer| packer);
+    for number in 0..10 {
+        fixture.poke(fixture.offset_of(&format!("large-{number}")) + (1 << 20), b"!");
+    }
+    let run = fixture.run(&["verify", "-q", "IMAGE"]);
+    assert_eq!(run.status, 1);
+    let all = run.text().lines().filter(|line| line.starts_with("hash: /large-")).count();
+    let said = run.text().matches("; 1 of 2 MiB differ, the first from byte 1048576 on").count();
+    assert_eq!((all, said), (10, 8), "{run:?}");
+}

@@ -44,7 +44,8 @@ pub fn run(image: &Image, args: &ExtractArgs, out: &mut Output) -> anyhow::Resul
         FileType::Directory => work.tree(&top),
         _ => work.one(&top),
     };
-    let result = work.remove_stage().and(result);
+    // What went wrong first is what is said.
+    let result = result.and(work.remove_stage());
     let written = work.written;
     drop(progress);
     let name = escape(args.dest.as_os_str().as_bytes());
@@ -132,7 +133,10 @@ fn survey(image: &Image, top: &Entry, args: &ExtractArgs) -> anyhow::Result<u64>
                 escape(&entry.path()),
                 kind_name(metadata.mode)
             ),
-            FileType::File if inodes.insert(metadata.ino) => bytes = bytes.saturating_add(metadata.size),
+            FileType::File if inodes.insert(metadata.ino) => {
+                let len = if args.as_stored { metadata.size } else { original_len(&entry)? };
+                bytes = bytes.saturating_add(len);
+            }
             _ => (),
         }
     }
@@ -149,6 +153,12 @@ fn survey(image: &Image, top: &Entry, args: &ExtractArgs) -> anyhow::Result<u64>
         );
     }
     Ok(bytes)
+}
+
+/// How long a file was in its source, and will be when it is written: not always what it has in the image.
+fn original_len(entry: &Entry) -> anyhow::Result<u64> {
+    let original = entry.file().and_then(|file| file.original());
+    original.map(|original| original.len()).with_context(|| escape(&entry.path()))
 }
 
 /// All entries below a directory and itself, or the one that is none; without `/.daxfs`.
@@ -274,6 +284,8 @@ impl<'a> Work<'a> {
                 }
             }
         }
+        // The stage lies in the destination, whose mode may forbid to take it away.
+        self.remove_stage()?;
         if self.locked { self.lock(top) } else { Ok(()) }
     }
 

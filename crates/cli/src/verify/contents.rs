@@ -4,6 +4,7 @@ use super::{Findings, Kind, hash_text};
 use crate::paths::each_in_order;
 use crate::progress::Progress;
 use crate::text::{escape, human};
+use daxfs::tensor::index::Groups;
 use daxfs::{Entry, File, FileType, Image, Index, Region, format};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
@@ -41,12 +42,13 @@ pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings)
         return sound;
     }
     let known = hashes(image, &inodes, quiet, findings);
+    let mut wrong = WrongGroups::default();
     for (ino, hash) in &known {
         let Some(entry) = inodes.get(ino) else { continue };
         findings.facts.hashed_files = findings.facts.hashed_files.saturating_add(1);
         match index.file_hash(*ino) {
             Ok(Some(stored)) if stored != *hash => {
-                let place = entry.file().ok().and_then(|file| wrong_groups(&file, index)).unwrap_or_default();
+                let place = entry.file().ok().and_then(|file| wrong.find(&file, index)).unwrap_or_default();
                 let (hash, stored) = (hash_text(hash), hash_text(&stored));
                 let text = format!("BLAKE3 is {hash}, the index has {stored}{place}");
                 findings.differ(Kind::Hash, Some(&entry.path()), text);
@@ -225,10 +227,35 @@ fn content_hash(
     }
 }
 
-/// Where a file differs from its groups: the first 1 MiB that does, and how many do. Nothing where the index has none,
-/// or where they do not give its hash.
-fn wrong_groups(file: &File, index: &Index) -> Option<String> {
-    let groups = index.groups(&index.file(file.ino()).ok()??).ok()??;
+/// Files whose groups are looked at: each is read once more for that.
+const MOST_FILES: usize = 8;
+
+/// Where files differ from their groups, by place and the hash in the index, which the groups give.
+#[derive(Default)]
+struct WrongGroups(HashMap<(Place, [u8; 32]), Option<String>>);
+
+impl WrongGroups {
+    /// The first 1 MiB of a file that differs, and how many do. Nothing where the index has no groups, where they do
+    /// not give its hash, and for all but the first few files.
+    fn find(&mut self, file: &File, index: &Index) -> Option<String> {
+        let record = index.file(file.ino()).ok()??;
+        // Groups of another size stand for other bytes.
+        let hash = record.hash.filter(|_| record.size == file.len())?;
+        let key = (Place::of(file), hash);
+        if let Some(known) = self.0.get(&key) {
+            return known.clone();
+        }
+        if self.0.len() >= MOST_FILES {
+            return None;
+        }
+        let groups = index.groups(&record).ok()??;
+        let found = wrong_groups(file, &groups);
+        self.0.insert(key, found.clone());
+        found
+    }
+}
+
+fn wrong_groups(file: &File, groups: &Groups) -> Option<String> {
     let mut buffer = Vec::new();
     let (mut first, mut wrong) = (None, 0_u64);
     for group in 0..groups.count() {

@@ -138,6 +138,10 @@ impl Findings {
         }
     }
 
+    fn is_clean(&self) -> bool {
+        self.differences.is_empty() && self.errors.is_empty() && self.unlisted == 0
+    }
+
     fn outcome(&self) -> Outcome {
         match (self.errors.is_empty(), self.differences.is_empty()) {
             (false, _) => Outcome::Failed,
@@ -175,6 +179,13 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
         sound = contents::check(&image, index, args.quiet, &mut findings);
     }
     tensors::check(&image, index.filter(|_| sound), &mut findings);
+    // What names do not lead to, such as the record of a list that only links call a list. What was found above is not
+    // said again.
+    if let Some(index) = index.filter(|_| sound && findings.is_clean())
+        && let Err(error) = index.verify(&image)
+    {
+        findings.judge(Kind::Index, daxfs::format::index::PATH.as_bytes(), error);
+    }
     if let Some(dir) = &args.dir {
         source::compare(&image, dir, args, &mut findings)?;
     }
