@@ -6,8 +6,8 @@
 
 use crate::scan::Rules;
 use crate::source::{Opener, Sort, kind_of};
-use crate::tree::{Identity, Kind, ROOT, Tree, links};
-use crate::walk::{Id, walk};
+use crate::tree::{Excluded, Identity, Kind, ROOT, Tree, links};
+use crate::walk::{Id, leave_out, walk};
 use crate::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -84,7 +84,15 @@ pub(crate) fn settle(tree: &mut Tree, rules: &Rules, threads: usize) -> Result<(
     if matches!(rules.links, Links::Keep | Links::Refuse) {
         return Ok(());
     }
-    let mut settling = Settling { tree, rules, listed: None, begun: Vec::new(), folders: 0, directory: None };
+    let mut settling = Settling {
+        tree,
+        rules,
+        listed: None,
+        begun: Vec::new(),
+        folders: 0,
+        directory: None,
+        gone: Vec::new(),
+    };
     // What a link leads through has to be settled first, and what lies in folders comes to light on the way. A path
     // leads through so many links only, so this ends.
     let mut open = settling.links_from(0);
@@ -110,6 +118,11 @@ pub(crate) fn settle(tree: &mut Tree, rules: &Rules, threads: usize) -> Result<(
         waiting.extend(settling.links_from(known));
         open = waiting;
     }
+    let Settling { tree, mut gone, .. } = settling;
+    gone.sort_unstable();
+    tree.remove(&gone);
+    // Its numbers are those of before.
+    tree.excluded = Excluded::default();
     Ok(())
 }
 
@@ -124,6 +137,8 @@ pub(crate) enum Lead {
     Through(u32),
     /// Into this folder, which is not listed yet.
     Into(u32),
+    /// To what globs left out, or through it.
+    Excluded,
 }
 
 /// Follows a link in the tree. `unlisted` are folders whose names are not known yet.
@@ -153,6 +168,7 @@ pub(crate) fn lead(tree: &Tree, link: u32, unlisted: &[u32]) -> Lead {
             b".." => at = tree.node(at).parent,
             _ if unlisted.contains(&at) => return Lead::Into(at),
             _ => match tree.child(at, name) {
+                None if tree.excluded.names.contains(&(at, name.into())) => return Lead::Excluded,
                 None => return out,
                 Some(child) => match tree.node(child).kind {
                     Kind::Symlink { target } => {
@@ -181,6 +197,8 @@ struct Settling<'s> {
     folders: u64,
     /// The directory of the last link.
     directory: Option<(u32, OwnedFd)>,
+    /// Links to what globs left out: they are left out as well.
+    gone: Vec<u32>,
 }
 
 impl Settling<'_> {
@@ -193,9 +211,21 @@ impl Settling<'_> {
 
     /// Decides about a link; `false` when that depends on one of `pending`.
     fn settle(&mut self, link: u32, pending: &HashSet<u32>) -> Result<bool> {
+        let has_excluded = !self.tree.excluded.names.is_empty();
+        if self.rules.links == Links::Follow
+            && has_excluded
+            && lead(self.tree, link, &self.begun) == Lead::Excluded
+        {
+            self.leave_out(link);
+            return Ok(true);
+        }
         if self.rules.links == Links::Auto {
             match lead(self.tree, link, &self.begun) {
                 Lead::Found(_) => return Ok(true),
+                Lead::Excluded => {
+                    self.leave_out(link);
+                    return Ok(true);
+                }
                 Lead::Through(other) if pending.contains(&other) => return Ok(false),
                 Lead::Into(_) => return Ok(false),
                 Lead::Through(_) | Lead::Out => {}
@@ -221,6 +251,10 @@ impl Settling<'_> {
             Err(Errno::EACCES | Errno::EPERM) => return self.keep(link, "leads to what cannot be read"),
             Err(errno) => return Err(Error::io("follow", &self.tree.source_path(link), errno)),
         };
+        if self.is_excluded(link, &stat) {
+            self.leave_out(link);
+            return Ok(());
+        }
         if self.rules.confined {
             let why = self.describe(link, "leads out of the folder");
             return Err(Error::Confined { path: self.tree.source_path(link), why });
@@ -280,6 +314,26 @@ impl Settling<'_> {
         }
         self.begun.push(link);
         Ok(())
+    }
+
+    /// Whether globs left out what a link leads to, or a directory around that.
+    fn is_excluded(&self, link: u32, stat: &FileStat) -> bool {
+        let excluded = &self.tree.excluded;
+        if excluded.ids.is_empty() {
+            return false;
+        }
+        let around = || self.tree.source_path(link).canonicalize().unwrap_or_default();
+        excluded.has(stat)
+            || around().ancestors().skip(1).any(|path| {
+                !path.as_os_str().is_empty()
+                    && nix::sys::stat::stat(path).is_ok_and(|stat| excluded.has(&stat))
+            })
+    }
+
+    fn leave_out(&mut self, link: u32) {
+        let (parent, name) = (self.tree.node(link).parent, self.tree.name(link).to_vec());
+        leave_out(self.tree, parent, &name, false);
+        self.gone.push(link);
     }
 
     fn replace(&mut self, link: u32, kind: Kind, stat: &FileStat) {

@@ -105,6 +105,9 @@ fn push_inputs(tree: &mut Tree, mut named: Vec<(OsString, &PathBuf, FileStat)>, 
         check_name(path, name.as_bytes())?;
         let is_directory = matches!(kind, Kind::Directory { .. });
         if rules.selection.choose(Path::new(&name), is_directory, false) == Choice::Out {
+            if rules.selection.is_excluded(Path::new(&name), is_directory) {
+                tree.excluded.note(ROOT, name.as_bytes(), &stat);
+            }
             let mut name = name;
             name.push(if is_directory { "/" } else { "" });
             tree.left_out.push(PathBuf::from(name));

@@ -104,6 +104,15 @@ impl Selection {
             Some(_) => Choice::Out,
         }
     }
+
+    /// Whether a glob names what it leaves out, or the directory around it. The rest is merely not chosen.
+    pub(crate) fn is_excluded(&self, path: &Path, is_directory: bool) -> bool {
+        let matched = |globs: &Option<Gitignore>| {
+            globs.as_ref().map(|globs| globs.matched(path, is_directory).map(|_| ()))
+        };
+        matched(&self.exclude).is_some_and(|found| found.is_ignore())
+            || matched(&self.include).is_some_and(|found| found.is_whitelist())
+    }
 }
 
 fn globs(option: &'static str, lines: &[String]) -> Result<Option<Gitignore>> {

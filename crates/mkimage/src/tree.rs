@@ -5,7 +5,9 @@
 
 use crate::output::Readers;
 use crate::{Error, Result};
+use daxfs::format::{S_IFLNK, S_IFMT};
 use nix::sys::stat::FileStat;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -72,6 +74,31 @@ pub(crate) struct Input {
     pub(crate) path: PathBuf,
 }
 
+/// What globs left out by name, so that no link brings it back.
+#[derive(Debug, Default)]
+pub(crate) struct Excluded {
+    /// Names in directories of the tree.
+    pub(crate) names: HashSet<(u32, Box<[u8]>)>,
+    /// Device and inode of files and directories.
+    pub(crate) ids: HashSet<(u64, u64)>,
+}
+
+impl Excluded {
+    /// Notes a name in a directory of the tree.
+    pub(crate) fn note(&mut self, directory: u32, name: &[u8], stat: &FileStat) {
+        self.names.insert((directory, name.into()));
+        // What an excluded link leads to may have other names.
+        if stat.st_mode & S_IFMT != S_IFLNK {
+            self.ids.insert((stat.st_dev, stat.st_ino));
+        }
+    }
+
+    /// Whether it is one of them in the source.
+    pub(crate) fn has(&self, stat: &FileStat) -> bool {
+        self.ids.contains(&(stat.st_dev, stat.st_ino))
+    }
+}
+
 /// The source tree, as the scan saw it.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
@@ -85,6 +112,8 @@ pub(crate) struct Tree {
     pub(crate) dropped: Option<PathBuf>,
     /// What the globs and the like left out, by its path in the image; directories end in a slash.
     pub(crate) left_out: Vec<PathBuf>,
+    /// Those of them that links must not lead to. Empty once links are settled.
+    pub(crate) excluded: Excluded,
     /// Symbolic links in whose place there is what they lead to.
     pub(crate) followed: u64,
     /// Symbolic links that are kept though they lead to nothing that can be packed.
@@ -140,6 +169,32 @@ impl Tree {
             links: links(stat),
             followed: false,
         })
+    }
+
+    /// Takes nodes that hold nothing out of the tree. `gone` is sorted.
+    pub(crate) fn remove(&mut self, gone: &[u32]) {
+        if gone.is_empty() {
+            return;
+        }
+        let before = |number: u32| u32::try_from(gone.partition_point(|&at| at < number)).unwrap_or(u32::MAX);
+        let mut kept = Vec::with_capacity(self.nodes.len());
+        for (number, mut node) in (0..).zip(std::mem::take(&mut self.nodes)) {
+            if gone.binary_search(&number).is_ok() {
+                continue;
+            }
+            node.parent -= before(node.parent);
+            if let Kind::Directory { first, count } = &mut node.kind {
+                let end = *first + *count;
+                let start = *first - before(*first);
+                *count = end - before(end) - start;
+                *first = start;
+            }
+            kept.push(node);
+        }
+        self.nodes = kept;
+        for input in &mut self.inputs {
+            input.node -= before(input.node);
+        }
     }
 
     /// The node with this number.

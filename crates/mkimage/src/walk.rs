@@ -82,6 +82,8 @@ enum Found {
     Index,
     /// Left out by a glob or the like; whether it is a directory.
     LeftOut(bool),
+    /// The same, and no link may lead to it.
+    Excluded(bool),
 }
 
 /// Appends what lies below the directories `roots` of the tree, which hold nothing yet.
@@ -256,9 +258,14 @@ impl Walk<'_> {
             }
             return Ok(Found::Index);
         }
-        let choice = self.choose(number, stream, name, sort);
+        let is_directory = sort == Ok(Sort::Directory);
+        let (choice, is_excluded) = self.choose(number, stream, name, sort);
+        // In a folder that a link leads to, what was left out elsewhere in the tree has another path.
+        if is_excluded || sort != Ok(Sort::Symlink) && self.tree.excluded.has(stat) {
+            return Ok(Found::Excluded(is_directory));
+        }
         if choice == Choice::Out {
-            return Ok(Found::LeftOut(sort == Ok(Sort::Directory)));
+            return Ok(Found::LeftOut(is_directory));
         }
         let found = match sort {
             Ok(Sort::File) => Found::File,
@@ -294,7 +301,7 @@ impl Walk<'_> {
 
     /// Leaves out what weights in the directory that `stream` is make superfluous.
     fn leave_out_superfluous(&self, stream: &Stream, list: &mut [Child]) {
-        let is_in = |child: &&Child| !matches!(child.found, Found::LeftOut(_));
+        let is_in = |child: &&Child| !matches!(child.found, Found::LeftOut(_) | Found::Excluded(_));
         let mut names = Vec::with_capacity(list.len());
         for Child { name, found, .. } in list.iter().filter(is_in) {
             let is_directory = matches!(found, Found::Directory(..));
@@ -329,10 +336,10 @@ impl Walk<'_> {
         stream: &Stream,
         name: &[u8],
         sort: std::result::Result<Sort, &'static str>,
-    ) -> Choice {
+    ) -> (Choice, bool) {
         let selection = &self.rules.selection;
         if !selection.has_globs() {
-            return Choice::Whole;
+            return (Choice::Whole, false);
         }
         let is_directory = match sort {
             Ok(Sort::Directory) => true,
@@ -345,7 +352,9 @@ impl Walk<'_> {
         };
         let directory = &self.directories[number];
         let path = join(&directory.path, name);
-        selection.choose(Path::new(OsStr::from_bytes(&path)), is_directory, directory.whole)
+        let path = Path::new(OsStr::from_bytes(&path));
+        let choice = selection.choose(path, is_directory, directory.whole);
+        (choice, choice == Choice::Out && selection.is_excluded(path, is_directory))
     }
 
     /// Takes in what a directory holds.
@@ -451,6 +460,11 @@ fn append(
                 tree.dropped = Some(tree.source_path(directory).join(os_name));
                 continue;
             }
+            Found::Excluded(is_directory) => {
+                tree.excluded.note(directory, &name, &stat);
+                leave_out(tree, directory, &name, is_directory);
+                continue;
+            }
             Found::LeftOut(is_directory) => {
                 leave_out(tree, directory, &name, is_directory);
                 continue;
@@ -465,7 +479,7 @@ fn append(
 }
 
 /// Notes that a name in a directory of the tree is not packed.
-fn leave_out(tree: &mut Tree, directory: u32, name: &[u8], is_directory: bool) {
+pub(crate) fn leave_out(tree: &mut Tree, directory: u32, name: &[u8], is_directory: bool) {
     let mut path = join(&tree.image_path(directory)[1..], name);
     path.extend(is_directory.then_some(b'/'));
     tree.left_out.push(PathBuf::from(OsString::from_vec(path)));

@@ -324,6 +324,64 @@ fn globs_choose_what_is_packed() {
     assert!(matches!(error, Error::Setting { option: "--exclude", .. }), "{error}");
 }
 
+/// No link brings back what a glob left out.
+#[test]
+fn links_to_what_globs_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    for name in ["secret.txt", "sub/hidden/key", "sub/open", "z"] {
+        write(&tree, name, name.as_bytes());
+    }
+    write(dir.path(), "outside/file", b"outside");
+    write(dir.path(), "other/file", b"other");
+    for (target, name) in [
+        ("secret.txt", "a"),
+        ("a", "b"),
+        ("sub/hidden", "c"),
+        ("sub/hidden/key", "d"),
+        ("../outside/file", "e.skip"),
+        ("e.skip", "f"),
+        ("sub/open", "kept"),
+        ("../other/file", "out"),
+        ("nowhere", "sub/dangling"),
+    ] {
+        symlink(target, tree.join(name)).unwrap();
+    }
+    // By the path on the machine: to a file, to a folder, into a folder, to one of these links.
+    for (target, name) in [("secret.txt", "g"), ("sub/hidden", "h"), ("sub/hidden/key", "sub/i"), ("a", "j")]
+    {
+        symlink(tree.join(target), tree.join(name)).unwrap();
+    }
+    let packer =
+        || Packer::new().input(&tree).exclude("/secret.txt").exclude("/sub/hidden/").exclude("*.skip");
+    let (summary, image) = pack(dir.path(), packer());
+    assert_eq!(names(&image), ["/kept", "/out", "/sub", "/sub/dangling", "/sub/open", "/z"]);
+    assert_eq!(image.file("/out").unwrap().to_vec().unwrap(), b"other");
+    assert_eq!(image.file("/kept").unwrap().to_vec().unwrap(), b"sub/open");
+    assert_eq!(image.file("/sub/open").unwrap().to_vec().unwrap(), b"sub/open");
+    let mut left_out = summary.left_out;
+    left_out.sort();
+    let wanted = ["a", "b", "c", "d", "e.skip", "f", "g", "h", "j", "secret.txt", "sub/hidden/", "sub/i"];
+    assert_eq!(left_out, wanted);
+
+    // A folder that is listed twice has its files under other paths.
+    fs::remove_file(tree.join("sub/dangling")).unwrap();
+    symlink("sub", tree.join("again")).unwrap();
+    let (_, image) = pack(dir.path(), packer().links(Links::Follow));
+    assert_eq!(names(&image), ["/again", "/again/open", "/kept", "/out", "/sub", "/sub/open", "/z"]);
+
+    // What is merely not chosen may be led to.
+    let (_, image) = pack(dir.path(), Packer::new().input(&tree).include("/a"));
+    assert_eq!(image.file("/a").unwrap().to_vec().unwrap(), b"secret.txt");
+    let (_, image) = pack(dir.path(), Packer::new().input(&tree).include("/a").include("!secret.txt"));
+    assert!(!names(&image).contains(&"/a".to_owned()));
+    // Several inputs: the one that is left out may be led to by another.
+    let inputs = Packer::new().input(tree.join("a")).input(tree.join("sub")).input(tree.join("secret.txt"));
+    symlink("../secret.txt", tree.join("sub/up")).unwrap();
+    let (_, image) = pack(dir.path(), inputs.exclude("secret.txt").exclude("a"));
+    assert_eq!(names(&image), ["/sub", "/sub/hidden", "/sub/hidden/key", "/sub/i", "/sub/open"]);
+}
+
 #[test]
 fn weights_only() {
     let dir = tempfile::tempdir().unwrap();

@@ -80,7 +80,8 @@ pub(super) struct Args {
     #[arg(long)]
     pub weights_only: bool,
 
-    /// Permissions of the file, in octal; by default it is readable by no more people than all its sources are.
+    /// Permissions of the file, in octal; by default it is readable by no more people than all its sources are, by their
+    /// own permissions and those of directories in the tree. Those of directories around the inputs do not count.
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "into")]
     pub mode: Option<u32>,
 
