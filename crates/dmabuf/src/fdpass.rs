@@ -74,6 +74,42 @@ fn receive(
     max_fds: usize,
     control: &mut [u64],
 ) -> Result<(usize, Vec<OwnedFd>)> {
+    let (len, fds, cut) = receive_message(socket, buf, control)?;
+    if cut {
+        return Err(Error::invalid(
+            fd_name(socket),
+            format!("only {} descriptors of a message could be received (too many open files?)", fds.len()),
+        ));
+    }
+    if fds.len() > max_fds {
+        return Err(Error::invalid(
+            fd_name(socket),
+            format!("{} descriptors came, not {max_fds}", fds.len()),
+        ));
+    }
+    Ok((len, fds))
+}
+
+/// Receives the bytes of one message, and none of its descriptors: the kernel drops them without giving them to this
+/// process, which so never has to close one (of a file system that does not answer, that could take for ever). Returns
+/// the number of bytes (0: the peer has closed) and whether there were descriptors.
+///
+/// # Errors
+/// [`Error::Invalid`] for an empty `buf` or a message of more bytes; [`Error::Os`] from recvmsg.
+pub fn recv_bytes(socket: BorrowedFd<'_>, buf: &mut [u8]) -> Result<(usize, bool)> {
+    if buf.is_empty() {
+        return Err(Error::invalid("empty buffer", "a message has at least 1 byte"));
+    }
+    let (len, _, cut) = receive_message(socket, buf, &mut [])?;
+    Ok((len, cut))
+}
+
+/// One message: bytes, descriptors, and whether there were more of these than `control` has room for.
+fn receive_message(
+    socket: BorrowedFd<'_>,
+    buf: &mut [u8],
+    control: &mut [u64],
+) -> Result<(usize, Vec<OwnedFd>, bool)> {
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: `msghdr` consists of integers and raw pointers, for which zeros are valid.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -97,22 +133,10 @@ fn receive(
     // Own what the kernel installed before anything can fail: the early returns below close it. nix's `cmsgs` gives
     // nothing on truncation, and the descriptors that did fit would stay open for ever.
     let fds = take_fds(&header);
-    if header.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(Error::invalid(
-            fd_name(socket),
-            format!("only {} descriptors of a message could be received (too many open files?)", fds.len()),
-        ));
-    }
     if header.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(Error::invalid(fd_name(socket), format!("a message has more than {} bytes", buf.len())));
     }
-    if fds.len() > max_fds {
-        return Err(Error::invalid(
-            fd_name(socket),
-            format!("{} descriptors came, not {max_fds}", fds.len()),
-        ));
-    }
-    Ok((received, fds))
+    Ok((received, fds, header.msg_flags & libc::MSG_CTRUNC != 0))
 }
 
 /// Takes ownership of every descriptor in the control messages of a header that recvmsg has filled in.

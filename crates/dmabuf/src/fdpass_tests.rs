@@ -130,3 +130,19 @@ fn bad_arguments_and_sockets() {
     assert_eq!(send_fds(file.as_fd(), b"x", &[]).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
     assert_eq!(recv_fds(file.as_fd(), &mut [0; 1], 1).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
 }
+
+#[test]
+fn descriptors_that_are_not_taken_are_closed() {
+    use std::os::fd::AsFd;
+    let (own, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut buffer = [0; 8];
+    send_fds(theirs.as_fd(), b"none", &[]).unwrap();
+    assert_eq!(recv_bytes(own.as_fd(), &mut buffer).unwrap(), (4, false));
+    send_fds(theirs.as_fd(), b"some", &[writer.as_fd(), theirs.as_fd()]).unwrap();
+    assert_eq!(recv_bytes(own.as_fd(), &mut buffer).unwrap(), (4, true));
+    drop(writer);
+    assert_eq!(io::Read::read(&mut reader, &mut buffer).unwrap(), 0);
+    send_fds(theirs.as_fd(), b"too many bytes", &[]).unwrap();
+    assert!(recv_bytes(own.as_fd(), &mut buffer).is_err());
+}

@@ -83,7 +83,7 @@ pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only, reopen, 
 pub use device::{PciBar, check_present, open_memory, open_physical, pci_bars};
 pub use direct::DirectFile;
 pub use error::{Error, Result};
-pub use fdpass::{recv_fds, send_fds};
+pub use fdpass::{recv_bytes, recv_fds, send_fds};
 pub use heap::{heap_allocate, heap_allocate_on, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};

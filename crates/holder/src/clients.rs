@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use crate::access::may_control;
 use crate::connection::{Connection, Received};
+use crate::requests::no_control;
 use crate::server::Server;
 
 /// A connection that does nothing for so long is closed.
@@ -100,7 +102,8 @@ impl Server {
             tracing::warn!(%error, "cannot watch a connection");
             return;
         }
-        self.connections.insert(token, Connection::new(socket, peer, READING));
+        let takes_fds = may_control(peer, self.own_uid, &self.config.control);
+        self.connections.insert(token, Connection::new(socket, peer, takes_fds, READING));
         self.metrics.connections.store(self.connections.len() as u64, Ordering::Relaxed);
         // Most clients have sent their request by now.
         self.serve(token, EpollFlags::empty(), buffer);
@@ -151,11 +154,21 @@ impl Server {
             match connection.receive(buffer) {
                 Received::Nothing => break,
                 Received::Closed => alive = false,
+                Received::Dropped => {
+                    let refusal = Refusal::NotAllowed;
+                    self.metrics.refuse(refusal);
+                    let (peer, text) = (connection.peer, no_control(connection.peer));
+                    tracing::info!(peer.pid, peer.uid, peer.gid, text, "sends descriptors");
+                    connection.reply(&Reply::Error { refusal, text }, Arc::new([]));
+                    connection.ending = true;
+                    alive = self.flush_takeover(token, &mut connection);
+                }
                 Received::Message(len, fds) => {
                     let message = buffer.get(..len).unwrap_or_default();
                     match Request::decode(message, fds.len()) {
                         Ok(request) => self.answer(token, &mut connection, request, fds),
                         Err(error) => {
+                            self.closer.close(fds);
                             self.metrics.refuse(Refusal::BadRequest);
                             let text = error.to_string();
                             tracing::info!(peer.pid = connection.peer.pid, text, "bad request");

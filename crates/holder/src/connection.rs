@@ -41,6 +41,8 @@ pub enum Received {
     Closed,
     /// A message of this many bytes of the buffer, and its descriptors.
     Message(usize, Vec<OwnedFd>),
+    /// A message with descriptors, from a client of which none are taken.
+    Dropped,
 }
 
 /// A connection. A new request is read only when all replies to the last one are gone, so a client that does not
@@ -50,6 +52,9 @@ pub struct Connection {
     socket: OwnedFd,
     /// Who it is, as of its connect.
     pub peer: Peer,
+    /// Whether it may send descriptors. Of others the kernel drops them: closing a descriptor, of a file system of their
+    /// own, could hold up this process.
+    takes_fds: bool,
     outgoing: VecDeque<Outgoing>,
     /// When it last did something.
     pub active: Instant,
@@ -70,11 +75,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Over an accepted socket that is watched for `interest`.
-    pub fn new(socket: OwnedFd, peer: Peer, interest: EpollFlags) -> Self {
+    /// Over an accepted socket that is watched for `interest`; `takes_fds` says whether the client may send descriptors.
+    pub fn new(socket: OwnedFd, peer: Peer, takes_fds: bool, interest: EpollFlags) -> Self {
         Self {
             socket,
             peer,
+            takes_fds,
             outgoing: VecDeque::new(),
             active: Instant::now(),
             load: None,
@@ -104,7 +110,15 @@ impl Connection {
 
     /// Receives one message if there is one.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
-        match dmabuf::recv_fds(self.socket.as_fd(), buffer, DESCRIPTORS_MAX) {
+        let received = if self.takes_fds {
+            dmabuf::recv_fds(self.socket.as_fd(), buffer, DESCRIPTORS_MAX)
+        } else {
+            match dmabuf::recv_bytes(self.socket.as_fd(), buffer) {
+                Ok((_, true)) => return Received::Dropped,
+                received => received.map(|(len, _)| (len, Vec::new())),
+            }
+        };
+        match received {
             Ok((0, _)) => Received::Closed,
             Ok((len, fds)) => {
                 self.active = Instant::now();

@@ -18,6 +18,7 @@
 
 mod access;
 mod clients;
+mod closer;
 mod config;
 mod connection;
 mod crash;

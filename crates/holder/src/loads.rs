@@ -97,6 +97,7 @@ impl Server {
         while self.running.is_none() {
             let Some(job) = self.queue.pop_front() else { return };
             if job.watch.cancel.load(Ordering::Relaxed) {
+                self.closer.close(vec![job.source]);
                 continue;
             }
             let watch = Arc::clone(&job.watch);

@@ -1,10 +1,13 @@
 //! What each request does.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxfs::holder::message::{COPIES_MAX, DeviceCopy, ImageInfo, PAGE_MAX, Refusal, Reply, Request, Version};
+
+use dmabuf::Peer;
 
 use crate::access::{Access, Rights, may_control, peer_groups};
 use crate::connection::{Attached, Connection};
@@ -34,7 +37,7 @@ impl Server {
         token: u64,
         connection: &mut Connection,
         request: Request,
-        fds: Vec<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
     ) {
         let peer = connection.peer;
         let result = match request {
@@ -42,7 +45,7 @@ impl Server {
             Request::Current { name } => self.current(connection, &name),
             Request::List { after } => Ok(Some(self.list(connection, &after))),
             Request::Load { name, replace, options } => {
-                self.begin_load(token, connection, name, replace, &options, fds)
+                self.begin_load(token, connection, name, replace, &options, &mut fds)
             }
             Request::Drop { name } => self.drop_image(connection, &name),
             Request::Stop => self.stop(connection),
@@ -50,12 +53,14 @@ impl Server {
             Request::Health => Ok(Some(self.health())),
             Request::Takeover => self.begin_takeover(token, connection),
             Request::TakeoverDone => self.end_takeover(token),
-            Request::Keep { of, copy } => self.keep(connection, &of, copy, fds),
+            Request::Keep { of, copy } => self.keep(connection, &of, copy, &mut fds),
             Request::Copy { of, device, placement } => {
                 self.copy(connection, &of, &DeviceCopy { device, placement, size: 0 })
             }
             _ => Err((Refusal::BadRequest, "this holder does not know that request".into())),
         };
+        // What a refused request has brought.
+        self.closer.close(fds);
         match result {
             Ok(Some(reply)) => connection.reply(&reply, Arc::new([])),
             Ok(None) => {}
@@ -133,10 +138,10 @@ impl Server {
         connection: &Connection,
         of: &Version,
         copy: DeviceCopy,
-        fds: Vec<OwnedFd>,
+        fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
-        for fd in &fds {
+        for fd in fds.iter() {
             refuse_path_only(fd.as_fd()).map_err(|error| (Refusal::BadRequest, error.to_string()))?;
         }
         let held = self.same(connection, of)?;
@@ -152,14 +157,14 @@ impl Server {
             let room = self.notify.check_room(kept, (&Access::default(), 1));
             room.map_err(|error| (Refusal::Limit, error.to_string()))?;
         }
-        for fd in &fds {
+        for fd in fds.iter() {
             if let Err(error) = self.notify.store_copy(name, generation, &copy, fd.as_fd()) {
                 // The one that it was to replace is not in the store any more either.
                 self.table.drop_copy(name, &copy);
                 return Err((Refusal::Failed, error.to_string()));
             }
         }
-        self.table.keep(name, copy, fds.into());
+        self.table.keep(name, copy, std::mem::take(fds).into());
         let (peer, size) = (connection.peer, copy.size);
         tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, size, "copy on a device kept");
         Ok(Some(Reply::Ok))
@@ -196,8 +201,7 @@ impl Server {
 
     fn check_control(&self, connection: &Connection) -> Result<(), Refused> {
         if !may_control(connection.peer, self.own_uid, &self.config.control) {
-            let text = format!("user {} may not control this holder", connection.peer.uid);
-            return Err((Refusal::NotAllowed, text));
+            return Err((Refusal::NotAllowed, no_control(connection.peer)));
         }
         if self.is_handing_over() || self.is_stopping() {
             return Err((Refusal::Busy, "the holder is being replaced or is ending".into()));
@@ -212,7 +216,7 @@ impl Server {
         name: String,
         replace: bool,
         options: &[String],
-        mut fds: Vec<OwnedFd>,
+        fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
         if self.takeover.is_some() {
@@ -223,7 +227,11 @@ impl Server {
         }
         self.table.check_free(&name, replace).map_err(|refusal| (refusal, taken(&name)))?;
         // Nobody waits for those any more.
-        self.queue.retain(|job| !job.watch.cancel.load(Ordering::Relaxed));
+        let is_given_up = |job: &Job| job.watch.cancel.load(Ordering::Relaxed);
+        let (given_up, waiting) = std::mem::take(&mut self.queue).into_iter().partition(is_given_up);
+        self.queue = waiting;
+        let given_up: VecDeque<Job> = given_up;
+        self.closer.close(given_up.into_iter().map(|job| job.source).collect());
         if self.queue.len() >= QUEUE_MAX {
             return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));
         }
@@ -237,10 +245,12 @@ impl Server {
                 options.keep_memory(fd.as_fd());
             }
         }
+        for fd in fds.iter() {
+            refuse_path_only(fd.as_fd()).map_err(bad)?;
+        }
         let Some(source) = fds.pop() else {
             return Err((Refusal::BadRequest, "a load needs a descriptor".into()));
         };
-        refuse_path_only(source.as_fd()).map_err(bad)?;
         let rights = Rights::of(connection.peer, connection.socket());
         let by = if rights.cover(&self.own_rights) {
             By::Own
@@ -337,6 +347,11 @@ fn check_attaches(connection: &mut Connection) -> Result<(), Refused> {
     }
     connection.ending = true;
     Err((Refusal::Limit, format!("{ATTACHES_MAX} attaches on one connection; open another one")))
+}
+
+/// Text of a refusal to who may not control the holder.
+pub(crate) fn no_control(peer: Peer) -> String {
+    format!("user {} may not control this holder", peer.uid)
 }
 
 /// Text of a refusal because of a name.

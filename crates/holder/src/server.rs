@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::access::Rights;
+use crate::closer::Closer;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ pub struct Server {
     pub(crate) descriptor_limit: usize,
     pub(crate) next_token: u64,
     pub(crate) epoll: Epoll,
+    pub(crate) closer: Closer,
     pub(crate) wake: Arc<EventFd>,
     pub(crate) signals: SignalFd,
     pub(crate) accepting: bool,
@@ -155,6 +157,7 @@ impl Server {
             descriptor_limit,
             next_token: FIRST_CONNECTION,
             epoll,
+            closer: Closer::default(),
             wake: Arc::new(wake),
             signals,
             accepting: false,

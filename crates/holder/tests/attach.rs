@@ -261,6 +261,20 @@ fn who_may_attach_and_control() {
     let load = Request::Load { name: "n".into(), replace: true, options: vec![] };
     let result = connect_as(&place, 4321).request(&load, &[weights.as_fd()]);
     assert_eq!(refusal(result).0, Refusal::NotAllowed);
+    // Of who may not load the kernel drops descriptors, and no more is read; of others they are closed elsewhere.
+    for (uid, expected) in [(4321, Refusal::NotAllowed), (0, Refusal::BadRequest)] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let connect = || dmabuf::connect_seqpacket(&place.socket, support::PATIENCE);
+        let socket = as_user(uid, connect).unwrap();
+        dmabuf::send_fds(socket.as_fd(), &Request::Health.encode(), &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let mut buffer = vec![0; daxfs::holder::wire::MESSAGE_MAX];
+        let (len, _) = dmabuf::recv_fds(socket.as_fd(), &mut buffer, 0).unwrap();
+        let reply = Reply::decode(&buffer[..len], 0).unwrap();
+        assert!(matches!(&reply, Reply::Error { refusal, .. } if *refusal == expected), "{reply:?}");
+        assert_eq!(dmabuf::recv_fds(socket.as_fd(), &mut buffer, 0).unwrap().0, 0, "ended");
+        assert_eq!(std::io::Read::read(&mut reader, &mut [0; 1]).unwrap(), 0, "closed");
+    }
     // Copies on devices are kept for those who may load, and given to those who may attach.
     let own = |name: &str| place.open(name).region().attachment().unwrap().clone();
     let copy =
@@ -308,14 +322,19 @@ fn who_may_attach_and_control() {
 
 /// Connects as another user. The thread's user is changed, not the process', by way of its own system call.
 fn connect_as(place: &Place, uid: u32) -> Connection {
+    as_user(uid, || place.connect())
+}
+
+/// Does something as another user.
+fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let connect = scope.spawn(|| {
             #[allow(unsafe_code, reason = "the wrapper of the C library changes the user of all threads")]
             // SAFETY: takes three integers and touches no memory; the user of this thread only is changed, and the
-            // thread ends after the connect.
+            // thread ends after that.
             let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, uid, uid, uid) };
             assert_eq!(result, 0);
-            place.connect()
+            act()
         });
         connect.join().unwrap()
     })
