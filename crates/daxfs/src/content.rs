@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
-use crate::tensor::TensorError;
 use crate::tensor::error::escaped;
+use crate::tensor::{Place, TensorError};
 use crate::{Entry, File, FileType, Image};
 
 /// Builds the tree hash of one directory from its entries, which come in the order of their names (bytes).
@@ -91,8 +91,8 @@ pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
     digits.next().is_none().then_some(hash)
 }
 
-/// Hashes every file of an image now, each inode once, and all of it together, as the version of its index says.
-/// `each` gets every hashed file and may end the work with an error.
+/// Hashes every file of an image now, each stretch of the image once, and all of it together, as the version of its
+/// index says. `each` gets every inode's file and may end the work with an error.
 ///
 /// # Errors
 /// [`Error::NoContents`] as `E`, or what `each` returns.
@@ -100,13 +100,20 @@ pub fn content_hash<E: From<Error>>(
     image: &Image,
     mut each: impl FnMut(&File, [u8; 32]) -> Result<(), E>,
 ) -> Result<[u8; 32], E> {
-    let mut known: HashMap<u64, [u8; 32]> = HashMap::new();
-    content_hash_by(image, |file| match known.get(&file.ino()) {
+    let mut inodes: HashMap<u64, [u8; 32]> = HashMap::new();
+    // Files that share their bytes are read once.
+    let mut places: HashMap<Place, [u8; 32]> = HashMap::new();
+    content_hash_by(image, |file| match inodes.get(&file.ino()) {
         Some(hash) => Ok(*hash),
         None => {
-            let hash = file.hash()?;
+            let place = Place::of(file);
+            let hash = match places.get(&place) {
+                Some(hash) => *hash,
+                None => file.hash()?,
+            };
+            places.insert(place, hash);
             each(file, hash)?;
-            known.insert(file.ino(), hash);
+            inodes.insert(file.ino(), hash);
             Ok(hash)
         }
     })

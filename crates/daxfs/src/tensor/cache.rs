@@ -25,7 +25,7 @@ pub(crate) struct TensorCache {
 
 /// Where the bytes of a file lie: files that share them have one header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// Offset and length in the image.
     Image(u64, u64),
     /// Offset and length in the backing file.
@@ -35,7 +35,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub(super) fn of(file: &File) -> Self {
+    pub(crate) fn of(file: &File) -> Self {
         match file.extent() {
             Some(extent) if file.is_backed() => Self::Backing(extent.offset, extent.len),
             Some(extent) => Self::Image(extent.offset, extent.len),

@@ -21,7 +21,7 @@ mod set;
 use std::fmt;
 use std::sync::Arc;
 
-pub(crate) use cache::TensorCache;
+pub(crate) use cache::{Place, TensorCache};
 pub use dtype::Dtype;
 pub use error::TensorError;
 pub(crate) use index::load_index;

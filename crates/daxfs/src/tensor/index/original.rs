@@ -98,11 +98,14 @@ impl Index {
         for run in record.first_run.get()..record.first_run.get().saturating_add(record.run_count.get()) {
             let run = self.runs.read(view, run)?;
             let (offset, len) = (run.offset.get(), run.len.get());
-            let next = offset.checked_add(len).filter(|next| offset >= end && *next <= file.size);
+            let next = offset.checked_add(len).filter(|next| len > 0 && offset >= end && *next <= file.size);
             let Some(next) = next else {
                 let found =
                     format!("{len:#x} bytes from {offset:#x} on, behind {end:#x} of {:#x}", file.size);
-                return Err(fault("its runs must be stretches of the file in their order", found));
+                return Err(fault(
+                    "its runs must be stretches of the file in their order, none empty",
+                    found,
+                ));
             };
             runs.push((at, offset, len));
             // No overflow: all runs together are not longer than the file, and the first bytes are in the index.

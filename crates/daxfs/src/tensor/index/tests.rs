@@ -508,6 +508,7 @@ fn originals_that_are_not_stretches_of_their_file_are_refused() {
     assert!(damaged(&|b| b.runs[1].offset = 96.into()).contains(stretches), "behind the end");
     assert!(damaged(&|b| b.runs[1].offset = u64::MAX.into()).contains(stretches));
     assert!(damaged(&|b| b.runs[1].len = u64::MAX.into()).contains(stretches));
+    assert!(damaged(&|b| b.runs[1].len = 0.into()).contains(stretches), "empty");
     assert!(damaged(&|b| b.runs[1].len = 6.into()).contains("it must be as long as its parts"));
     assert!(damaged(&|b| b.originals[0].size = u64::MAX.into()).contains("as long as its parts"));
     assert!(damaged(&|b| b.originals[0].file = 0.into()).contains("must name the file record that names it"));
