@@ -20,13 +20,13 @@ out=target/arm64
 cargo=${CARGO_HOME:-$HOME/.cargo}
 packages=()
 
-# in_system OPTION... COMMAND...: the project lies at /work, as it is seen, and what is built below it.
+# in_system OPTION... COMMAND...: the project lies at /project, as it is seen, and what is built below it.
 in_system() {
     local proxy=()
     [ -z "${https_proxy:-}" ] || proxy=(--env "https_proxy=$https_proxy")
     mkdir -p "$cargo" $out
-    scripts/debian.sh run rust --arm64 --show "$PWD=/work" --bind "$PWD/$out=/work/target/arm64" --bind "$cargo=/cargo" \
-        --env CARGO_HOME=/cargo --env CARGO_TARGET_DIR=/work/target/arm64 --env CARGO_TERM_PROGRESS_WHEN=never \
+    scripts/debian.sh run rust --arm64 --show "$PWD=/project" --bind "$PWD/$out=/project/target/arm64" --bind "$cargo=/cargo" \
+        --env CARGO_HOME=/cargo --env CARGO_TARGET_DIR=/project/target/arm64 --env CARGO_TERM_PROGRESS_WHEN=never \
         --env CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
         --env CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc "${proxy[@]}" "$@"
 }
@@ -35,21 +35,21 @@ in_system() {
 build() {
     local selected=() package
     for package in "${packages[@]}"; do selected+=(-p "$package"); done
-    in_system bash -c 'cd /work && target=$1 && shift &&
+    in_system bash -c 'cd /project && target=$1 && shift &&
         cargo build --quiet --locked --target "$target" --bins &&
         cargo test --quiet --locked --target "$target" --no-run --lib --bins --tests --message-format json "$@" \
-            >/work/target/arm64/built.json' build $TARGET "${selected[@]}"
+            >/project/target/arm64/built.json' build $TARGET "${selected[@]}"
 }
 
 run_tests() {
     packages=("$@")
     build
-    in_system python3 /work/scripts/arm64.py run /work/target/arm64/built.json /work/scripts/arm64-emulator.txt
+    in_system python3 /project/scripts/arm64.py run /project/target/arm64/built.json /project/scripts/arm64-emulator.txt
 }
 
 wheel() {
     grep -qsx "commit $(git rev-parse HEAD)" dist/release/BUILD || scripts/dist.sh
-    in_system --show "$PWD/dist/release=/release" bash /work/scripts/arm64.sh inside_wheel
+    in_system --show "$PWD/dist/release=/release" bash /project/scripts/arm64.sh inside_wheel
 }
 
 # Arm's Python beside that of the system, unpacked: nothing of it has to be configured, and only it is emulated.
@@ -66,7 +66,7 @@ inside_wheel() {
     python3 -m venv /tmp/venv
     /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
         --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
-        --target /tmp/site -r /work/scripts/test-dist.txt
+        --target /tmp/site -r /project/scripts/test-dist.txt
     /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --only-binary=:all: \
         --platform manylinux2014_aarch64 --target /tmp/site /release/daxfs-*_aarch64.whl
     # The scripts that pip writes begin with the interpreter that installs.
@@ -74,7 +74,7 @@ inside_wheel() {
     export PYTHONHOME=/tmp/arm/usr PYTHONPATH=/tmp/site
     export LD_LIBRARY_PATH=/tmp/arm/usr/lib/aarch64-linux-gnu:/tmp/arm/lib/aarch64-linux-gnu
     "/tmp/arm/usr/bin/$python" -c 'import platform; assert platform.machine() == "aarch64", platform.machine()'
-    "/tmp/arm/usr/bin/$python" /work/scripts/try_release.py /work/README.md /tmp/site/bin
+    "/tmp/arm/usr/bin/$python" /project/scripts/try_release.py /project/README.md /tmp/site/bin
 }
 
 # Debian has a kernel of 16 KiB pages. One of 64 KiB is built from its source: small, since nothing but memory is used.
@@ -115,7 +115,7 @@ mkdir -p /dev/shm && mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 ln -s /proc/self/fd /dev/fd
 ip link set lo up 2>/dev/null
-export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/work/target/arm64
+export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/project/target/arm64
 echo "=== pages $(sed -n 's/^KernelPageSize: *//p' /proc/self/smaps | head -n 1)"
 while read -r label folder path; do
     echo "=== program $label"
@@ -142,17 +142,17 @@ pages() {
     [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-cli)
     build
     rm -rf "$guest"
-    mkdir -p "$guest/root/work/target/arm64/tmp" $out/kernel
+    mkdir -p "$guest/root/project/target/arm64/tmp" $out/kernel
     # Nothing but what the tests read: golden files, the list of tests that cannot pass.
-    git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/work"
+    git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/project"
     in_system --bind "$PWD/$guest=/guest" bash -ec '
-        python3 /work/scripts/arm64.py init /work/target/arm64/built.json /guest/root
+        python3 /project/scripts/arm64.py init /project/target/arm64/built.json /guest/root
         mkdir -p /guest/root/lib
         cp -L /usr/lib/aarch64-linux-gnu/{libc.so.6,libm.so.6,libgcc_s.so.1,ld-linux-aarch64.so.1} /guest/root/lib/'
     scripts/debian.sh run machine --show "$PWD/scripts=/scripts" --bind "$PWD/$guest=/guest" \
         --bind "$PWD/$out/kernel=/kernel" bash /scripts/arm64.sh inside_guest "$size"
-    in_system --bind "$PWD/$guest=/guest" python3 /work/scripts/arm64.py read /work/target/arm64/built.json \
-        /work/scripts/arm64-pages.txt /guest/log
+    in_system --bind "$PWD/$guest=/guest" python3 /project/scripts/arm64.py read /project/target/arm64/built.json \
+        /project/scripts/arm64-pages.txt /guest/log
 }
 
 case ${1:-} in
