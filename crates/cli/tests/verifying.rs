@@ -52,6 +52,37 @@ fn every_way_of_packing_is_ok() {
     }
 }
 
+/// With the options that it was packed with, what was left out is no difference; all else is one as before.
+#[test]
+fn what_was_left_out_is_no_difference() {
+    let fixture = Fixture::new();
+    for (name, contents) in
+        [("pytorch_model.bin", "twin"), ("notes/one.txt", "1"), ("notes/deep/two.txt", "2")]
+    {
+        let path = fixture.tree().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+    let compare = |options: &[&str]| fixture.run(&[&["verify", "IMAGE", "TREE"], options].concat());
+    fixture.pack(|packer| packer.exclude("/notes/").weights_only(true));
+    compare(&["--exclude=/notes/", "--weights-only"]).ok();
+    for (options, expected) in
+        [(&["--weights-only"][..], "/notes"), (&["--exclude=/notes/"], "/pytorch_model.bin")]
+    {
+        let run = compare(options);
+        assert!(run.text().contains(&format!("{expected}: only in the source directory")), "{run:?}");
+        assert_eq!(run.status, 1);
+    }
+    fixture.pack(|packer| packer.include("*.safetensors").include("one.txt"));
+    compare(&["--include=*.safetensors", "--include=one.txt"]).ok();
+    // What the packer with these options would have packed is missed.
+    let run = compare(&["--include=*.safetensors", "--include=*.txt"]);
+    assert!(run.text().contains("/notes/deep: only in the source directory"), "{run:?}");
+    let run = fixture.run(&["verify", "--exclude=*.txt", "IMAGE"]);
+    assert!(run.stderr.contains("--exclude is for comparing with a directory"), "{run:?}");
+    assert_eq!(run.status, 2);
+}
+
 #[test]
 fn a_changed_byte_is_found() {
     let fixture = Fixture::new();

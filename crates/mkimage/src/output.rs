@@ -35,6 +35,9 @@ pub(crate) enum Readers {
 }
 
 impl Readers {
+    /// Its owner alone.
+    pub(crate) const NOBODY: Readers = Readers::Of { others: false, group: None };
+
     /// Permissions to begin with, before the umask; the group of the file is not known then.
     fn first(self) -> Mode {
         let bits = match self {

@@ -198,7 +198,8 @@ impl Packer {
     }
 
     /// Permissions of a file that the image is written to, whatever the umask. By default it is readable by no more
-    /// people than all files and directories of the tree are, within what the umask leaves.
+    /// people than all files of the tree are, by their permissions and those of the directories in the tree and around
+    /// it, within what the umask leaves.
     #[must_use]
     pub fn mode(mut self, mode: Option<u32>) -> Packer {
         self.settings.mode = mode;
@@ -313,6 +314,25 @@ impl Packer {
         self
     }
 
+    /// What of the inputs [`Packer::exclude`], [`Packer::include`] and [`Packer::weights_only`] leave out, by its path
+    /// from the root of the image; directories end in a slash, and nothing below them is named. Lists the inputs and
+    /// reads no contents.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
+    pub fn left_out(mut self) -> Result<Vec<PathBuf>> {
+        self.check()?;
+        self.select()?;
+        Ok(scan(&self.inputs, &self.rules, self.settings.threads)?.left_out)
+    }
+
+    fn select(&mut self) -> Result<()> {
+        let weights_only = self.rules.selection.weights_only;
+        self.rules.selection = Selection::new(&self.exclude, &self.include, weights_only)?;
+        Ok(())
+    }
+
     /// Lists the inputs, reads the headers of safetensors files, and lays the image out. Equal inputs and settings
     /// give an equal image: no time, owner of the process or order of a directory goes into it.
     ///
@@ -321,8 +341,7 @@ impl Packer {
     /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
     pub fn plan(mut self) -> Result<Plan> {
         self.check()?;
-        self.rules.selection =
-            Selection::new(&self.exclude, &self.include, self.rules.selection.weights_only)?;
+        self.select()?;
         let tree = match self.empty {
             true => Tree::of_nothing(),
             false => scan(&self.inputs, &self.rules, self.settings.threads)?,

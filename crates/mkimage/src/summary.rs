@@ -196,7 +196,8 @@ impl fmt::Display for Summary {
             }
         }
         if let Some(mode) = self.mode.as_ref().filter(|_| self.is_private) {
-            write!(f, "\nmode {mode}: not all sources may be read by everybody (--mode says otherwise)")?;
+            let why = "not all sources, and directories around them, are open to everybody";
+            write!(f, "\nmode {mode}: {why} (--mode says otherwise)")?;
         }
         if let Some(hash) = &self.content_hash {
             write!(f, "\ncontent {hash}")?;

@@ -259,24 +259,45 @@ impl Tree {
         path
     }
 
-    /// Who may read all files, as their permissions and those of the directories in the tree say. Those of directories
-    /// around the inputs are left out: files may be reached by other ways.
+    /// Who may read all files, as their permissions say, and those of the directories in the tree and around the inputs
+    /// and what links lead to.
     pub(crate) fn readers(&self) -> Readers {
         let (mut others, mut group, mut is_first) = (true, None, true);
-        for (number, node) in self.iter() {
-            let needed = match node.kind {
-                Kind::File => 0o4,
-                Kind::Directory { .. } if number != ROOT || self.input_at(ROOT).is_some() => 0o5,
-                _ => continue,
-            };
-            let all = node.mode & needed == needed;
+        let mut narrow = |mode: u32, gid: u32, needed: u32| {
+            let all = mode & needed == needed;
             // To be one of the others, who is of the group must be allowed, too.
-            let members = node.mode >> 3 & needed == needed;
+            let members = mode >> 3 & needed == needed;
             others &= all && members;
             if !(all && members) {
-                let allowed = members.then_some(node.gid);
+                let allowed = members.then_some(gid);
                 group = if is_first || group == allowed { allowed } else { None };
                 is_first = false;
+            }
+        };
+        for (number, node) in self.iter() {
+            match node.kind {
+                Kind::File => narrow(node.mode, node.gid, 0o4),
+                Kind::Directory { .. } if number != ROOT || self.input_at(ROOT).is_some() => {
+                    narrow(node.mode, node.gid, 0o5);
+                }
+                _ => {}
+            }
+        }
+        // Who cannot pass them reaches nothing below.
+        let inputs = self.inputs.iter().map(|input| input.path.clone());
+        let followed = self.iter().filter(|(_, node)| node.followed);
+        let mut seen = HashSet::new();
+        for path in inputs.chain(followed.map(|(number, _)| self.source_path(number))) {
+            // What has no path any more is reached by its descriptor alone.
+            let Ok(path) = path.canonicalize() else { return Readers::NOBODY };
+            for directory in path.ancestors().skip(1) {
+                if !seen.insert(directory.to_path_buf()) {
+                    break;
+                }
+                match nix::sys::stat::stat(directory) {
+                    Ok(stat) => narrow(stat.st_mode, stat.st_gid, 0o1),
+                    Err(_) => return Readers::NOBODY,
+                }
             }
         }
         Readers::Of { others, group }

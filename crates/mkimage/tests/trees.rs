@@ -504,6 +504,8 @@ fn pointers_of_git_lfs() {
 #[test]
 fn an_image_is_readable_by_no_more_people_than_its_sources() {
     let dir = tempfile::tempdir().unwrap();
+    // What tests make is closed to others.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let tree = dir.path().join("tree");
     let set = |name: &str, mode: u32| {
         fs::set_permissions(tree.join(name), fs::Permissions::from_mode(mode)).unwrap();
@@ -535,6 +537,22 @@ fn an_image_is_readable_by_no_more_people_than_its_sources() {
         set("a/one", one);
         set("two", two);
         assert_eq!(mode(packer()), wanted, "{directory:o} {one:o} {two:o}");
+    }
+    // Who cannot pass the directories around a file cannot read it.
+    fs::create_dir(dir.path().join("outer")).unwrap();
+    fs::rename(&tree, dir.path().join("outer/tree")).unwrap();
+    fs::create_dir(&tree).unwrap();
+    symlink("../outer/tree/two", tree.join("link")).unwrap();
+    for (outer, wanted) in [(0o755, umask), (0o711, umask), (0o700, 0o600), (0o710, 0o640 & umask)] {
+        fs::set_permissions(dir.path().join("outer"), fs::Permissions::from_mode(outer)).unwrap();
+        let inputs = ["outer/tree", "outer/tree/two", "tree"].map(|input| dir.path().join(input));
+        for input in &inputs {
+            fs::set_permissions(dir.path().join("outer/tree"), fs::Permissions::from_mode(0o755)).unwrap();
+            fs::set_permissions(dir.path().join("outer/tree/two"), fs::Permissions::from_mode(0o644))
+                .unwrap();
+            fs::set_permissions(dir.path().join("outer/tree/a"), fs::Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(mode(Packer::new().input(input)), wanted, "{outer:o} {}", input.display());
+        }
     }
     let path = dir.path().join("image.daxfs");
     packer().mode(Some(0o644)).plan().unwrap().write_file(&path).unwrap();

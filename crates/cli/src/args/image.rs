@@ -1,5 +1,6 @@
 //! Verbs that look into an image.
 
+use super::holder::SelectionArgs;
 use super::{parse_alignment, parse_sha256, parse_size};
 use clap::{Args, Subcommand};
 use std::ffi::{OsStr, OsString};
@@ -217,6 +218,9 @@ pub struct VerifyArgs {
     pub image: OsString,
     /// Directory that the image was packed from
     pub dir: Option<PathBuf>,
+    /// What was packed of the directory: what the packer with these options leaves out is no difference.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
     /// Compare the SHA-256 of a file's original bytes with one that was published, in 64 hexadecimal digits; can be
     /// given several times
     #[arg(long, value_name = "PATH=HEX", value_parser = parse_sha256)]

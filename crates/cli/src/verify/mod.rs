@@ -10,7 +10,7 @@ use crate::json::{self, PathJson};
 use crate::output::{Outcome, Output, one_line, report};
 use crate::source::{map, name, options};
 use crate::text::{count, escape, hex, human};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use daxfs::{Image, ViewKind, format};
 use serde::Serialize;
 use std::io::Write;
@@ -188,6 +188,8 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
     }
     if let Some(dir) = &args.dir {
         source::compare(&image, dir, args, &mut findings)?;
+    } else if let Some(flag) = args.selection.given() {
+        bail!("{flag} is for comparing with a directory; name the one that the image was packed from");
     }
     published::compare(&image, args, &mut findings)?;
     let outcome = findings.outcome();

@@ -8,16 +8,17 @@ use crate::progress::Progress;
 use crate::text::{escape, kind_name};
 use anyhow::{Context, bail};
 use daxfs::{Entry, FileType, Image, Original, format};
+use mkimage::Packer;
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 /// Bytes that are compared at a time.
@@ -60,6 +61,7 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
     let mut walk = Comparison {
         findings,
         dir,
+        left_out: left_out(dir, args)?,
         progress,
         batch: Vec::new(),
         different: Vec::new(),
@@ -102,9 +104,20 @@ pub fn compare(image: &Image, dir: &Path, args: &VerifyArgs, findings: &mut Find
     Ok(())
 }
 
+/// What packing with the same selection leaves out; directories end in a slash.
+fn left_out(dir: &Path, args: &VerifyArgs) -> anyhow::Result<HashSet<Vec<u8>>> {
+    if args.selection.given().is_none() {
+        return Ok(HashSet::new());
+    }
+    // Its other rules are those of packing, not of comparing.
+    let packer = args.selection.apply(Packer::new().input(dir)).skip_special(true);
+    Ok(packer.left_out()?.into_iter().map(|path| path.into_os_string().into_vec()).collect())
+}
+
 struct Comparison<'a> {
     findings: &'a mut Findings,
     dir: &'a Path,
+    left_out: HashSet<Vec<u8>>,
     progress: Progress,
     batch: Vec<Pair>,
     /// Differences of contents, which are shown behind those of the trees.
@@ -175,6 +188,10 @@ impl Comparison<'_> {
             path.push(b'/');
         }
         path.extend_from_slice(name);
+        let from_root = path.strip_prefix(b"/").unwrap_or(&path);
+        if self.left_out.contains(from_root) || self.left_out.contains(&[from_root, b"/"].concat()) {
+            return;
+        }
         self.findings.differ(Kind::Source, Some(&path), "only in the source directory");
     }
 

@@ -81,7 +81,7 @@ pub(super) struct Args {
     pub weights_only: bool,
 
     /// Permissions of the file, in octal; by default it is readable by no more people than all its sources are, by their
-    /// own permissions and those of directories in the tree. Those of directories around the inputs do not count.
+    /// own permissions and those of the directories in the tree and around it.
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "into")]
     pub mode: Option<u32>,
 
