@@ -224,7 +224,9 @@ fn links_out_of_a_directory_are_not_followed_for_others() {
         command.args(load.get_args()).env("DAXFS_SOCKET", place.socket());
         common::Run::of(&mut command)
     };
-    as_other(&["load", "stolen", "DIR/open", "-q"]).ok();
+    let run = as_other(&["load", "stolen", "DIR/open", "-q"]);
+    assert!(run.stderr.contains("warning: ") && run.stderr.contains("link"), "the helper's warning: {run:?}");
+    assert_eq!(run.status, 0, "{run:?}");
     let image = Image::open(place.address("stolen")).unwrap();
     assert!(image.file("link").is_err(), "it may not be read, so it stays a link that leads nowhere");
     assert_eq!(image.entry_no_follow("link").unwrap().read_link().unwrap(), b"../secret");

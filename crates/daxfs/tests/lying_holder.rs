@@ -190,6 +190,7 @@ fn what_does_not_fit_the_question_is_an_error() {
     let replies = [
         Reply::Ok,
         Reply::Progress { done: 1, total: 2 },
+        Reply::Warning { text: "late".into() },
         Reply::Health { pid: 1, images: 1, bytes: 1, uptime: 1 },
         Reply::Current { generation: 3, inode: 1 },
         Reply::Loaded(info(size)),

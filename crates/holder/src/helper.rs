@@ -10,7 +10,7 @@
 //!   PACK user, groups, options -->   becomes that user; plans
 //!   <-- PLANNED bytes                (the holder takes them from its budget)
 //!   GO -->                           packs
-//!   <-- PROGRESS done, total
+//!   <-- PROGRESS done, total | WARNING text
 //!   <-- PACKED with the memfd | FAILED errno, text
 //! ```
 
@@ -42,6 +42,7 @@ const PLANNED: u16 = 0x281;
 const PROGRESS: u16 = 0x282;
 const PACKED: u16 = 0x283;
 const FAILED: u16 = 0x284;
+const WARNING: u16 = 0x285;
 
 /// How often the holder looks whether anybody still waits for the load.
 const LOOK: Duration = Duration::from_millis(100);
@@ -134,6 +135,7 @@ pub(crate) fn pack(
                 watch.done.store(fields.u64("done").map_err(broken)?, Ordering::Relaxed);
                 watch.total.store(fields.u64("total").map_err(broken)?, Ordering::Relaxed);
             }
+            WARNING => watch.warn(lossy(fields.bytes("text").map_err(broken)?)),
             PACKED => match (fds.pop(), reservation.take()) {
                 (Some(fd), Some((bytes, reservation))) if fds.is_empty() => {
                     check(fd.as_fd(), bytes, options)?;
@@ -143,7 +145,7 @@ pub(crate) fn pack(
             },
             FAILED => {
                 let errno = fields.u32("errno").map_err(broken)?.cast_signed();
-                let text = fields.text("text").map_err(broken)?;
+                let text = lossy(fields.bytes("text").map_err(broken)?);
                 return Err(if [BECOME, CONFINED].contains(&errno) {
                     Error::ClientPacks
                 } else {
@@ -204,6 +206,11 @@ fn check(fd: BorrowedFd<'_>, bytes: u64, options: &LoadOptions) -> Result<()> {
     // Hugetlb memory has whole pages.
     let room = bytes.checked_next_multiple_of(1 << 30).unwrap_or(u64::MAX);
     if sealed && info.len <= room { Ok(()) } else { Err(unexpected()) }
+}
+
+/// Text that may have been cut inside a character.
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn broken(error: WireError) -> Error {
@@ -303,6 +310,11 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
         .dedupe(options.dedupe)
         .progress(Sent { watch, connection });
     let plan = options.selection.apply(packer).plan().map_err(packing)?;
+    for warning in plan.warnings() {
+        let mut builder = Builder::new(WARNING, 0);
+        builder.bytes(source::name_within(&warning, &path).as_bytes());
+        dmabuf::send_fds(socket, &builder.finish(), &[]).map_err(|e| other(&e))?;
+    }
     let mut planned = Builder::new(PLANNED, 0);
     planned.u64(plan.total_size());
     dmabuf::send_fds(socket, &planned.finish(), &[]).map_err(|e| other(&e))?;

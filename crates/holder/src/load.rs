@@ -7,8 +7,8 @@ use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
@@ -203,9 +203,28 @@ pub struct Watch {
     pub done: AtomicU64,
     /// Set when nobody waits for the load any more.
     pub cancel: Arc<AtomicBool>,
+    /// What the packer warns of, for who asked for the load.
+    warnings: Mutex<Vec<String>>,
 }
 
+/// Warnings of a load that its client is told; their number is up to the tree, or to a helper.
+const MOST_WARNINGS: usize = 100;
+
 impl Watch {
+    /// Notes a warning of the packer.
+    pub(crate) fn warn(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if warnings.len() < MOST_WARNINGS {
+            warnings.push(text);
+        }
+    }
+
+    /// Takes the warnings so far.
+    pub(crate) fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// [`Error::Cancelled`] once nobody waits any more.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }

@@ -121,8 +121,10 @@ impl Server {
 
     pub(crate) fn finish_load(&mut self, finished: Finished) {
         let Finished { token, name, replace, result } = finished;
+        let mut warnings = Vec::new();
         if let Some(running) = self.running.take() {
             self.metrics.load_ended(running.since.elapsed());
+            warnings = running.watch.take_warnings();
         }
         let waits = self.connections.contains_key(&token);
         let outcome = match result {
@@ -149,6 +151,9 @@ impl Server {
         };
         if let Some(mut connection) = self.connections.remove(&token) {
             connection.load = None;
+            for text in warnings {
+                connection.reply(&Reply::Warning { text }, Arc::new([]));
+            }
             connection.reply(&reply, Arc::new([]));
             let alive = self.flush(&mut connection);
             self.put_back(token, connection, alive);

@@ -60,7 +60,7 @@ pub(crate) fn pack(
     };
     let plan = packer.plan().map_err(failed)?;
     for warning in plan.warnings() {
-        tracing::warn!("{}", name_within(&warning, directory));
+        watch.warn(name_within(&warning, directory));
     }
     let reservation = budget.reserve(plan.total_size(), options.fresh(plan.total_size()))?;
     let (fd, _) = plan.write_memory(&options.memory()).map_err(failed)?;

@@ -78,6 +78,7 @@ fn send(
     loop {
         match reply {
             Reply::Progress { done, total } => progress.set(done, total),
+            Reply::Warning { text } => report(&anyhow!("warning: {text}")),
             Reply::Loaded(info) => return Ok(info),
             _ => return Err(connection.unexpected("not the end of a load")),
         }

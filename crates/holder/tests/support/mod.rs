@@ -287,7 +287,7 @@ impl Place {
         let mut reply = connection.request(&request, &[source])?.0;
         loop {
             match reply {
-                Reply::Progress { .. } => reply = connection.receive()?.0,
+                Reply::Progress { .. } | Reply::Warning { .. } => reply = connection.receive()?.0,
                 Reply::Loaded(info) => return Ok(info),
                 other => panic!("{other:?}"),
             }

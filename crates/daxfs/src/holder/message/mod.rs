@@ -76,6 +76,7 @@ mod tests {
             Reply::Current { generation: 9, inode: 8 },
             Reply::Page { images: vec![info(), info()], more: true },
             Reply::Progress { done: 1, total: 2 },
+            Reply::Warning { text: "a link leads nowhere".into() },
             Reply::Loaded(info()),
             Reply::Health { pid: 1, images: 2, bytes: 3, uptime: 4 },
             Reply::Socket { next_generation: 5, supervised: true },

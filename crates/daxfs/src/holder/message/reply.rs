@@ -119,6 +119,11 @@ pub enum Reply {
         /// Bytes in all; 0 while nothing is known of them, or the load queues.
         total: u64,
     },
+    /// A load goes on, and what it packs has something that its user may want to mend. Before the end of the load.
+    Warning {
+        /// What it is, for people.
+        text: String,
+    },
     /// A load or swap is complete.
     Loaded(ImageInfo),
     /// The holder is well.
@@ -206,6 +211,11 @@ impl Reply {
             Self::Progress { done, total } => {
                 let mut builder = begin(0x85);
                 builder.u64(*done).u64(*total);
+                builder
+            }
+            Self::Warning { text } => {
+                let mut builder = begin(0x8d);
+                builder.bytes(text.as_bytes());
                 builder
             }
             Self::Loaded(info) => {
@@ -301,6 +311,7 @@ impl Reply {
                 let mut both = || Ok((read_ids(&mut fields)?, read_ids(&mut fields)?));
                 Self::Access { before: both()?, after: both()? }
             }
+            0x8d => Self::Warning { text: String::from_utf8_lossy(fields.bytes("text")?).into_owned() },
             verb => return Err(WireError::Verb(verb)),
         };
         fields.end()?;
