@@ -29,7 +29,7 @@ GOLDEN = (ROOT / "tests/golden", ROOT.parent / "shared/golden/images")
 PACKINGS = {
     "v8": [],
     "v8-plain": ["--plain"],
-    "v8-aligned": ["--align-tensors"],
+    "v8-exact": ["--exact"],
     "v8-dedupe": ["--dedupe"],
     "v8-block16k": ["--block-size", "16384"],
     "v5": ["--format", "5"],

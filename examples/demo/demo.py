@@ -62,7 +62,7 @@ def pack(*arguments: str | Path) -> str:
 def pack_into_memory(folder: Path, script: str, *arguments: str | Path) -> Any:
     """`daxfs-pack FOLDER --into memfd -- python SCRIPT ...`: the JSON that the script printed."""
     command = [sys.executable, HERE / script, *arguments]
-    return json.loads(pack(folder, "--into", "memfd", "--align-tensors", "--quiet", "--", *command))
+    return json.loads(pack(folder, "--into", "memfd", "--quiet", "--", *command))
 
 
 def checksum(folder: Path) -> int:
@@ -119,8 +119,8 @@ def by_file(model: Path, work: Path, sentences: list[str]) -> list[dict[str, Any
     """Pack into a file, and give a second process a descriptor of it: not its name."""
     image = work / "model.daxfs"
     started = time.perf_counter()
-    pack(model, "-o", image, "--align-tensors", "--quiet")
-    print(f"   daxfs-pack MODEL -o model.daxfs --align-tensors: {time.perf_counter() - started:.2f} s")
+    pack(model, "-o", image, "--quiet")
+    print(f"   daxfs-pack MODEL -o model.daxfs: {time.perf_counter() - started:.2f} s")
     with image.open("rb") as file:
         return readers.run(file.fileno(), 1, sentences)
 
@@ -161,7 +161,7 @@ def main() -> int:
         checks.numbers(reports, reference, quantised=False)
 
         print(f"\n3. An image in memory, and {READERS} processes at once on one descriptor")
-        print("   daxfs-pack MODEL --into memfd --align-tensors -- python readers.py")
+        print("   daxfs-pack MODEL --into memfd -- python readers.py")
         reports = pack_into_memory(model, "readers.py", str(READERS), texts)
         print_readers(reports)
         checks.views(reports, crc)

@@ -1,7 +1,7 @@
 """Use the tensors of an image in JAX through DLPack, on the CPU, without a copy.
 
-JAX uses memory as it lies where it starts at a multiple of 64 bytes, and copies it silently otherwise. Packed
-with `daxfs-pack --align-tensors`, every tensor starts at a multiple of 256. Integers of 64 bits become 32-bit
+JAX uses memory as it lies where it starts at a multiple of 64 bytes, and copies it otherwise. `daxfs-pack` puts every
+tensor at a multiple of 256, unless --exact says otherwise. Integers of 64 bits become 32-bit
 ones, and so copies, unless `jax_enable_x64` is set.
 
 Usage: jax_dlpack.py IMAGE        a path, or "fd:N" for an inherited descriptor

@@ -100,7 +100,7 @@ fn tables(folder: &Path) -> PathBuf {
         std::fs::write(source.join(format!("tables/{n:03}.bin")), words.collect::<Vec<u8>>()).unwrap();
     }
     let image = folder.join("tables.daxfs");
-    mkimage::Packer::new().input(&source).align_tensors(true).plan().unwrap().write_file(&image).unwrap();
+    mkimage::Packer::new().input(&source).plan().unwrap().write_file(&image).unwrap();
     image
 }
 
@@ -145,7 +145,7 @@ fn cuda_gathers_rows() {
     // A memfd that could be written is pinned by all.
     let memory = mkimage::Memory::SharedMemfd(mkimage::HugePages::No);
     let source = dir.path().join("in");
-    let plan = mkimage::Packer::new().input(source).align_tensors(true).plan().unwrap();
+    let plan = mkimage::Packer::new().input(source).plan().unwrap();
     let (fd, _) = plan.write_memory(&memory).unwrap();
     let text = self::text(&on_a_gpu(
         "05-cuda-gather",

@@ -13,6 +13,7 @@ is closed, and are read-only unless it was opened with ``private=True``.
 """
 
 from daxfs._daxfs import (
+    CopyWarning,
     DaxfsError,
     DeviceError,
     DeviceFile,
@@ -42,6 +43,7 @@ from daxfs._daxfs import (
 from daxfs._include import get_include
 
 __all__ = [
+    "CopyWarning",
     "DaxfsError",
     "DeviceError",
     "DeviceFile",

@@ -1,6 +1,6 @@
 //! Exceptions: a small hierarchy of our own, and Python's built-in ones where those say it better.
 //!
-//! `DaxfsError` is the root. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
+//! `DaxfsError` is the root of what is raised; `CopyWarning` is a `UserWarning`. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
 //! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`,
 //! `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
 //! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
@@ -11,7 +11,7 @@ use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
 use pyo3::exceptions::{
     PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
-    PyRuntimeError, PyTimeoutError, PyValueError,
+    PyRuntimeError, PyTimeoutError, PyUserWarning, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -25,6 +25,7 @@ struct Hierarchy {
     device: Py<PyType>,
     device_memory: Py<PyType>,
     not_placed: Py<PyType>,
+    copy_warning: Py<PyType>,
 }
 
 static HIERARCHY: PyOnceLock<Hierarchy> = PyOnceLock::new();
@@ -76,6 +77,12 @@ impl Hierarchy {
             "By its plan, this rank does not have that tensor, file or part on its GPU.",
             &[&device, &not_found],
         )?;
+        let copy_warning = class(
+            py,
+            "CopyWarning",
+            "A library copies a tensor that it would view if it were aligned; the message names it and the cure.",
+            &[&py.get_type::<PyUserWarning>()],
+        )?;
         Ok(Self {
             base: base.unbind(),
             format: format.unbind(),
@@ -84,6 +91,7 @@ impl Hierarchy {
             device: device.unbind(),
             device_memory: device_memory.unbind(),
             not_placed: not_placed.unbind(),
+            copy_warning: copy_warning.unbind(),
         })
     }
 }
@@ -112,6 +120,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         &types.device,
         &types.device_memory,
         &types.not_placed,
+        &types.copy_warning,
     ];
     for class in own {
         let class = class.bind(py);
@@ -126,6 +135,11 @@ fn raise(message: impl Into<String>, choose: impl FnOnce(&Hierarchy) -> &Py<PyTy
         Ok(types) => PyErr::from_type(choose(types).bind(py).clone(), message),
         Err(error) => error,
     })
+}
+
+/// The class `CopyWarning`.
+pub fn copy_warning(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    Ok(Hierarchy::get(py)?.copy_warning.bind(py).clone())
 }
 
 /// A `NotFoundError`.

@@ -14,6 +14,7 @@ mod dtype;
 mod error;
 mod file;
 mod image;
+mod jax;
 mod mapping;
 mod open;
 mod original;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmabuf::HugePages;
-use mkimage::{Format, Links, Memory, Overlay, Packer, Plan, Progress, Summary};
+use mkimage::{DEFAULT_TENSOR_ALIGN, Format, Links, Memory, Overlay, Packer, Plan, Progress, Summary};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -22,7 +22,9 @@ use crate::{source, unlocked};
 ///     "/dev/daxX.Y@OFFSET", a PCI device's resourceN, "phys:ADDRESS+LENGTH", "fd:N", or the path of a file that stands
 ///     for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
 /// align: large files start at multiples of it (default 2 MiB).
-/// align_tensors: move the tensors of safetensors files to multiples of 256 bytes, of the number given, or of a page ("page").
+/// align_tensors: what the tensors of safetensors files are moved to multiples of: 256 bytes by default, a number, or a
+///     page ("page"); False is exact=True. The index keeps what is needed to make the source's exact bytes again (File.original()).
+/// exact: pack all files byte for byte: no tensor is moved.
 /// dedupe: store files with the same contents once.
 /// overlay: room for what kernels that mount the image write: bytes, or bytes and buckets of the hash table over them.
 /// empty: make an image without files, which takes an overlay and no sources.
@@ -37,7 +39,7 @@ use crate::{source, unlocked};
 ///     training; everywhere, what downloads leave.
 /// mode: permissions of the file; None for no more readers than all sources have.
 /// skip_special: leave out FIFOs, sockets and devices, which are refused otherwise.
-/// plain: leave out the index of tensors and hashes.
+/// plain: leave out the index of tensors and hashes; files are packed byte for byte then.
 /// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
 ///     memory, since hashing takes as long as packing into it.
 /// format: version of the format, 8 or 5.
@@ -50,7 +52,7 @@ use crate::{source, unlocked};
 /// threads: how many threads copy; None for as many as there are processors.
 #[pyfunction]
 #[pyo3(signature = (
-    sources=None, output=None, *, into=None, align=None, align_tensors=None, overlay=None, empty=false, split=None,
+    sources=None, output=None, *, into=None, align=None, align_tensors=None, exact=false, overlay=None, empty=false, split=None,
     dedupe=false, links="auto", exclude=None, include=None, weights_only=false, mode=None, skip_special=false, plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false,
     sync=true, verify=false, threads=None,
 ))]
@@ -62,6 +64,7 @@ pub fn pack<'py>(
     into: Option<&Bound<'py, PyAny>>,
     align: Option<u64>,
     align_tensors: Option<AlignTensors>,
+    exact: bool,
     overlay: Option<Room>,
     empty: bool,
     split: Option<&Bound<'py, PyAny>>,
@@ -141,7 +144,8 @@ pub fn pack<'py>(
         packer = packer.threads(count);
     }
     packer = match align_tensors {
-        Some(AlignTensors::On(on)) => packer.align_tensors(on),
+        Some(AlignTensors::On(true)) => packer.tensor_alignment(Some(DEFAULT_TENSOR_ALIGN)),
+        Some(AlignTensors::On(false)) => packer.exact(true),
         Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
         Some(AlignTensors::Page(name)) if name == "page" => {
             packer.tensor_alignment(Some(dmabuf::page_size()))
@@ -153,6 +157,9 @@ pub fn pack<'py>(
         }
         None => packer,
     };
+    if exact {
+        packer = packer.exact(true);
+    }
     let write = move |_wake| target.write(&packer.plan()?, backing);
     match unlocked::stoppable(py, &cancel.0, write, |_| Ok(()))?.or_raise()? {
         Written::File(summary) => dict(py, &summary).map(Bound::into_any),

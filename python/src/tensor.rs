@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyCapsule, PySlice, PyTuple, PyType};
 use crate::buffer::{self, Dimensions, Export, Exporter};
 use crate::dtype::{Element, Layout, element};
 use crate::error::OrRaise;
-use crate::{array, dlpack, file, reduce, text};
+use crate::{array, dlpack, file, jax, reduce, text};
 
 /// The PyO3 half of `daxfs.Tensor`; see [`crate::buffer`].
 #[pyclass(frozen, subclass, weakref, module = "daxfs", name = "_TensorBase")]
@@ -181,6 +181,19 @@ impl TensorBase {
         array::torch(slf)
     }
 
+    /// The tensor as a jax.Array: jax.dlpack.from_dlpack(tensor). JAX views what lies on 64 bytes, as it does unless it
+    /// was packed with exact=True or plain=True, and copies everything else; the first such copy is warned of
+    /// (CopyWarning).
+    fn jax<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        jax::from_dlpack(slf)
+    }
+
+    /// What jax.numpy.asarray(tensor) takes: jax() where the CPU is the one device of JAX and it has the type, else what
+    /// it makes of numpy().
+    fn __jax_array__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        jax::array(slf, || Self::numpy(slf))
+    }
+
     #[pyo3(signature = (dtype=None, copy=None))]
     fn __array__<'py>(
         slf: &Bound<'py, Self>,
@@ -204,7 +217,8 @@ impl TensorBase {
     /// A DLPack capsule, for the from_dlpack functions of array libraries.
     ///
     /// It says that the memory is read-only, unless the image was opened with private=True. numpy and JAX heed that;
-    /// torch does not: see torch().
+    /// torch does not: see torch(). When JAX asks for a tensor that it will copy, a CopyWarning says so, once in a
+    /// process.
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__<'py>(
         &self,
@@ -214,6 +228,7 @@ impl TensorBase {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
+        jax::warn_of_copy(py, &self.tensor)?;
         let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
         dlpack::capsule(py, dlpack::Lent::Host(&self.tensor), &request)
     }
@@ -247,6 +262,7 @@ impl TensorBase {
         let shape = self.shape(py)?.repr()?;
         let file = text::relative(py, &self.tensor.file().path())?.repr()?;
         let (dtype, size) = (self.tensor.dtype().name(), text::size(self.tensor.nbytes()));
-        Ok(format!("<daxfs.Tensor {name}: {dtype} {shape}, {size} in {file}>"))
+        let alignment = self.tensor.alignment();
+        Ok(format!("<daxfs.Tensor {name}: {dtype} {shape}, {size}, alignment {alignment}, in {file}>"))
     }
 }

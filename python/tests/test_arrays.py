@@ -27,7 +27,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, daxf
     root = tmp_path_factory.mktemp("arrays")
     specs = {dtype: Spec.filled(dtype, SHAPE, seed) for seed, dtype in enumerate(BITS)}
     write_safetensors(root / "model.safetensors", specs)
-    with daxfs.pack(root, align_tensors=True) as image:
+    with daxfs.pack(root) as image:
         yield dict(image.tensors())
 
 

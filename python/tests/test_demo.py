@@ -51,7 +51,7 @@ def growth(tmp_path: Path, extra: str = "pass") -> int:
     model.mkdir()
     tensors = {"a": Spec.filled("BF16", (1 << 11, 1 << 11)), "b": Spec.filled("F8_E4M3", (1 << 12, 1 << 11))}
     write_safetensors(model / "model.safetensors", tensors)
-    daxfs.pack(model, packed, align_tensors=True)
+    daxfs.pack(model, packed)
     (heavy / "ml_dtypes").mkdir(parents=True)
     (heavy / "ml_dtypes" / "__init__.py").write_text(HEAVY.format(folder=str(heavy)))
     fd = os.open(packed, os.O_RDONLY)

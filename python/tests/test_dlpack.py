@@ -96,7 +96,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     specs = {f"t{i:02}.{dtype}": Spec.filled(dtype, (3, 8), i) for i, dtype in enumerate(BITS)}
     write_safetensors(root / "model.safetensors", specs)
     path = tmp_path_factory.mktemp("image") / "aligned.daxfs"
-    daxfs.pack(root, path, align_tensors=True)
+    daxfs.pack(root, path)
     return path
 
 

@@ -28,7 +28,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     safetensors_numpy.save_file({"bias": BIAS, "weight": WEIGHT}, folder / "model.safetensors")
     packed = tmp_path_factory.mktemp("image") / "model.daxfs"
-    daxfs.pack(folder, packed, align_tensors=True)
+    daxfs.pack(folder, packed)
     return packed
 
 

@@ -65,6 +65,7 @@ def test_version() -> None:
         (daxfs.DeviceError, (daxfs.DaxfsError, RuntimeError)),
         (daxfs.DeviceMemoryError, (daxfs.DeviceError, MemoryError)),
         (daxfs.NotPlacedError, (daxfs.DeviceError, daxfs.NotFoundError)),
+        (daxfs.CopyWarning, (UserWarning,)),
     ],
 )
 def test_exceptions(exception: type[Exception], bases: tuple[type, ...]) -> None:

@@ -89,8 +89,8 @@ def test_options(tree: Path, tmp_path: Path) -> None:
         assert image["sub/large.bin"].extent is not None
 
 
-@pytest.mark.parametrize(("align", "bound"), [(True, 256), (4096, 4096), (False, 8)])
-def test_align_tensors(tmp_path: Path, align: bool | int, bound: int) -> None:
+@pytest.mark.parametrize(("align", "bound"), [(None, 256), (True, 256), (64, 64), (4096, 4096), (False, None)])
+def test_align_tensors(tmp_path: Path, align: bool | int | None, bound: int | None) -> None:
     specs = {f"{i}": Spec.filled(dtype, (8, i + 1), i) for i, dtype in enumerate(BITS)}
     write_safetensors(tmp_path / "m.safetensors", specs)
     with daxfs.pack(tmp_path, align_tensors=align) as image:
@@ -100,7 +100,28 @@ def test_align_tensors(tmp_path: Path, align: bool | int, bound: int) -> None:
             name: spec.data for name, spec in specs.items()
         }
         lowest = min(tensor.alignment for tensor in tensors.values())
-        assert lowest >= bound if align else lowest < 256
+        assert lowest >= bound if bound else lowest < 64
+
+
+def test_exact(tmp_path: Path) -> None:
+    source = tmp_path / "m.safetensors"
+    write_safetensors(source, {f"{i}": Spec.filled(dtype, (8, i + 1), i) for i, dtype in enumerate(BITS)}, pad=1)
+    data = source.read_bytes()
+    for options in ({"exact": True}, {"plain": True}, {"align_tensors": False}):
+        with daxfs.pack(source, **options) as image:  # type: ignore[arg-type, call-overload, unused-ignore]
+            assert image["m.safetensors"].read_bytes() == data
+            assert not image["m.safetensors"].original().differs
+    with daxfs.pack(source) as image:
+        assert image["m.safetensors"].read_bytes() != data
+        assert image["m.safetensors"].original().read_bytes() == data
+    for options in ({"exact": True, "align_tensors": 256}, {"plain": True, "align_tensors": "page"}):
+        (other, *_) = options
+        with pytest.raises(ValueError, match=rf"--align-tensors.*--{other}"):
+            daxfs.pack(source, **options)  # type: ignore[arg-type, call-overload, unused-ignore]
+    summary = daxfs.pack(source, tmp_path / "aligned.daxfs")
+    assert (summary["moved_files"], summary["cloned_bytes"]) == (1, 0)
+    assert summary["moved_bytes"] > len(data)
+    assert daxfs.pack(source, tmp_path / "exact.daxfs", exact=True)["moved_files"] == 0
 
 
 def test_the_source_comes_back_exactly(tmp_path: Path) -> None:
@@ -130,7 +151,7 @@ def test_the_source_comes_back_exactly(tmp_path: Path) -> None:
         assert original.write_to(stream) == len(data)
     assert out.read_bytes() == data
     assert "aligned to" in repr(original)
-    with daxfs.pack(source) as image:
+    with daxfs.pack(source, exact=True) as image:
         same = image["m.safetensors"].original()
         assert (same.differs, same.alignment, same.hash()) == (False, None, original.hash())
         assert same.read_bytes() == data

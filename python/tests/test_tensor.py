@@ -238,7 +238,11 @@ def test_slices(tensors: daxfs.Tensors) -> None:
 
 
 def test_repr(tensors: daxfs.Tensors) -> None:
-    assert repr(tensors["all.BF16"]) == ("<daxfs.Tensor 'all.BF16': BF16 (3, 8), 48 bytes in 'model.safetensors'>")
+    tensor = tensors["all.BF16"]
+    assert tensor.alignment >= 256
+    assert repr(tensor) == (
+        f"<daxfs.Tensor 'all.BF16': BF16 (3, 8), 48 bytes, alignment {tensor.alignment}, in 'model.safetensors'>"
+    )
 
 
 def test_cannot_be_made(tensors: daxfs.Tensors) -> None:

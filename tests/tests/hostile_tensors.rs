@@ -41,7 +41,7 @@ fn packed(plain: bool) -> Vec<u8> {
     let list = r#"{"weight_map":{"a.weight":"a.safetensors","a.bias":"a.safetensors","b.weight":"b.safetensors","b.bias":"b.safetensors"}}"#;
     fs::write(tree.join("model.safetensors.index.json"), list).unwrap();
     let image = work.path().join("image");
-    Packer::new().input(&tree).plain(plain).plan().unwrap().write_file(&image).unwrap();
+    Packer::new().input(&tree).exact(true).plain(plain).plan().unwrap().write_file(&image).unwrap();
     fs::read(&image).unwrap()
 }
 

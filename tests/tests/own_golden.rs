@@ -65,9 +65,9 @@ fn subjects() -> Vec<(&'static str, Tree, Packer)> {
     let packer = || Packer::new().align(4096);
     vec![
         ("everything-v8", everything(), packer()),
-        ("everything-v5", everything(), packer().format(Format::V5)),
+        ("everything-v5", everything(), packer().format(Format::V5).exact(true)),
         ("plain-v8", everything(), packer().plain(true)),
-        ("checkpoint-v8", checkpoint(), packer().align_tensors(true)),
+        ("checkpoint-v8", checkpoint(), packer()),
         ("empty-v8", Vec::new(), packer()),
     ]
 }

@@ -27,7 +27,7 @@ struct Options {
     dedupe: bool,
     plain: bool,
     hash: bool,
-    align_tensors: bool,
+    exact: bool,
 }
 
 impl Options {
@@ -40,7 +40,7 @@ impl Options {
             .dedupe(self.dedupe)
             .plain(self.plain)
             .hash(self.hash)
-            .align_tensors(self.align_tensors)
+            .exact(self.exact)
             // Waiting for the disk tests nothing here; `own_golden` packs with it.
             .sync(false)
     }
@@ -50,7 +50,7 @@ fn options() -> impl Strategy<Value = Options> {
     let places = (select(vec![Format::V8, Format::V5]), select(vec![4096, 16384, 65536]));
     let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (places, select(vec![65_536, 2 << 20]), switches).prop_map(
-        |((format, block_size), align, (dedupe, plain, hash, align_tensors))| Options {
+        |((format, block_size), align, (dedupe, plain, hash, exact))| Options {
             format,
             // Version 5 knows one block size.
             block_size: if format == Format::V5 { 4096 } else { block_size },
@@ -58,7 +58,7 @@ fn options() -> impl Strategy<Value = Options> {
             dedupe,
             plain,
             hash,
-            align_tensors,
+            exact,
         },
     )
 }
@@ -179,7 +179,7 @@ const DEFAULT: Options = Options {
     dedupe: false,
     plain: true,
     hash: false,
-    align_tensors: false,
+    exact: false,
 };
 
 #[test]

@@ -142,6 +142,17 @@ fn options_of_a_load() {
     let image = Image::open(place.address("s")).unwrap();
     let aligned = image.tensors_at("/model.safetensors").unwrap().get("head.weight").unwrap().alignment();
     assert!(aligned >= 512, "{aligned}");
+    let source = fs::read(place.0.tree().join("model.safetensors")).unwrap();
+    let stored = |name: &str| {
+        let image = Image::open(place.address(name)).unwrap();
+        image.file("/model.safetensors").unwrap().to_vec().unwrap()
+    };
+    place.run(&["load", "e", "TREE", "--exact", "-q"]).ok();
+    assert_eq!(stored("e"), source);
+    place.run(&["load", "d", "TREE", "-q"]).ok();
+    assert_ne!(stored("d"), source, "aligned by default");
+    assert_eq!(place.run(&["load", "x", "TREE", "--exact", "--align-tensors"]).status, 2);
+    assert!(place.run(&["load", "x", "daxfs://e", "--exact"]).error().contains("--exact is for directories"));
     let small = place.run(&["load", "p", "TREE", "--into", "memfd:4K", "--json"]).json();
     assert_eq!((small["memory"].as_str(), small["page_size"].as_u64()), (Some("sealed memfd"), Some(4096)));
 
@@ -471,6 +482,9 @@ fn a_holder_without_the_rights_is_sent_what_was_packed() {
     assert!(loaded["content_hash"].is_string(), "{loaded}");
     run(&["verify", "-q", "daxfs://m", "TREE"]).ok();
     assert_eq!(run(&["swap", "m", "TREE", "--align-tensors=512", "--json"]).json()["generation"], 2);
+    run(&["load", "e", "TREE", "--exact", "-q"]).ok();
+    let source = fs::read(place.0.tree().join("model.safetensors")).unwrap();
+    assert_eq!(run(&["cat", "daxfs://e", "model.safetensors"]).stdout, source);
     run(&["swap", "m", &other, "-q"]).ok();
     let error = run(&["load", "x", "DIR/absent"]).error();
     assert!(error.contains("No such file"), "{error}");

@@ -186,10 +186,9 @@ fn request(peer: &Rights, options: &LoadOptions) -> Vec<u8> {
         builder.u32(*group);
     }
     builder.bytes(options.into.to_string().as_bytes()).u8(u8::from(options.shared));
-    builder.u64(options.align_tensors.unwrap_or(0)).u8(u8::from(options.dedupe));
-    let selection = options.selection.options();
-    builder.u32(u32::try_from(selection.len()).unwrap_or(u32::MAX));
-    for (key, value) in selection {
+    let packing = options.packing.options();
+    builder.u32(u32::try_from(packing.len()).unwrap_or(u32::MAX));
+    for (key, value) in packing {
         builder.bytes(key.as_bytes()).bytes(value.as_bytes());
     }
     builder.finish()
@@ -279,19 +278,17 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
         let groups = (0..fields.u32("groups")?).map(|_| fields.u32("group")).collect::<Result<_, _>>()?;
         let rights = Rights { uid, gid, groups };
         let (into, shared) = (fields.text("into")?, fields.u8("shared")? == 1);
-        let (align, dedupe) = (fields.u64("align-tensors")?, fields.u8("dedupe")? == 1);
         let pairs = 0..fields.u32("options")?;
         let pairs = pairs.map(|_| Ok((fields.text("key")?, fields.text("value")?)));
         let pairs = pairs.collect::<std::result::Result<Vec<_>, WireError>>()?;
-        Ok((rights, into, shared, align, dedupe, pairs))
+        Ok((rights, into, shared, pairs))
     };
-    let (rights, into, shared, align, dedupe, pairs) = read().map_err(|e| other(&e))?;
+    let (rights, into, shared, pairs) = read().map_err(|e| other(&e))?;
     become_user(&rights).map_err(|e| (BECOME, e.to_string()))?;
     let into = into.parse().map_err(|e: String| other(&e))?;
-    let align_tensors = Some(align).filter(|bytes| *bytes > 0);
-    let mut options = LoadOptions::to_pack(into, shared, align_tensors, dedupe);
+    let mut options = LoadOptions::to_pack(into, shared);
     for (key, value) in pairs {
-        options.selection.take(&key, &value).unwrap_or(Ok(())).map_err(|e| other(&e))?;
+        options.packing.take(&key, &value).unwrap_or(Ok(())).map_err(|e| other(&e))?;
     }
 
     // From here on everything is opened with the rights of the peer.
@@ -304,12 +301,8 @@ fn serve(socket: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Failed> {
         _ => 0,
     };
     let packing = |error: mkimage::Error| (errno(&error), source::name_within(&error.to_string(), &path));
-    let packer = Packer::new()
-        .input(&path)
-        .tensor_alignment(options.align_tensors)
-        .dedupe(options.dedupe)
-        .progress(Sent { watch, connection });
-    let plan = options.selection.apply(packer).plan().map_err(packing)?;
+    let packer = Packer::new().input(&path).progress(Sent { watch, connection });
+    let plan = options.packing.apply(packer).plan().map_err(packing)?;
     for warning in plan.warnings() {
         let mut builder = Builder::new(WARNING, 0);
         builder.bytes(source::name_within(&warning, &path).as_bytes());

@@ -23,7 +23,7 @@ use crate::crash::crash_point;
 use crate::error::{Error, Result};
 use crate::helper::{self, Helper};
 use crate::limits::{Budget, Reservation};
-use crate::selection::Selection;
+use crate::packing::Packing;
 use crate::source;
 use crate::table::Ready;
 
@@ -33,7 +33,8 @@ use crate::table::Ready;
 /// |---|---|
 /// | `into` | a [`Target`] |
 /// | `shared` | `1`: leave a memfd unsealed against writing |
-/// | `align-tensors` | bytes, a power of two |
+/// | `align-tensors` | bytes, a power of two, for directories; 256 without it |
+/// | `exact` | `1`: pack directories byte for byte |
 /// | `dedupe` | `1` |
 /// | `links` | `auto`, `keep`, `follow` or `refuse`, for directories |
 /// | `exclude`, `include` | a glob; may be given several times |
@@ -45,9 +46,7 @@ use crate::table::Ready;
 pub struct LoadOptions {
     pub(crate) into: Target,
     pub(crate) shared: bool,
-    pub(crate) align_tensors: Option<u64>,
-    pub(crate) dedupe: bool,
-    pub(crate) selection: Selection,
+    pub(crate) packing: Packing,
     no_copy: bool,
     expect: Option<[u8; 32]>,
     /// Who may attach, if the load says so.
@@ -65,9 +64,7 @@ impl LoadOptions {
         let mut parsed = Self {
             into: config.into.clone(),
             shared: config.shared,
-            align_tensors: None,
-            dedupe: false,
-            selection: Selection::default(),
+            packing: Packing::default(),
             no_copy: false,
             expect: None,
             access: None,
@@ -79,17 +76,11 @@ impl LoadOptions {
             let number = || value.parse::<u32>().map_err(|_| wrong("expected a number".into()));
             match key {
                 "into" => parsed.into = value.parse().map_err(wrong)?,
-                "shared" | "dedupe" | "no-copy" if !["0", "1"].contains(&value) => {
+                "shared" | "no-copy" if !["0", "1"].contains(&value) => {
                     return Err(wrong("expected 0 or 1".into()));
                 }
                 "shared" => parsed.shared = value == "1",
                 "no-copy" => parsed.no_copy = value == "1",
-                "dedupe" => parsed.dedupe = value == "1",
-                "align-tensors" => {
-                    let bytes = value.parse::<u64>().ok().filter(|bytes| bytes.is_power_of_two());
-                    parsed.align_tensors =
-                        Some(bytes.ok_or_else(|| wrong("expected a power of two".into()))?);
-                }
                 "expect" => {
                     let hash = daxfs::parse_content_hash(value);
                     parsed.expect = Some(hash.ok_or_else(|| wrong("expected a BLAKE3 hash".into()))?);
@@ -98,7 +89,7 @@ impl LoadOptions {
                 "allow-gid" => parsed.access.get_or_insert_default().gids.push(number()?),
                 // Not for clients to say.
                 "confined" => return Err(wrong("this holder does not know it".into())),
-                _ => match parsed.selection.take(key, value) {
+                _ => match parsed.packing.take(key, value) {
                     Some(taken) => taken.map_err(wrong)?,
                     None => return Err(wrong("this holder does not know it".into())),
                 },
@@ -109,13 +100,11 @@ impl LoadOptions {
     }
 
     /// What only the packer needs to know.
-    pub(crate) fn to_pack(into: Target, shared: bool, align_tensors: Option<u64>, dedupe: bool) -> Self {
+    pub(crate) fn to_pack(into: Target, shared: bool) -> Self {
         Self {
-            selection: Selection::default(),
+            packing: Packing::default(),
             into,
             shared,
-            align_tensors,
-            dedupe,
             no_copy: false,
             expect: None,
             access: None,
@@ -369,7 +358,7 @@ mod tests {
             parse(&["into=heap:system", "shared=1", "align-tensors=256", "allow-uid=7", "allow-uid=8"]);
         let options = options.unwrap();
         assert_eq!(options.into, Target::Heap("system".into()));
-        assert_eq!((options.shared, options.align_tensors), (true, Some(256)));
+        assert!(options.shared);
         assert_eq!(options.access.as_ref().unwrap().uids, [7, 8]);
         assert_eq!(options.fresh(10), 10);
         for (text, fresh) in [("into=memfd:2M", 0), ("into=memfd:1G", 0), ("into=memfd:4K", 10)] {
@@ -384,6 +373,7 @@ mod tests {
             "into=cuda:0",
             "shared=yes",
             "align-tensors=3",
+            "exact=yes",
             "allow-gid=-1",
             "expect=blake3:0",
         ] {

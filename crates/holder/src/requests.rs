@@ -237,7 +237,7 @@ impl Server {
         }
         let bad = |error: Error| (Refusal::BadRequest, error.to_string());
         let mut options = LoadOptions::parse(options, &self.config).map_err(bad)?;
-        options.selection.confined = !view::is_shared(connection.peer, connection.socket());
+        options.packing.confined = !view::is_shared(connection.peer, connection.socket());
         if replace {
             // At once, not after a long load.
             self.access_of(&name, options.access.as_ref()).map_err(bad)?;

@@ -47,12 +47,8 @@ pub(crate) fn pack(
     budget: &Budget,
     watch: &Arc<Watch>,
 ) -> Result<(OwnedFd, Reservation)> {
-    let packer = Packer::new()
-        .input(directory)
-        .tensor_alignment(options.align_tensors)
-        .dedupe(options.dedupe)
-        .progress(PackProgress(Arc::clone(watch)));
-    let packer = options.selection.apply(packer);
+    let packer = Packer::new().input(directory).progress(PackProgress(Arc::clone(watch)));
+    let packer = options.packing.apply(packer);
     let failed = |error: mkimage::Error| match error {
         mkimage::Error::Cancelled => Error::Cancelled,
         mkimage::Error::Confined { .. } => Error::ClientPacks,

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 /// Default of [`Packer::align`].
 pub const DEFAULT_ALIGN: u64 = 2 << 20;
-/// Default of [`Packer::tensor_alignment`]: what GPU libraries ask for.
+/// Default of [`Packer::tensor_alignment`]: enough for all that takes tensors in place. JAX views what lies on 64 bytes,
+/// Vulkan devices bind storage buffers at multiples of up to 256, and so does CUDA allocate.
 pub const DEFAULT_TENSOR_ALIGN: u64 = 256;
 /// The largest alignment: that of the largest pages in use.
 const LARGEST_ALIGN: u64 = 1 << 30;
@@ -46,6 +47,7 @@ pub struct Packer {
     block_size: u32,
     align: u64,
     tensor_align: Option<u64>,
+    exact: bool,
     dedupe: bool,
     overlay: Option<Overlay>,
     empty: bool,
@@ -92,6 +94,7 @@ impl Packer {
             block_size: 4096,
             align: DEFAULT_ALIGN,
             tensor_align: None,
+            exact: false,
             dedupe: false,
             overlay: None,
             empty: false,
@@ -128,17 +131,23 @@ impl Packer {
         self
     }
 
-    /// Whether tensors in safetensors files are moved to multiples of 256 bytes, off by default. The file gets a
-    /// new header, and filler tensors where it needs them; otherwise files are packed byte for byte.
-    #[must_use]
-    pub fn align_tensors(self, on: bool) -> Packer {
-        self.tensor_alignment(on.then_some(DEFAULT_TENSOR_ALIGN))
-    }
-
-    /// As [`Packer::align_tensors`], to multiples of so many bytes: a power of two from 8 to 1 GiB.
+    /// What tensors in safetensors files are moved to multiples of: a power of two from 8 to 1 GiB; `None` for the
+    /// default, 256. A file in which one lies elsewhere gets a new header, and filler tensors where it needs them. The
+    /// index keeps what is needed to make the source's exact bytes of it again ([`daxfs::File::original`]). Such a file
+    /// is not cloned where the file system could.
+    ///
+    /// Files of other kinds, and safetensors files that are aligned as they are, are packed byte for byte.
     #[must_use]
     pub fn tensor_alignment(mut self, bytes: Option<u64>) -> Packer {
         self.tensor_align = bytes;
+        self
+    }
+
+    /// Whether all files are packed byte for byte, off by default: no tensor is moved. Excludes
+    /// [`Packer::tensor_alignment`].
+    #[must_use]
+    pub fn exact(mut self, on: bool) -> Packer {
+        self.exact = on;
         self
     }
 
@@ -207,7 +216,8 @@ impl Packer {
     }
 
     /// Whether the image holds the source tree and nothing else, that is, no index; off by default. Without it the
-    /// image holds `/.daxfs/index` with the tensors, if there are any, and the hashes.
+    /// image holds `/.daxfs/index` with the tensors, if there are any, and the hashes. Without an index moved tensors
+    /// could not be moved back, so files are packed byte for byte, as with [`Packer::exact`].
     #[must_use]
     pub fn plain(mut self, on: bool) -> Packer {
         self.rules.plain = on;
@@ -347,7 +357,8 @@ impl Packer {
             false => scan(&self.inputs, &self.rules, self.settings.threads)?,
         };
         let numbers = Numbers::assign(&tree);
-        let tensors = tensors::read(&tree, &numbers, self.tensor_align)?;
+        let tensor_align = self.moves_to();
+        let tensors = tensors::read(&tree, &numbers, tensor_align)?;
         tensors::check_counts(&tensors)?;
         let is_rewritten = |ino| tensors.rewrite(ino).is_some();
         let shares = match self.dedupe {
@@ -358,7 +369,7 @@ impl Packer {
         let indexed = !self.empty && !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
         let size_of = |ino, size| tensors.rewrite(ino).map_or(size, |rewrite| rewrite.len);
         let index = indexed.then(|| index::size(&tree, &numbers, &tensors, size_of, self.settings.hash));
-        let unit = self.align.max(self.tensor_align.unwrap_or(1)).max(self.block_size.into());
+        let unit = self.align.max(tensor_align.unwrap_or(1)).max(self.block_size.into());
         let shape = Shape {
             format: self.format,
             block_size: self.block_size,
@@ -370,13 +381,18 @@ impl Packer {
         };
         let placement = |ino| Placement {
             size: tensors.rewrite(ino).map(|rewrite| rewrite.len),
-            align: self.tensor_align.filter(|_| tensors.files.contains_key(&ino)).unwrap_or(1),
+            align: tensor_align.filter(|_| tensors.files.contains_key(&ino)).unwrap_or(1),
             shares: shares.get(&ino).copied(),
         };
         let layout = Layout::new(&tree, numbers, placement, shape)?;
         let mut settings = self.settings;
         settings.unit = unit;
         Ok(Plan { tree, tensors, layout, shares, settings })
+    }
+
+    /// What tensors are moved to multiples of; `None`: they stay where they are.
+    fn moves_to(&self) -> Option<u64> {
+        (!self.exact && !self.rules.plain).then_some(self.tensor_align.unwrap_or(DEFAULT_TENSOR_ALIGN))
     }
 
     fn check(&self) -> Result<()> {
@@ -391,6 +407,14 @@ impl Packer {
                 "--align-tensors",
                 format!("{bytes} is not a power of two from 8 to {LARGEST_ALIGN}"),
             );
+        }
+        for (given, option, why) in [
+            (self.exact, "--exact", "which packs byte for byte"),
+            (self.rules.plain, "--plain", "which leaves out what moved tensors would be moved back by"),
+        ] {
+            if given && self.tensor_align.is_some() {
+                return fail("--align-tensors", format!("excludes {option}, {why}; give one of them"));
+            }
         }
         if !BLOCK_SIZES.contains(&self.block_size) {
             return fail("--block-size", format!("{} is none of {BLOCK_SIZES:?}", self.block_size));
@@ -478,6 +502,13 @@ impl Plan {
     #[must_use]
     pub fn tensors(&self) -> u64 {
         self.tensors.files.values().map(|file| file.tensors.len() as u64).sum()
+    }
+
+    /// Files whose tensors are moved: how many, and their bytes in the image.
+    #[must_use]
+    pub fn moved(&self) -> (u64, u64) {
+        let moved = self.tensors.files.values().filter_map(|file| file.rewrite.as_ref());
+        moved.fold((0, 0), |(files, bytes), rewrite| (files + 1, bytes + rewrite.len))
     }
 
     /// Bytes that are neither metadata nor contents: padding and gaps of alignment.

@@ -41,6 +41,12 @@ pub struct Summary {
     pub deduplicated_bytes: u64,
     /// Bytes that the file system shares with the source instead of holding a copy.
     pub cloned_bytes: u64,
+    /// Files whose tensors were moved.
+    pub moved_files: u64,
+    /// Bytes of them in the image.
+    pub moved_bytes: u64,
+    /// Bytes of them that the file system would share with the source if no tensor were moved.
+    pub unclonable_bytes: u64,
     /// Regular files.
     pub files: u64,
     /// Directories, with the root.
@@ -103,6 +109,9 @@ impl Summary {
             waste_bytes: plan.waste(),
             deduplicated_bytes: layout.shared,
             cloned_bytes: 0,
+            moved_files: plan.moved().0,
+            moved_bytes: plan.moved().1,
+            unclonable_bytes: 0,
             files: plan.files(),
             directories: plan.directories(),
             symlinks: plan.symlinks(),
@@ -169,6 +178,13 @@ impl fmt::Display for Summary {
         }
         if self.cloned_bytes > 0 {
             write!(f, ", {} cloned", Size(self.cloned_bytes))?;
+        }
+        if self.moved_files > 0 {
+            let files = if self.moved_files == 1 { "file" } else { "files" };
+            write!(f, ", tensors moved in {} {files} of {}", self.moved_files, Size(self.moved_bytes))?;
+        }
+        if self.unclonable_bytes > 0 {
+            write!(f, ", which --exact would clone")?;
         }
         if let Some(pages) = self.pages {
             write!(f, ", {} in pages of 2 MiB or more", Size(pages.huge_bytes))?;

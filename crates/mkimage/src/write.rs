@@ -221,6 +221,9 @@ impl Plan {
         let can_clone = is_file || backing.is_some();
         let cloned = if can_clone { self.clone_files(files)? } else { HashMap::new() };
         summary.cloned_bytes = cloned.values().sum();
+        if can_clone {
+            summary.unclonable_bytes = self.unclonable(files, !cloned.is_empty())?;
+        }
         let has_index = self.layout.shape.index.is_some();
         let progress = &*self.settings.progress;
         let hash = self.settings.hash && has_index;
@@ -352,9 +355,39 @@ impl Plan {
         Ok(cloned)
     }
 
+    /// Bytes of files that are not cloned because their tensors are moved. Where nothing was cloned, one block tells
+    /// whether the file system can; what is written there replaces it.
+    fn unclonable(&self, target: &Target, mut can_clone: bool) -> Result<u64> {
+        let Ok(device) = fstat(&target.file).map(|stat| stat.st_dev) else { return Ok(0) };
+        let mut opener = Opener::new(&self.tree);
+        let mut bytes = 0;
+        for &ino in self.layout.files.iter().filter(|&&ino| self.rewrite(ino).is_some()) {
+            // A short one can be made of a source that is mostly spaces.
+            if !self.is_large_neighbour(ino, device) || self.layout.extent(ino).len < SMALLEST_CLONE {
+                continue;
+            }
+            if !can_clone {
+                let source = opener.file(self.layout.numbers.node_of(ino))?;
+                let place = target.place(self.layout.extent(ino).offset);
+                can_clone = reflink::clone(&source.file, &target.file, place, CLONE_UNIT)
+                    .map_err(|errno| Error::io("clone a block into", &target.path, errno))?;
+                if !can_clone {
+                    return Ok(0);
+                }
+            }
+            bytes += self.layout.extent(ino).len;
+        }
+        Ok(bytes)
+    }
+
     fn is_clonable(&self, ino: u32, device: u64) -> bool {
+        self.is_large_neighbour(ino, device) && self.rewrite(ino).is_none()
+    }
+
+    /// Whether a file lies in the file system `device`, and cloning it is worth a call.
+    fn is_large_neighbour(&self, ino: u32, device: u64) -> bool {
         let identity = self.tree.node(self.layout.numbers.node_of(ino)).identity;
-        identity.dev == device && identity.size >= SMALLEST_CLONE && self.rewrite(ino).is_none()
+        identity.dev == device && identity.size >= SMALLEST_CLONE
     }
 
     /// An image inside its own source would be packed into the next one.

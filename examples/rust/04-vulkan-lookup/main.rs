@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The place as a storage buffer: it begins at an offset that the device allows, a few bytes before the table.
     let binding = Binding::of(&place)?.ok_or("not a Vulkan buffer")?;
     if !binding.delta.is_multiple_of(4) {
-        return Err("the table does not begin at a 32-bit word: pack with --align-tensors".into());
+        return Err("the table does not begin at a 32-bit word: pack without --exact".into());
     }
     let mut out = stdout().lock();
     writeln!(out, "{}: {} bytes by {}, no copy", device.name(), place.len(), mapped.memory().route())?;

@@ -84,7 +84,7 @@ impl Gather {
         let address = place.address().ok_or("this device has no addresses")?;
         let bytes = columns * size_of::<f32>() as u64;
         if !address.is_multiple_of(QUAD) || !bytes.is_multiple_of(QUAD) {
-            return Err("the rows are no multiples of 16 bytes: pack with --align-tensors".into());
+            return Err("the rows are no multiples of 16 bytes, or the image was packed with --exact".into());
         }
         let (height, quads, count) =
             (u32::try_from(height)?, u32::try_from(bytes / QUAD)?, u32::try_from(rows.len())?);

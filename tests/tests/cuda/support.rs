@@ -149,7 +149,7 @@ pub fn image() -> Image {
 /// The folder's image in memory of a kind.
 pub fn pack(memory: &Memory) -> OwnedFd {
     let folder = folder();
-    let plan = Packer::new().input(folder.path()).align_tensors(true).plan().unwrap();
+    let plan = Packer::new().input(folder.path()).plan().unwrap();
     plan.write_memory(memory).unwrap().0
 }
 

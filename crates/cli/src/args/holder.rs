@@ -1,7 +1,7 @@
 //! Verbs of the holder: start it, ask it, control it.
 
 use super::upload::{Gpu, UploadArgs, parse_gpu};
-use super::{parse_alignment, parse_size};
+use super::{parse_size, parse_tensor_alignment};
 use clap::{Args, Subcommand, ValueEnum};
 use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
@@ -116,9 +116,9 @@ pub struct ServeArgs {
     /// Serve Prometheus metrics, /healthz and /readyz here by HTTP, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// What is packed of the images given here.
+    /// How directories given here are packed.
     #[command(flatten)]
-    pub selection: SelectionArgs,
+    pub packing: PackingArgs,
     /// Most memory for all images together, such as 200G (1024-based)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_bytes: Option<u64>,
@@ -165,7 +165,7 @@ pub struct PsArgs {
 /// Arguments of `daxfs load` and `daxfs swap`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  daxfs load llama weights/\n  daxfs load llama weights/ --align-tensors --allow-gid 1000\n  \
+    after_help = "Examples:\n  daxfs load llama weights/\n  daxfs load llama weights/ --weights-only --allow-gid 1000\n  \
     daxfs swap llama new-weights.daxfs"
 )]
 pub struct LoadArgs {
@@ -186,16 +186,12 @@ pub struct LoadArgs {
     /// Refuse a source that would have to be copied: a file, or memory that somebody could still write
     #[arg(long)]
     pub no_copy: bool,
-    /// Move the tensors of safetensors files to multiples of SIZE (256 without one); for directories
-    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
-    #[arg(value_parser = parse_alignment)]
-    pub align_tensors: Option<u64>,
     /// Store files with the same contents once; for directories
     #[arg(long)]
     pub dedupe: bool,
-    /// What is packed.
+    /// How a directory is packed.
     #[command(flatten)]
-    pub selection: SelectionArgs,
+    pub packing: PackingArgs,
     /// User who may attach; may be given several times. Without any, and without groups, whoever may connect
     #[arg(long, value_name = "UID")]
     pub allow_uid: Vec<u32>,
@@ -208,6 +204,22 @@ pub struct LoadArgs {
     /// Print JSON: the image as in `daxfs ps --json`
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
+}
+
+/// How directories are packed.
+#[derive(Debug, Clone, Args)]
+pub struct PackingArgs {
+    /// What the tensors of safetensors files in directories are moved to multiples of; 256 by default, `page` for this
+    /// machine's pages
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
+    #[arg(value_parser = parse_tensor_alignment)]
+    pub align_tensors: Option<u64>,
+    /// Pack directories byte for byte: no tensor is moved
+    #[arg(long, conflicts_with = "align_tensors")]
+    pub exact: bool,
+    /// What is packed.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 }
 
 /// What is packed of a directory.
@@ -228,9 +240,31 @@ pub struct SelectionArgs {
     pub weights_only: bool,
 }
 
-impl SelectionArgs {
+impl PackingArgs {
     /// As the holder's protocol has them; see `daxfs_holder::LoadOptions`.
     pub fn options(&self) -> Vec<String> {
+        let mut options = Vec::new();
+        options.extend(self.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
+        options.extend(self.exact.then(|| "exact=1".to_owned()));
+        options.extend(self.selection.options());
+        options
+    }
+
+    /// The packer with these settings.
+    pub fn apply(&self, packer: Packer) -> Packer {
+        self.selection.apply(packer.tensor_alignment(self.align_tensors).exact(self.exact))
+    }
+
+    /// The first option that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [("--align-tensors", self.align_tensors.is_some()), ("--exact", self.exact)];
+        let given = given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+        given.or_else(|| self.selection.given())
+    }
+}
+
+impl SelectionArgs {
+    fn options(&self) -> Vec<String> {
         let mut options = Vec::new();
         options.extend((self.links != Links::Auto).then(|| format!("links={}", self.links)));
         options.extend(self.exclude.iter().map(|glob| format!("exclude={glob}")));

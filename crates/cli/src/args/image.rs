@@ -42,7 +42,8 @@ pub enum ImageVerb {
     /// checkpoints and numbered shards are complete.
     ///
     /// With DIR: types, modes, sizes, contents, symlink targets and hard links too, byte for byte, in both
-    /// directions. Files whose tensors were moved (`daxfs-pack --align-tensors`) are compared as they were. Owners and times are not compared. `/.daxfs` is ignored on both sides.
+    /// directions. Files whose tensors were moved, as packing does by default, are compared as they were. Owners and
+    /// times are not compared. `/.daxfs` is ignored on both sides.
     Verify(VerifyArgs),
     /// Unpack an image into a new directory
     ///
@@ -50,7 +51,7 @@ pub enum ImageVerb {
     /// followed, and nothing that exists is opened or replaced. DEST must not exist, or be an empty directory. More
     /// bytes than twice the image are refused unless --max-bytes allows them: files of an image can share its bytes.
     /// `/.daxfs`, the index that the packer adds, is not written. Files are written as they were in their source, also
-    /// where the packer moved their tensors (`daxfs-pack --align-tensors`).
+    /// where packing moved their tensors.
     ///
     /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
     /// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.

@@ -228,6 +228,11 @@ pub(crate) fn parse_alignment(text: &str) -> Result<u64, String> {
     }
 }
 
+/// What tensors are moved to multiples of: a power of two, or `page`.
+pub(crate) fn parse_tensor_alignment(text: &str) -> Result<u64, String> {
+    if text == "page" { Ok(dmabuf::page_size()) } else { parse_alignment(text) }
+}
+
 /// `PATH=HEX`: a path in the image, and a SHA-256.
 pub(crate) fn parse_sha256(text: &str) -> Result<(OsString, [u8; 32]), String> {
     // Paths may hold `=`, digits do not.
@@ -269,6 +274,8 @@ mod tests {
         assert_eq!(parse_alignment("4K"), Ok(4096));
         assert!(parse_alignment("100").is_err());
         assert!(parse_alignment("0").is_err());
+        assert_eq!(parse_tensor_alignment("page"), Ok(dmabuf::page_size()));
+        assert!(parse_tensor_alignment("pages").is_err());
     }
 
     #[test]

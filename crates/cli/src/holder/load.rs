@@ -46,7 +46,7 @@ pub fn run(
         Err(HolderError::Refused { refusal: Refusal::ClientPacks, .. }) => {
             let memory = pack(args, &source, &progress)?;
             // What the packer was told is done.
-            let packed = ["align-tensors", "dedupe", "links", "exclude", "include", "weights-only"];
+            let packed = ["align-tensors", "exact", "dedupe", "links", "exclude", "include", "weights-only"];
             options.retain(|option| !packed.contains(&option.split('=').next().unwrap_or_default()));
             send(args, replace, &options, &memory, &progress)
         }
@@ -99,8 +99,8 @@ fn pack(args: &LoadArgs, source: &OwnedFd, progress: &Progress) -> anyhow::Resul
         target => target.memory(),
     };
     let shown = Shown { bar: progress.another(), done: AtomicU64::new(0), total: AtomicU64::new(0) };
-    let packer = Packer::new().input(directory).tensor_alignment(args.align_tensors).dedupe(args.dedupe);
-    let plan = args.selection.apply(packer).progress(shown).plan()?;
+    let packer = Packer::new().input(directory).dedupe(args.dedupe);
+    let plan = args.packing.apply(packer).progress(shown).plan()?;
     for warning in plan.warnings() {
         report(&anyhow!("warning: {warning}"));
     }
@@ -144,10 +144,9 @@ fn options(args: &LoadArgs) -> Vec<String> {
     let mut options = Vec::new();
     options.extend(args.into.as_ref().map(|target| format!("into={target}")));
     options.extend(args.shared.then(|| "shared=1".to_owned()));
-    options.extend(args.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
     options.extend(args.no_copy.then(|| "no-copy=1".to_owned()));
     options.extend(args.dedupe.then(|| "dedupe=1".to_owned()));
-    options.extend(args.selection.options());
+    options.extend(args.packing.options());
     options.extend(args.allow_uid.iter().map(|uid| format!("allow-uid={uid}")));
     options.extend(args.allow_gid.iter().map(|gid| format!("allow-gid={gid}")));
     options
@@ -165,9 +164,7 @@ fn check_effect(args: &LoadArgs, source: &OwnedFd) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let packing = [("--align-tensors", args.align_tensors.is_some()), ("--dedupe", args.dedupe)];
-    let packing = packing.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
-    if let Some(flag) = packing.or_else(|| args.selection.given()) {
+    if let Some(flag) = args.packing.given().or(args.dedupe.then_some("--dedupe")) {
         bail!("{place}: {flag} is for directories; this holds an image already");
     }
     let is_kept = daxfs_holder::is_kept(&dmabuf::describe(source.as_fd())?.kind, false);

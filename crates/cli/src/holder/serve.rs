@@ -36,7 +36,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         if keeps_others && server.has(&image.name) {
             continue;
         }
-        match load(&mut server, image, source, &args.selection.options()) {
+        match load(&mut server, image, source, &args.packing.options()) {
             Ok(()) => {}
             // SIGTERM or SIGINT: an end that was asked for.
             Err(_) if server.is_stopping() => {
@@ -59,7 +59,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
 
 /// Refuses options that would do nothing with these sources.
 fn check_effect(args: &ServeArgs, sources: &[(&NamedSource, OwnedFd)]) -> anyhow::Result<()> {
-    let Some(flag) = args.selection.given() else { return Ok(()) };
+    let Some(flag) = args.packing.given() else { return Ok(()) };
     for (_, source) in sources {
         if File::from(source.try_clone()?).metadata()?.is_dir() {
             return Ok(());

@@ -33,12 +33,17 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = parse_size)]
     pub align: u64,
 
-    /// Move the tensors of safetensors files to multiples of SIZE (256 without one; `page` for this machine's pages):
-    /// their headers are padded, and filler tensors named __daxfs_pad_N are added where needed. The index keeps what is
-    /// needed to write the source's exact bytes again: `daxfs extract`, `daxfs cat --original`.
+    /// What the tensors of safetensors files are moved to multiples of: 256 by default, `page` for this machine's pages.
+    /// Where one lies elsewhere the file's header is padded, and filler tensors named __daxfs_pad_N are added where
+    /// needed. The index keeps what is needed to write the source's exact bytes again: `daxfs extract`,
+    /// `daxfs cat --original`. A file whose tensors were moved is copied where others are cloned.
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
     #[arg(value_parser = parse_tensor_align)]
     pub align_tensors: Option<u64>,
+
+    /// Pack all files byte for byte: no tensor is moved, and file systems that can clone all files.
+    #[arg(long)]
+    pub exact: bool,
 
     /// Leave SIZE of room behind the files for what kernels that mount the image write: new and changed files. A small
     /// new file takes about 8 KiB. BUCKETS is the size of the hash table over it, a power of two; by default four for
@@ -89,7 +94,8 @@ pub(super) struct Args {
     #[arg(long)]
     pub skip_special: bool,
 
-    /// Pack the source and nothing else: no index of the tensors, no hashes.
+    /// Pack the source and nothing else: no index of the tensors, no hashes. Without an index moved tensors could not be
+    /// moved back, so files are packed as with --exact.
     #[arg(long)]
     pub plain: bool,
 
@@ -190,6 +196,7 @@ impl Args {
         let mut packer = Packer::new()
             .align(self.align)
             .tensor_alignment(self.align_tensors)
+            .exact(self.exact)
             .dedupe(self.dedupe)
             .overlay(self.overlay)
             .empty(self.empty)

@@ -18,7 +18,7 @@ const SUFFIX: &[u8] = b".safetensors";
 /// Longest path of a file that a pattern can fit.
 const PATH_MAX: usize = 4096;
 
-/// A segment begins where its source does, modulo this: what `align_tensors` aligns to in the image is aligned on the
+/// A segment begins where its source does, modulo this: what packing aligns in the image is aligned on the
 /// device, too.
 pub const ALIGNMENT: u64 = 256;
 

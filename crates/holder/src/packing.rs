@@ -1,10 +1,13 @@
-//! What is packed of a directory that is loaded.
+//! How a directory that is loaded is packed.
 
 use mkimage::{Links, Packer};
 
 /// The part of a load's options that says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Selection {
+pub(crate) struct Packing {
+    align_tensors: Option<u64>,
+    exact: bool,
+    dedupe: bool,
     links: Links,
     exclude: Vec<String>,
     include: Vec<String>,
@@ -14,17 +17,25 @@ pub(crate) struct Selection {
     pub(crate) confined: bool,
 }
 
-impl Selection {
-    /// Takes an option; `None` for a key that is none of a selection.
+impl Packing {
+    /// Takes an option; `None` for a key that says something else.
     pub(crate) fn take(&mut self, key: &str, value: &str) -> Option<Result<(), String>> {
         match key {
+            "dedupe" | "exact" | "weights-only" if !["0", "1"].contains(&value) => {
+                return Some(Err("expected 0 or 1".into()));
+            }
+            "align-tensors" => match value.parse::<u64>().ok().filter(|bytes| bytes.is_power_of_two()) {
+                Some(bytes) => self.align_tensors = Some(bytes),
+                None => return Some(Err("expected a power of two".into())),
+            },
+            "exact" => self.exact = value == "1",
+            "dedupe" => self.dedupe = value == "1",
             "links" => match value.parse() {
                 Ok(links) => self.links = links,
                 Err(why) => return Some(Err(why)),
             },
             "exclude" => self.exclude.push(value.to_owned()),
             "include" => self.include.push(value.to_owned()),
-            "weights-only" if !["0", "1"].contains(&value) => return Some(Err("expected 0 or 1".into())),
             "weights-only" => self.weights_only = value == "1",
             "confined" => self.confined = value == "1",
             _ => return None,
@@ -35,6 +46,9 @@ impl Selection {
     /// As keys and values, for a helper.
     pub(crate) fn options(&self) -> Vec<(&'static str, String)> {
         let mut options = vec![("links", self.links.to_string())];
+        options.extend(self.align_tensors.map(|bytes| ("align-tensors", bytes.to_string())));
+        options.push(("exact", u8::from(self.exact).to_string()));
+        options.push(("dedupe", u8::from(self.dedupe).to_string()));
         options.extend(self.exclude.iter().map(|glob| ("exclude", glob.clone())));
         options.extend(self.include.iter().map(|glob| ("include", glob.clone())));
         options.push(("weights-only", u8::from(self.weights_only).to_string()));
@@ -42,8 +56,9 @@ impl Selection {
         options
     }
 
-    /// The packer with this selection.
+    /// The packer with these settings.
     pub(crate) fn apply(&self, packer: Packer) -> Packer {
+        let packer = packer.tensor_alignment(self.align_tensors).exact(self.exact).dedupe(self.dedupe);
         let packer = packer.links(self.links).confined(self.confined).weights_only(self.weights_only);
         let packer = self.exclude.iter().fold(packer, Packer::exclude);
         self.include.iter().fold(packer, Packer::include)
@@ -56,28 +71,38 @@ mod tests {
 
     #[test]
     fn options() {
-        let mut selection = Selection::default();
+        let mut packing = Packing::default();
         for (key, value) in [
             ("links", "keep"),
             ("exclude", "*.bin"),
             ("exclude", "a=b"),
             ("include", "/x/"),
             ("weights-only", "1"),
+            ("align-tensors", "4096"),
+            ("dedupe", "1"),
         ] {
-            selection.take(key, value).unwrap().unwrap();
+            packing.take(key, value).unwrap().unwrap();
         }
-        assert_eq!((selection.links, selection.weights_only), (Links::Keep, true));
+        assert_eq!((packing.links, packing.weights_only), (Links::Keep, true));
+        assert_eq!((packing.align_tensors, packing.dedupe, packing.exact), (Some(4096), true, false));
         assert_eq!(
-            (&selection.exclude[..], &selection.include[..]),
+            (&packing.exclude[..], &packing.include[..]),
             (&["*.bin".into(), "a=b".into()][..], &["/x/".into()][..])
         );
-        let mut copy = Selection::default();
-        for (key, value) in selection.options() {
+        let mut copy = Packing::default();
+        for (key, value) in packing.options() {
             copy.take(key, &value).unwrap().unwrap();
         }
-        assert_eq!(copy, selection);
-        assert!(selection.take("links", "all").unwrap().is_err());
-        assert!(selection.take("weights-only", "yes").unwrap().is_err());
-        assert!(selection.take("into", "memfd").is_none());
+        assert_eq!(copy, packing);
+        for (key, value) in [
+            ("links", "all"),
+            ("weights-only", "yes"),
+            ("exact", "2"),
+            ("align-tensors", "3"),
+            ("dedupe", ""),
+        ] {
+            assert!(packing.take(key, value).unwrap().is_err(), "{key}={value}");
+        }
+        assert!(packing.take("into", "memfd").is_none());
     }
 }

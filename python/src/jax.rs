@@ -1,0 +1,100 @@
+//! JAX: its arrays over the memory of a tensor, and a warning where it takes a copy.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use daxfs::Tensor;
+use pyo3::exceptions::{PyBufferError, PyImportError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
+
+use crate::error;
+
+/// What JAX views lies on a multiple of so many bytes (`kMinAlign` of XLA's CPU client); it copies everything else.
+const ALIGNMENT: u64 = 64;
+
+/// Whether the warning was given.
+static WARNED: AtomicBool = AtomicBool::new(false);
+
+/// `jax.dlpack.from_dlpack(tensor)`.
+pub fn from_dlpack<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = tensor.py();
+    let dlpack = py.import("jax.dlpack").map_err(|cause| {
+        if !cause.is_instance_of::<PyImportError>(py) {
+            return cause;
+        }
+        let error = PyImportError::new_err("jax() needs JAX (pip install jax)");
+        error.set_cause(py, Some(cause));
+        error
+    })?;
+    dlpack.call_method1("from_dlpack", (tensor,))
+}
+
+/// What `jax.numpy.asarray(tensor)` makes of `array`, the numpy array of the tensor: a view where JAX would put the array
+/// into this memory, else what it makes of numpy arrays.
+pub fn array<'py>(
+    tensor: &Bound<'py, PyAny>,
+    array: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = tensor.py();
+    if is_on_cpu(py)? {
+        match from_dlpack(tensor) {
+            // Packed types are none of JAX's, and older versions lack other types.
+            Err(error) if is_refusal(py, &error) => {}
+            made => return made,
+        }
+    }
+    py.import("jax.numpy")?.call_method1("asarray", (array()?,))
+}
+
+/// Whether arrays of JAX are in the memory of the CPU, as one device. A view is bound to its device: where there are
+/// several, JAX could not spread it over them, as it does with other arrays.
+fn is_on_cpu(py: Python<'_>) -> PyResult<bool> {
+    let jax = py.import("jax")?;
+    let chosen = jax.getattr("config")?.getattr("jax_default_device")?;
+    Ok(chosen.is_none()
+        && jax.call_method0("default_backend")?.eq("cpu")?
+        && jax.call_method0("device_count")?.eq(1)?)
+}
+
+fn is_refusal(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyBufferError>(py)
+        || error.is_instance_of::<PyRuntimeError>(py)
+        || error.is_instance_of::<PyTypeError>(py)
+        || error.is_instance_of::<PyValueError>(py)
+}
+
+/// Warns, once in a process, when JAX asks for a tensor that it can only copy. DLPack does not say who asks, so the
+/// module does that calls `__dlpack__`.
+pub fn warn_of_copy(py: Python<'_>, tensor: &Tensor) -> PyResult<()> {
+    let alignment = tensor.alignment();
+    if alignment >= ALIGNMENT || tensor.nbytes() == 0 || WARNED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    // The native code around this has no frame, so the first one is the caller's.
+    let mut frame = Some(py.import("sys")?.call_method0("_getframe")?);
+    let mut level = 1;
+    while let Some(caller) = frame.filter(|frame| is_jax(frame)) {
+        level += 1;
+        frame = Some(caller.getattr("f_back")?).filter(|frame| !frame.is_none());
+    }
+    if level == 1 {
+        return Ok(());
+    }
+    let name = tensor.name().into_pyobject(py)?.repr()?;
+    let path = crate::text::relative(py, &tensor.file().path())?.repr()?;
+    let message = format!(
+        "JAX cannot view the tensor {name} of {path} and copies it: it lies on a multiple of {alignment} bytes, JAX \
+         needs {ALIGNMENT}. daxfs-pack and daxfs.pack align tensors unless told otherwise (--exact, --plain): pack \
+         the source again. Further copies are not reported."
+    );
+    let options = [("stacklevel", level)].into_py_dict(py)?;
+    py.import("warnings")?.call_method("warn", (message, error::copy_warning(py)?), Some(&options))?;
+    // Not before: where warnings are errors, each copy is one.
+    WARNED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+fn is_jax(frame: &Bound<'_, PyAny>) -> bool {
+    let name = frame.getattr("f_globals").and_then(|globals| globals.get_item("__name__"));
+    name.and_then(|name| name.extract::<String>()).is_ok_and(|name| name == "jax" || name.starts_with("jax."))
+}
