@@ -141,6 +141,7 @@ def open(
     sealed_copy: bool = False,
     backing: _Source | None = None,
     expect: str | None = None,
+    verify: Literal["full", "lazy", "stored"] | None = None,
     max_metadata: int | None = None,
 ) -> Image: ...
 @overload

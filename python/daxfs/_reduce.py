@@ -27,11 +27,14 @@ _Region = dict[str, Any]
 def reduce_image(recipe: _Recipe) -> tuple[Any, ...]:
     """Return how an image is opened again, or raise a TypeError that says why it cannot be."""
     regions = [recipe["memory"], *([recipe["backing"]] if recipe["backing"] else [])]
-    common = {key: recipe[key] for key in ("private", "strict", "expect", "max_metadata")}
+    common = {key: recipe[key] for key in ("private", "strict", "expect", "verify", "max_metadata")}
     identity = tuple(recipe[key] for key in ("content_hash", "size", "generation"))
     share = _sharer()
     if share is not None and all(region["fd"] is not None for region in regions):
         passed = [(share(region["fd"]), region["part"]) for region in regions]
+        if recipe["proven"]:
+            # The same memory: this process has compared it, or its holder has, and it cannot have changed.
+            common["verify"] = "stored"
         return _receive, (passed, common, identity)
     for region in regions:
         if region["name"] is None:

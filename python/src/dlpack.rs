@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
 use crate::error::OrRaise;
-use crate::unlocked;
+use crate::{file, unlocked};
 
 /// Device type and number of the CPU, where the tensors of images are.
 pub const CPU: (i32, i32) = (DLDevice::CPU.device_type, DLDevice::CPU.device_id);
@@ -70,6 +70,9 @@ pub fn capsule<'py>(
     lent: Lent<'_>,
     request: &Request<'_, '_>,
 ) -> PyResult<Bound<'py, PyCapsule>> {
+    if let Lent::Host(tensor) = &lent {
+        file::check(tensor.file())?;
+    }
     // What is in a device's memory was complete before anybody could ask for it, so any stream may use it at once.
     if matches!(lent, Lent::Host(_)) && request.stream.is_some() {
         return Err(PyBufferError::new_err("memory of the CPU has no streams: stream must be None"));

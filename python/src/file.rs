@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use daxfs::{SharedBytes, Transfer};
+use daxfs::{SharedBytes, Transfer, Verify};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyAttributeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -47,6 +47,7 @@ A safetensors file gives its tensors by name: file[\"lm_head.weight\"].";
     }
 
     fn export(&self) -> PyResult<Export<'_>> {
+        check(&self.file)?;
         let bytes = self.file.bytes().or_raise()?;
         Ok(Export {
             data: bytes.as_ptr(),
@@ -64,6 +65,14 @@ pub fn create(py: Python<'_>, file: daxfs::File) -> PyResult<Bound<'_, PyAny>> {
     buffer::create(py, FileBase { file, tensors: OnceLock::new(), dimensions })
 }
 
+/// Compares a file with its hash at its first use, if the image was opened so, without the lock: it may take long.
+pub fn check(file: &daxfs::File) -> PyResult<()> {
+    match file.image().options().verification() {
+        Some(Verify::Lazy) => Python::attach(|py| py.detach(|| file.check())).or_raise(),
+        _ => Ok(()),
+    }
+}
+
 impl FileBase {
     /// Sends everything step by step, so that Ctrl-C is heard.
     fn send_to(
@@ -73,6 +82,7 @@ impl FileBase {
         patience: Option<Duration>,
     ) -> PyResult<u64> {
         let to = source::descriptor("a target", target)?;
+        check(&self.file)?;
         let _access = self.file.region().cpu_access().or_raise()?;
         let step = |transfer: &mut Transfer<'_>| -> PyResult<()> {
             while !transfer.is_done() {

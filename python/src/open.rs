@@ -1,13 +1,16 @@
 //! `daxfs.open`.
 
-use daxfs::OpenOptions;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use daxfs::{OpenOptions, Verify};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::error::OrRaise;
 use crate::image::Image;
 use crate::source::{self, Place};
-use crate::text;
+use crate::{text, unlocked};
 
 /// Opens an image.
 ///
@@ -20,10 +23,16 @@ use crate::text;
 /// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
 /// backing: the file with the data of a split image; same forms as source.
 /// expect: refuse an image with another content_hash; 64 hexadecimal digits, with or without "blake3:" before them.
+/// verify: which bytes are compared with the hashes that the content hash is made of: "full": of every file, now, by all
+///     processors; "lazy": of each file when it, or a tensor of it, is used for the first time, and FormatError names one
+///     that is another; "stored": of none, what the image says of its files is believed. What was right once stays right
+///     where nobody can write: a file is opened with sealed_copy=True for that. By default "full" with expect, but for
+///     the sealed images of holders, which have hashed them; else "stored".
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
 #[pyo3(signature = (
-    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, max_metadata=None,
+    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, verify=None,
+    max_metadata=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn open(
@@ -34,6 +43,7 @@ pub fn open(
     sealed_copy: bool,
     backing: Option<&Bound<'_, PyAny>>,
     expect: Option<&str>,
+    verify: Option<&str>,
     max_metadata: Option<u64>,
 ) -> PyResult<Image> {
     if private && sealed_copy {
@@ -48,15 +58,28 @@ pub fn open(
     if let Some(hash) = expect {
         options = options.expect(text::parse_hash(hash)?);
     }
+    if let Some(verify) = verify {
+        options = options.verify(verify.parse::<Verify>().map_err(PyValueError::new_err)?);
+    }
     if let Some(limit) = max_metadata {
         options = options.max_metadata(limit);
     }
-    let open = || {
+    let open = |options: OpenOptions| {
         let options = match backing {
             Some(backing) => options.backing(backing.map()?),
             None => options,
         };
         place.open(options, private)
     };
-    py.detach(open).or_raise().map(Image::new)
+    let opened = match (options.expected(), options.verification()) {
+        (None, None) | (_, Some(Verify::Stored)) => py.detach(|| open(options)),
+        // Hashing takes long, and Ctrl-C ends it.
+        _ => {
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let options = options.progress(move |_, _| !stopped.load(Ordering::Relaxed));
+            unlocked::stoppable(py, &stop, |_wake| open(options), |_| Ok(()))?
+        }
+    };
+    opened.or_raise().map(Image::new)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 
-use daxfs::{Part, Region, Source};
+use daxfs::{Part, Provenance, Region, Source, Verify};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -49,6 +49,14 @@ pub fn image<'py>(py: Python<'py>, image: &daxfs::Image) -> PyResult<Bound<'py, 
     recipe.set_item("private", image.region().is_writable())?;
     recipe.set_item("strict", options.is_strict())?;
     recipe.set_item("expect", options.expected().map(|hash| text::hex(&hash)))?;
+    recipe.set_item("verify", options.verification().map(|verify| verify.to_string()))?;
+    // Every file was compared before this process got it, and nobody has been able to write since.
+    let compared = match options.verification() {
+        None => options.expected().is_some(),
+        verify => verify == Some(Verify::Full),
+    };
+    let stays = image.region().provenance() == Provenance::Sealed && image.backing().is_none();
+    recipe.set_item("proven", compared && stays)?;
     recipe.set_item("max_metadata", options.metadata_bound())?;
     recipe.set_item("content_hash", image.content_hash().map(|hash| text::hex(&hash)))?;
     recipe.set_item("size", image.superblock().total_size)?;

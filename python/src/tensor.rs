@@ -41,6 +41,7 @@ not heed that: a write through its tensor ends the process; see torch().";
     }
 
     fn export(&self) -> PyResult<Export<'_>> {
+        file::check(self.tensor.file())?;
         let bytes = self.tensor.bytes().or_raise()?;
         Ok(Export {
             data: bytes.as_ptr(),

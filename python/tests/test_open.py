@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,59 @@ def test_expect_binds_the_index(path: Path, tmp_path: Path) -> None:
     for sealed_copy in (False, True):
         with pytest.raises(daxfs.DaxfsError, match="tensor records"):
             daxfs.open(forged, expect=content, sealed_copy=sealed_copy)
+
+
+@pytest.fixture
+def forged(path: Path, tmp_path: Path) -> tuple[Path, str]:
+    """An image whose index is honest, with another byte at the end of model.safetensors; its content hash."""
+    with daxfs.open(path) as image:
+        content, extent = image.content_hash, image["model.safetensors"].extent
+        assert content is not None
+        assert extent is not None
+    data = bytearray(path.read_bytes())
+    data[sum(extent) - 1] ^= 1
+    changed = tmp_path / "changed.daxfs"
+    changed.write_bytes(data)
+    return changed, content
+
+
+def test_expect_reads_the_files(forged: tuple[Path, str]) -> None:
+    path, content = forged
+    with daxfs.open(path) as image:
+        assert image.content_hash == content, "it says so of itself"
+    for sealed_copy in (False, True):
+        for verify in (None, "full"):
+            with pytest.raises(daxfs.FormatError, match=r"/model\.safetensors: BLAKE3 is"):
+                daxfs.open(path, expect=content, verify=verify, sealed_copy=sealed_copy)  # type: ignore[arg-type]
+    with pytest.raises(daxfs.FormatError, match="BLAKE3"):
+        daxfs.open(path, verify="full")
+    daxfs.open(path, expect=content, verify="stored").close()
+    with pytest.raises(ValueError, match="none of full, lazy and stored"):
+        daxfs.open(path, verify="some")  # type: ignore[arg-type]
+
+
+def test_lazy_compares_what_is_used(path: Path, forged: tuple[Path, str]) -> None:
+    check(daxfs.open(path, verify="lazy"))
+    path, content = forged
+    with daxfs.open(path, expect=content, verify="lazy") as image:
+        assert image["config.json"].read_bytes()
+        file = image["model.safetensors"]
+        tensor = next(iter(file.tensors().values()))
+        uses: list[Callable[[], object]] = [
+            lambda: memoryview(file),
+            lambda: file[0:1],
+            lambda: file.read_bytes(),
+            lambda: file.open().read(1),
+            lambda: file.readinto_at(0, bytearray(1)),
+            lambda: file.original().read_bytes(),
+            lambda: memoryview(tensor),
+            lambda: tensor.numpy(),
+            lambda: tensor.read(),
+            lambda: tensor.__dlpack__(),
+        ]
+        for use in uses:
+            with pytest.raises(daxfs.FormatError, match=r"/model\.safetensors: BLAKE3 is"):
+                use()
 
 
 def test_expect(path: Path, tree: Path) -> None:

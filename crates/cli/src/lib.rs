@@ -69,7 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => run_on_image(&cli.source, verb, out),
-        Verb::Holder(verb) => holder::run(verb, cli.source.expect, out),
+        Verb::Holder(verb) => holder::run(verb, cli.source.expect, cli.source.verify.is_some(), out),
         Verb::Sources(verb) => sources::run(verb, out),
         Verb::Man(verb) => manual::write_pages(verb),
         Verb::Completions(verb) => manual::complete(verb, out),
@@ -78,7 +78,7 @@ fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
 
 fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow::Result<Outcome> {
     cut::end_with_an_error()?;
-    let open = || source::open(args, verb.image());
+    let open = || source::open(args, verb.image(), verb.is_quiet());
     match verb {
         ImageVerb::Ls(verb) => ls::run(&open()?, verb, out),
         ImageVerb::Tree(verb) => tree::run(&open()?, verb, out),

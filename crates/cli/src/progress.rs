@@ -28,6 +28,11 @@ impl Progress {
         Self(self.0.clone())
     }
 
+    /// Takes the bar off the terminal, also for other hands.
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// Counts `bytes` as done.
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);

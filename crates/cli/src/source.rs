@@ -1,19 +1,28 @@
 //! Opens the image that the command line names.
 
 use crate::args::SourceArgs;
+use crate::progress::Progress;
 use crate::text::escape;
 use anyhow::Context;
 use daxfs::{Image, OpenOptions, Region};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// Opens `image` as the flags say.
+/// Opens `image` as the flags say, and shows how far hashing is unless that is to be `quiet`.
 ///
 /// # Errors
 /// When a source cannot be opened or the image breaks a rule; the message names the source.
-pub fn open(args: &SourceArgs, image: &OsStr) -> anyhow::Result<Image> {
+pub fn open(args: &SourceArgs, image: &OsStr, quiet: bool) -> anyhow::Result<Image> {
     let region = map(image)?;
-    options(args)?.open_region(region).with_context(|| name(image))
+    let bar = Progress::new("hashing", 0, quiet);
+    let shown = bar.another();
+    let options = options(args)?.progress(move |done, total| {
+        shown.set(done, total);
+        true
+    });
+    let opened = options.open_region(region).with_context(|| name(image));
+    bar.clear();
+    opened
 }
 
 /// The flags as options of the reader; opens the backing file.
@@ -25,6 +34,9 @@ pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
         OpenOptions::new().strict(args.strict).sealed_copy(args.sealed_copy).max_metadata(args.max_metadata);
     if let Some(hash) = args.expect {
         options = options.expect(hash);
+    }
+    if let Some(verify) = args.verify {
+        options = options.verify(verify);
     }
     if let Some(backing) = &args.backing {
         options = options.backing(map(backing)?);

@@ -162,6 +162,51 @@ fn swapped_offsets_pass_nowhere() {
     }
 }
 
+/// The index is honest and says what the file was; the bytes are others.
+#[test]
+fn a_forged_file_passes_nowhere() {
+    let place = Place::new();
+    let hash = packed(&place.0);
+    let image = place.0.image();
+    let expect = format!("blake3:{}", hex(hash));
+    fs::write(place.0.tree().join("config.json"), "{}").unwrap();
+    place.0.pack(|packer| packer);
+    let hash_of_both = Image::open(&image).unwrap().content_hash().unwrap();
+    let both = format!("blake3:{}", hex(hash_of_both));
+    assert_ne!(expect, both);
+    let last = Image::open(&image).unwrap().file("model.safetensors").unwrap().len() - 1;
+    place.0.poke(place.0.offset_of("/model.safetensors") + last, &[3]);
+    assert_eq!(Image::open(&image).unwrap().content_hash(), Some(hash_of_both), "it says so of itself");
+
+    let reason = "/model.safetensors: BLAKE3 is ";
+    for flags in [&[][..], &["--sealed-copy"], &["--verify=full"], &["--verify"]] {
+        for verb in [&["ls", "IMAGE"][..], &["inspect", "IMAGE"], &["cat", "IMAGE", "/config.json"]] {
+            let run = place.0.run(&[verb, &["--expect", &both], flags].concat());
+            failed(&run, 2);
+            assert!(run.stderr.contains(reason) && run.stdout.is_empty(), "{run:?}");
+        }
+    }
+    failed(&place.0.run(&["ls", "IMAGE", "--verify"]), 2);
+    // Each file when it is used, or none.
+    let lazy = |file: &str| place.0.run(&["cat", "--expect", &both, "--verify=lazy", "IMAGE", file]);
+    assert_eq!(lazy("/config.json").ok(), "{}");
+    let run = lazy("/model.safetensors");
+    failed(&run, 2);
+    assert!(run.stderr.contains(reason) && run.stdout.is_empty(), "{run:?}");
+    place.0.run(&["ls", "IMAGE", "--expect", &both, "--verify=lazy"]).ok();
+    place.0.run(&["ls", "IMAGE", "--expect", &both, "--verify=stored"]).ok();
+    // To find what is wrong is what this verb is for.
+    let run = place.0.run(&["verify", "IMAGE", "--expect", &both]);
+    failed(&run, 1);
+    assert!(run.text().contains("hash: /model.safetensors: BLAKE3 is "), "{run:?}");
+
+    let _holder = place.serve(&[]);
+    for args in [&["load", "bad", "IMAGE", "--expect", &both][..], &["load", "bad", "IMAGE"]] {
+        let error = place.run(args).error();
+        assert!(error.contains("/model.safetensors"), "{error}");
+    }
+}
+
 /// The records of version 1 are covered by nothing, so they are compared with the headers.
 #[test]
 fn swapped_offsets_of_version_1_pass_nowhere() {

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
 use crate::tensor::error::escaped;
 use crate::tensor::{Place, TensorError};
+use crate::verify::Hashes;
 use crate::{Entry, File, FileType, Image};
 
 /// Builds the tree hash of one directory from its entries, which come in the order of their names (bytes).
@@ -138,11 +139,12 @@ pub fn content_hash_by<E: From<Error>>(
 }
 
 /// What the image is, if it is what it says: its content hash from its names, its links and the records of its index,
-/// which are proven, and from the hashes of the files that the index holds, which are not compared with the files.
+/// which are proven, and from the hashes of the files that the index holds, which are not compared with the files. With
+/// it come these hashes.
 ///
 /// # Errors
 /// What is wrong with the index; see [`Index::check`].
-pub(crate) fn stated_content(image: &Image) -> Result<Option<[u8; 32]>> {
+pub(crate) fn stated_content(image: &Image) -> Result<Option<([u8; 32], Hashes)>> {
     let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
     index.check(image)?;
     // The tree hash leaves the directory of the index out, which therefore may hold nothing else.
@@ -157,14 +159,14 @@ pub(crate) fn stated_content(image: &Image) -> Result<Option<[u8; 32]>> {
         hashes.push((record.ino, record.size, record.hash.unwrap_or_default()));
     }
     // As the search of readers finds them: a file whose record it misses has none.
-    content_hash_by(image, |file| {
+    let content = content_hash_by(image, |file| {
         let found = hashes.binary_search_by_key(&file.ino(), |(ino, ..)| *ino);
         match found.map(|at| hashes[at]) {
             Ok((_, size, hash)) if size == file.len() => Ok(hash),
             _ => Err(unlisted(file)),
         }
-    })
-    .map(Some)
+    })?;
+    Ok(Some((content, Hashes::new(hashes.into_iter().map(|(ino, _, hash)| (ino, hash)).collect()))))
 }
 
 fn unlisted(file: &File) -> Error {

@@ -85,6 +85,11 @@ impl Entry {
         self.node
     }
 
+    /// Number of its inode in the list of the image's tree.
+    pub(crate) fn inode_number(&self) -> u32 {
+        self.image.tree().node(self.node).inode
+    }
+
     /// The image that it belongs to.
     pub fn image(&self) -> &Image {
         &self.image

@@ -77,6 +77,43 @@ pub enum Error {
         found: Option<[u8; 32]>,
     },
 
+    /// The bytes of a file are others than the hash stands for.
+    #[error(
+        "{}: BLAKE3 is {}, the image's content hash has {}: the bytes were changed",
+        Escaped(.path), hex(found), hex(expected)
+    )]
+    WrongHash {
+        /// The file.
+        path: Vec<u8>,
+        /// What the content hash has.
+        expected: [u8; 32],
+        /// What its bytes give.
+        found: [u8; 32],
+    },
+
+    /// Files are to be compared with hashes that the image does not have.
+    #[error("the image has no hashes to compare its files with (verify {verify}); pack it with --hash")]
+    NoHashes {
+        /// What was asked for.
+        verify: crate::Verify,
+    },
+
+    /// Files share bytes without being the same, so that hashing them could take any time.
+    #[error(
+        "files overlap without being the same: they have {total:#x} bytes to hash, more than twice the {memory:#x} of \
+         the image"
+    )]
+    FilesOverlap {
+        /// Bytes of all files, those that are the same counted once.
+        total: u64,
+        /// Bytes of the image.
+        memory: u64,
+    },
+
+    /// Who waits for the image to be opened has ended it.
+    #[error("opening the image was cancelled while its files were hashed")]
+    Cancelled,
+
     /// The region is too small to hold a superblock.
     #[error("region: {len:#x} bytes, but a superblock takes {need:#x}")]
     TooSmall {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::region::COPY_CHUNK;
 use crate::snapshot::{Content, Piece, PieceSource};
 use crate::tensor::{self, Tensors};
-use crate::{Entry, Image, Original, Region};
+use crate::{Entry, Image, Original, Provenance, Region};
 
 /// Where a file lies in its region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,11 +99,31 @@ impl File {
         matches!(self.entry.content(), Content::Backing(_))
     }
 
+    /// Compares the bytes with the hash that the content hash has of them, for an image that was opened with
+    /// [`Verify::Lazy`](crate::Verify::Lazy): at the first call, which takes as long as hashing the file; other threads
+    /// that ask meanwhile wait. Every method that gives bytes away calls it. In any other image it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::WrongHash`], also when it is called again; as for [`File::read_at`].
+    pub fn check(&self) -> Result<()> {
+        match self.image().lazy() {
+            Some(lazy) => lazy.check(self, self.entry.inode_number()),
+            None => Ok(()),
+        }
+    }
+
     /// The whole file as a bounded view, without a copy.
     ///
     /// # Errors
-    /// [`Error::NotContiguous`] when it is made of pieces, [`Error::NoContents`] when the image does not hold them.
+    /// [`Error::NotContiguous`] when it is made of pieces, [`Error::NoContents`] when the image does not hold them;
+    /// [`Error::WrongHash`] as for [`File::check`].
     pub fn bytes(&self) -> Result<SharedBytes<'_>> {
+        self.check()?;
+        self.bytes_unchecked()
+    }
+
+    /// [`File::bytes`] of which nothing is compared.
+    pub(crate) fn bytes_unchecked(&self) -> Result<SharedBytes<'_>> {
         let extent = self.extent().ok_or_else(|| self.no_extent())?;
         Ok(self.region().view().get(extent.offset, extent.len)?)
     }
@@ -121,6 +142,7 @@ impl File {
     /// # Errors
     /// [`Error::NotImmutable`] unless nobody can write to the region, and as for [`File::bytes`].
     pub fn as_slice(&self) -> Result<&[u8]> {
+        self.check()?;
         let extent = self.extent().ok_or_else(|| self.no_extent())?;
         self.region().slice(extent.offset, extent.len)
     }
@@ -131,6 +153,7 @@ impl File {
     /// As for those.
     pub fn range_as_slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
         self.check_range(offset, len)?;
+        self.check()?;
         let extent = self.extent().ok_or_else(|| self.no_extent())?;
         // The range lies in the file and the file in the region.
         self.region().slice(extent.offset.saturating_add(offset), len)
@@ -158,7 +181,8 @@ impl File {
     /// the file. Works for files in pieces, too.
     ///
     /// # Errors
-    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone.
+    /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone; [`Error::WrongHash`] as for
+    /// [`File::check`].
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.read_into(offset, &mut SharedBytesMut::from_slice(buffer))
     }
@@ -168,6 +192,7 @@ impl File {
     /// # Errors
     /// As there.
     pub fn read_into(&self, offset: u64, target: &mut SharedBytesMut<'_>) -> Result<usize> {
+        self.check()?;
         let _access = self.region().cpu_access()?;
         let len = self.copy_out(offset, target)?;
         self.region().check_present()?;
@@ -183,7 +208,7 @@ impl File {
         let mut target = buffer.get_mut(0, len as u64)?;
         match self.entry.content() {
             Content::Pieces(pieces) => self.copy_pieces(pieces, offset, target)?,
-            _ => self.range(offset, len as u64)?.copy_into(0, &mut target)?,
+            _ => self.bytes_unchecked()?.get(offset, len as u64)?.copy_into(0, &mut target)?,
         }
         Ok(len)
     }
@@ -233,6 +258,31 @@ impl File {
         Ok(bytes)
     }
 
+    /// Calls `each` with some of the file's bytes in order, of which nothing is compared. What is proven immutable is not
+    /// copied, and a file that was cut short is an error where that can be.
+    pub(crate) fn each_chunk_unchecked(
+        &self,
+        range: Range<u64>,
+        buffer: &mut Vec<u8>,
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let extent = self.extent().ok_or_else(|| self.no_extent())?;
+        let (region, len) = (self.region(), range.end.saturating_sub(range.start));
+        let start = extent.offset.saturating_add(range.start);
+        if region.provenance() != Provenance::Shared {
+            return each(region.slice(start, len)?);
+        }
+        let mut done = 0_u64;
+        while done < len {
+            let left = usize::try_from(len.saturating_sub(done)).unwrap_or(usize::MAX);
+            buffer.resize(left.min(COPY_CHUNK), 0);
+            region.read_at(start.saturating_add(done), buffer)?;
+            each(buffer)?;
+            done = done.saturating_add(buffer.len() as u64);
+        }
+        Ok(())
+    }
+
     /// Calls `each` with the file's bytes in order, at most 256 KiB at a time.
     fn for_each_chunk(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let _access = self.region().cpu_access()?;
@@ -255,6 +305,7 @@ impl File {
     /// # Errors
     /// [`Error::Write`] with what the writer answered, and as for [`File::read_at`].
     pub fn copy_to(&self, writer: &mut (impl Write + ?Sized)) -> Result<u64> {
+        self.check()?;
         self.for_each_chunk(|bytes| writer.write_all(bytes).map_err(Error::Write))?;
         Ok(self.len())
     }
@@ -267,6 +318,7 @@ impl File {
     /// [`Error::NoContents`]; [`Error::Memory`] when the device that has the image has gone, also after the first
     /// bytes.
     pub fn write_to(&self, to: impl AsFd) -> Result<u64> {
+        self.check()?;
         let to = to.as_fd();
         let _access = self.region().cpu_access()?;
         match self.transfer()? {
@@ -285,7 +337,7 @@ impl File {
     /// to be bracketed ([`Region::cpu_access`]).
     ///
     /// # Errors
-    /// [`Error::NoContents`].
+    /// [`Error::NoContents`]; [`Error::WrongHash`] as for [`File::check`].
     pub fn transfer(&self) -> Result<Option<Transfer<'_>>> {
         let extent = match (self.extent(), self.entry.content()) {
             (Some(extent), _) => extent,

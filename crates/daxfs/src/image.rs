@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::snapshot::{self, Snapshot, Strict, Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
+use crate::verify::{self, Lazy, Progress, Verify};
 use crate::{File, FileType, Provenance, Region, Superblock, content, format};
 
 /// Symbolic links followed in one lookup, as in the kernel's path walk.
@@ -22,6 +23,9 @@ pub const MAX_LINKS: usize = 40;
 
 /// Default of [`OpenOptions::max_metadata`]: enough for about a million files.
 pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
+
+/// What [`Verify::Lazy`] takes for each file, in bytes: its hash, and the one that is computed.
+const LAZY_BYTES: u64 = 160;
 
 /// How often opening is tried while one image takes the place of another.
 const OPEN_ATTEMPTS: u32 = 20;
@@ -45,6 +49,8 @@ pub struct OpenOptions {
     max_metadata: u64,
     backing: Option<Region>,
     expect: Option<[u8; 32]>,
+    verify: Option<Verify>,
+    progress: Option<Progress>,
 }
 
 impl Default for OpenOptions {
@@ -57,6 +63,8 @@ impl Default for OpenOptions {
             max_metadata: DEFAULT_MAX_METADATA,
             backing: None,
             expect: None,
+            verify: None,
+            progress: None,
         }
     }
 }
@@ -117,12 +125,45 @@ impl OpenOptions {
 
     /// Refuses an image whose content hash ([`Image::content_hash`]) is another one, or that has none. It is made
     /// anew of the names, the links, the hashes of the files and the records of the index, so that a lookup by the
-    /// index is bound by it; an index of version 1, which has no hash of its records, is compared with the headers. The
-    /// bytes of the files are not read: a holder hashes them when it loads an image; for other sources compare them by
-    /// [`File::hash`] or `daxfs verify`. The table in `docs/holder.md` says what is covered.
+    /// index is bound by it; an index of version 1, which has no hash of its records, is compared with the headers.
+    /// Whether the bytes of the files are read and compared, too, [`OpenOptions::verify`] says. The table in
+    /// `docs/holder.md` says what is covered.
     #[must_use]
     pub fn expect(mut self, content_hash: [u8; 32]) -> Self {
         self.expect = Some(content_hash);
+        self
+    }
+
+    /// Which bytes are compared with the hashes that the content hash is made of, and when.
+    ///
+    /// | | when | what holds afterwards |
+    /// |---|---|---|
+    /// | [`Verify::Full`] | every file when the image is opened, by all processors | all files were right then |
+    /// | [`Verify::Lazy`] | each file at its first use | the files that were used were right then |
+    /// | [`Verify::Stored`] | never | names, sizes and index are right; a file may have any bytes |
+    ///
+    /// What others can write may change after it was compared, and a mapping shows that: with
+    /// [`OpenOptions::sealed_copy`] what is compared is the copy, which nobody can change. Where nobody can write, what
+    /// was right once stays right.
+    ///
+    /// Without a call it is [`Verify::Full`] with [`OpenOptions::expect`], unless the image lies in sealed memory that a
+    /// holder gave: a holder hashes every file before a name means it, and its word is taken for that. It is
+    /// [`Verify::Stored`] without `expect`; when [`Verify::Full`] or [`Verify::Lazy`] is asked for then, the files are
+    /// compared with the content hash that the image says it has. [`File::check`] has more about [`Verify::Lazy`].
+    ///
+    /// The raw memory ([`Image::region`]) is never compared on its way; [`Image::check_files`] does it at once.
+    #[must_use]
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.verify = Some(verify);
+        self
+    }
+
+    /// Calls `progress` with the bytes that were hashed and those that are to be, from several threads, which may
+    /// overtake each other, while an image is opened with [`Verify::Full`]; `false` ends the opening with
+    /// [`Error::Cancelled`].
+    #[must_use]
+    pub fn progress(mut self, progress: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
+        self.progress = Some(Progress(Arc::new(progress)));
         self
     }
 
@@ -139,6 +180,11 @@ impl OpenOptions {
     /// The content hash of [`OpenOptions::expect`].
     pub fn expected(&self) -> Option<[u8; 32]> {
         self.expect
+    }
+
+    /// What [`OpenOptions::verify`] was told, if it was.
+    pub fn verification(&self) -> Option<Verify> {
+        self.verify
     }
 
     /// The bound of [`OpenOptions::max_metadata`].
@@ -188,7 +234,11 @@ impl OpenOptions {
         let before = if may_change { Some(source.stamp()?) } else { None };
         // What is no image is not copied to find that out.
         let copies = self.sealed_copy && before.as_ref().is_none_or(Stamp::is_of_image);
-        let opened = self.open_there(if copies { source.sealed_copy()? } else { source.clone() });
+        let verify = self.verify.unwrap_or(match self.expect {
+            Some(_) if self.backing.is_some() || !source.is_vouched() => Verify::Full,
+            _ => Verify::Stored,
+        });
+        let opened = self.open_there(if copies { source.sealed_copy()? } else { source.clone() }, verify);
         if let Some(before) = before {
             let now = source.stamp()?;
             let was = opened.as_ref().map_or(&before, |image| &image.0.stamp);
@@ -199,8 +249,8 @@ impl OpenOptions {
         opened
     }
 
-    /// Copies and checks the metadata, and the hash of the contents if one is expected.
-    fn open_there(&self, region: Region) -> Result<Image> {
+    /// Copies and checks the metadata, and the contents as far as that is asked for.
+    fn open_there(&self, region: Region, verify: Verify) -> Result<Image> {
         let Snapshot { superblock, tree, view_kind, stamp, budget } = {
             let _access = region.cpu_access()?;
             let backing_len = self.backing.as_ref().map(Region::len);
@@ -224,19 +274,40 @@ impl OpenOptions {
             budget,
             tensors: TensorCache::default(),
             index: OnceLock::new(),
+            lazy: OnceLock::new(),
             described: OnceLock::new(),
         }));
         crate::faults::opened(&image);
-        let Some(expected) = self.expect else { return Ok(image) };
+        self.compare(&image, verify)?;
+        Ok(image)
+    }
+
+    /// Compares the contents with what is expected, and the files with the contents.
+    fn compare(&self, image: &Image, verify: Verify) -> Result<()> {
         // What the image merely says of itself is looked at first: it costs nothing.
-        match image.content_hash() {
-            Some(stored) if stored == expected => {}
-            found => return Err(Error::OtherContent { expected, found }),
+        let stored = image.content_hash();
+        let wanted = match (self.expect, verify) {
+            (Some(expected), _) if stored == Some(expected) => expected,
+            (Some(expected), _) => return Err(Error::OtherContent { expected, found: stored }),
+            (None, Verify::Stored) => return Ok(()),
+            (None, _) => stored.ok_or(Error::NoHashes { verify })?,
+        };
+        let (content, hashes) = content::stated_content(image)?.ok_or(Error::NoHashes { verify })?;
+        if content != wanted {
+            return Err(Error::OtherContent { expected: wanted, found: Some(content) });
         }
-        match content::stated_content(&image)? {
-            Some(found) if found == expected => Ok(image),
-            found => Err(Error::OtherContent { expected, found }),
+        match verify {
+            Verify::Stored => {}
+            Verify::Full => verify::check_all(image, &hashes, self.progress.as_ref())?,
+            Verify::Lazy => {
+                // A bit and at most one hash for each.
+                let inodes = image.tree().inode_count();
+                image.charge("hashes of files", (inodes as u64).saturating_mul(LAZY_BYTES))?;
+                // Nobody else has the image yet.
+                let _ = image.0.lazy.set(Lazy::new(hashes, inodes));
+            }
         }
+        Ok(())
     }
 }
 
@@ -253,6 +324,8 @@ pub(crate) struct Inner {
     budget: Budget,
     tensors: TensorCache,
     index: OnceLock<Option<Index>>,
+    /// Set where files are compared at their first use.
+    lazy: OnceLock<Lazy>,
 }
 
 /// An opened image. Cloning is cheap and shares everything; entries, files and tensors hold a clone, so the memory
@@ -374,6 +447,11 @@ impl Image {
     /// The image of [`Image::downgrade`], if it is still there.
     pub(crate) fn upgrade(image: &Weak<Inner>) -> Option<Self> {
         image.upgrade().map(Self)
+    }
+
+    /// What compares files at their first use, if that was asked for.
+    pub(crate) fn lazy(&self) -> Option<&Lazy> {
+        self.0.lazy.get()
     }
 
     /// Where it is kept that faults in the image's memory are explained.

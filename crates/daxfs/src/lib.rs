@@ -76,6 +76,7 @@ mod region;
 mod snapshot;
 mod superblock;
 pub mod tensor;
+mod verify;
 
 pub mod dlpack;
 
@@ -96,6 +97,7 @@ pub use superblock::Superblock;
 pub use tensor::{
     Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,
 };
+pub use verify::Verify;
 
 /// Compiles the README's Rust example.
 #[cfg(doctest)]

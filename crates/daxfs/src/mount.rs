@@ -7,7 +7,7 @@ use std::path::Path;
 use dmabuf::{FdKind, Mountable};
 
 use crate::format::v8;
-use crate::{Error, Image, Region, Result};
+use crate::{Error, Image, Region, Result, Verify};
 
 /// Pages of a backing file that the kernel tells apart.
 const BACKING_PAGES: u64 = 1 << 20;
@@ -72,6 +72,10 @@ impl Image {
             return refuse(&format!("it lies in {part}, and the kernel mounts only all of one"));
         }
         let mut options = self.options().clone().strict(true);
+        if self.lazy().is_some() {
+            // The kernel does not ask file by file.
+            options = options.verify(Verify::Full);
+        }
         let backing = match backing {
             None => None,
             Some(path) => {

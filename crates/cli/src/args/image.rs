@@ -76,6 +76,14 @@ pub enum ImageVerb {
 }
 
 impl ImageVerb {
+    /// Whether no progress is to be shown.
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Verify(VerifyArgs { quiet, .. }) | Self::Extract(ExtractArgs { quiet, .. }) => *quiet,
+            _ => false,
+        }
+    }
+
     /// The image that the verb works on.
     pub fn image(&self) -> &OsStr {
         match self {

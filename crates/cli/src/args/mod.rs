@@ -16,6 +16,7 @@ pub use upload::{Gpu, UploadArgs};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use daxfs::Verify;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -83,9 +84,16 @@ pub struct SourceArgs {
     #[arg(long, global = true)]
     pub sealed_copy: bool,
 
-    /// Refuse an image whose stored content hash is another one: `blake3:` and 64 hexadecimal digits
+    /// Refuse an image whose content hash is another one: `blake3:` and 64 hexadecimal digits
     #[arg(long, global = true, value_name = "HASH", value_parser = parse_hash)]
     pub expect: Option<[u8; 32]>,
+
+    /// Which files are compared with the hashes that the content hash is made of. full, or no value: all, when the image
+    /// is opened; lazy: each at its first use; stored: none. By default full with --expect, but for what a holder has
+    /// sealed and hashed; else stored
+    #[arg(long, global = true, value_name = "WHEN", value_parser = parse_verify())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "full")]
+    pub verify: Option<Verify>,
 
     /// Most metadata to copy when opening, such as 64M or 2G (1024-based)
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
@@ -167,8 +175,22 @@ impl Cli {
             cli.verb,
             Verb::Holder(HolderVerb::Load(_) | HolderVerb::Swap(_) | HolderVerb::Upload(_))
         );
+        let wrong_verify = match (&cli.verb, source.verify) {
+            (Verb::Image(ImageVerb::Verify(_)), Some(_)) => {
+                Some("daxfs verify compares every file, whatever --verify says; leave it out")
+            }
+            (Verb::Holder(HolderVerb::Upload(_)), Some(Verify::Lazy | Verify::Stored)) => {
+                Some("a copy is compared as a whole: --verify without a value")
+            }
+            _ => None,
+        };
+        if let Some(text) = wrong_verify {
+            return Err(command.error(ErrorKind::ArgumentConflict, text));
+        }
+        let takes_verify = matches!(cli.verb, Verb::Holder(HolderVerb::Upload(_)));
         let given = [
             ("--expect", source.expect.is_some() && !takes_expect),
+            ("--verify", source.verify.is_some() && !takes_verify),
             ("--backing", source.backing.is_some()),
             ("--strict", source.strict),
             ("--sealed-copy", source.sealed_copy),
@@ -193,7 +215,14 @@ pub fn command() -> clap::Command {
         // What a verb has of its own is not handed down to it. So the flags that it refuses are not shown.
         let takes_expect = ["load", "swap", "upload"].contains(&verb.as_str());
         let refused = global.iter().filter(|arg| !(takes_expect && arg.get_id() == "expect"));
-        let hidden: Vec<_> = refused.map(|arg| arg.clone().hide(true)).collect();
+        let own = refused.map(|arg| match verb.as_str() {
+            "upload" if arg.get_id() == "verify" => arg
+                .clone()
+                .help("Compare the copy with the image, also one that is there already")
+                .long_help(None),
+            _ => arg.clone().hide(true),
+        });
+        let hidden: Vec<_> = own.collect();
         command = command.mut_subcommand(verb, |verb| verb.args(hidden));
     }
     command
@@ -218,6 +247,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 pub(crate) fn parse_hash(text: &str) -> Result<[u8; 32], String> {
     let hash = daxfs::parse_content_hash(text);
     hash.ok_or_else(|| "expected blake3: and 64 hexadecimal digits, as daxfs ps --json shows".to_owned())
+}
+
+fn parse_verify() -> impl clap::builder::TypedValueParser<Value = Verify> {
+    use clap::builder::TypedValueParser;
+    let names = Verify::NAMES.map(|(name, _)| name);
+    clap::builder::PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 /// Parses a power of two.
@@ -295,6 +330,9 @@ mod tests {
             &["daxfs", "stop", "--backing", "a"],
             &["daxfs", "man", "d", "--max-metadata", "1M"],
             &["daxfs", "ps", "--expect", &"0".repeat(64)],
+            &["daxfs", "load", "a", "b", "--verify=lazy"],
+            &["daxfs", "verify", "a", "--verify"],
+            &["daxfs", "upload", "a", "--verify=lazy"],
             &["daxfs", "load", "a", "b", "--strict"],
         ] {
             assert_eq!(read(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line:?}");
@@ -323,6 +361,17 @@ mod tests {
             read(&["daxfs", "ls", "a", "--expect", "5a"]).unwrap_err().kind(),
             ErrorKind::ValueValidation
         );
+    }
+
+    #[test]
+    fn what_is_verified_when() {
+        let verify = |line: &[&str]| read(line).unwrap().source.verify;
+        assert_eq!(verify(&["daxfs", "ls", "a"]), None);
+        assert_eq!(verify(&["daxfs", "cat", "--verify", "a", "b"]), Some(Verify::Full));
+        assert_eq!(verify(&["daxfs", "--verify=lazy", "ls", "a"]), Some(Verify::Lazy));
+        assert_eq!(verify(&["daxfs", "ls", "a", "--verify=stored"]), Some(Verify::Stored));
+        assert_eq!(verify(&["daxfs", "upload", "a", "--verify"]), Some(Verify::Full));
+        assert_eq!(read(&["daxfs", "ls", "a", "--verify=some"]).unwrap_err().kind(), ErrorKind::InvalidValue);
     }
 
     #[test]

@@ -29,9 +29,6 @@ pub struct UploadArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Compare the copy with the image, also one that is there already
-    #[arg(long)]
-    pub verify: bool,
     /// No progress bar and no summary
     #[arg(short, long)]
     pub quiet: bool,

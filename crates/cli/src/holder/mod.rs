@@ -27,17 +27,22 @@ use std::time::Duration;
 /// closes the connection, which ends the wait at once.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs a verb; `expect` is the content hash that a load must have.
+/// Runs a verb; `expect` is the content hash that a load must have, and `verify` that a copy on a device is compared.
 ///
 /// # Errors
 /// When the holder cannot be reached, refuses, or cannot start.
-pub fn run(verb: &HolderVerb, expect: Option<[u8; 32]>, out: &mut Output) -> anyhow::Result<Outcome> {
+pub fn run(
+    verb: &HolderVerb,
+    expect: Option<[u8; 32]>,
+    verify: bool,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
     match verb {
         HolderVerb::Serve(args) => serve::run(args),
         HolderVerb::Ps(args) => ps::run(args, out),
         HolderVerb::Load(args) => load::run(args, false, expect, out),
         HolderVerb::Swap(args) => load::run(args, true, expect, out),
-        HolderVerb::Upload(args) => upload::run(args, expect, out),
+        HolderVerb::Upload(args) => upload::run(args, expect, verify, out),
         HolderVerb::Access(args) => access::run(args, out),
         HolderVerb::Helper => Ok(match daxfs_holder::helper::main() {
             0 => Outcome::Clean,

@@ -42,7 +42,12 @@ struct CopyJson {
 /// # Errors
 /// When the holder has no such image, the device cannot be had or has too little memory, or this user may not load
 /// images.
-pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> anyhow::Result<Outcome> {
+pub fn run(
+    args: &UploadArgs,
+    expect: Option<[u8; 32]>,
+    verify: bool,
+    out: &mut Output,
+) -> anyhow::Result<Outcome> {
     // A holder that starts this has them blocked.
     SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]).thread_unblock()?;
     let mut source = OsString::from("daxfs+unix://");
@@ -56,7 +61,8 @@ pub fn run(args: &UploadArgs, expect: Option<[u8; 32]>, out: &mut Output) -> any
         let device = Device::cuda(number)?;
         let in_host = args.place.is_none() && matches!(args.device, Gpu::Host(_));
         let size = placement.as_ref().map_or(image.superblock().total_size, Placement::len);
-        let copied = copy(&image, placement.as_ref(), &device, in_host, args)?;
+        let options = UploadOptions::new().verify(verify).in_host(in_host);
+        let copied = copy(&image, placement.as_ref(), &device, options, args.quiet)?;
         let uuid = device.as_cuda().filter(|_| !in_host).map(|device| uuid_text(&device.uuid()));
         let text = if in_host { Gpu::Host(number) } else { Gpu::One(number) }.to_string();
         let device_name = device.name().to_owned();
@@ -104,12 +110,12 @@ fn copy(
     image: &Image,
     placement: Option<&Placement>,
     device: &Device,
-    in_host: bool,
-    args: &UploadArgs,
+    options: UploadOptions,
+    quiet: bool,
 ) -> anyhow::Result<bool> {
     let size = placement.map_or(image.superblock().total_size, Placement::len);
-    let bar = Progress::new("uploading", size, args.quiet);
-    let options = UploadOptions::new().verify(args.verify).in_host(in_host).progress(move |done, total| {
+    let bar = Progress::new("uploading", size, quiet);
+    let options = options.progress(move |done, total| {
         bar.set(done, total);
         true
     });

@@ -11,7 +11,7 @@ use crate::output::{Outcome, Output, one_line, report};
 use crate::source::{map, name, options};
 use crate::text::{count, escape, hex, human};
 use anyhow::{Context, bail};
-use daxfs::{Image, ViewKind, format};
+use daxfs::{Image, Verify, ViewKind, format};
 use serde::Serialize;
 use std::io::Write;
 
@@ -215,7 +215,8 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
 /// checks go on.
 fn open(source: &SourceArgs, args: &VerifyArgs, findings: &mut Findings) -> anyhow::Result<Image> {
     let region = map(&args.image)?;
-    let options = options(source)?;
+    // Every file is hashed below, and what is wrong with it is a difference.
+    let options = options(source)?.verify(Verify::Stored);
     match options.clone().strict(true).open_region(region.clone()) {
         Ok(image) => Ok(image),
         Err(strict) => match options.strict(false).open_region(region) {

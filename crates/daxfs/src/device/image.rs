@@ -209,8 +209,9 @@ impl Image {
     /// Like [`Image::map`], with options.
     ///
     /// # Errors
-    /// As for [`Device::map`].
+    /// As for [`Device::map`] and [`Image::check_files`].
     pub fn map_with(&self, device: &Device, options: &MapOptions) -> Result<MappedImage> {
+        self.check_files()?;
         // A device such as /dev/dax0.0 may be far longer than its image; pages beyond it are not the device's business.
         let memory = device.map(self.region(), self.superblock().total_size, options)?;
         let backing = self.backing().filter(|region| !region.is_empty());

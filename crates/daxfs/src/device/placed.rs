@@ -31,6 +31,7 @@ impl Placement {
     /// As for [`Image::to_with`](crate::Image::to_with), and [`DeviceError::NotPlaced`]
     /// when the rank holds nothing.
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
+        self.image().check_files()?;
         let device = resident(device)?;
         let image = self.image();
         self.check_not_empty()?;

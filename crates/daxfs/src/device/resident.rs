@@ -32,8 +32,9 @@ impl Image {
     /// [`Error::BeingReplaced`] when another image took this one's place while it was copied;
     /// [`DeviceError::Mismatch`] and [`DeviceError::Cancelled`] if the options asked for it;
     /// [`DeviceError::NotResident`] for a Vulkan device, [`DeviceError::Unavailable`] where the driver allocates no
-    /// such memory, [`DeviceError::Driver`].
+    /// such memory, [`DeviceError::Driver`]; as for [`Image::check_files`].
     pub fn to_with(&self, device: &Device, options: &UploadOptions) -> Result<MappedImage> {
+        self.check_files()?;
         let device = resident(device)?;
         if let Some(kept) = kept(device, self, None, options)? {
             return Ok(kept);

@@ -189,7 +189,6 @@ impl Region {
 
     /// Copies bytes out of the region. A file that was cut short is an error, where that can be, and so is a device
     /// that has gone.
-    #[cfg(feature = "cuda")]
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let mut target = SharedBytesMut::from_slice(bytes);
         if self.pread(offset, &mut target)? {
@@ -303,6 +302,13 @@ impl Region {
             Memory::Mapped { info, .. } => Some(info),
             Memory::Owned(_) => None,
         }
+    }
+
+    /// True for memory that a holder gave and that nobody can write, the holder neither: it has hashed every file of it
+    /// before it gave it a name.
+    pub(crate) fn is_vouched(&self) -> bool {
+        let sealed = |info: &FdInfo| matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
+        self.attachment.is_some() && self.info().is_some_and(sealed)
     }
 
     /// The descriptor, to pass the memory on; `None` for bytes that this process owns.
@@ -563,7 +569,6 @@ fn read_all(fd: BorrowedFd<'_>, start: u64, target: &mut SharedBytesMut<'_>) -> 
 }
 
 /// Bytes from which on a call of the kernel is quicker than the page faults that it saves.
-#[cfg(feature = "cuda")]
 const LARGE: usize = 64 * 1024;
 
 /// Bytes moved at a time by reads that go through a buffer: small enough for the second-level cache.

@@ -135,6 +135,11 @@ impl Tree {
         self.order.len()
     }
 
+    /// Inodes in the list.
+    pub fn inode_count(&self) -> usize {
+        self.inodes.len()
+    }
+
     pub fn node(&self, number: u32) -> &Node {
         // Numbers come from this tree only, so the bucket of any but the root is there, and full.
         let bucket = number.checked_sub(1).and_then(|bucket| self.table.get_bucket(bucket as usize));

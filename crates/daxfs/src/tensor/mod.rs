@@ -133,6 +133,11 @@ impl Tensor {
         self.file.range(self.offset(), self.nbytes())
     }
 
+    /// [`Tensor::bytes`] of which nothing is compared.
+    pub(crate) fn bytes_unchecked(&self) -> Result<SharedBytes<'_>> {
+        Ok(self.file.bytes_unchecked()?.get(self.offset(), self.nbytes())?)
+    }
+
     /// The data as a slice, without a copy.
     ///
     /// # Errors

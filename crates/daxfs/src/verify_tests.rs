@@ -1,0 +1,224 @@
+//! Files whose bytes are others than their hashes, in images that the packer made.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+// The packer depends on the crate that is built without its tests, which is another one for the compiler.
+use mkimage::Packer;
+
+use super::*;
+use crate::{Error, OpenOptions, Provenance, Region};
+
+struct Packed {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    content: [u8; 32],
+}
+
+impl Packed {
+    fn new(files: &[(&str, Vec<u8>)], dedupe: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        for (name, bytes) in files {
+            let path = tree.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let path = dir.path().join("image.daxfs");
+        Packer::new().input(&tree).dedupe(dedupe).plan().unwrap().write_file(&path).unwrap();
+        let content = Image::open(&path).unwrap().content_hash().unwrap();
+        Self { _dir: dir, path, content }
+    }
+
+    /// Changes a byte of a file, and no hash.
+    fn forge(&self, file: &str, at: u64) {
+        let start = Image::open(&self.path).unwrap().file(file).unwrap().extent().unwrap().offset;
+        let image = fs::OpenOptions::new().read(true).write(true).open(&self.path).unwrap();
+        let mut byte = [0];
+        image.read_exact_at(&mut byte, start + at).unwrap();
+        image.write_all_at(&[byte[0] ^ 1], start + at).unwrap();
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions::new().expect(self.content)
+    }
+
+    /// A name that is wrong, or nothing.
+    fn refused(&self, options: &OpenOptions) -> Option<String> {
+        match options.open(&self.path) {
+            Ok(_) => None,
+            Err(Error::WrongHash { path, expected, found }) => {
+                assert_ne!(expected, found);
+                Some(String::from_utf8(path).unwrap())
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+fn three() -> Vec<(&'static str, Vec<u8>)> {
+    vec![("config.json", b"{}".to_vec()), ("empty", Vec::new()), ("sub/weights", pattern(3 << 20))]
+}
+
+#[test]
+fn pieces_give_the_hash_of_the_whole() {
+    let piece = usize::try_from(PIECE).unwrap();
+    let lengths = [0, 1, 1024, piece - 1, piece, piece + 1, 2 * piece, 3 * piece, 5 * piece + 77];
+    let names: Vec<String> = lengths.iter().map(ToString::to_string).collect();
+    let files: Vec<_> = names.iter().zip(lengths).map(|(name, len)| (name.as_str(), pattern(len))).collect();
+    let packed = Packed::new(&files, false);
+    for sealed in [false, true] {
+        let image = OpenOptions::new().sealed_copy(sealed).open(&packed.path).unwrap();
+        let opened: Vec<File> = names.iter().map(|name| image.file(name).unwrap()).collect();
+        let found = hash_files(&opened, &|_| Ok(())).unwrap();
+        for (found, (_, bytes)) in found.iter().zip(&files) {
+            assert_eq!(*found, *blake3::hash(bytes).as_bytes(), "{} {sealed}", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn a_forged_file_is_refused_by_default_and_by_full() {
+    let packed = Packed::new(&three(), false);
+    assert_eq!(packed.refused(&packed.options()), None);
+    packed.forge("sub/weights", (3 << 20) - 1);
+    assert_eq!(
+        Image::open(&packed.path).unwrap().content_hash(),
+        Some(packed.content),
+        "it says so of itself"
+    );
+    let wrong = Some("/sub/weights".to_owned());
+    assert_eq!(packed.refused(&packed.options()), wrong);
+    assert_eq!(packed.refused(&packed.options().sealed_copy(true)), wrong);
+    assert_eq!(packed.refused(&packed.options().private(true)), wrong);
+    assert_eq!(packed.refused(&OpenOptions::new().verify(Verify::Full)), wrong, "without expect, too");
+    // Nobody can write memory that is sealed, and nobody has hashed it yet.
+    let sealed = Region::open(&packed.path).unwrap().sealed_copy().unwrap();
+    assert_eq!(sealed.provenance(), Provenance::Sealed);
+    assert!(matches!(packed.options().open_region(sealed), Err(Error::WrongHash { .. })));
+    assert_eq!(packed.refused(&packed.options().verify(Verify::Stored)), None);
+    assert_eq!(packed.refused(&OpenOptions::new()), None);
+}
+
+#[test]
+fn lazy_compares_what_is_used() {
+    let packed = Packed::new(&three(), false);
+    packed.forge("sub/weights", 5);
+    let image = packed.options().verify(Verify::Lazy).open(&packed.path).unwrap();
+    assert_eq!(image.file("config.json").unwrap().to_vec().unwrap(), b"{}");
+    assert!(image.file("empty").unwrap().bytes().unwrap().is_empty());
+    let file = image.file("sub/weights").unwrap();
+    let is_wrong = |result: Result<()>| {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, Error::WrongHash { path, .. } if path == b"/sub/weights"), "{error}");
+    };
+    for _ in 0..2 {
+        is_wrong(file.check());
+        is_wrong(file.bytes().map(drop));
+        is_wrong(file.range(0, 1).map(drop));
+        is_wrong(file.read_at(0, &mut [0]).map(drop));
+        is_wrong(file.to_vec().map(drop));
+        is_wrong(file.copy_to(&mut Vec::new()).map(drop));
+        is_wrong(file.write_to(tempfile::tempfile().unwrap()).map(drop));
+        is_wrong(file.transfer().map(drop));
+        is_wrong(file.original().unwrap().read_at(0, &mut [0]).map(drop));
+        is_wrong(image.check_files());
+    }
+    assert_ne!(file.hash().unwrap(), [0; 32], "what is computed now is compared by who asks");
+    // The index has no hash of itself, and is right already.
+    image.file(crate::format::index::PATH).unwrap().bytes().unwrap();
+
+    let sealed = packed.options().verify(Verify::Lazy).sealed_copy(true).open(&packed.path).unwrap();
+    let file = sealed.file("sub/weights").unwrap();
+    is_wrong(file.as_slice().map(drop));
+    is_wrong(file.range_as_slice(0, 1).map(drop));
+}
+
+#[test]
+fn lazy_looks_once() {
+    let packed = Packed::new(&three(), false);
+    let image = OpenOptions::new().verify(Verify::Lazy).open(&packed.path).unwrap();
+    let file = image.file("sub/weights").unwrap();
+    file.check().unwrap();
+    // What is written afterwards is not noticed, as is said.
+    packed.forge("sub/weights", 5);
+    file.bytes().unwrap();
+    file.check().unwrap();
+    image.check_files().unwrap();
+}
+
+#[test]
+fn threads_that_come_together_get_one_answer() {
+    let packed = Packed::new(&[("a", pattern(9 << 20)), ("b", pattern(9 << 20)), ("c", pattern(77))], true);
+    for forged in [false, true] {
+        if forged {
+            packed.forge("a", 8 << 20);
+        }
+        let image = packed.options().verify(Verify::Lazy).open(&packed.path).unwrap();
+        let places = ["a", "b"].map(|name| image.file(name).unwrap().extent().unwrap().offset);
+        assert_eq!(places[0], places[1], "stored once");
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c", "a", "b", "c"] {
+                let image = &image;
+                scope.spawn(move || {
+                    let found = image.file(name).unwrap().bytes().map(drop);
+                    assert_eq!(found.is_err(), forged && name != "c", "{name}");
+                });
+            }
+        });
+        let lazy = image.lazy().unwrap();
+        assert_eq!(lazy.computed.lock().unwrap().len(), 2, "what is stored once is hashed once");
+    }
+}
+
+#[test]
+fn progress_ends_with_all_and_can_end_it() {
+    let packed = Packed::new(&three(), false);
+    let most = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&most);
+    let total = (3 << 20) + 2;
+    let options = packed.options().progress(move |done, all| {
+        assert_eq!(all, total);
+        seen.fetch_max(done, Ordering::Relaxed);
+        true
+    });
+    options.open(&packed.path).unwrap();
+    assert_eq!(most.load(Ordering::Relaxed), total);
+    let cancelled = packed.options().progress(|_, _| false).open(&packed.path);
+    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    packed
+        .options()
+        .verify(Verify::Stored)
+        .progress(|_, _| panic!("nothing is hashed"))
+        .open(&packed.path)
+        .unwrap();
+}
+
+#[test]
+fn what_has_no_hashes_cannot_be_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("tree")).unwrap();
+    fs::write(dir.path().join("tree/a"), "a").unwrap();
+    let path = dir.path().join("image.daxfs");
+    Packer::new().input(dir.path().join("tree")).plain(true).plan().unwrap().write_file(&path).unwrap();
+    for verify in [Verify::Full, Verify::Lazy] {
+        let error = OpenOptions::new().verify(verify).open(&path).unwrap_err();
+        assert!(matches!(error, Error::NoHashes { verify: found } if found == verify), "{error}");
+        assert!(error.to_string().contains(&format!("verify {verify}")), "{error}");
+    }
+    OpenOptions::new().verify(Verify::Stored).open(&path).unwrap();
+}
+
+#[test]
+fn names() {
+    for (name, verify) in Verify::NAMES {
+        assert_eq!((name.parse(), verify.to_string().as_str()), (Ok(verify), name));
+    }
+    assert!("some".parse::<Verify>().unwrap_err().contains("full, lazy and stored"));
+}
