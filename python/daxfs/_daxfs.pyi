@@ -142,6 +142,8 @@ def open(
     backing: _Source | None = None,
     expect: str | None = None,
     verify: Literal["full", "lazy", "stored"] | None = None,
+    key: _Path | None = None,
+    signature: _Path | None = None,
     max_metadata: int | None = None,
 ) -> Image: ...
 @overload

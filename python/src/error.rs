@@ -9,6 +9,7 @@ use daxfs::TensorError;
 use daxfs::device::DeviceError;
 use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
+use daxfs::signature::SignatureError;
 use pyo3::exceptions::{
     PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
     PyRuntimeError, PyTimeoutError, PyUserWarning, PyValueError,
@@ -233,6 +234,10 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         | Error::NotALink { .. }
         | Error::TooManyLinks { .. } => not_found(error.to_string()),
         Error::Tensor(fault) => from_tensor(fault),
+        Error::Signature(SignatureError::Read { path, source }) => match source.raw_os_error() {
+            Some(number) => os_error("open", &path.to_string_lossy(), number),
+            None => PyOSError::new_err(error.to_string()),
+        },
         Error::Device(DeviceError::OutOfMemory { .. } | DeviceError::OutOfHostMemory { .. }) => {
             raise(error.to_string(), |types| &types.device_memory)
         }

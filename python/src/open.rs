@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use daxfs::signature::PublicKeys;
 use daxfs::{OpenOptions, Verify};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,11 +29,15 @@ use crate::{text, unlocked};
 ///     that is another; "stored": of none, what the image says of its files is believed. What was right once stays right
 ///     where nobody can write: a file is opened with sealed_copy=True for that. By default "full" with expect, but for
 ///     the sealed images of holders, which have hashed them; else "stored".
+/// key: a file with public keys of minisign: refuse an image whose content none of them has signed. verify is as with
+///     expect then.
+/// signature: the file with the signature; by default that beside the image, under its name with ".minisig" behind it, and
+///     for the image of a holder the one that it was loaded with.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
 #[pyo3(signature = (
-    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, verify=None,
-    max_metadata=None,
+    source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, verify=None, key=None,
+    signature=None, max_metadata=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn open(
@@ -44,6 +49,8 @@ pub fn open(
     backing: Option<&Bound<'_, PyAny>>,
     expect: Option<&str>,
     verify: Option<&str>,
+    key: Option<&Bound<'_, PyAny>>,
+    signature: Option<&Bound<'_, PyAny>>,
     max_metadata: Option<u64>,
 ) -> PyResult<Image> {
     if private && sealed_copy {
@@ -61,6 +68,18 @@ pub fn open(
     if let Some(verify) = verify {
         options = options.verify(verify.parse::<Verify>().map_err(PyValueError::new_err)?);
     }
+    match (key, signature) {
+        (Some(key), signature) => {
+            let (key, signature) = (source::path(key)?, signature.map(source::path).transpose()?);
+            let keys = PublicKeys::read(&key).map_err(daxfs::Error::from).or_raise()?;
+            let signature = place.signature(signature.as_deref()).map_err(daxfs::Error::from).or_raise()?;
+            options = options.signed(keys, signature);
+        }
+        (None, Some(_)) => {
+            return Err(PyValueError::new_err("a signature is checked by a key: give key, too"));
+        }
+        (None, None) => {}
+    }
     if let Some(limit) = max_metadata {
         options = options.max_metadata(limit);
     }
@@ -71,8 +90,8 @@ pub fn open(
         };
         place.open(options, private)
     };
-    let opened = match (options.expected(), options.verification()) {
-        (None, None) | (_, Some(Verify::Stored)) => py.detach(|| open(options)),
+    let opened = match (options.expected().is_some() || key.is_some(), options.verification()) {
+        (false, None) | (_, Some(Verify::Stored)) => py.detach(|| open(options)),
         // Hashing takes long, and Ctrl-C ends it.
         _ => {
             let stop = Arc::new(AtomicBool::new(false));

@@ -48,11 +48,13 @@ pub fn image<'py>(py: Python<'py>, image: &daxfs::Image) -> PyResult<Bound<'py, 
     recipe.set_item("backing", image.backing().map(|backing| region(py, backing, false)).transpose()?)?;
     recipe.set_item("private", image.region().is_writable())?;
     recipe.set_item("strict", options.is_strict())?;
-    recipe.set_item("expect", options.expected().map(|hash| text::hex(&hash)))?;
+    // Of what was signed the content is known by now, and where it is opened again there may be no signature.
+    let expected = options.expected().or_else(|| image.content_hash().filter(|_| options.is_signed()));
+    recipe.set_item("expect", expected.map(|hash| text::hex(&hash)))?;
     recipe.set_item("verify", options.verification().map(|verify| verify.to_string()))?;
     // Every file was compared before this process got it, and nobody has been able to write since.
     let compared = match options.verification() {
-        None => options.expected().is_some(),
+        None => expected.is_some(),
         verify => verify == Some(Verify::Full),
     };
     let stays = image.region().provenance() == Provenance::Sealed && image.backing().is_none();

@@ -1,9 +1,11 @@
 //! What Python code can name as the place of an image.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use daxfs::signature::{self, SignatureError};
 use daxfs::{Image, OpenOptions, Part, Region, Source};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -48,6 +50,19 @@ impl Place {
             Self::Named(text) => options.private(private).open(text),
             Self::Descriptor(fd) if private => options.open_region(Region::from_fd_private(fd)?),
             Self::Descriptor(fd) => options.open_region(Region::from_fd(fd)?),
+        }
+    }
+
+    /// The signature in a file, or in the one beside a path, if that is there.
+    pub fn signature(&self, named: Option<&Path>) -> Result<Option<String>, SignatureError> {
+        if let Some(path) = named {
+            return signature::read(path).map(Some);
+        }
+        let Self::Named(text) = self else { return Ok(None) };
+        let Ok(Source::Path { path, part: Part::WHOLE }) = Source::parse(text) else { return Ok(None) };
+        match signature::read(&signature::beside(&path)) {
+            Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
         }
     }
 

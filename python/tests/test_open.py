@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -233,12 +234,43 @@ def test_lazy_compares_what_is_used(path: Path, forged: tuple[Path, str]) -> Non
             lambda: file.original().read_bytes(),
             lambda: memoryview(tensor),
             lambda: tensor.numpy(),
-            lambda: tensor.read(),
+            lambda: bytes(tensor.raw),
             lambda: tensor.__dlpack__(),
         ]
         for use in uses:
             with pytest.raises(daxfs.FormatError, match=r"/model\.safetensors: BLAKE3 is"):
                 use()
+
+
+def test_signed(tree: Path, tmp_path: Path) -> None:
+    keys = Path(__file__).parents[2] / "crates" / "daxfs" / "tests" / "minisign"
+    key, image, other = keys / "minisign.pub", tmp_path / "m.daxfs", tmp_path / "other.daxfs"
+    tool = Path(sys.executable).with_name("daxfs-pack")
+    subprocess.run([tool, "-q", tree, "-o", image, "--sign", keys / "minisign.key"], check=True)
+    signature = image.with_name("m.daxfs.minisig")
+    check(daxfs.open(image, key=key))
+    check(daxfs.open(os.fsencode(image), key=str(key)))
+    check(daxfs.open(image, key=key, signature=signature))
+    check(pickle.loads(pickle.dumps(daxfs.open(image, key=key))))  # noqa: S301
+    with image.open("rb") as file:
+        check(daxfs.open(file, key=key, signature=signature))
+        with pytest.raises(daxfs.FormatError, match="has no signature"):
+            daxfs.open(file, key=key)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "config.json").write_text("{}")
+    daxfs.pack(tmp_path / "w", other)
+    with pytest.raises(daxfs.FormatError, match="has no signature"):
+        daxfs.open(other, key=key)
+    with pytest.raises(daxfs.FormatError, match="not valid for the content"):
+        daxfs.open(other, key=key, signature=signature)
+    with pytest.raises(daxfs.FormatError, match="no minisign public key"):
+        daxfs.open(image, key=signature)
+    with pytest.raises(FileNotFoundError):
+        daxfs.open(image, key=tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        daxfs.open(image, key=key, signature=tmp_path / "none")
+    with pytest.raises(ValueError, match="give key"):
+        daxfs.open(image, signature=signature)
 
 
 def test_expect(path: Path, tree: Path) -> None:

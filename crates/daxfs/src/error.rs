@@ -80,7 +80,7 @@ pub enum Error {
     /// The bytes of a file are others than the hash stands for.
     #[error(
         "{}: BLAKE3 is {}, the image's content hash has {}: the bytes were changed",
-        Escaped(.path), hex(found), hex(expected)
+        Escaped(.path), digits(found), digits(expected)
     )]
     WrongHash {
         /// The file.
@@ -92,7 +92,7 @@ pub enum Error {
     },
 
     /// Files are to be compared with hashes that the image does not have.
-    #[error("the image has no hashes to compare its files with (verify {verify}); pack it with --hash")]
+    #[error("the image has no hashes to compare with (verify {verify}); pack it with --hash")]
     NoHashes {
         /// What was asked for.
         verify: crate::Verify,
@@ -109,6 +109,10 @@ pub enum Error {
         /// Bytes of the image.
         memory: u64,
     },
+
+    /// The image has no valid signature of the keys that are asked for.
+    #[error(transparent)]
+    Signature(#[from] crate::signature::SignatureError),
 
     /// Who waits for the image to be opened has ended it.
     #[error("opening the image was cancelled while its files were hashed")]
@@ -459,6 +463,11 @@ impl fmt::Display for Rule {
             Self::LogInode => "a log entry must name an existing inode of the right type",
         })
     }
+}
+
+/// A hash, to be written in hexadecimal digits.
+fn digits(hash: &[u8; 32]) -> blake3::Hash {
+    blake3::Hash::from_bytes(*hash)
 }
 
 /// A hash as users write it.

@@ -13,6 +13,8 @@ use crate::budget::Budget;
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
+use crate::holder::Attachment;
+use crate::signature::{PublicKeys, SignatureError};
 use crate::snapshot::{self, Snapshot, Strict, Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
 use crate::verify::{self, Lazy, Progress, Verify};
@@ -51,6 +53,14 @@ pub struct OpenOptions {
     expect: Option<[u8; 32]>,
     verify: Option<Verify>,
     progress: Option<Progress>,
+    signed: Option<Signed>,
+}
+
+/// Who must have signed, and what was given as the signature.
+#[derive(Debug, Clone)]
+struct Signed {
+    keys: PublicKeys,
+    signature: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -65,6 +75,7 @@ impl Default for OpenOptions {
             expect: None,
             verify: None,
             progress: None,
+            signed: None,
         }
     }
 }
@@ -158,6 +169,15 @@ impl OpenOptions {
         self
     }
 
+    /// Refuses an image whose content none of `keys` has signed; see [`crate::signature`]. The signature is that text, or
+    /// without one what the image's holder has of it. The content is what [`OpenOptions::expect`] says, which need not be
+    /// given: otherwise it is that which the image is found to have. Files are compared as with `expect`.
+    #[must_use]
+    pub fn signed(mut self, keys: PublicKeys, signature: Option<String>) -> Self {
+        self.signed = Some(Signed { keys, signature });
+        self
+    }
+
     /// Calls `progress` with the bytes that were hashed and those that are to be, from several threads, which may
     /// overtake each other, while an image is opened with [`Verify::Full`]; `false` ends the opening with
     /// [`Error::Cancelled`].
@@ -180,6 +200,11 @@ impl OpenOptions {
     /// The content hash of [`OpenOptions::expect`].
     pub fn expected(&self) -> Option<[u8; 32]> {
         self.expect
+    }
+
+    /// Whether [`OpenOptions::signed`] was asked for.
+    pub fn is_signed(&self) -> bool {
+        self.signed.is_some()
     }
 
     /// What [`OpenOptions::verify`] was told, if it was.
@@ -234,11 +259,13 @@ impl OpenOptions {
         let before = if may_change { Some(source.stamp()?) } else { None };
         // What is no image is not copied to find that out.
         let copies = self.sealed_copy && before.as_ref().is_none_or(Stamp::is_of_image);
-        let verify = self.verify.unwrap_or(match self.expect {
-            Some(_) if self.backing.is_some() || !source.is_vouched() => Verify::Full,
-            _ => Verify::Stored,
-        });
-        let opened = self.open_there(if copies { source.sealed_copy()? } else { source.clone() }, verify);
+        let is_bound = self.expect.is_some() || self.signed.is_some();
+        let believes = self.backing.is_none() && source.is_vouched();
+        let default = if is_bound && !believes { Verify::Full } else { Verify::Stored };
+        let verify = self.verify.unwrap_or(default);
+        let attached = source.attachment().and_then(Attachment::signature);
+        let region = if copies { source.sealed_copy()? } else { source.clone() };
+        let opened = self.open_there(region, verify, attached);
         if let Some(before) = before {
             let now = source.stamp()?;
             let was = opened.as_ref().map_or(&before, |image| &image.0.stamp);
@@ -250,7 +277,7 @@ impl OpenOptions {
     }
 
     /// Copies and checks the metadata, and the contents as far as that is asked for.
-    fn open_there(&self, region: Region, verify: Verify) -> Result<Image> {
+    fn open_there(&self, region: Region, verify: Verify, attached: Option<&str>) -> Result<Image> {
         let Snapshot { superblock, tree, view_kind, stamp, budget } = {
             let _access = region.cpu_access()?;
             let backing_len = self.backing.as_ref().map(Region::len);
@@ -278,23 +305,30 @@ impl OpenOptions {
             described: OnceLock::new(),
         }));
         crate::faults::opened(&image);
-        self.compare(&image, verify)?;
+        self.compare(&image, verify, attached)?;
         Ok(image)
     }
 
-    /// Compares the contents with what is expected, and the files with the contents.
-    fn compare(&self, image: &Image, verify: Verify) -> Result<()> {
+    /// Compares the contents with what is expected, and the files with the contents. The image's holder may have a
+    /// signature `attached`.
+    fn compare(&self, image: &Image, verify: Verify, attached: Option<&str>) -> Result<()> {
         // What the image merely says of itself is looked at first: it costs nothing.
         let stored = image.content_hash();
         let wanted = match (self.expect, verify) {
             (Some(expected), _) if stored == Some(expected) => expected,
             (Some(expected), _) => return Err(Error::OtherContent { expected, found: stored }),
-            (None, Verify::Stored) => return Ok(()),
+            (None, Verify::Stored) if self.signed.is_none() => return Ok(()),
             (None, _) => stored.ok_or(Error::NoHashes { verify })?,
         };
         let (content, hashes) = content::stated_content(image)?.ok_or(Error::NoHashes { verify })?;
         if content != wanted {
             return Err(Error::OtherContent { expected: wanted, found: Some(content) });
+        }
+        if let Some(Signed { keys, signature }) = &self.signed {
+            let signature = signature.as_deref().or(attached).ok_or(SignatureError::Missing {
+                advice: "give its file, IMAGE.minisig, or have the holder load it with one",
+            })?;
+            keys.verify(&content, signature)?;
         }
         match verify {
             Verify::Stored => {}

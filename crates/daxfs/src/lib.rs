@@ -73,6 +73,7 @@ mod mount;
 mod nearest;
 mod original;
 mod region;
+pub mod signature;
 mod snapshot;
 mod superblock;
 pub mod tensor;

@@ -248,6 +248,9 @@ fn halves(values: &[[u8; 32]], len: u64) -> (Half<'_>, Half<'_>) {
     ((a, left), (b, len.saturating_sub(left)))
 }
 
+/// The hash of a place, once it was computed.
+type Slot = Arc<Mutex<Option<[u8; 32]>>>;
+
 /// Which files of an image were compared already.
 #[derive(Debug)]
 pub(crate) struct Lazy {
@@ -256,7 +259,7 @@ pub(crate) struct Lazy {
     right: Box<[AtomicU64]>,
     /// The hashes that were computed, by place: files that share their bytes are read once. A thread that finds the
     /// lock of a place taken waits for the hash that another one computes.
-    computed: Mutex<HashMap<Place, Arc<Mutex<Option<[u8; 32]>>>>>,
+    computed: Mutex<HashMap<Place, Slot>>,
 }
 
 impl Lazy {
@@ -310,8 +313,8 @@ impl Image {
         if self.lazy().is_none() {
             return Ok(());
         }
-        let files = self.walk().filter(|entry: &Entry| entry.file_type() == FileType::File);
-        files.map(|entry| entry.file()?.check()).collect()
+        let mut files = self.walk().filter(|entry: &Entry| entry.file_type() == FileType::File);
+        files.try_for_each(|entry| entry.file()?.check())
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use daxfs::signature::PublicKeys;
 use dmabuf::HugePages;
 use mkimage::Memory;
 
@@ -110,6 +111,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Counts the log lines that were lost, for the metrics.
     pub lost_log_lines: Option<LostLines>,
+    /// Keys one of which must have signed what is held. Without any everything is held.
+    pub require_signed: Option<PublicKeys>,
     /// How a helper is started, which packs directories with the rights of other users. Without one their clients pack
     /// them.
     pub helper: Option<Helper>,
@@ -129,6 +132,7 @@ impl Config {
             metrics: None,
             max_connections: 4096,
             lost_log_lines: None,
+            require_signed: None,
             helper: None,
         }
     }

@@ -110,6 +110,25 @@ pub enum Error {
         /// Who may.
         now: String,
     },
+    /// Only what is signed is held here, and this has no valid signature.
+    #[error(transparent)]
+    NotSigned(daxfs::signature::SignatureError),
+    /// Only what is signed is held here, and clients could change this afterwards.
+    #[error(
+        "a holder with --require-signed keeps images in sealed memory alone: what was signed would not be what clients get \
+         of a dma-buf or with --shared"
+    )]
+    SignedNotSealed,
+    /// A takeover would bring an image that is not signed.
+    #[error(
+        "takeover: the image {name:?} of the other holder: {source}; drop it there first. That holder goes on"
+    )]
+    TakesUnsigned {
+        /// The image.
+        name: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A load option that is not known or not possible.
     #[error("option {option:?}: {why}")]
     Option {

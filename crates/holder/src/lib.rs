@@ -34,6 +34,7 @@ mod packing;
 mod requests;
 mod restore;
 mod server;
+mod signed;
 mod socket;
 mod source;
 mod stored;

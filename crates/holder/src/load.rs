@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
+use daxfs::signature::{PublicKeys, SIGNATURE_MAX};
 use daxfs::{Image, Provenance};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
@@ -24,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::helper::{self, Helper};
 use crate::limits::{Budget, Reservation};
 use crate::packing::Packing;
-use crate::source;
 use crate::table::Ready;
+use crate::{signed, source};
 
 /// What a load can be told, as `key=value` texts.
 ///
@@ -40,6 +41,7 @@ use crate::table::Ready;
 /// | `exclude`, `include` | a glob; may be given several times |
 /// | `weights-only` | `1` |
 /// | `no-copy` | `1`: refuse memory that would have to be copied |
+/// | `signature` | a minisign signature of the content ([`daxfs::signature`]), which clients get with the image |
 /// | `expect` | the content hash that the image must have, `blake3:` and 64 hexadecimal digits |
 /// | `allow-uid`, `allow-gid` | a number; may be given several times |
 #[derive(Debug, Clone)]
@@ -49,6 +51,9 @@ pub struct LoadOptions {
     pub(crate) packing: Packing,
     no_copy: bool,
     expect: Option<[u8; 32]>,
+    signature: Option<String>,
+    /// Keys one of which must have signed it.
+    keys: Option<PublicKeys>,
     /// Who may attach, if the load says so.
     pub(crate) access: Option<Access>,
     /// Whether the load says anything of the memory.
@@ -67,6 +72,8 @@ impl LoadOptions {
             packing: Packing::default(),
             no_copy: false,
             expect: None,
+            signature: None,
+            keys: config.require_signed.clone(),
             access: None,
             chooses_memory: false,
         };
@@ -85,6 +92,11 @@ impl LoadOptions {
                     let hash = daxfs::parse_content_hash(value);
                     parsed.expect = Some(hash.ok_or_else(|| wrong("expected a BLAKE3 hash".into()))?);
                 }
+                "signature" if value.len() > SIGNATURE_MAX => {
+                    let why = format!("a signature has at most {SIGNATURE_MAX} bytes");
+                    return Err(Error::Option { option: "signature".to_owned(), why });
+                }
+                "signature" => parsed.signature = Some(value.to_owned()),
                 "allow-uid" => parsed.access.get_or_insert_default().uids.push(number()?),
                 "allow-gid" => parsed.access.get_or_insert_default().gids.push(number()?),
                 // Not for clients to say.
@@ -95,6 +107,9 @@ impl LoadOptions {
                 },
             }
             parsed.chooses_memory |= ["into", "shared"].contains(&key);
+        }
+        if parsed.keys.is_some() && parsed.signature.is_none() {
+            return Err(Error::NotSigned(signed::missing()));
         }
         Ok(parsed)
     }
@@ -107,6 +122,8 @@ impl LoadOptions {
             shared,
             no_copy: false,
             expect: None,
+            signature: None,
+            keys: None,
             access: None,
             chooses_memory: true,
         }
@@ -235,6 +252,9 @@ pub(crate) fn load(
     watch: &Arc<Watch>,
 ) -> Result<Ready> {
     crash_point("load-begin");
+    if options.keys.is_some() && options.is_shared() {
+        return Err(Error::SignedNotSealed);
+    }
     refuse_path_only(source.as_fd())?;
     let descriptor = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
     let metadata = std::fs::metadata(&descriptor).map_err(|e| Error::system("stat the source", e))?;
@@ -253,7 +273,7 @@ pub(crate) fn load(
     if !(metadata.is_dir() && own) {
         source::verify(&image, watch)?;
     }
-    let info = describe(&image)?;
+    let mut info = describe(&image)?;
     let fd = if info.kind == MemoryKind::SealedMemfd { read_only(fd) } else { fd };
     match options.expect {
         Some(expected) if info.content_hash != Some(expected) => {
@@ -261,8 +281,14 @@ pub(crate) fn load(
         }
         _ => {}
     }
+    signed::check(options.keys.as_ref(), &info, options.signature.as_deref())?;
+    let mut fds = vec![fd];
+    if let Some(signature) = &options.signature {
+        fds.push(signed::sealed(signature)?);
+        info.roles.push(Role::Signature);
+    }
     watch.check()?;
-    Ok(Ready { info, fds: vec![fd], access: options.access.clone(), reservation })
+    Ok(Ready { info, fds, access: options.access.clone(), reservation })
 }
 
 /// Refuses a descriptor that stands for a path and gives no right to read.

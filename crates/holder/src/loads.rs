@@ -1,6 +1,6 @@
 //! Loads: one at a time, in a thread of its own, while the loop goes on serving.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -191,9 +191,7 @@ impl Server {
             return Err(Error::StoredOnce { name: name.to_owned() });
         }
         let generation = self.table.next_generation();
-        for fd in &ready.fds {
-            self.notify.store(name, generation, &access, fd.as_fd())?;
-        }
+        self.notify.store_all(name, generation, &access, &ready.info.roles, &ready.fds)?;
         crash_point("hold-stored");
         let old = self.table.put(name, Ready { access: Some(access), ..ready });
         if let Some(old) = &old {
@@ -244,12 +242,15 @@ fn load_caught(
 }
 
 /// What a client is told, for programs, when a load fails.
-fn refusal_of(error: &Error) -> Refusal {
+pub(crate) fn refusal_of(error: &Error) -> Refusal {
     match error {
         Error::Limit { .. } | Error::Store { .. } => Refusal::Limit,
         Error::Image(daxfs::Error::OtherContent { .. }) => Refusal::OtherContent,
         Error::ClientPacks => Refusal::ClientPacks,
-        Error::OtherAccess { .. } | Error::PathOnly => Refusal::BadRequest,
+        Error::NotSigned(_) => Refusal::NotSigned,
+        Error::OtherAccess { .. } | Error::PathOnly | Error::SignedNotSealed | Error::Option { .. } => {
+            Refusal::BadRequest
+        }
         _ => Refusal::Failed,
     }
 }

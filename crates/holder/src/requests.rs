@@ -13,7 +13,7 @@ use crate::access::{Access, Rights, may_control, peer_groups};
 use crate::connection::{Attached, Connection};
 use crate::error::Error;
 use crate::load::{By, LoadOptions, Watch, refuse_path_only};
-use crate::loads::Job;
+use crate::loads::{Job, refusal_of};
 use crate::server::Server;
 use crate::table::Held;
 use crate::view;
@@ -141,6 +141,12 @@ impl Server {
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         self.check_control(connection)?;
+        // Nobody here can look at it. Whoever is trusted with all else is trusted with that.
+        if self.config.require_signed.is_some() && ![0, self.own_uid].contains(&connection.peer.uid) {
+            let text =
+                "a holder with --require-signed keeps copies on devices only of root and of its own user";
+            return Err((Refusal::NotAllowed, text.into()));
+        }
         for fd in fds.iter() {
             refuse_path_only(fd.as_fd()).map_err(|error| (Refusal::BadRequest, error.to_string()))?;
         }
@@ -236,7 +242,8 @@ impl Server {
             return Err((Refusal::Limit, format!("{QUEUE_MAX} loads wait already")));
         }
         let bad = |error: Error| (Refusal::BadRequest, error.to_string());
-        let mut options = LoadOptions::parse(options, &self.config).map_err(bad)?;
+        let refused = |error: Error| (refusal_of(&error), error.to_string());
+        let mut options = LoadOptions::parse(options, &self.config).map_err(refused)?;
         options.packing.confined = !view::is_shared(connection.peer, connection.socket());
         if replace {
             // At once, not after a long load.

@@ -1,14 +1,17 @@
 //! Taking images back from the supervisor that kept them while no holder lived.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use daxfs::holder::message::Role;
 use nix::sys::stat::fstat;
 
 use crate::access::Access;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
+use crate::signed;
 use crate::socket::Listener;
 use crate::stored::{Stored, StoredCopy, StoredKind, is_stored};
 use crate::systemd::{Notify, Passed, SetAside, stored_access};
@@ -23,16 +26,28 @@ pub(crate) fn restore_all(
     table: &mut Table,
     budget: &Budget,
     notify: &mut Notify,
-    socket: &Path,
+    config: &Config,
 ) -> Result<Option<Listener>> {
     let mut listener = None;
     let access = stored_access(&passed);
     // What they are copies of has to be there first.
     let is_copy = |passed: &Passed| StoredCopy::parse(&passed.name).is_some();
     let (copies, passed): (Vec<_>, Vec<_>) = passed.into_iter().partition(is_copy);
+    let mut signatures = HashMap::new();
+    let mut others = Vec::new();
     for passed in passed {
         match Stored::parse(&passed.name) {
-            Some(Stored { kind: StoredKind::Access | StoredKind::Listed, .. }) => {}
+            Some(Stored { kind: StoredKind::Signature, generation, name }) => {
+                signatures.insert((generation, name.to_owned()), passed.fd);
+            }
+            _ => others.push(passed),
+        }
+    }
+    for passed in others {
+        match Stored::parse(&passed.name) {
+            Some(Stored {
+                kind: StoredKind::Access | StoredKind::Listed | StoredKind::Signature, ..
+            }) => {}
             Some(Stored { kind, generation, name }) => {
                 // Who may attach was stored before the image; without it only the holder's own user may.
                 let key = (generation, name.to_owned());
@@ -41,7 +56,8 @@ pub(crate) fn restore_all(
                     (None, StoredKind::Restricted) => Access::nobody(),
                     (None, _) => Access::default(),
                 };
-                restore(table, budget, notify, key, access, passed.fd);
+                let signature = signatures.remove(&key);
+                restore(table, budget, notify, key, Restored { access, fd: passed.fd, signature }, config);
             }
             None if is_stored(&passed.name) => {
                 tracing::warn!(
@@ -50,13 +66,24 @@ pub(crate) fn restore_all(
                 );
                 notify.forget_stored(&passed.name);
             }
-            None => listener = Some(Listener::foreign(passed.fd, socket)?),
+            None => listener = Some(Listener::foreign(passed.fd, &config.socket)?),
         }
+    }
+    // Of images that are not there any more: a later one of that name must not get them.
+    for (generation, name) in signatures.into_keys() {
+        notify.forget_stored(&Stored { kind: StoredKind::Signature, generation, name: &name }.to_string());
     }
     for copy in copies {
         restore_copy(table, notify, copy);
     }
     Ok(listener)
+}
+
+/// What is stored of an image.
+struct Restored {
+    access: Access,
+    fd: OwnedFd,
+    signature: Option<OwnedFd>,
 }
 
 /// Puts the copy of an image on a device beside it. Without the image of that generation it is of no use; with one that
@@ -75,20 +102,26 @@ fn restore_copy(table: &mut Table, notify: &mut Notify, passed: Passed) {
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
 /// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start,
-/// unless its name is dropped or given to another image before.
+/// unless its name is dropped or given to another image before. So does one that is not signed, where it must be: a
+/// holder that does not require that finds it again.
 fn restore(
     table: &mut Table,
     budget: &Budget,
     notify: &mut Notify,
     (generation, name): (u64, String),
-    access: Access,
-    fd: OwnedFd,
+    Restored { access, fd, signature }: Restored,
+    config: &Config,
 ) {
     let name = name.as_str();
+    let signed = signature.is_some();
     let described = fd
         .try_clone()
         .map_err(|error| Error::system("duplicate the image's descriptor", error))
-        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?));
+        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?))
+        .and_then(|info| {
+            let text = signature.as_ref().and_then(|fd| signed::text(fd.as_fd()));
+            signed::check(config.require_signed.as_ref(), &info, text.as_deref()).map(|()| info)
+        });
     let newer = table.get(name).map_or(0, |held| held.info.generation);
     match described {
         Ok(mut info) if generation > newer => {
@@ -96,7 +129,12 @@ fn restore(
             info.generation = generation;
             info.loaded = made(&fd).map_or(info.loaded, |made| made.min(info.loaded));
             let reservation = budget.adopt(info.size);
-            let old = table.adopt(Ready { info, fds: vec![fd], access: Some(access), reservation });
+            let mut fds = vec![fd];
+            if let Some(signature) = signature {
+                fds.push(signature);
+                info.roles.push(Role::Signature);
+            }
+            let old = table.adopt(Ready { info, fds, access: Some(access), reservation });
             if let Some(old) = old {
                 notify.forget(name, old.info.generation, &[]);
             }
@@ -114,6 +152,7 @@ fn restore(
                 generation,
                 access,
                 memory,
+                signed,
                 copies: Vec::new(),
             });
         }
@@ -130,9 +169,10 @@ fn made(fd: &OwnedFd) -> Option<u64> {
     fstat(fd).ok().and_then(|stat| u64::try_from(stat.st_mtime).ok()).filter(|time| *time > 0)
 }
 
-/// True when the system refused something, which says nothing of the image.
+/// True when the system refused something, which says nothing of the image, or this holder takes less than another.
 fn is_passing(error: &Error) -> bool {
     match error {
+        Error::NotSigned(_) | Error::SignedNotSealed => true,
         Error::System { source, .. } => source.raw_os_error().is_some(),
         Error::Memory(error) => error.raw_os_error().is_some(),
         Error::Image(error) => error.raw_os_error().is_some(),

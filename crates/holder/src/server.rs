@@ -101,7 +101,7 @@ impl Server {
         let mut notify = Notify::from_environment()?;
         let mut table = Table::default();
         let descriptor_limit = raise_descriptor_limit();
-        let listener = restore_all(passed, &mut table, &budget, &mut notify, &config.socket)?;
+        let listener = restore_all(passed, &mut table, &budget, &mut notify, &config)?;
         let failed = |what: &'static str| move |error| Error::system(what, error);
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
@@ -120,7 +120,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(config.lost_log_lines.clone()));
         // Last: what fails after a takeover would lose what only this process has by then.
         let listener = if takeover {
-            let TakenOver { listener, table: theirs } = take_over(&config.socket, &budget, &signals)?;
+            let TakenOver { listener, table: theirs } = take_over(&config, &budget, &signals)?;
             table = theirs;
             listener
         } else if let Some(listener) = listener {
@@ -171,10 +171,10 @@ impl Server {
                     tracing::warn!(name, other, "the same open file: the supervisor keeps only the other");
                 }
                 let (name, generation) = (&held.info.name, held.info.generation);
-                for fd in held.fds.iter() {
-                    if let Err(error) = server.notify.store(name, generation, &held.access, fd.as_fd()) {
-                        tracing::warn!(name, %error, "the supervisor does not store the image");
-                    }
+                let roles = &held.info.roles;
+                if let Err(error) = server.notify.store_all(name, generation, &held.access, roles, &held.fds)
+                {
+                    tracing::warn!(name, %error, "the supervisor does not store the image");
                 }
                 for (copy, fds) in held.copies() {
                     let stored = fds

@@ -13,13 +13,20 @@ pub enum StoredKind {
     Restricted,
     /// That list.
     Access,
+    /// The signature of an image.
+    Signature,
     /// That an image that was for everybody has had such a list since: it stays as long as the image.
     Listed,
 }
 
 impl StoredKind {
-    const ALL: [(Self, &'static str); 4] =
-        [(Self::Open, "img"), (Self::Restricted, "own"), (Self::Access, "acl"), (Self::Listed, "lst")];
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Open, "img"),
+        (Self::Restricted, "own"),
+        (Self::Access, "acl"),
+        (Self::Signature, "sig"),
+        (Self::Listed, "lst"),
+    ];
 }
 
 /// Name of an image's descriptor in the store, `img.GENERATION.NAME` for one.

@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::holder::message::DeviceCopy;
+use daxfs::holder::message::{DeviceCopy, Role};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::access::Access;
@@ -94,6 +94,8 @@ pub struct SetAside {
     pub access: Access,
     /// Device and inode number of its memory.
     pub memory: Option<(u64, u64)>,
+    /// Whether its signature is stored, too.
+    pub signed: bool,
     /// Its copies on devices, which stay with the supervisor, too.
     pub copies: Vec<DeviceCopy>,
 }
@@ -136,7 +138,10 @@ impl Notify {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
         // More for the list of users.
         let descriptors = |(access, fds): (&Access, usize)| fds + access.descriptors();
-        let aside = self.aside.iter().map(|image| (&image.access, 1 + image.copies.len()));
+        let aside = self
+            .aside
+            .iter()
+            .map(|image| (&image.access, 1 + usize::from(image.signed) + image.copies.len()));
         let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
         let need = kept + descriptors(fresh);
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }
@@ -212,11 +217,32 @@ impl Notify {
         self.send("STOPPING=1", &[])
     }
 
-    /// Stores an image's descriptor, and before it, in a file of its own, who may attach.
+    /// Stores an image's descriptors, the one of its signature first, and before them, in a file of its own, who may
+    /// attach.
     ///
     /// # Errors
     /// See [`Notify::ready`].
-    pub fn store(&self, name: &str, generation: u64, access: &Access, fd: BorrowedFd<'_>) -> Result<()> {
+    pub fn store_all(
+        &self,
+        name: &str,
+        generation: u64,
+        access: &Access,
+        roles: &[Role],
+        fds: &[OwnedFd],
+    ) -> Result<()> {
+        for (role, fd) in roles.iter().zip(fds).rev() {
+            match role {
+                Role::Signature => {
+                    let stored = assignment("FDSTORE", StoredKind::Signature, name, generation);
+                    self.send(&stored, &[fd.as_fd()])?;
+                }
+                _ => self.store(name, generation, access, fd.as_fd())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn store(&self, name: &str, generation: u64, access: &Access, fd: BorrowedFd<'_>) -> Result<()> {
         if !self.is_active() {
             return Ok(());
         }
@@ -304,7 +330,8 @@ impl Notify {
 
     fn remove(&self, name: &str, generation: u64) -> Result<()> {
         // The list of users last: an image that is still there must not be without it.
-        for kind in [StoredKind::Open, StoredKind::Restricted, StoredKind::Access, StoredKind::Listed] {
+        let first = [StoredKind::Open, StoredKind::Restricted, StoredKind::Signature];
+        for kind in first.into_iter().chain([StoredKind::Access, StoredKind::Listed]) {
             self.send(&assignment("FDSTOREREMOVE", kind, name, generation), &[])?;
         }
         Ok(())
@@ -329,7 +356,7 @@ pub fn stored_access(passed: &[Passed]) -> HashMap<(u64, String), Access> {
                 marked.push(key);
                 continue;
             }
-            StoredKind::Open | StoredKind::Restricted => continue,
+            StoredKind::Open | StoredKind::Restricted | StoredKind::Signature => continue,
         }
         // The descriptor's own position is at the end, where it was written.
         let list = std::fs::read_to_string(format!("/proc/self/fd/{}", passed.fd.as_raw_fd()));

@@ -7,7 +7,6 @@
 //! is sent their progress, and no other load is begun. Clients that connect in between wait in the socket's backlog and
 //! are served by the new one. If the new process dies before it says so, the old one goes on as if nothing had been.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,11 +15,13 @@ use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::signalfd::SignalFd;
 
 use crate::access::Access;
+use crate::config::Config;
 use crate::connection::Connection;
 use crate::crash::crash_point;
 use crate::error::{Error, Result};
 use crate::limits::Budget;
 use crate::server::Server;
+use crate::signed;
 use crate::socket::Listener;
 use crate::table::{Ready, Table};
 
@@ -194,8 +195,10 @@ pub(crate) struct TakenOver {
 /// `signals`.
 ///
 /// # Errors
-/// [`Error::Takeover`], [`Error::Interrupted`] and [`Error::Supervised`]; the old holder then goes on.
-pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> Result<TakenOver> {
+/// [`Error::Takeover`], [`Error::Interrupted`], [`Error::Supervised`] and [`Error::TakesUnsigned`]; the old holder then
+/// goes on.
+pub(crate) fn take_over(config: &Config, budget: &Budget, signals: &SignalFd) -> Result<TakenOver> {
+    let socket = config.socket.as_path();
     let mut client = Client::open(socket).map_err(Error::Takeover)?;
     client.set_timeout(PATIENCE).map_err(Error::Takeover)?;
     let mut table = Table::default();
@@ -206,6 +209,10 @@ pub(crate) fn take_over(socket: &Path, budget: &Budget, signals: &SignalFd) -> R
         match received.map_err(Error::Takeover)? {
             (Reply::Handover { info, uids, gids }, fds) => {
                 tracing::info!(name = info.name, generation = info.generation, "image received");
+                let signature = signed::signature_of(&info, &fds);
+                signed::check(config.require_signed.as_ref(), &info, signature.as_deref()).map_err(
+                    |error| Error::TakesUnsigned { name: info.name.clone(), source: Box::new(error) },
+                )?;
                 let reservation = budget.adopt(info.size);
                 last.clone_from(&info.name);
                 let access = Some(Access::new(uids, gids));

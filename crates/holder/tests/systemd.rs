@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::Image;
-use daxfs::holder::message::{DeviceCopy, Reply, Request};
+use daxfs::holder::HolderError;
+use daxfs::holder::message::{DeviceCopy, Refusal, Reply, Request};
 use support::supervisor::Supervisor;
 use support::{
     Place, Process, Start, be_process, hash_of, identity, is_root_for, is_used, keep_copies, kept_copies,
-    packed, tensor, wait_for,
+    key, packed, tensor, wait_for,
 };
 
 #[test]
@@ -56,6 +57,48 @@ fn images_come_back_after_the_holder_was_killed() {
     supervisor.wait_for_store(&["img.3.a"]);
     let next = place.load_path("d", false, &place.weights("d", 4, 10)).unwrap();
     assert_eq!(next.generation, 4);
+}
+
+/// An image without a signature stays stored where one is required, for a holder that does not.
+#[test]
+fn signatures_come_back_with_their_images() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let weights = place.weights("a", 1, 1000);
+    let unsigned = place.load_path("bad", false, &weights).unwrap();
+    let signer = mkimage::Signer::open(&key("minisign.key"), None).unwrap();
+    let signature = signer.sign(&unsigned.content_hash.unwrap(), &weights).unwrap();
+    let option = format!("signature={signature}");
+    let load = |name| place.load(name, false, &[&option], File::open(&weights).unwrap().as_fd());
+    load("good").unwrap();
+    supervisor.wait_for_store(&["img.1.bad", "img.2.good", "sig.2.good"]);
+    holder.kill();
+
+    let signed = Start { require_signed: true, ..Start::default() };
+    let mut holder = supervisor.serve(&place, &signed);
+    let names = || place.list().iter().map(|info| info.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(), ["good"]);
+    let attached = |name| place.open(name).region().attachment().unwrap().signature().map(str::to_owned);
+    assert_eq!(attached("good"), Some(signature.clone()));
+    let refused = place.load_path("other", false, &weights).unwrap_err();
+    assert!(matches!(refused, HolderError::Refused { refusal: Refusal::NotSigned, .. }), "{refused}");
+    load("other").unwrap();
+    let stored = ["img.1.bad", "img.2.good", "img.3.other", "sig.2.good", "sig.3.other"];
+    supervisor.wait_for_store(&stored);
+    holder.kill();
+    // A signature that was lost is missed.
+    supervisor.lose("sig.3.other");
+    let mut holder = supervisor.serve(&place, &signed);
+    assert_eq!(names(), ["good"]);
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
+    assert_eq!(names(), ["bad", "good", "other"]);
+    assert_eq!((attached("bad"), attached("good")), (None, Some(signature)));
+    // It goes with its image.
+    place.connect().request(&Request::Drop { name: "good".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.1.bad", "img.3.other"]);
 }
 
 /// Names of stored copies, without what says where and of what they are.

@@ -30,6 +30,7 @@ const TAKE_OVER: Start = Start {
     pause_at: None,
     control: None,
     max_connections: None,
+    require_signed: false,
     user: None,
     limit: None,
     max_descriptors: None,

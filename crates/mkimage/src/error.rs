@@ -125,6 +125,22 @@ pub enum Error {
         /// The image's.
         need: u64,
     },
+    /// A file is no secret key, or its password is another one.
+    #[error("{} {why}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The image could not be signed.
+    #[error("sign {}: {why}", path.display())]
+    Sign {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// Shared memory could not be made, mapped or described.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),

@@ -84,6 +84,8 @@ pub struct Summary {
     pub gigabytes_per_second: f64,
     /// BLAKE3 over names and contents, in hexadecimal; `null` where it was not computed.
     pub content_hash: Option<String>,
+    /// File with the signature of the contents; `null` where they were not signed.
+    pub signature: Option<String>,
     /// Whether the image was compared with its source afterwards.
     pub verified: bool,
     /// What a user should know.
@@ -129,6 +131,7 @@ impl Summary {
             seconds: 0.0,
             gigabytes_per_second: 0.0,
             content_hash: None,
+            signature: None,
             verified: false,
             warnings: plan.warnings(),
         }
@@ -217,6 +220,9 @@ impl fmt::Display for Summary {
         }
         if let Some(hash) = &self.content_hash {
             write!(f, "\ncontent {hash}")?;
+        }
+        if let Some(path) = &self.signature {
+            write!(f, "\nsigned in {path}")?;
         }
         Ok(())
     }

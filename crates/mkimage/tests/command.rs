@@ -49,6 +49,29 @@ fn json() {
 }
 
 #[test]
+fn a_signed_image_has_its_signature_beside_it() {
+    let key = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daxfs/tests/minisign/minisign.key");
+    let (key, public) = (key.to_str().unwrap().to_owned(), key.with_extension("pub"));
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "in/a", b"a");
+    let output = run(dir.path(), &["in", "-o", "image", "--sign", &key, "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["signature"], "image.minisig");
+    let signature = std::fs::read_to_string(dir.path().join("image.minisig")).unwrap();
+    let keys = daxfs::signature::PublicKeys::read(&public).unwrap();
+    let options = daxfs::OpenOptions::new().signed(keys, Some(signature));
+    options.open(dir.path().join("image")).unwrap();
+    // A key that is none leaves everything as it was.
+    let output = run(dir.path(), &["in", "-o", "other", "--sign", "in/a"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("is no secret key of minisign"), "{}", text(&output.stderr));
+    let output = run(dir.path(), &["in", "-o", "other", "--sign", &key, "--password-file", "in/a"]);
+    assert!(text(&output.stderr).contains("is not protected"), "{}", text(&output.stderr));
+    assert!(!dir.path().join("other").exists() && !dir.path().join("other.minisig").exists());
+}
+
+#[test]
 fn what_stays_is_hashed() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "in/a", b"a");

@@ -9,14 +9,16 @@ use crate::progress::Progress;
 use crate::source::name;
 use crate::text::{hex, human};
 use anyhow::{anyhow, bail};
-use daxfs::Source;
 use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
+use daxfs::signature::{self, SignatureError};
+use daxfs::{Part, Source};
 use daxfs_holder::Target;
 use dmabuf::HugePages;
 use mkimage::{Memory, Packer};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +40,7 @@ pub fn run(
     check_effect(args, &source)?;
     let mut options = options(args);
     options.extend(expect.map(|hash| format!("expect=blake3:{}", hex(&hash))));
+    options.extend(signature(args)?.map(|text| format!("signature={text}")));
     if options.len() > MOST_OPTIONS {
         bail!("{} globs and other options, a request to a holder has at most {MOST_OPTIONS}", options.len());
     }
@@ -61,6 +64,23 @@ pub fn run(
         writeln!(out, "{}: generation {}, {size}, {kind}, {}", info.name, info.generation, content(&info))?;
     }
     Ok(Outcome::Clean)
+}
+
+/// The signature that goes with the source: one that is named, or lies beside it.
+fn signature(args: &LoadArgs) -> anyhow::Result<Option<String>> {
+    if let Some(path) = &args.signature {
+        return Ok(Some(signature::read(path)?));
+    }
+    beside(&args.source)
+}
+
+/// The signature beside a source that is a path, if one is there.
+pub fn beside(source: &OsStr) -> anyhow::Result<Option<String>> {
+    let Source::Path { path, part: Part::WHOLE } = Source::parse(source)? else { return Ok(None) };
+    match signature::read(&signature::beside(&path)) {
+        Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(read?)),
+    }
 }
 
 /// Sends what is to be loaded, and follows the load.
@@ -130,9 +150,9 @@ impl mkimage::Progress for Shown {
 
 /// A failure that is the source's names it.
 fn named(error: HolderError, args: &LoadArgs) -> anyhow::Error {
-    use Refusal::{Failed, Limit, OtherContent};
+    use Refusal::{Failed, Limit, NotSigned, OtherContent};
     match &error {
-        HolderError::Refused { refusal: Failed | Limit | OtherContent, .. } => {
+        HolderError::Refused { refusal: Failed | Limit | NotSigned | OtherContent, .. } => {
             anyhow::Error::new(error).context(name(&args.source))
         }
         _ => error.into(),

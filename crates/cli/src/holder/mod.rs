@@ -54,6 +54,8 @@ pub fn run(
     }
 }
 
+pub use load::beside;
+
 /// Opens what is to be held, read-only.
 ///
 /// # Errors

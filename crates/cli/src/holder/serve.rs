@@ -7,6 +7,7 @@ use crate::output::{Outcome, one_line};
 use crate::placements;
 use crate::progress::Progress;
 use anyhow::{Context, bail};
+use daxfs::signature::PublicKeys;
 use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
 use std::fs::File;
@@ -29,14 +30,17 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         .map(|image| Ok((image, open_source(&image.source)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     check_effect(args, &sources)?;
-    let config = Config { lost_log_lines: Some(log.lost.clone()), ..config(args) };
+    let require_signed = args.require_signed.as_deref().map(PublicKeys::read).transpose()?;
+    let config = Config { lost_log_lines: Some(log.lost.clone()), require_signed, ..config(args) };
     let mut server = Server::start(config, args.takeover)?;
     let keeps_others = !server.is_empty();
     for (image, source) in sources {
         if keeps_others && server.has(&image.name) {
             continue;
         }
-        match load(&mut server, image, source, &args.packing.options()) {
+        let mut options = args.packing.options();
+        options.extend(super::load::beside(&image.source)?.map(|text| format!("signature={text}")));
+        match load(&mut server, image, source, &options) {
             Ok(()) => {}
             // SIGTERM or SIGINT: an end that was asked for.
             Err(_) if server.is_stopping() => {

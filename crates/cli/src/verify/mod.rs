@@ -2,6 +2,7 @@
 
 mod contents;
 mod published;
+mod signed;
 mod source;
 mod tensors;
 
@@ -56,6 +57,8 @@ pub enum Kind {
     Source,
     /// A SHA-256 that was published.
     Sha256,
+    /// The signature of the content.
+    Signature,
 }
 
 impl Kind {
@@ -68,6 +71,7 @@ impl Kind {
             Self::Checkpoint => "checkpoint",
             Self::Source => "source",
             Self::Sha256 => "sha256",
+            Self::Signature => "signature",
         }
     }
 }
@@ -98,6 +102,9 @@ pub struct Facts {
     pub realigned_files: usize,
     /// Files that were compared with a SHA-256.
     pub sha256_files: usize,
+    /// Trusted comment of the content's signature, where a key was given and the signature is valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed: Option<String>,
 }
 
 impl Findings {
@@ -164,6 +171,7 @@ impl Difference {
 /// Runs every check that the image and the command line allow.
 pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut findings = Findings::default();
+    let keys = signed::keys(args)?;
     let image = open(source, args, &mut findings)?;
     findings.facts.entries = image.len();
     let index = match image.index() {
@@ -192,6 +200,9 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
         bail!("{flag} is for comparing with a directory; name the one that the image was packed from");
     }
     published::compare(&image, args, &mut findings)?;
+    if let Some(keys) = &keys {
+        signed::check(&image, keys, args, &mut findings)?;
+    }
     let outcome = findings.outcome();
     if args.json {
         json::write(out, &Report::of(&findings))?;
@@ -251,6 +262,10 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     }
     if facts.sha256_files > 0 {
         parts.push(format!("SHA-256 of {}", count(facts.sha256_files as u64, "file", "files")));
+    }
+    if let Some(comment) = &facts.signed {
+        let comment = crate::text::escape_message(comment);
+        parts.push(format!("signature ({comment})"));
     }
     let verdict = match (
         (findings.differences.len() as u64).saturating_add(findings.unlisted),

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dmabuf::{FdInfo, FdKind, Seals};
 
 use super::Address;
-use super::message::{DeviceCopy, ImageInfo, MemoryKind, Refusal, Reply, Request, Version};
+use super::message::{DeviceCopy, ImageInfo, MemoryKind, Refusal, Reply, Request, Role, Version};
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
+use crate::signature::SIGNATURE_MAX;
 
 /// How long an answer may take. The holder answers attaches at once; a load reports its progress in between.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -296,6 +297,18 @@ impl Connection {
     }
 }
 
+/// The text of a signature in memory that nobody can change, or `None` for anything else: it is as if there were none.
+fn read_signature(fd: OwnedFd) -> Option<String> {
+    let info = dmabuf::describe(fd.as_fd()).ok()?;
+    let is_sealed = matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
+    if !is_sealed || info.len > SIGNATURE_MAX as u64 {
+        return None;
+    }
+    let mut bytes = vec![0; usize::try_from(info.len).ok()?];
+    File::from(fd).read_exact_at(&mut bytes, 0).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
 /// What is known of an image that came from a holder.
 #[derive(Debug, Clone)]
 pub struct Attachment {
@@ -303,6 +316,8 @@ pub struct Attachment {
     info: ImageInfo,
     /// Inode number of the image's memory; `None` when the system does not say.
     inode: Option<u64>,
+    /// The signature that came with it, if one did.
+    signature: Option<String>,
 }
 
 impl Attachment {
@@ -322,13 +337,19 @@ impl Attachment {
                 result => break result?,
             }
         };
-        let image =
-            info.roles.iter().zip(descriptors).find(|(role, _)| **role == super::message::Role::Image);
+        let (mut image, mut signature) = (None, None);
+        for (role, fd) in info.roles.iter().zip(descriptors) {
+            match role {
+                Role::Image if image.is_none() => image = Some(fd),
+                Role::Signature => signature = read_signature(fd),
+                _ => {}
+            }
+        }
         match image {
-            Some((_, fd)) => {
+            Some(fd) => {
                 let file = File::from(fd);
                 let inode = file.metadata().ok().map(|about| about.ino());
-                Ok((Self { address, info, inode }, file.into()))
+                Ok((Self { address, info, inode, signature }, file.into()))
             }
             None => Err(HolderError::Memory { name: info.name, kind: info.kind }),
         }
@@ -360,6 +381,11 @@ impl Attachment {
             return differs(format!("it says {}, but sent {:?}", self.info.kind.name(), found.kind));
         }
         Ok(())
+    }
+
+    /// The signature that the holder has of the content, see [`crate::signature`]. Nobody may have checked it.
+    pub fn signature(&self) -> Option<&str> {
+        self.signature.as_deref()
     }
 
     /// Where it came from.

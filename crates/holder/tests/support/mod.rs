@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use daxfs::Image;
 use daxfs::holder::message::{DeviceCopy, ImageInfo, Reply, Request};
 use daxfs::holder::{Address, Connection, HolderError};
+use daxfs::signature::PublicKeys;
 use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
 
@@ -41,6 +42,9 @@ pub fn be_process() {
         config.control.extend(next().parse::<u32>().ok());
         let takeover = next() == "takeover";
         config.max_connections = next().parse().unwrap_or(config.max_connections);
+        if next() == "signed" {
+            config.require_signed = Some(PublicKeys::read(&key("minisign.pub")).unwrap());
+        }
         config.helper = Some(Helper::new(|| {
             let mut command = this_program();
             command.env(HELPER, "1").env_remove(HOLDER);
@@ -147,6 +151,11 @@ impl Drop for Done<'_> {
     }
 }
 
+/// A key of minisign without a password, `minisign.key` and `minisign.pub`.
+pub fn key(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../daxfs/tests/minisign").join(name)
+}
+
 /// How a holder is started.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
@@ -157,6 +166,8 @@ pub struct Start {
     pub pause_at: Option<&'static str>,
     pub control: Option<u32>,
     pub max_connections: Option<usize>,
+    /// Holds what [`key`] has signed, and nothing else.
+    pub require_signed: bool,
     /// Runs as this user, who has no more rights than others.
     pub user: Option<u32>,
     /// Most descriptors, hard limit.
@@ -209,7 +220,9 @@ impl Place {
         let control = start.control.map_or_else(String::new, |uid| uid.to_string());
         let takeover = if start.takeover { "takeover" } else { "" };
         let most = start.max_connections.map_or_else(String::new, |most| most.to_string());
-        command.env(HOLDER, format!("{}\n{mode}\n{control}\n{takeover}\n{most}", self.socket.display()));
+        let signed = if start.require_signed { "signed" } else { "" };
+        let lines = [mode, &control, takeover, &most, signed].join("\n");
+        command.env(HOLDER, format!("{}\n{lines}", self.socket.display()));
         if let Some(point) = start.pause_at {
             command.env("DAXFS_PAUSE_AT", point).env("DAXFS_PAUSE_UNTIL", self.dir.path().join("go"));
         }

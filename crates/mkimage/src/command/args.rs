@@ -108,6 +108,15 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "hash")]
     pub no_hash: bool,
 
+    /// Sign the content hash with this secret key of minisign (`minisign -G`), into FILE.minisig beside the image.
+    /// `daxfs verify --key` checks it, and a holder with `--require-signed` takes nothing else.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["into", "plain", "no_hash"])]
+    pub sign: Option<PathBuf>,
+
+    /// File whose first line is the password of KEY; without it the terminal is asked.
+    #[arg(long, value_name = "FILE", requires = "sign")]
+    pub password_file: Option<PathBuf>,
+
     /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is, but for a udmabuf, which then is of
     /// ordinary pages. `2M` and `1G` come from the hugetlb pool. For memfd, udmabuf and files on a tmpfs.
     #[arg(long, value_name = "KIND", value_enum)]
@@ -398,6 +407,10 @@ mod tests {
             "--format 7 dir",
             "",
             "-q --json dir",
+            "dir --sign k --plain",
+            "dir --sign k --no-hash",
+            "dir --sign k --into memfd -- cat",
+            "dir --password-file p",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

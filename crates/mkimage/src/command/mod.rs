@@ -4,7 +4,7 @@ mod args;
 mod bar;
 mod run_child;
 
-use crate::{Error, Result, Summary};
+use crate::{Error, Result, Signer, Summary};
 use args::Args;
 use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
@@ -52,7 +52,19 @@ fn run(args: &Args) -> Result<()> {
     match memory {
         None => {
             let file = args.file()?;
-            let summary = packer.plan()?.write_file(&file)?;
+            // What could be wrong with the key is found before anything is written.
+            let password = args.password_file.as_deref();
+            let signer = args.sign.as_ref().map(|key| Signer::open(key, password)).transpose()?;
+            let mut summary = packer.plan()?.write_file(&file)?;
+            if let Some(signer) = signer {
+                let content = summary.content_hash.as_deref().and_then(daxfs::parse_content_hash);
+                let content = content.ok_or_else(|| Error::Setting {
+                    option: "--sign",
+                    why: "this image has no content hash that could be signed".to_owned(),
+                })?;
+                let path = signer.write(&content, &file, !args.no_sync)?;
+                summary.signature = Some(path.display().to_string());
+            }
             report(args, &summary, io::stdout())
         }
         Some(memory) => {

@@ -75,6 +75,9 @@ pub enum Role {
     Metadata,
     /// The device memory.
     Device,
+    /// Sealed memory with the signature of the image's content, see [`crate::signature`]. The holder may not have checked
+    /// it.
+    Signature,
 }
 
 impl Role {
@@ -83,6 +86,7 @@ impl Role {
             Self::Image => 1,
             Self::Metadata => 2,
             Self::Device => 3,
+            Self::Signature => 4,
         }
     }
 }
@@ -191,6 +195,7 @@ impl ImageInfo {
                 1 => Role::Image,
                 2 => Role::Metadata,
                 3 => Role::Device,
+                4 => Role::Signature,
                 _ => return Err(WireError::Field { field: "role", what: "an unknown role" }),
             });
         }

@@ -37,11 +37,13 @@ pub enum Refusal {
     Busy,
     /// The holder does not read directories with the rights of this client: it is to pack and to send sealed memory.
     ClientPacks,
+    /// The holder holds what is signed only, and this is not.
+    NotSigned,
 }
 
 impl Refusal {
     /// All of them, in the order of their codes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoSuchName,
         Self::NameTaken,
         Self::OtherContent,
@@ -51,6 +53,7 @@ impl Refusal {
         Self::BadRequest,
         Self::Busy,
         Self::ClientPacks,
+        Self::NotSigned,
     ];
 
     fn code(self) -> u32 {
@@ -64,6 +67,7 @@ impl Refusal {
             Self::BadRequest => 7,
             Self::Busy => 8,
             Self::ClientPacks => 9,
+            Self::NotSigned => 10,
         }
     }
 
@@ -79,6 +83,7 @@ impl Refusal {
             Self::BadRequest => "bad_request",
             Self::Busy => "busy",
             Self::ClientPacks => "client_packs",
+            Self::NotSigned => "not_signed",
         }
     }
 }
