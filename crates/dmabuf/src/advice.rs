@@ -13,6 +13,9 @@ use crate::view::SharedBytes;
 /// Attempts per block while pages of it are locked or being migrated (EAGAIN, EBUSY).
 const COLLAPSE_ATTEMPTS: usize = 16;
 
+/// Blocks that the kernel is asked for at once: each call has all processors hand in the pages they keep for later.
+const COLLAPSE_BLOCKS: usize = 16;
+
 /// How a mapped range is backed at the moment; all numbers are bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageStats {
@@ -108,7 +111,27 @@ pub(crate) fn touch_blocks(view: SharedBytes<'_>) -> Result<()> {
 /// Collapses every whole block and returns the bytes that are huge pages now.
 pub(crate) fn collapse(view: SharedBytes<'_>) -> Result<u64> {
     let mut done = 0;
-    for block in Pages::blocks(view) {
+    let blocks: Vec<Pages> = Pages::blocks(view).collect();
+    for several in blocks.chunks(COLLAPSE_BLOCKS) {
+        let len = several.iter().map(|block| block.len).sum();
+        let whole = several.first().map(|first| Pages { len, ..*first });
+        if whole.is_some_and(|whole| several.len() > 1 && whole.advise(view, Harmless::Collapse).is_ok()) {
+            done += len as u64;
+            continue;
+        }
+        let (all, got) = collapse_each(view, several)?;
+        done += got;
+        if !all {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Collapses blocks one by one, and returns whether it is worth to go on, and the bytes that are huge pages now.
+fn collapse_each(view: SharedBytes<'_>, blocks: &[Pages]) -> Result<(bool, u64)> {
+    let mut done = 0;
+    for &block in blocks {
         match collapse_block(view, block) {
             Ok(()) => done += HUGE,
             Err(error) => match error.raw_os_error() {
@@ -116,12 +139,12 @@ pub(crate) fn collapse(view: SharedBytes<'_>) -> Result<u64> {
                 Some(libc::EINVAL | libc::EAGAIN | libc::EBUSY) => {}
                 // No contiguous memory, or the limit of the control group: more attempts would only cost time, and
                 // ordinary pages will do.
-                Some(libc::ENOMEM) => return Ok(done),
+                Some(libc::ENOMEM) => return Ok((false, done)),
                 _ => return Err(Error::os("madvise COLLAPSE", format!("{view:?}"), error)),
             },
         }
     }
-    Ok(done)
+    Ok((true, done))
 }
 
 fn collapse_block(view: SharedBytes<'_>, block: Pages) -> io::Result<()> {

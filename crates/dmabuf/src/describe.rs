@@ -109,6 +109,11 @@ pub struct FdInfo {
 /// other character devices. [`Error::Unavailable`] for a devdax device without a driver and a PCI device that was
 /// removed. [`Error::Invalid`] for descriptors that cannot be read (O_WRONLY, O_PATH).
 pub fn describe(fd: BorrowedFd<'_>) -> Result<FdInfo> {
+    describe_probed(fd).map(|(info, _)| info)
+}
+
+/// As [`describe`], with what matters for mapping.
+pub(crate) fn describe_probed(fd: BorrowedFd<'_>) -> Result<(FdInfo, Probe)> {
     let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::os("fcntl F_GETFL", fd_name(fd), e))?;
     if flags & libc::O_PATH != 0 {
         return Err(Error::invalid(fd_name(fd), "opened with O_PATH, which gives no access to the contents"));
@@ -129,14 +134,15 @@ pub fn describe(fd: BorrowedFd<'_>) -> Result<FdInfo> {
             _ => FdKind::File,
         },
     };
-    Ok(FdInfo {
+    let info = FdInfo {
         kind,
         len: probe.len,
         writable: access != libc::O_RDONLY,
         dev: probe.stat.st_dev,
         ino: probe.stat.st_ino,
         path,
-    })
+    };
+    Ok((info, probe))
 }
 
 /// What matters for mapping a descriptor: the class decides on lengths, alignment and the bound.

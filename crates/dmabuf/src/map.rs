@@ -10,6 +10,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -18,7 +19,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::advice::{self, PageStats};
 use crate::class::MemoryClass;
-use crate::describe::{Class, fd_name, probe};
+use crate::describe::{Class, FdInfo, Probe, describe_probed, fd_name, probe};
 use crate::device::physical_refused;
 use crate::error::{Error, Result};
 use crate::memfd::HUGE;
@@ -27,6 +28,9 @@ use crate::view_mut::SharedBytesMut;
 
 /// How often another thread may take the address found for an aligned mapping before any address will do.
 const PLACE_ATTEMPTS: usize = 8;
+
+/// Where a mapping of this process began that is gone now; 0 once it was tried for the next one.
+static LAST_PLACE: AtomicUsize = AtomicUsize::new(0);
 
 /// One mapping of a file, memfd, dma-buf or device; unmapped on drop. It outlives the descriptor it was made from.
 ///
@@ -100,8 +104,36 @@ impl Mapping {
         Self::new(fd, offset, len, Access::Private)
     }
 
+    /// Finds out what a descriptor is ([`describe`](crate::describe)) and maps the part of it that `part` chooses,
+    /// offset and length, for reading or as a private copy. It asks the kernel less than one after the other does.
+    ///
+    /// # Errors
+    /// As [`describe`](crate::describe), [`read_only`](Self::read_only) and [`private`](Self::private), and those of
+    /// `part`.
+    pub fn described<E: From<Error>>(
+        fd: BorrowedFd<'_>,
+        private: bool,
+        part: impl FnOnce(&FdInfo) -> std::result::Result<(u64, usize), E>,
+    ) -> std::result::Result<(FdInfo, Mapping), E> {
+        let (info, probe) = describe_probed(fd)?;
+        let (offset, len) = part(&info)?;
+        let access = if private { Access::Private } else { Access::ReadOnly };
+        let mapping = Self::of_probe(fd, &probe, offset, len, access)?;
+        Ok((info, mapping))
+    }
+
     fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> Result<Mapping> {
-        let probe = probe(fd)?;
+        Self::of_probe(fd, &probe(fd)?, offset, len, access)
+    }
+
+    /// Maps what was probed just now.
+    fn of_probe(
+        fd: BorrowedFd<'_>,
+        probe: &Probe,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<Mapping> {
         let out_of_bounds = || Error::OutOfBounds { offset, len: len as u64, bound: probe.len };
         let end = offset.checked_add(len as u64).ok_or_else(out_of_bounds)?;
         if end > probe.len {
@@ -291,20 +323,31 @@ impl Span {
     ///
     /// A free place is found by reserving 2 MiB more than needed; the reservation is given back and the address
     /// inside it passed as a hint. MAP_FIXED over the reservation would save the window between the two, but when it
-    /// fails it may leave a hole that another thread fills before the reservation is unmapped.
+    /// fails it may leave a hole that another thread fills before the reservation is unmapped. Before all that the place
+    /// of the last mapping that went is tried, which is free where images are opened and closed in turn.
     fn congruent(fd: BorrowedFd<'_>, offset: u64, len: NonZeroUsize, access: Access) -> nix::Result<Span> {
         let huge = usize::try_from(HUGE).map_err(|_| Errno::EOVERFLOW)?;
         let phase = usize::try_from(offset % HUGE).map_err(|_| Errno::EOVERFLOW)?;
+        let is_congruent = |span: &Span| span.start.addr().get() % huge == phase;
+        let last = LAST_PLACE.swap(0, Ordering::Relaxed);
+        if last != 0 {
+            let hint = (last - last % huge).checked_add(phase).and_then(NonZeroUsize::new);
+            let span = Self::map(hint, fd, offset, len, access)?;
+            if is_congruent(&span) {
+                return Ok(span);
+            }
+        }
         for _ in 0..PLACE_ATTEMPTS {
             let reserve = len.checked_add(huge).ok_or(Errno::ENOMEM)?;
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
             // SAFETY: no MAP_FIXED, so nothing is replaced; nobody but this function knows the new address.
             let base = unsafe { mmap_anonymous(None, reserve, ProtFlags::PROT_NONE, flags) }?;
             drop(Span { start: base, len: reserve });
+            LAST_PLACE.store(0, Ordering::Relaxed);
             let base = base.addr().get();
             let wanted = base + (phase + huge - base % huge) % huge;
             let span = Self::map(NonZeroUsize::new(wanted), fd, offset, len, access)?;
-            if span.start.addr().get() % huge == phase {
+            if is_congruent(&span) {
                 return Ok(span);
             }
         }
@@ -319,6 +362,7 @@ impl Drop for Span {
         // it owns; whoever holds a view of it borrows the `Mapping` that owns this value.
         let result = unsafe { munmap(self.start, self.len.get()) };
         debug_assert!(result.is_ok(), "munmap {:p}, {} bytes: {result:?}", self.start, self.len);
+        LAST_PLACE.store(self.start.addr().get(), Ordering::Relaxed);
     }
 }
 

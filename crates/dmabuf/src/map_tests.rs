@@ -60,6 +60,37 @@ fn large_mappings_are_congruent_to_their_offset() {
 }
 
 #[test]
+fn a_place_that_is_free_again_is_used_by_what_fits() {
+    let fd = memfd("again", 16 * MIB);
+    // Of other lengths and phases, and while what took the place stays.
+    let mut kept = Vec::new();
+    for (round, (offset, len)) in
+        [(0, 4 * MIB), (0, 4 * MIB), (4096, 8 * MIB), (17, 2 * MIB), (3 * MIB, 13 * MIB)]
+            .into_iter()
+            .enumerate()
+    {
+        for _ in 0..3 {
+            let map = Mapping::read_only(fd.as_fd(), offset as u64, len).unwrap();
+            assert_eq!(map.view().as_ptr().addr() % (2 * MIB), offset % (2 * MIB), "{round}");
+            assert!(map.view().to_vec().iter().all(|&byte| byte == 0));
+            kept.push(map);
+            kept.truncate(round + 1);
+        }
+    }
+}
+
+#[test]
+fn what_is_described_is_mapped_in_its_bounds() {
+    let fd = memfd("described", 8192);
+    let map = |len| Mapping::described(fd.as_fd(), false, |_| Ok::<_, Error>((4096, len)));
+    let (info, mapping) = map(4096).unwrap();
+    assert_eq!((info.len, mapping.len(), mapping.is_writable()), (8192, 4096, false));
+    assert!(matches!(map(4097), Err(Error::OutOfBounds { bound: 8192, .. })));
+    let refused = Mapping::described(fd.as_fd(), true, |_| Err(Error::invalid("part", "none")));
+    assert!(matches!(refused, Err(Error::Invalid { .. })));
+}
+
+#[test]
 fn threads_map_at_the_same_time() {
     let fd = memfd("threads", 8 * MIB);
     Mapping::read_write(fd.as_fd(), 0, 8 * MIB)

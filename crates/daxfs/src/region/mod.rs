@@ -88,8 +88,7 @@ impl Region {
 
     fn open_source(source: Source, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
         let Opened { fd, part, attachment } = source.open(false, expect)?;
-        let region = Self::map(fd, part, if private { Mapping::private } else { Mapping::read_only })
-            .map_err(|error| error.of_source(&source))?;
+        let region = Self::map(fd, part, private).map_err(|error| error.of_source(&source))?;
         if let (Some(attachment), Some(found)) = (&attachment, region.info()) {
             attachment.check(found)?;
         }
@@ -106,7 +105,7 @@ impl Region {
     /// # Errors
     /// [`Error::Memory`], as for [`Region::open`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
-        Self::map(fd, Part::WHOLE, Mapping::read_only)
+        Self::map(fd, Part::WHOLE, false)
     }
 
     /// Maps a part of a descriptor's memory read-only. For `/dev/mem` the offset is a physical address.
@@ -114,7 +113,7 @@ impl Region {
     /// # Errors
     /// [`Error::Memory`], as for [`Region::open`], also when the part is not within the memory.
     pub fn from_fd_part(fd: OwnedFd, part: Part) -> Result<Self> {
-        Self::map(fd, part, Mapping::read_only)
+        Self::map(fd, part, false)
     }
 
     /// Maps a descriptor copy-on-write: writes through raw pointers (a numpy or torch array) stay private to this
@@ -123,24 +122,23 @@ impl Region {
     /// # Errors
     /// [`Error::Memory`]; most dma-bufs cannot be mapped this way.
     pub fn from_fd_private(fd: OwnedFd) -> Result<Self> {
-        let mut region = Self::map(fd, Part::WHOLE, Mapping::private)?;
+        let mut region = Self::map(fd, Part::WHOLE, true)?;
         // Pages that this process has not copied yet still show what others write, and it writes itself.
         region.provenance = Provenance::Shared;
         Ok(region)
     }
 
-    fn map(
-        fd: OwnedFd,
-        part: Part,
-        how: fn(BorrowedFd<'_>, u64, usize) -> dmabuf::Result<Mapping>,
-    ) -> Result<Self> {
-        let info = dmabuf::describe(fd.as_fd())?;
-        let (offset, len) = part.of(&info)?;
-        let len = usize::try_from(len).map_err(|_| dmabuf::Error::Invalid {
-            what: format!("a region of {len} bytes"),
-            why: "it does not fit the address space".into(),
+    fn map(fd: OwnedFd, part: Part, private: bool) -> Result<Self> {
+        let mut offset = 0;
+        let (info, mapping) = Mapping::described(fd.as_fd(), private, |info| {
+            let (start, len) = part.of(info)?;
+            offset = start;
+            let len = usize::try_from(len).map_err(|_| dmabuf::Error::Invalid {
+                what: format!("a region of {len} bytes"),
+                why: "it does not fit the address space".into(),
+            })?;
+            Ok::<_, Error>((start, len))
         })?;
-        let mapping = how(fd.as_fd(), offset, len)?;
         // Seals are only ever added, so what holds now holds for the life of the mapping.
         let provenance = match &info.kind {
             FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
@@ -398,8 +396,7 @@ impl Region {
                     source,
                 })?;
                 let part = Part { offset: *offset, len: Some(self.len()) };
-                let how = if self.is_writable() { Mapping::private } else { Mapping::read_only };
-                let region = Self::map(fd, part, how)?;
+                let region = Self::map(fd, part, self.is_writable())?;
                 let provenance = if self.is_writable() { Provenance::Shared } else { region.provenance };
                 Ok(Self { source: self.source.clone(), provenance, ..region })
             }

@@ -238,14 +238,17 @@ pub(crate) fn take(
 ) -> Result<Snapshot> {
     let mut reader = Reader::new(view, limit, live);
     let block_size = format::SUPERBLOCK_SIZE;
-    if let Some(kind) = Foreign::of_view(view) {
-        return Err(Error::Foreign { kind });
-    }
     if reader.len() < block_size as u64 {
-        return Err(Error::TooSmall { len: reader.len(), need: block_size as u64 });
+        let too_small = Error::TooSmall { len: reader.len(), need: block_size as u64 };
+        return Err(Foreign::of_view(view).map_or(too_small, |kind| Error::Foreign { kind }));
     }
     let mut block = [0; format::SUPERBLOCK_SIZE];
     view.read_at(0, &mut block)?;
+    if !block.starts_with(&format::MAGIC.to_le_bytes())
+        && let Some(kind) = Foreign::of(&block[..Foreign::HEAD])
+    {
+        return Err(Error::Foreign { kind });
+    }
     // The metadata is read after the superblock that tells where it lies, also from memory that is not cached.
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     if let ([0, 0, 0, 0, ..], Some(record)) = (&block, Generation::find(&block)) {

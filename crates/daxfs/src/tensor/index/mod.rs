@@ -42,8 +42,8 @@ pub struct Index {
     version: u32,
     flags: u32,
     content_hash: [u8; 32],
-    /// The records hash that the header has, and that of the header and table which are in use; none in version 1.
-    records_hash: Option<([u8; 32], [u8; 32])>,
+    /// The header; none in version 1.
+    header: Option<Arc<raw::Header>>,
     /// The table of sections; empty in version 1.
     table: Arc<[raw::Section]>,
     files: Section<raw::FileRecord>,
@@ -109,7 +109,7 @@ impl Index {
     /// What stands for all records in the content hash: BLAKE3 of the header and the table of sections, which has the
     /// hash of each section. It is computed from the copy of both that is in use. `None` for version 1.
     pub fn records_hash(&self) -> Option<[u8; 32]> {
-        self.records_hash.map(|(_, found)| found)
+        self.header.as_deref().map(|header| records_hash(header, &self.table))
     }
 
     /// Number of file records: one per regular file, hard links counted once, the index left out.

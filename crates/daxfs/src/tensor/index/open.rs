@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -45,7 +46,7 @@ impl Index {
             version: raw::v1::VERSION,
             flags: header.flags.get(),
             content_hash: header.content_hash,
-            records_hash: None,
+            header: None,
             table: [].into(),
             files: Section::new("file records", records.0, header.file_count.into(), start, bound)?,
             tensors: Section::new("tensor records", records.1, header.tensor_count.into(), start, bound)?,
@@ -90,7 +91,6 @@ impl Index {
             version: raw::VERSION,
             flags: header.flags.get(),
             content_hash: header.content_hash,
-            records_hash: Some((header.records_hash, records_hash(&header, &table))),
             files: found.records(raw::FILES, Counted::In32)?,
             tensors: found.records(raw::TENSORS, Counted::In32)?,
             checkpoints: found.records(raw::CHECKPOINTS, Counted::In32)?,
@@ -103,6 +103,7 @@ impl Index {
             bytes,
             strings: found.range(raw::STRINGS)?,
             table: table.into(),
+            header: Some(Arc::new(header)),
             region: region.clone(),
             extent,
         })

@@ -23,7 +23,7 @@ impl Index {
     /// [`TensorError::IndexHash`] for a section or a table that is another than its hash says, and as for
     /// [`Index::verify`].
     pub fn check(&self, image: &Image) -> Result<()> {
-        match self.records_hash {
+        match self.header {
             None => self.verify(image),
             Some(_) => {
                 self.check_hashes()?;
@@ -34,8 +34,8 @@ impl Index {
 
     /// Every section is what the table says, and the table what the header says. Nothing to compare in version 1.
     pub(super) fn check_hashes(&self) -> Result<()> {
-        let Some((stored, found)) = self.records_hash else { return Ok(()) };
-        same_hash("table of sections", &stored, &found)?;
+        let (Some(header), Some(found)) = (&self.header, self.records_hash()) else { return Ok(()) };
+        same_hash("table of sections", &header.records_hash, &found)?;
         for section in self.table.iter() {
             same_hash(section_name(section.kind.get()), &section.hash, &self.hash_of(section)?)?;
         }
