@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 /// Gaps up to this many bytes are written as zeros; larger ones become holes of the file.
-const SMALL_GAP: u64 = 64 << 10;
+pub(crate) const SMALL_GAP: u64 = 64 << 10;
 
 /// Where the bytes of a block are put.
 #[derive(Debug)]
@@ -132,7 +132,8 @@ impl<'a> Block<'a> {
         let from = offset - self.start;
         match &self.place {
             Place::Target(view) => {
-                let Ok(()) = view.as_shared().get(from, len)?.chunks(scratch, |_, piece| {
+                let part = view.as_shared().get(from, len)?.with_wide_loads();
+                let Ok(()) = part.chunks(scratch, |_, piece| {
                     hasher.update(piece, leaves);
                     Ok::<(), Infallible>(())
                 });

@@ -8,16 +8,12 @@ use crate::packer::Plan;
 use crate::progress::Progress;
 use crate::source::{Opener, SourceFile};
 use crate::target::Target;
-use crate::write::SMALLEST_CLONE;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// Bytes copied before they are hashed: source and copy are still in the second-level cache then.
 const UNIT: u64 = 128 << 10;
-
-/// Fewer bytes are gathered in a buffer with those of others, which takes fewer calls.
-const SMALLEST_DIRECT: u64 = 64 << 10;
 
 /// Bytes that are hashed at a time: enough for the widest vector units, little enough for the first-level cache.
 const HASH_STEP: usize = 32 << 10;
@@ -249,20 +245,6 @@ impl<'p> Copier<'p> {
             }
         };
         let rewrite = plan.rewrite(current.ino);
-        // Not for files that are too small to be cloned: where files can be, the kernel would clone instead of copying,
-        // and what is read back would come from the disk.
-        let is_large = plan.layout.extent(current.ino).len >= SMALLEST_CLONE;
-        if !cloned && rewrite.is_none() && is_large && len >= SMALLEST_DIRECT {
-            let target = self.task.target;
-            if target.copy_from(&source.file, unit.start - start, unit.clone()) {
-                block.leave_out(unit.start, len);
-                if let Some(hasher) = &mut current.hasher {
-                    target
-                        .read_back(unit, &mut self.scratch, |piece| hasher.update(piece, &mut self.leaves))?;
-                }
-                return Ok(());
-            }
-        }
         match rewrite {
             None if cloned => block.read_aside(unit.start, len, source, unit.start - start)?,
             None if unit.end - start == source.size() => {

@@ -49,6 +49,7 @@
 
 mod align;
 mod block;
+mod buffers;
 pub mod command;
 mod copy;
 mod dedupe;
@@ -67,6 +68,7 @@ mod progress;
 mod publish;
 mod reflink;
 mod regions;
+mod reserve;
 mod scan;
 mod selection;
 mod sign;
@@ -78,6 +80,7 @@ mod tree;
 mod verify;
 mod walk;
 mod write;
+mod writeback;
 
 pub use dmabuf::HugePages;
 pub use error::{Error, Result};

@@ -1,26 +1,29 @@
 //! Where an image is written to: a file, or memory with a descriptor. Both are filled window by window.
 
-use crate::block::{Block, index};
+use crate::block::Block;
+use crate::buffers::Buffers;
 use crate::summary::Size;
-use crate::{Error, Result};
+use crate::{Error, Result, writeback};
 use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
 use dmabuf::{HugePages, Mapping, allocate_huge};
-use nix::errno::Errno;
-use nix::fcntl::copy_file_range;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use zerocopy::IntoBytes;
 
-/// Bytes that one thread fills before it takes the next ones. A window of huge pages is zeroed by the kernel just
-/// before it is filled, so it has to fit the last-level cache together with the other threads' windows.
+/// Bytes that one thread fills before it takes the next ones.
 pub(crate) const WINDOW: u64 = 16 << 20;
 
-/// Bytes that are written to a file at once, from a multiple of this: they stay in the second-level cache on the way.
-pub(crate) const DISK_STEP: u64 = 256 << 10;
+/// Bytes of huge pages that are made at once. The kernel zeroes them just before they are filled, so they should still
+/// be in the cache then, beside those of other threads.
+const HUGE_STEP: u64 = 4 << 20;
+
+/// Bytes that are written to a file at once, from a multiple of this: file systems that keep large pieces (folios) then
+/// keep it in such, which are cheaper to make, and of which readers map each with one fault.
+pub(crate) const DISK_STEP: u64 = 2 << 20;
 
 /// Bytes that are written to memory of ordinary pages at once: they stay in the second-level cache on the way.
 const MEMORY_STEP: u64 = 256 << 10;
@@ -59,10 +62,12 @@ pub(crate) struct Target {
     pub(crate) first: u64,
     /// Whether the superblock's block is left alone until the end.
     pub(crate) keeps_head: bool,
+    /// Whether it is synced in the end, so that its disk may begin before.
+    pub(crate) syncs: bool,
     /// Whether what is written has to leave the processor's caches.
     pub(crate) flushes: bool,
-    /// Whether the kernel may be able to copy into it from another file.
-    copies_files: AtomicBool,
+    /// Threads that write to the file.
+    writers: AtomicUsize,
     /// Whether 2 MiB pages were asked for by name.
     wants_huge: bool,
     /// Bytes of whole blocks of [`Access::Huge`], and how many of them became huge pages.
@@ -82,8 +87,9 @@ impl Target {
             shift: 0,
             first: 0,
             keeps_head: false,
+            syncs: false,
             flushes: false,
-            copies_files: AtomicBool::new(access == Access::Write(DISK_STEP)),
+            writers: AtomicUsize::new(0),
             wants_huge: false,
             blocks: AtomicU64::new(0),
             huge: AtomicU64::new(0),
@@ -118,20 +124,33 @@ impl Target {
     pub(crate) fn fill(
         &self,
         window: Range<u64>,
-        buffer: &mut Vec<u8>,
+        buffers: &mut Buffers,
         mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
     ) -> Result<()> {
         let head = if self.keeps_head { SUPERBLOCK_SIZE as u64 } else { 0 };
         let window = window.start.max(head)..window.end;
+        if self.access == Access::Huge {
+            let mut at = window.start;
+            while at < window.end {
+                let part = at..window.end.min((at / HUGE_STEP + 1) * HUGE_STEP);
+                at = part.end;
+                match self.map_huge(&part)? {
+                    Some(mut map) => fill(&mut Block::mapped(map.view_mut()?, part.start), part)?,
+                    None => self.write_blocks(&part, MEMORY_STEP, buffers, &mut fill)?,
+                }
+            }
+            return Ok(());
+        }
         let (mapped, step) = match self.access {
             Access::Write(step) => (None, step),
-            Access::Huge => (self.map_huge(&window)?, MEMORY_STEP),
-            Access::Map => (Some(self.map(&window)?), 0),
+            Access::Huge | Access::Map => (Some(self.map(&window)?), 0),
             Access::Copy => (Some(self.map(&window)?), MEMORY_STEP),
         };
         if let Some(mut map) = mapped {
             if self.access == Access::Copy {
-                buffered(&window, step, buffer, fill, |offset, bytes| {
+                // Each has a mapping of its own.
+                let writers = AtomicUsize::new(0);
+                buffers.pass(&window, step, &writers, fill, |offset, bytes| {
                     Ok(map.view_mut()?.copy_from(offset - window.start, bytes)?)
                 })?;
             } else {
@@ -142,57 +161,26 @@ impl Target {
             }
             return Ok(());
         }
-        buffered(&window, step, buffer, fill, |offset, bytes| {
+        self.write_blocks(&window, step, buffers, fill)?;
+        if self.syncs {
+            writeback::begin(&self.file, self.place(window.start)..self.place(window.end));
+        }
+        Ok(())
+    }
+
+    /// Makes blocks in buffers and writes them.
+    fn write_blocks(
+        &self,
+        window: &Range<u64>,
+        step: u64,
+        buffers: &mut Buffers,
+        fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        buffers.pass(window, step, &self.writers, fill, |offset, bytes| {
             self.file
                 .write_all_at(bytes, self.place(offset))
                 .map_err(|error| Error::io("write", &self.path, error))
         })
-    }
-
-    /// Lets the kernel copy what `source` has from `from` on to the bytes `to`, in one pass over them (two through a
-    /// buffer), or not at all. `false`: it does not, or not all of it; what other ways of copying say counts.
-    pub(crate) fn copy_from(&self, source: &File, from: u64, to: Range<u64>) -> bool {
-        if !self.copies_files.load(Ordering::Relaxed) {
-            return false;
-        }
-        let offset = |at| i64::try_from(at).ok();
-        let (Some(mut from), Some(mut at)) = (offset(from), offset(self.place(to.start))) else {
-            return false;
-        };
-        let mut left = index(to.end - to.start);
-        while left > 0 {
-            match copy_file_range(source, Some(&mut from), &self.file, Some(&mut at), left) {
-                Ok(0) => return false,
-                Ok(count) => left -= count.min(left),
-                Err(Errno::EINTR) => {}
-                Err(_) => {
-                    // Two file systems, for instance. The others would be refused, too.
-                    self.copies_files.store(false, Ordering::Relaxed);
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// Gives what was copied to `take`, piece by piece, by way of `scratch`.
-    pub(crate) fn read_back(
-        &self,
-        range: Range<u64>,
-        scratch: &mut [u8],
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let len = index(range.end - at).min(scratch.len());
-            let piece = &mut scratch[..len];
-            self.file
-                .read_exact_at(piece, self.place(at))
-                .map_err(|error| Error::io("read", &self.path, error))?;
-            take(piece);
-            at += len as u64;
-        }
-        Ok(())
     }
 
     /// Maps a range of the image.
@@ -286,30 +274,4 @@ impl Target {
         fence(Ordering::SeqCst);
         Ok(())
     }
-}
-
-/// Fills a window block by block in `buffer`, and gives to `write` what is in it: an offset in the image, and bytes.
-fn buffered(
-    window: &Range<u64>,
-    step: u64,
-    buffer: &mut Vec<u8>,
-    mut fill: impl FnMut(&mut Block<'_>, Range<u64>) -> Result<()>,
-    mut write: impl FnMut(u64, &[u8]) -> Result<()>,
-) -> Result<()> {
-    if buffer.len() != index(step) {
-        // Not `resize`, which would touch every page of it, also of those that are never needed.
-        *buffer = vec![0; index(step)];
-    }
-    let mut at = window.start;
-    while at < window.end {
-        let end = window.end.min((at / step + 1) * step);
-        let mut block = Block::buffered(buffer, at);
-        fill(&mut block, at..end)?;
-        let runs: Vec<_> = block.runs().to_vec();
-        for run in runs.into_iter().filter(|run| !run.is_empty()) {
-            write(run.start, &buffer[index(run.start - at)..index(run.end - at)])?;
-        }
-        at = end;
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Writes a planned image, once: into a file that appears when it is complete, or into memory with a descriptor.
 
+use crate::buffers::Buffers;
 use crate::copy::{Copier, Task};
 use crate::hash::{self, Leaf};
 use crate::index::{self, Hashes};
@@ -49,6 +50,7 @@ impl Backing {
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let mut target = Target::new(fd, path, Access::Write(DISK_STEP), true);
         target.first = range.start;
+        target.syncs = plan.settings.sync;
         let len = range.end - range.start;
         target.file.set_len(len).map_err(|error| Error::io("set the length of", path, error))?;
         Ok(Some(Backing { output, target }))
@@ -86,7 +88,7 @@ impl Plan {
         let output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
-        let target = match (is_memory, self.settings.pages) {
+        let mut target = match (is_memory, self.settings.pages) {
             (true, pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => {
                 Target::of_pages(fd, path, pages)
             }
@@ -97,6 +99,7 @@ impl Plan {
                 return Err(Error::Setting { option: "--hugepages", why });
             }
         };
+        target.syncs = self.settings.sync && !is_memory;
         target
             .file
             .set_len(self.layout.total)
@@ -223,6 +226,9 @@ impl Plan {
         summary.cloned_bytes = cloned.values().sum();
         if can_clone {
             summary.unclonable_bytes = self.unclonable(files, !cloned.is_empty())?;
+            if cloned.is_empty() {
+                self.reserve(files)?;
+            }
         }
         let has_index = self.layout.shape.index.is_some();
         let progress = &*self.settings.progress;
@@ -254,18 +260,18 @@ impl Plan {
             |window: &Range<u64>| task.target.zeroed && task.target.first == 0 && self.layout.is_room(window);
         let windows =
             usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
-        let work = |state: &mut (Copier<'_>, Vec<u8>), at: usize| {
-            let (copier, buffer) = state;
+        let work = |state: &mut (Copier<'_>, Buffers), at: usize| {
+            let (copier, buffers) = state;
             let start = part.start + at as u64 * WINDOW;
             let window = start..part.end.min(start + WINDOW);
             if is_room(&window) {
                 return Ok([Vec::new(), Vec::new()]);
             }
-            task.target.fill(window.clone(), buffer, |block, range| copier.fill(block, range, &window))?;
+            task.target.fill(window.clone(), buffers, |block, range| copier.fill(block, range, &window))?;
             copier.finish()?;
             Ok([std::mem::take(&mut copier.leaves), std::mem::take(&mut copier.original_leaves)])
         };
-        let state = || (Copier::new(task), Vec::new());
+        let state = || (Copier::new(task), Buffers::default());
         // A thread for each window's worth of bytes at most; what was cloned is read only to be hashed.
         let cloned = if task.hash { 0 } else { task.cloned.values().sum() };
         let threads = (total - cloned).div_ceil(WINDOW);
