@@ -30,7 +30,7 @@ pub(crate) struct Args {
     threads: Option<usize>,
 
     /// MiB that a thread takes at a time.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 4)]
     window: u64,
 }
 

@@ -41,10 +41,27 @@ pub(crate) fn touch(bytes: &[u8]) -> u64 {
 /// Runs every case once unmeasured, then in turns, each round beginning with another one. Gives the seconds of all
 /// runs by name.
 pub(crate) fn interleave(cases: &mut [Case<'_>], limits: Limits) -> Result<Value> {
+    interleave_apart(&mut [cases], limits)
+}
+
+/// As [`interleave`], one set of cases after the other, in an equal part of the seconds each.
+pub(crate) fn interleave_apart(sets: &mut [&mut [Case<'_>]], limits: Limits) -> Result<Value> {
+    let mut samples = BTreeMap::new();
+    let limits = Limits { seconds: limits.seconds / sets.len().max(1) as f64, ..limits };
+    for cases in sets {
+        take_turns(cases, limits, &mut samples)?;
+    }
+    Ok(json!({ "seconds": samples }))
+}
+
+fn take_turns<'n>(
+    cases: &mut [Case<'n>],
+    limits: Limits,
+    samples: &mut BTreeMap<&'n str, Vec<f64>>,
+) -> Result<()> {
     for (_, case) in &mut *cases {
         case()?;
     }
-    let mut samples: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let started = Instant::now();
     let mut round = 0;
     while round < limits.rounds.max(1) && (round == 0 || started.elapsed().as_secs_f64() < limits.seconds) {
@@ -54,5 +71,5 @@ pub(crate) fn interleave(cases: &mut [Case<'_>], limits: Limits) -> Result<Value
         }
         round += 1;
     }
-    Ok(json!({ "seconds": samples }))
+    Ok(())
 }

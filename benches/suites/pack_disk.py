@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
     from suites import Context
 
-OF_COPY, OF_CLONE = 0.9, 1 / 1.5
-COPY, COPY_SYNCED = 'cp -r "$1" "$2"', 'cp -r "$1" "$2" && sync "$2"/* "$2"'
-CLONE = 'cp -r --reflink=always "$1" "$2"'
-CLONE_SYNCED = CLONE + ' && sync "$2"/* "$2"'
+OF_COPY, OF_CLONE = 1.0, 0.8
+COPY, CLONE = ("cp", "-r"), ("cp", "-r", "--reflink=always")
 SPARE = 1 << 30
 # The first is what users get: tensors are aligned, and there are hashes of two forms of each file.
 MORE = ([], ["--no-hash"], ["--exact"], ["--exact", "--no-hash"])
@@ -45,14 +43,19 @@ def _cases(context: Context, source: Path, target: Path, count: int) -> tuple[Ca
 
         return timed
 
-    def shell(script: str) -> Callable[[], float]:
+    def copy(*command: str, sync: bool) -> Callable[[], float]:
         def timed() -> float:
             settle()
-            return run(["sh", "-c", script, "sh", source, target / "copy"]).seconds
+            words: list[str | Path] = [*command, source, target / "copy"]
+            # A shell takes longer to start than a clone does to make, so there is one only where two commands run.
+            if sync:
+                script = f'{" ".join(command)} "$1" "$2" && sync "$2"/* "$2"'
+                words = ["sh", "-c", script, "sh", *words[-2:]]
+            return run(words).seconds
 
         return timed
 
-    return pack, shell
+    return pack, copy
 
 
 def to_disk(context: Context) -> Iterator[Row]:
@@ -60,12 +63,13 @@ def to_disk(context: Context) -> Iterator[Row]:
     count = context.pick(4 << 30, 64 << 20)
     source = context.store.weights(count, shards=3)
     target = context.scratch / "out"
-    pack, shell = _cases(context, source, target, count)
+    pack, copy = _cases(context, source, target, count)
     context.say(f"{size(count)} in 3 safetensors files, warm in the page cache, to {file_system(context.scratch)[0]}")
     context.say("cp writes what --exact does; without it tensors are aligned, and files hashed as they were, too")
-    for peer, script, sync in (("cp -r", COPY, ["--no-sync"]), ("cp -r, then sync", COPY_SYNCED, [])):
-        ours = {" ".join(["-o FILE", *sync, *more]): pack(*sync, *more) for more in MORE}
-        times = {name: Timing(taken) for name, taken in interleave({**ours, peer: shell(script)}, context.runs).items()}
+    for peer, options in (("cp -r", ["--no-sync"]), ("cp -r, then sync", [])):
+        ours = {" ".join(["-o FILE", *options, *more]): pack(*options, *more) for more in MORE}
+        cases = {**ours, peer: copy(*COPY, sync=not options)}
+        times = {name: Timing(taken) for name, taken in interleave(cases, context.runs).items()}
         for name in ours:
             yield Comparison(name, times[name], peer, times[peer], OF_COPY)
     shutil.rmtree(target)
@@ -79,18 +83,14 @@ def clones(context: Context, kind: str) -> Iterator[Row]:
         source = mount / "weights"
         shutil.copytree(weights, source)
         warm_files(source)
-        pack, shell = _cases(context, source, mount / "out", 64 << 20)
+        pack, copy = _cases(context, source, mount / "out", 64 << 20)
         context.say(f"{size(count)} in 3 safetensors files, warm in the page cache, on {kind} in a loop device")
-        pairs = (
-            ("cp --reflink=always", CLONE, ["--no-sync"]),
-            ("cp --reflink=always, then sync", CLONE_SYNCED, []),
-        )
         runs = context.pick(5, 1) * context.runs
-        for peer, script, sync in pairs:
+        for peer, options in (("cp --reflink=always", ["--no-sync"]), ("cp --reflink=always, then sync", [])):
             # Files whose tensors are moved are no clones.
-            name = " ".join([f"{kind}: -o FILE --exact --no-hash", *sync])
-            case = pack("--exact", "--no-hash", *sync)
-            times = interleave({name: case, peer: shell(script)}, runs)
+            name = " ".join([f"{kind}: -o FILE --exact --no-hash", *options])
+            case = pack("--exact", "--no-hash", *options)
+            times = interleave({name: case, peer: copy(*CLONE, sync=not options)}, runs)
             context.say(f"{name}: {size(case.cloned)} cloned")
             yield Comparison(name, Timing(times[name]), peer, Timing(times[peer]), OF_CLONE)
 
