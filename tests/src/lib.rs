@@ -9,6 +9,7 @@
 //! | `mutations` | what do we say to damaged images, and is it what the kernel says? |
 //! | `mutate_random` | does random damage ever break the reader? |
 //! | `hostile`, `hostile_regions`, `hostile_changes`, `hostile_tensors` | do images made to hurt a reader hurt this one? |
+//! | `faults`, `faults_holder` | is anything lost, left or hidden when a system call of the packer or the holder fails? |
 //! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
 //! | `kerf` | do images of an independent builder open with the same contents? |
 //! | `overlay_changing` | what does a reader see while a kernel writes to the overlay? |
@@ -29,6 +30,8 @@ pub mod dump;
 pub mod examine;
 pub mod forge;
 pub mod golden;
+#[cfg(target_arch = "x86_64")]
+pub mod inject;
 pub mod mounts;
 pub mod overlay;
 pub mod tree;

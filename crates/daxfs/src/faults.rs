@@ -5,9 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use dmabuf::faults::{self, Advice, Described, Description};
 
@@ -16,7 +17,17 @@ use crate::image::Inner;
 use crate::{FileType, Image, Region, Result};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
+/// Held around forks, too: a child must be able to open images, whatever other threads of its parent were doing.
 static OPEN: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// Whether forks take `OPEN`.
+static FORKS: AtomicBool = AtomicBool::new(false);
+
+type List = MutexGuard<'static, Vec<Weak<Inner>>>;
+
+thread_local! {
+    /// `OPEN`, while this thread forks.
+    static HELD: Cell<Option<List>> = const { Cell::new(None) };
+}
 
 /// Has a handler of SIGSEGV and SIGBUS say on standard error which tensor or file of which image was written to or has
 /// gone, and what to do about it, before the process dies as it would have. For all images of this process, those that
@@ -48,9 +59,27 @@ pub(crate) fn opened(image: &Image) {
     }
 }
 
-fn list() -> std::sync::MutexGuard<'static, Vec<Weak<Inner>>> {
+fn list() -> List {
+    if !FORKS.load(Ordering::Acquire) {
+        // Twice does no harm.
+        dmabuf::around_forks(before_fork, after_fork);
+        FORKS.store(true, Ordering::Release);
+    }
+    lock()
+}
+
+fn lock() -> List {
     // A list of weak references is whole at any time.
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+extern "C" fn before_fork() {
+    // A thread that is at its end forks without.
+    let _ = HELD.try_with(|held| held.set(Some(held.take().unwrap_or_else(lock))));
+}
+
+extern "C" fn after_fork() {
+    let _ = HELD.try_with(Cell::take);
 }
 
 fn describe(image: &Image) {

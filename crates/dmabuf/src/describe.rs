@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::sys::statfs::{Statfs, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+use crate::again::uninterrupted;
 use crate::device::{DEV_MEM, devdax, pci_present, pci_resource};
 use crate::error::{Error, Result};
 use crate::memfd::{Seals, seals};
@@ -173,7 +174,7 @@ pub(crate) fn probe(fd: BorrowedFd<'_>) -> Result<Probe> {
     let stat = fstat(fd).map_err(|e| Error::os("fstat", fd_name(fd), e))?;
     let refuse = |why| Err(Error::NotShareable { what: fd_name(fd), why });
     // A dma-buf has no type bits in st_mode: the file system type tells.
-    let fs = fstatfs(fd).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
+    let fs = uninterrupted(|| fstatfs(fd)).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
     if fs_type(&fs) == DMA_BUF_MAGIC {
         let len = lseek(fd, 0, Whence::SeekEnd).map_err(|e| Error::os("lseek", fd_name(fd), e))?;
         return Ok(Probe { class: Class::DmaBuf, len: len.try_into().unwrap_or(0), stat });

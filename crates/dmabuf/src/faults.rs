@@ -11,15 +11,17 @@
 
 #![allow(unsafe_code, reason = "a signal handler, and the descriptions that it reads without a lock")]
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::os::raw::{c_int, c_void};
 use std::ptr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::libc::{self, siginfo_t};
 
 use crate::error::{Error, Result};
+use crate::fork::around_forks;
 
 /// What is said of faults in a range of addresses.
 #[derive(Debug, Default)]
@@ -57,8 +59,15 @@ const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
 /// Head of the list of places, which only grows.
 static NODES: AtomicPtr<Node> = AtomicPtr::new(ptr::null_mut());
-/// Held while the list is changed; the handler does without.
+/// Held while the list is changed, and around forks; the handler does without.
 static CHANGE: Mutex<()> = Mutex::new(());
+/// Whether forks take `CHANGE`.
+static FORKS: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// `CHANGE`, while this thread forks.
+    static HELD: Cell<Option<MutexGuard<'static, ()>>> = const { Cell::new(None) };
+}
 /// How many handlers read descriptions now.
 static READERS: AtomicUsize = AtomicUsize::new(0);
 /// Leaked when the handler was installed.
@@ -72,7 +81,7 @@ static BEFORE: [AtomicPtr<libc::sigaction>; 2] =
 /// # Errors
 /// [`Error::Os`] when the kernel refuses.
 pub fn install(advice: Advice) -> Result<()> {
-    let _change = CHANGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _change = change();
     if !ADVICE.load(Ordering::Acquire).is_null() {
         return Ok(());
     }
@@ -110,7 +119,7 @@ pub fn describe(start: usize, len: usize, mut description: Description) -> Descr
     // For a search: by address, longer ones first, so that the last of those around an address is the shortest.
     description.parts.sort_by_key(|&(start, len, _)| (start, usize::MAX - len));
     let description = Box::into_raw(Box::new(description));
-    let _change = CHANGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _change = change();
     let node = nodes().find(|node| node.start.load(Ordering::SeqCst) == 0).unwrap_or_else(|| {
         // SAFETY: null, or a place that was leaked here.
         let next = unsafe { NODES.load(Ordering::SeqCst).as_ref() };
@@ -133,7 +142,7 @@ pub fn describe(start: usize, len: usize, mut description: Description) -> Descr
 
 impl Drop for Described {
     fn drop(&mut self) {
-        let _change = CHANGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _change = change();
         self.0.start.store(0, Ordering::SeqCst);
         let description = self.0.description.swap(ptr::null_mut(), Ordering::SeqCst);
         // A handler that begins to read from now on finds the place free: all of these are sequentially consistent.
@@ -142,6 +151,29 @@ impl Drop for Described {
             drop(unsafe { Box::from_raw(description) });
         }
     }
+}
+
+/// Takes the lock for a change.
+fn change() -> MutexGuard<'static, ()> {
+    if !FORKS.load(Ordering::Acquire) {
+        // Twice does no harm.
+        around_forks(before_fork, after_fork);
+        FORKS.store(true, Ordering::Release);
+    }
+    lock()
+}
+
+fn lock() -> MutexGuard<'static, ()> {
+    CHANGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+extern "C" fn before_fork() {
+    // A thread that is at its end forks without.
+    let _ = HELD.try_with(|held| held.set(Some(held.take().unwrap_or_else(lock))));
+}
+
+extern "C" fn after_fork() {
+    let _ = HELD.try_with(Cell::take);
 }
 
 fn nodes() -> impl Iterator<Item = &'static Node> {

@@ -53,6 +53,7 @@
 //! ```
 
 mod advice;
+mod again;
 mod cache;
 mod class;
 mod describe;
@@ -61,6 +62,7 @@ mod direct;
 mod error;
 pub mod faults;
 mod fdpass;
+mod fork;
 mod heap;
 mod map;
 mod memfd;
@@ -78,12 +80,14 @@ mod view_mut;
 mod wide;
 
 pub use advice::PageStats;
+pub use again::uninterrupted;
 pub use class::{MemoryClass, syncs_reads};
 pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only, reopen, same_open_file};
 pub use device::{PciBar, check_present, open_memory, open_physical, pci_bars};
 pub use direct::DirectFile;
 pub use error::{Error, Result};
 pub use fdpass::{recv_bytes, recv_fds, send_fds};
+pub use fork::around_forks;
 pub use heap::{heap_allocate, heap_allocate_on, heaps};
 pub use map::{Mapping, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};

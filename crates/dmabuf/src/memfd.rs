@@ -9,6 +9,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
 
+use crate::again::uninterrupted;
 use crate::describe::fd_name;
 use crate::error::{Error, Result};
 use crate::map::Mapping;
@@ -128,7 +129,8 @@ impl Memfd {
             }
             _ => Error::os("memfd_create", subject(), e),
         })?;
-        nix::unistd::ftruncate(&fd, file_len).map_err(|e| Error::os("ftruncate", subject(), e))?;
+        uninterrupted(|| nix::unistd::ftruncate(&fd, file_len))
+            .map_err(|e| Error::os("ftruncate", subject(), e))?;
         match (hugetlb, node) {
             // The kernel keeps no policy with hugetlb memory (mbind(2) would bind the mapping only), but allocates by
             // that of the thread.

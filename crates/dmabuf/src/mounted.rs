@@ -49,7 +49,7 @@ pub enum Mounted {
 /// # Errors
 /// [`Error::Os`] with the kernel's answer; [`Error::Invalid`] for a physical mount whose options are not understood.
 pub fn mounted(fd: BorrowedFd<'_>) -> Result<Option<Mounted>> {
-    let fs = fstatfs(fd).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
+    let fs = crate::uninterrupted(|| fstatfs(fd)).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
     if fs_type(&fs) != DAXFS_MAGIC {
         return Ok(None);
     }

@@ -148,7 +148,7 @@ pub fn nodes_of(view: SharedBytes<'_>, step: usize) -> Result<BTreeMap<u32, u64>
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::ENOSYS | libc::EPERM) => Ok(found),
-            _ => Err(Error::os("move_pages", format!("{view:?}"), error)),
+            _ => Err(Error::os("move_pages", "for the nodes of this process' memory", error)),
         };
     }
     for (at, node) in (0..view.len()).step_by(step).zip(status) {

@@ -13,6 +13,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockop
 use nix::sys::time::TimeVal;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
+use crate::again::uninterrupted;
 use crate::describe::fd_name;
 use crate::error::{Error, Result};
 
@@ -46,7 +47,8 @@ pub fn connect_seqpacket(path: &Path, timeout: Duration) -> Result<OwnedFd> {
     let address = address(path)?;
     let fd = socket(path, SockFlag::empty())?;
     set_timeout(&fd, timeout)?;
-    socket::connect(fd.as_raw_fd(), &address)
+    // Of a local socket: a call that was interrupted has left nothing behind.
+    uninterrupted(|| socket::connect(fd.as_raw_fd(), &address))
         .map_err(|e| Error::os("connect", path.display().to_string(), e))?;
     Ok(fd)
 }

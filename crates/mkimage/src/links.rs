@@ -4,13 +4,14 @@
 //! that the link lies in, the source is asked. A file that several links lead to is one inode of the image. A folder is
 //! listed once; further links to it become links to the first place, so a tree of links cannot grow without bound.
 
+use crate::again::openat;
 use crate::scan::Rules;
 use crate::source::{Opener, Sort, kind_of};
 use crate::tree::{Excluded, Identity, Kind, ROOT, Tree, links};
 use crate::walk::{Id, leave_out, walk};
 use crate::{Error, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use std::collections::{HashMap, HashSet};

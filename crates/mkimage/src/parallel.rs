@@ -35,7 +35,9 @@ pub(crate) fn map<S, T: Send>(
         done
     };
     let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.min(count)).map(|_| scope.spawn(worker)).collect();
+        // Where there can be no more threads, those that there are do the work.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, worker).ok();
+        let others: Vec<_> = (1..threads.min(count)).map_while(spawn).collect();
         let mut results = worker();
         for other in others {
             match other.join() {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "the FICLONERANGE ioctl")]
 
+use dmabuf::uninterrupted;
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -42,7 +43,7 @@ pub(crate) fn clone(source: &File, target: &File, target_offset: u64, len: u64) 
     // SAFETY: both descriptors are open while borrowed, and the request is a live `struct file_clone_range` (layout
     // asserted above), which this ioctl only reads. It changes the file `target`, no memory of this process: a
     // mapping of that file, if somebody made one, is a matter of the one who made it.
-    match unsafe { clone_range(target.as_raw_fd(), &raw const request) } {
+    match uninterrupted(|| unsafe { clone_range(target.as_raw_fd(), &raw const request) }) {
         Ok(_) => Ok(true),
         // EOPNOTSUPP, ENOTTY: no such operation; EXDEV: two file systems; EINVAL: not whole blocks, or a file that
         // cannot share its blocks; EPERM, ETXTBSY: swap files and the like. Copying decides about those.

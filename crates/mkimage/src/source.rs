@@ -1,8 +1,9 @@
 //! Opens the files of the source tree, and makes sure that they are the ones that the scan saw.
 
+use crate::again::{open, openat};
 use crate::tree::{Identity, ROOT, Stamp, Tree};
 use crate::{Error, Result};
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, fstat};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -195,9 +196,11 @@ impl SourceFile<'_> {
     /// are found out here.
     pub(crate) fn check_end(&self) -> Result<()> {
         let size = self.size();
-        match self.file.read_at(&mut [0], size).map_err(|error| self.unreadable(error))? {
-            0 => Ok(()),
-            _ => Err(self.grew()),
+        // This one is made again when a signal interrupts it.
+        match self.file.read_exact_at(&mut [0], size) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
+            Ok(()) => Err(self.grew()),
+            Err(error) => Err(self.unreadable(error)),
         }
     }
 

@@ -5,6 +5,7 @@
 //! more than [`KEPT`] would be, the directory is opened by its path from the nearest one that is. No path is made but
 //! for messages and globs. The tree gets the names in its own order, level by level, when all are known.
 
+use crate::again::openat;
 use crate::links::Links;
 use crate::parallel;
 use crate::scan::{Rules, check_name, name_error};
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 use daxfs::format::{NAME_MAX, index};
 use nix::dir::Dir as Stream;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};

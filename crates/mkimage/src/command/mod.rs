@@ -85,8 +85,8 @@ fn report(args: &Args, summary: &Summary, mut to: impl Write) -> Result<()> {
     if args.quiet {
         return Ok(());
     }
-    let outcome = if args.json {
-        serde_json::to_string_pretty(summary).map_err(io::Error::from).and_then(|json| writeln!(to, "{json}"))
+    let text = if args.json {
+        serde_json::to_string_pretty(summary).map_err(io::Error::from)
     } else {
         for warning in &summary.warnings {
             let _ = writeln!(io::stderr(), "daxfs-pack: warning: {warning}");
@@ -94,9 +94,11 @@ fn report(args: &Args, summary: &Summary, mut to: impl Write) -> Result<()> {
         for skipped in &summary.skipped {
             let _ = writeln!(io::stderr(), "daxfs-pack: left out: {skipped}");
         }
-        writeln!(to, "{summary}")
+        Ok(summary.to_string())
     };
-    match outcome.and_then(|()| to.flush()) {
+    // At once: standard error has no buffer, and half a summary helps nobody.
+    let written = text.and_then(|text| to.write_all(format!("{text}\n").as_bytes()));
+    match written.and_then(|()| to.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::io("print the summary of", summary.target.as_ref(), error))
         }

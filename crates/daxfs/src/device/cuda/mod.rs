@@ -38,8 +38,11 @@ mod fill;
 mod hash;
 mod host;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod staging;
 mod stream;
+mod sync;
 mod threads;
 mod upload;
 mod verify;

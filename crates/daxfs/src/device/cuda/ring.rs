@@ -7,22 +7,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, TryLockError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, TryLockError};
 
 use super::super::DeviceError;
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Pause};
 
 /// Bytes that are sent at a time, where pieces are not longer.
 const BLOCK: u64 = 8 << 20;
 /// Blocks that are full, or on their way, while others are being filled.
 const FULL: u64 = 3;
-/// How long a thread that waits stays awake: a device is through with several blocks in that time, and to wake a
-/// processor of a virtual machine may take as long.
-const AWAKE: Duration = Duration::from_millis(2);
-/// And how long it sleeps at a time after that, as when a disk is what all wait for.
-const ASLEEP: Duration = Duration::from_micros(200);
 /// What pieces are a multiple of: `O_DIRECT` reads whole blocks of a disk.
 const UNIT: u64 = 4096;
 
@@ -30,12 +23,12 @@ const UNIT: u64 = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Bytes of the copy.
-    len: u64,
-    piece: u64,
+    pub(super) len: u64,
+    pub(super) piece: u64,
     /// Bytes of a block: whole pieces.
-    block: u64,
+    pub(super) block: u64,
     /// Blocks that there is memory for.
-    count: u64,
+    pub(super) count: u64,
 }
 
 impl Layout {
@@ -63,7 +56,7 @@ impl Layout {
     }
 
     /// Bytes of the copy's block of this number, which it has.
-    fn block_len(&self, number: u64) -> u64 {
+    pub(super) fn block_len(&self, number: u64) -> u64 {
         (self.len - number * self.block).min(self.block)
     }
 }
@@ -82,7 +75,7 @@ pub(super) struct Ring<S> {
     layout: Layout,
     blocks: Vec<Block<S>>,
     /// First byte that no thread has taken.
-    next: AtomicU64,
+    pub(super) next: AtomicU64,
     /// Set when a piece will not be filled or sent.
     is_broken: AtomicBool,
 }
@@ -165,7 +158,7 @@ impl<S: Sink> Ring<S> {
     /// nothing, or wait for still earlier ones.
     fn open(&self, number: u64) -> Result<bool, DeviceError> {
         let block = self.block(number);
-        let mut since = None;
+        let mut pause = Pause::default();
         while block.number.load(Ordering::Acquire) != number {
             if self.is_broken.load(Ordering::Acquire) {
                 return Ok(false);
@@ -173,11 +166,7 @@ impl<S: Sink> Ring<S> {
             if block.is_sent.load(Ordering::Acquire) && self.reopen(block)? {
                 continue;
             }
-            if since.get_or_insert_with(Instant::now).elapsed() < AWAKE {
-                thread::yield_now();
-            } else {
-                thread::sleep(ASLEEP);
-            }
+            pause.wait();
         }
         Ok(true)
     }
@@ -239,7 +228,3 @@ impl<S: Sink> Drop for Piece<'_, S> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "ring_tests.rs"]
-mod tests;

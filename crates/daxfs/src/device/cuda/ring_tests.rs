@@ -1,8 +1,10 @@
 //! The order of pieces and blocks, with threads and a sink that takes what is there when it is waited for.
 
-use super::*;
+use super::super::DeviceError;
+use super::ring::{Layout, Ring, Sink};
 use std::collections::VecDeque;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
