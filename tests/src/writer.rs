@@ -208,14 +208,26 @@ impl Writer {
 
     /// Writes an inode's entry anew, as changes of a file's metadata may.
     pub fn replace_inode(&self, ino: u64) {
+        self.replace_inode_into(ino, self.inode_room());
+    }
+
+    /// Room in the pool for an inode's entry.
+    pub fn inode_room(&self) -> u64 {
+        self.take(size_of::<OverlayInode>() as u64, 8)
+    }
+
+    /// As [`Writer::replace_inode`], into room that is free, as a kernel takes what was freed before. The old entry's
+    /// place, which is free now.
+    pub fn replace_inode_into(&self, ino: u64, at: u64) -> u64 {
         let key = ino << 20 | KEY_INODE;
-        let old = self.pool + self.find(key).expect("an inode of the overlay");
-        let at = self.take(size_of::<OverlayInode>() as u64, 8);
+        let freed = self.find(key).expect("an inode of the overlay");
+        let old = self.pool + freed;
         for word in 0..size_of::<OverlayInode>() as u64 / 8 {
             self.set(self.pool + at + 8 * word, self.get(old + 8 * word));
         }
         self.set(self.bucket(key) + 8, at);
         // The old entry's first word leads to the next free one then.
         self.set(old, NONE);
+        freed
     }
 }

@@ -453,3 +453,26 @@ fn strict_mode_checks_directories_that_an_overlay_deleted() {
         assert_eq!(Verdict::Refused("Name", "directory 5").disagreement(&answer), None, "{version:?}");
     }
 }
+
+/// A key takes 16 bytes of an image, and each first page of an inode a table of its own in memory: both are counted.
+#[test]
+fn tables_of_an_overlay_are_counted() {
+    const INODES: u64 = 20_000;
+    let mut image = forge::mini(Version::V8).finish();
+    let inodes = forge::superblock(&mut image).inode_count.get();
+    let mut overlay = Overlay::new(1 << 15, inodes);
+    for ino in 0..INODES {
+        overlay.insert((ino + 100) << 20, 0);
+    }
+    overlay.attach(&mut image);
+    let open = |limit| {
+        daxfs::OpenOptions::new().max_metadata(limit).open_region(daxfs::Region::from_bytes(image.clone()))
+    };
+    // Buckets and keys alone are less than half of that.
+    let error = open(4 << 20).unwrap_err();
+    assert!(
+        matches!(&error, Error::MetadataLimit { place, .. } if place.contains("overlay pages")),
+        "{error}"
+    );
+    assert!(open(16 << 20).unwrap().contains("/f"));
+}

@@ -187,3 +187,49 @@ fn what_is_renamed_meanwhile_is_not_lost() {
     eprintln!("{seen} seen, {changing} changing");
     assert!(seen > 0, "nothing was seen");
 }
+
+/// The entries of many files are replaced by others all the time, faster than they can be read: that is said, and not
+/// some state that never was.
+#[test]
+fn what_changes_all_the_time_is_said_to_be_changing() {
+    // Many times those that one attempt follows; reading them takes longer than a thread runs at a time.
+    const FILES: u64 = 800;
+    const WRITERS: u64 = 2;
+    let mounted = mounted();
+    let writer = &mounted.writer;
+    for number in 0..FILES {
+        assert_eq!(writer.create(ROOT, &format!("made-{number}"), FILE), FIRST + number);
+    }
+    assert_eq!(made(&mounted.open().unwrap()).len() as u64, FILES, "nobody writes yet");
+    let ended = AtomicBool::new(false);
+    let error = std::thread::scope(|scope| {
+        for part in 0..WRITERS {
+            let ended = &ended;
+            scope.spawn(move || {
+                let mut room = writer.inode_room();
+                while !ended.load(Ordering::Relaxed) {
+                    for ino in (part..FILES).step_by(2) {
+                        room = writer.replace_inode_into(FIRST + ino, room);
+                    }
+                }
+            });
+        }
+        let started = Instant::now();
+        let mut seen = Vec::new();
+        let error = loop {
+            match mounted.open() {
+                Err(error) => break Some(error),
+                // The writers did not run meanwhile.
+                Ok(image) => seen.push(made(&image).len() as u64),
+            }
+            if started.elapsed() > PATIENCE {
+                break None;
+            }
+        };
+        ended.store(true, Ordering::Relaxed);
+        assert!(seen.iter().all(|made| *made == FILES), "{seen:?}");
+        error.expect("every open found a time at which nobody wrote")
+    });
+    assert!(matches!(error, Error::Changing { attempts: 2.. }), "{error}");
+    assert_eq!(made(&mounted.open().unwrap()).len() as u64, FILES, "nobody writes any more");
+}

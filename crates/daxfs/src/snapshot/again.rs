@@ -13,6 +13,8 @@ use crate::format::v8;
 const WRITERS: usize = 64;
 /// How often a bucket is looked at whose key is there and whose value is not.
 const HALF_WRITTEN: u32 = 100;
+/// Bytes of a bucket.
+const BUCKET: u64 = 16;
 /// Bytes that are compared at once.
 const COMPARED: usize = 32 << 10;
 
@@ -32,17 +34,19 @@ impl Overlay {
             if again != part {
                 return Ok(false);
             }
-            at += part.len() as u64;
+            at = at.saturating_add(part.len() as u64);
         }
         Ok(true)
     }
 
     /// What the bucket of a key has now, found as the kernel finds it.
     fn value_now(&self, reader: &Reader<'_>, key: u64) -> Result<Option<u64>> {
-        let count = (self.buckets.len() / 16) as u64;
+        let count = self.buckets.as_chunks::<16>().0.len() as u64;
         for step in 0..count {
             let mut bucket = [0; 16];
-            let at = self.buckets_at + (key.wrapping_add(step) & (count - 1)) * 16;
+            // Their number is a power of two.
+            let index = key.wrapping_add(step) & count.saturating_sub(1);
+            let at = self.buckets_at.saturating_add(index.saturating_mul(BUCKET));
             reader.look_again(at, &mut bucket)?;
             let Some((state_key, value)) = record(&bucket) else { return Ok(None) };
             match state_key {
@@ -74,22 +78,26 @@ impl Overlay {
         };
         let place = format!("overlay list of directory {directory}");
         let at = self.pool_range(&place, offset, size_of::<v8::OverlayDirList>() as u64)?.start;
-        word(reader, at + std::mem::offset_of!(v8::OverlayDirList, first) as u64)
+        word(reader, at.saturating_add(std::mem::offset_of!(v8::OverlayDirList, first) as u64))
     }
 
     /// Flags and inode of a directory entry as they are now.
     pub fn dirent_now(&self, reader: &Reader<'_>, offset: u64) -> Result<(u32, u64)> {
         let at = self.dirent_range(offset)?.start;
         let mut flags = [0; 4];
-        reader.look_again(at + std::mem::offset_of!(v8::OverlayDirent, flags) as u64, &mut flags)?;
-        let child = word(reader, at + std::mem::offset_of!(v8::OverlayDirent, child_ino) as u64)?;
+        reader.look_again(
+            at.saturating_add(std::mem::offset_of!(v8::OverlayDirent, flags) as u64),
+            &mut flags,
+        )?;
+        let child =
+            word(reader, at.saturating_add(std::mem::offset_of!(v8::OverlayDirent, child_ino) as u64))?;
         Ok((u32::from_le_bytes(flags), child))
     }
 
     /// The entry behind a directory entry in its list as it is now.
     pub fn dir_next_now(&self, reader: &Reader<'_>, offset: u64) -> Result<u64> {
         let at = self.dirent_range(offset)?.start;
-        word(reader, at + std::mem::offset_of!(v8::OverlayDirent, dir_next) as u64)
+        word(reader, at.saturating_add(std::mem::offset_of!(v8::OverlayDirent, dir_next) as u64))
     }
 
     fn dirent_range(&self, offset: u64) -> Result<std::ops::Range<u64>> {
@@ -112,7 +120,9 @@ pub(super) fn complete(
     bytes: &mut [u8],
 ) -> Result<()> {
     let is_zero = |&(key, value): &(u64, u64)| key & 1 == 1 && value == 0;
-    let mut left: Vec<usize> = (0..table.len()).filter(|&index| is_zero(&table[index])).collect();
+    let zero = table.iter().enumerate().filter(|(_, bucket)| is_zero(bucket));
+    let mut left: Vec<usize> = zero.map(|(index, _)| index).collect();
+    let (copies, _) = bytes.as_chunks_mut::<16>();
     for _ in 0..HALF_WRITTEN {
         if left.len() < 2 || left.len() > WRITERS {
             break;
@@ -120,13 +130,14 @@ pub(super) fn complete(
         std::thread::yield_now();
         for &index in &left {
             let mut bucket = [0; 16];
-            reader.look_again(at + index as u64 * 16, &mut bucket)?;
-            if let Some(found) = record(&bucket) {
-                table[index] = found;
-                bytes[index * 16..index * 16 + 16].copy_from_slice(&bucket);
+            reader.look_again(at.saturating_add((index as u64).saturating_mul(BUCKET)), &mut bucket)?;
+            if let (Some(found), Some(known), Some(copied)) =
+                (record(&bucket), table.get_mut(index), copies.get_mut(index))
+            {
+                (*known, *copied) = (found, bucket);
             }
         }
-        left.retain(|&index| is_zero(&table[index]));
+        left.retain(|&index| table.get(index).is_some_and(is_zero));
     }
     Ok(())
 }

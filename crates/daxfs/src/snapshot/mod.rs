@@ -7,25 +7,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-#[allow(
-    clippy::arithmetic_side_effects,
-    reason = "ranges that were checked against the region, offsets below the length of what was copied"
-)]
 mod again;
 mod base;
 mod branch;
 mod buckets;
 mod build;
 mod changing;
-#[allow(
-    clippy::arithmetic_side_effects,
-    reason = "ranges that were checked against the region, pages of keys with 20 bits, counts of 32 bits"
-)]
 mod overlay;
-#[allow(
-    clippy::arithmetic_side_effects,
-    reason = "sums of lengths that stay below the size of a file, which was checked"
-)]
 mod pieces;
 mod tree;
 mod written;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use zerocopy::FromBytes;
 
 use super::again;
@@ -15,7 +16,7 @@ use super::buckets::{Keys, reachable};
 use super::build::{Child, Source, store_target};
 use super::changing::{Moment, Watch};
 use super::pieces::Pieces;
-use super::{Content, Inode, PieceSource, Reader, check_changed_size};
+use super::{Content, Inode, Piece, PieceSource, Reader, check_changed_size};
 use crate::error::{Error, Result, Rule};
 use crate::format::v8;
 use crate::superblock::{Superblock, bounded, invalid};
@@ -34,6 +35,15 @@ const KIND_DIRENT: u32 = 3;
 const KIND_LIST: u32 = 4;
 /// Flag of a directory entry: the name was deleted.
 pub(super) const TOMBSTONE: u32 = 1;
+
+/// Larger inode numbers cannot have entries: keys have 63 bits.
+const INODES: u64 = 1 << (63 - PAGE_BITS);
+
+/// Bytes of memory that a key takes, about, in the table and in the one that it is made of.
+const KEY_COST: u64 = 64;
+/// And a page, and the table of pages of an inode, whose first page takes a node for eleven.
+const PAGE_COST: u64 = 32;
+const PAGES_COST: u64 = 256;
 
 /// Entries whose names have equal 63-bit hashes share a chain; honest chains have one or two.
 const CHAIN_MAX: usize = 64;
@@ -60,21 +70,22 @@ impl Overlay {
         let region = superblock.overlay.clone().unwrap_or(0..0);
         let head: v8::OverlayHeader =
             reader.read::<_, { size_of::<v8::OverlayHeader>() }>("overlay header", region.start)?;
-        let len = region.end - region.start;
-        let count = u64::from(superblock.overlay_buckets);
+        let len = region.end.saturating_sub(region.start);
+        let table_len = u64::from(superblock.overlay_buckets).saturating_mul(size_of::<v8::Bucket>() as u64);
         // Checked again on this copy: the first copy is gone, and the header may have changed since.
-        let buckets = bounded("overlay: buckets", head.bucket_offset.get(), count * 16, len, "overlay")?;
+        let buckets = bounded("overlay: buckets", head.bucket_offset.get(), table_len, len, "overlay")?;
         let pool = bounded("overlay: pool", head.pool_offset.get(), head.pool_size.get(), len, "overlay")?;
-        let pool = region.start + pool.start..region.start + pool.end;
-        let buckets_at = region.start + buckets.start;
+        let (pool, buckets) = (moved(&pool, region.start), moved(&buckets, region.start));
+        let buckets_at = buckets.start;
         let mut bytes = Vec::new();
-        reader.copy(|| "overlay buckets".to_owned(), buckets_at..region.start + buckets.end, &mut bytes)?;
+        reader.copy(|| "overlay buckets".to_owned(), buckets, &mut bytes)?;
+        reader.charge(|| "overlay table".to_owned(), table_len)?;
         let mut table = records(&bytes);
         if reader.is_live() {
             again::complete(reader, buckets_at, &mut table, &mut bytes)?;
         }
         let entries = table.iter().filter(|(key, _)| key & 1 == 1).count() as u64;
-        reader.charge(|| "overlay keys".to_owned(), entries * 32)?;
+        reader.charge(|| "overlay keys".to_owned(), entries.saturating_mul(KEY_COST))?;
         let mut overlay = Self {
             entries,
             keys: reachable(&table),
@@ -86,7 +97,7 @@ impl Overlay {
             buckets_at,
             buckets: bytes,
         };
-        overlay.collect_pages();
+        overlay.collect_pages(reader)?;
         Ok(overlay)
     }
 
@@ -102,7 +113,8 @@ impl Overlay {
 
     /// More entries than fit the pool.
     pub fn entries_at_most(&self) -> u64 {
-        (self.pool.end - self.pool.start) / size_of::<v8::OverlayDirent>() as u64
+        let entry = size_of::<v8::OverlayDirent>() as u64;
+        self.pool.end.saturating_sub(self.pool.start).checked_div(entry).unwrap_or(0)
     }
 
     /// Where the entry of an inode lies in the pool.
@@ -117,13 +129,27 @@ impl Overlay {
 
     /// Sorts out which keys can be data pages. The kernel does not look at an entry's type either: a key that
     /// looks like a page of an inode *is* that page for it.
-    fn collect_pages(&mut self) {
+    ///
+    /// # Errors
+    /// [`Error::MetadataLimit`].
+    fn collect_pages(&mut self, reader: &mut Reader<'_>) -> Result<()> {
         for (&key, &value) in &self.keys {
-            let page = key & KEY_INODE;
-            if page <= PAGE_MAX {
-                self.pages.entry(key >> PAGE_BITS).or_default().insert(page, value);
+            let (ino, page) = (key.wrapping_shr(PAGE_BITS), key & KEY_INODE);
+            if page > PAGE_MAX {
+                continue;
             }
+            let place = || format!("inode {ino}: overlay pages");
+            reader.charge(place, PAGE_COST)?;
+            let pages = match self.pages.entry(ino) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(fresh) => {
+                    reader.charge(place, PAGES_COST)?;
+                    fresh.insert(BTreeMap::new())
+                }
+            };
+            pages.insert(page, value);
         }
+        Ok(())
     }
 
     /// Absolute offset of a data page.
@@ -132,8 +158,8 @@ impl Overlay {
     }
 
     pub(super) fn pool_range(&self, place: &str, offset: u64, len: u64) -> Result<std::ops::Range<u64>> {
-        let range = bounded(place, offset, len, self.pool.end - self.pool.start, "overlay pool")?;
-        Ok(self.pool.start + range.start..self.pool.start + range.end)
+        let pool = self.pool.end.saturating_sub(self.pool.start);
+        Ok(moved(&bounded(place, offset, len, pool, "overlay pool")?, self.pool.start))
     }
 
     fn entry<T: FromBytes, const N: usize>(
@@ -213,10 +239,14 @@ fn dirent_name(entry: &v8::OverlayDirent, offset: u64) -> Result<&[u8]> {
     }
 }
 
+/// A range within something that begins at `start`, both of which were checked against the region.
+fn moved(range: &std::ops::Range<u64>, start: u64) -> std::ops::Range<u64> {
+    start.saturating_add(range.start)..start.saturating_add(range.end)
+}
+
 /// Key of an inode's entry, list or page.
 pub(super) fn key(ino: u64, low: u64) -> Option<u64> {
-    // 63-bit keys: larger inode numbers cannot have entries.
-    (ino < 1 << (63 - PAGE_BITS)).then_some(ino << PAGE_BITS | low)
+    (ino < INODES).then_some(ino.wrapping_shl(PAGE_BITS) | low)
 }
 
 /// FNV-1a over the parent's number and the name, shifted right by one.
@@ -273,9 +303,10 @@ impl<'a> Merged<'a> {
         let mut pieces = Pieces::new(&base, base_len);
         for (&page, &value) in pages {
             let offset = self.overlay.page(ino, page, value)?;
-            let start = page * block;
+            // Below the size, since the page is one of the file's.
+            let start = page.saturating_mul(block);
             pieces.fill_to(start)?;
-            let len = block.min(size - start);
+            let len = block.min(size.saturating_sub(start));
             pieces.push(len, PieceSource::Image(offset));
         }
         pieces.fill_to(size)?;
@@ -292,7 +323,7 @@ impl<'a> Merged<'a> {
                 let mut bytes = Vec::new();
                 reader.copy(
                     || format!("inode {ino}: link target"),
-                    offset..offset + self.overlay.block_size,
+                    offset..offset.saturating_add(self.overlay.block_size),
                     &mut bytes,
                 )?;
                 let len = bytes.iter().position(|&byte| byte == 0);
@@ -350,7 +381,7 @@ impl Source for Merged<'_> {
             Ok(())
         })?;
         for (start, len, child) in kept {
-            let name = names.get(start..start + len).unwrap_or_default();
+            let name = names.get(start..start.saturating_add(len)).unwrap_or_default();
             if !self.overlay.has_name(reader, &mut self.watch, ino, name)? {
                 each(Child { name, ino: child })?;
             }
@@ -368,7 +399,7 @@ impl Source for Merged<'_> {
         let mut next = list.first.get();
         self.watch.list(reader, ino, next)?;
         while next != v8::NONE {
-            self.listed += 1;
+            self.listed = self.listed.saturating_add(1);
             if self.listed > limit {
                 return Err(invalid(place, Rule::OverlayChain, format_args!("more than {limit} entries")));
             }
@@ -402,14 +433,20 @@ impl Source for Merged<'_> {
             let metadata = &inode.metadata;
             if metadata.file_type() == FileType::File {
                 let slot = self.base.slot(metadata.ino).copied();
-                inode.content = self.content_or_elsewhere(metadata.ino, metadata.size, slot.as_ref())?;
+                let content = self.content_or_elsewhere(metadata.ino, metadata.size, slot.as_ref())?;
+                if let Content::Pieces(pieces) = &content {
+                    // Two for each of the pages, which have been paid for, and one behind them.
+                    let size = size_of_val::<[Piece]>(pieces) as u64;
+                    reader.charge(|| format!("inode {}: pieces", metadata.ino), size)?;
+                }
+                inode.content = content;
             }
         }
         Ok(())
     }
 
     fn expected_entries(&self) -> u64 {
-        self.base.expected_entries() + self.overlay.entries
+        self.base.expected_entries().saturating_add(self.overlay.entries)
     }
 
     fn unreachable_directory(&self, _reached: &dyn Fn(u64) -> bool) -> Option<u64> {

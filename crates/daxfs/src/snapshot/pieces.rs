@@ -3,7 +3,7 @@
 use super::{Content, Piece, PieceSource};
 use crate::error::{Error, Result};
 
-/// Builds the pieces of one file.
+/// Builds the pieces of one file. Its size was checked, and no sum here goes beyond it.
 pub(super) struct Pieces<'a> {
     base: &'a Content,
     base_len: u64,
@@ -21,7 +21,7 @@ impl<'a> Pieces<'a> {
     pub fn push(&mut self, len: u64, source: PieceSource) {
         if len > 0 {
             self.pieces.push(Piece { start: self.end, len, source });
-            self.end += len;
+            self.end = self.end.saturating_add(len);
         }
     }
 
@@ -30,8 +30,8 @@ impl<'a> Pieces<'a> {
         let from_base = end.min(self.base_len).saturating_sub(self.end);
         if from_base > 0 {
             let source = match self.base {
-                Content::Image(range) => PieceSource::Image(range.start + self.end),
-                Content::Backing(range) => PieceSource::Backing(range.start + self.end),
+                Content::Image(range) => PieceSource::Image(range.start.saturating_add(self.end)),
+                Content::Backing(range) => PieceSource::Backing(range.start.saturating_add(self.end)),
                 Content::Elsewhere(why) => {
                     // Without the backing file none of this file can be read in full.
                     self.pieces.clear();

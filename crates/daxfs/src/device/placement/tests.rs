@@ -297,3 +297,28 @@ proptest! {
         }
     }
 }
+
+/// Files with the same contents may be one extent: what is gathered of their tensors is held once, and found for each.
+#[test]
+fn tensors_that_are_one_are_gathered_once() {
+    let data: Vec<u8> = (0..96).collect();
+    let file = safetensors(&[("w", Dtype::U8, &[8, 12], &data)], "");
+    let plan = r#"{"ranks": 2, "rules": [{"tensors": "w", "split": 1, "gather": true}]}"#;
+    let plan = Plan::parse(plan).unwrap();
+    let alone = TestImage::new().file("/a.safetensors", file.clone()).open();
+    let alone = plan.place(&alone, 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.safetensors", "b.safetensors"] {
+        std::fs::write(dir.path().join(name), &file).unwrap();
+    }
+    let path = dir.path().join("image");
+    let packer = mkimage::Packer::new().input(dir.path().join("a.safetensors"));
+    let packer = packer.input(dir.path().join("b.safetensors")).dedupe(true).plain(true);
+    packer.plan().unwrap().write_file(&path).unwrap();
+    let image = Image::from_bytes(std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(image.file("a.safetensors").unwrap().extent(), image.file("b.safetensors").unwrap().extent());
+    let placement = plan.place(&image, 1).unwrap();
+    check(&placement);
+    assert_eq!(placement.tensors().count(), 2);
+    assert_eq!(placement.len(), alone.len(), "held once");
+}
