@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use daxfs::signature::PublicKeys;
-use daxfs::{OpenOptions, Verify};
+use daxfs::{OpenOptions, Verify, VerityDigest};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -24,6 +24,7 @@ use crate::{text, unlocked};
 /// sealed_copy: copy the image once into memory that nobody can change or truncate, and open that.
 /// backing: the file with the data of a split image; same forms as source.
 /// expect: refuse an image with another content_hash; 64 hexadecimal digits, with or without "blake3:" before them.
+///     Or "fsverity:sha256:..." for a file with this digest of fs-verity, which the kernel has: nothing is read for that.
 /// verify: which bytes are compared with the hashes that the content hash is made of: "full": of every file, now, by all
 ///     processors; "lazy": of each file when it, or a tensor of it, is used for the first time, and FormatError names one
 ///     that is another; "stored": of none, what the image says of its files is believed. What was right once stays right
@@ -62,8 +63,13 @@ pub fn open(
     };
     let backing = backing.map(Place::of).transpose()?;
     let mut options = OpenOptions::new().strict(strict).sealed_copy(sealed_copy);
-    if let Some(hash) = expect {
-        options = options.expect(text::parse_hash(hash)?);
+    match expect.map(|text| (text, text.strip_prefix("fsverity:"))) {
+        Some((_, Some(digest))) => {
+            let digest = digest.parse::<VerityDigest>().map_err(PyValueError::new_err)?;
+            options = options.expect_verity(digest);
+        }
+        Some((hash, None)) => options = options.expect(text::parse_hash(hash)?),
+        None => {}
     }
     if let Some(verify) = verify {
         options = options.verify(verify.parse::<Verify>().map_err(PyValueError::new_err)?);

@@ -50,7 +50,8 @@ pub fn image<'py>(py: Python<'py>, image: &daxfs::Image) -> PyResult<Bound<'py, 
     recipe.set_item("strict", options.is_strict())?;
     // Of what was signed the content is known by now, and where it is opened again there may be no signature.
     let expected = options.expected().or_else(|| image.content_hash().filter(|_| options.is_signed()));
-    recipe.set_item("expect", expected.map(|hash| text::hex(&hash)))?;
+    let verity = options.expected_verity().map(|digest| format!("fsverity:{digest}"));
+    recipe.set_item("expect", expected.map(|hash| text::hex(&hash)).or(verity))?;
     recipe.set_item("verify", options.verification().map(|verify| verify.to_string()))?;
     // Every file was compared before this process got it, and nobody has been able to write since.
     let compared = match options.verification() {

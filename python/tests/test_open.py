@@ -273,6 +273,14 @@ def test_signed(tree: Path, tmp_path: Path) -> None:
         daxfs.open(image, signature=signature)
 
 
+def test_expect_of_a_file_without_fs_verity(path: Path) -> None:
+    digest = "fsverity:sha256:" + "0" * 64
+    with pytest.raises(daxfs.FormatError, match=f"no fs-verity.*{digest}"):
+        daxfs.open(path, expect=digest)
+    with pytest.raises(ValueError, match="no digest of fs-verity"):
+        daxfs.open(path, expect="fsverity:sha256:00")
+
+
 def test_expect(path: Path, tree: Path) -> None:
     with daxfs.open(path) as image:
         content = image.content_hash

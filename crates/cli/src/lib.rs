@@ -69,7 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => run_on_image(&cli.source, verb, out),
-        Verb::Holder(verb) => holder::run(verb, cli.source.expect, cli.source.verify.is_some(), out),
+        Verb::Holder(verb) => holder::run(verb, cli.source.content(), cli.source.verify.is_some(), out),
         Verb::Sources(verb) => sources::run(verb, out),
         Verb::Man(verb) => manual::write_pages(verb),
         Verb::Completions(verb) => manual::complete(verb, out),

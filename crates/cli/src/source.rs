@@ -1,6 +1,6 @@
 //! Opens the image that the command line names.
 
-use crate::args::SourceArgs;
+use crate::args::{Expect, SourceArgs};
 use crate::progress::Progress;
 use crate::text::escape;
 use anyhow::Context;
@@ -32,8 +32,10 @@ pub fn open(args: &SourceArgs, image: &OsStr, quiet: bool) -> anyhow::Result<Ima
 pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
     let mut options =
         OpenOptions::new().strict(args.strict).sealed_copy(args.sealed_copy).max_metadata(args.max_metadata);
-    if let Some(hash) = args.expect {
-        options = options.expect(hash);
+    match &args.expect {
+        Some(Expect::Content(hash)) => options = options.expect(*hash),
+        Some(Expect::Verity(digest)) => options = options.expect_verity(digest.clone()),
+        None => {}
     }
     if let Some(verify) = args.verify {
         options = options.verify(verify);

@@ -77,6 +77,18 @@ pub enum Error {
         found: Option<[u8; 32]>,
     },
 
+    /// The file of the image has another digest of fs-verity than was expected, or none that the kernel checks.
+    #[error(
+        "the file's fs-verity digest is {}, expected fsverity:{expected}",
+        found.as_ref().map_or_else(|| "not there (it has no fs-verity that the kernel checks)".to_owned(), |it| format!("fsverity:{it}"))
+    )]
+    OtherVerity {
+        /// What was asked for.
+        expected: dmabuf::VerityDigest,
+        /// What the kernel says, if it says anything.
+        found: Option<dmabuf::VerityDigest>,
+    },
+
     /// The bytes of a file are others than the hash stands for.
     #[error(
         "{}: BLAKE3 is {}, the image's content hash has {}: the bytes were changed",

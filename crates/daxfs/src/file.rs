@@ -269,7 +269,8 @@ impl File {
         let extent = self.extent().ok_or_else(|| self.no_extent())?;
         let (region, len) = (self.region(), range.end.saturating_sub(range.start));
         let start = extent.offset.saturating_add(range.start);
-        if region.provenance() != Provenance::Shared {
+        // A page of a file that the disk has changed is SIGBUS in a mapping.
+        if region.provenance() != Provenance::Shared && region.verity().is_none() {
             return each(region.slice(start, len)?);
         }
         let mut done = 0_u64;

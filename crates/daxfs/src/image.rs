@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use dmabuf::VerityDigest;
+
 use crate::budget::Budget;
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
@@ -54,6 +56,7 @@ pub struct OpenOptions {
     verify: Option<Verify>,
     progress: Option<Progress>,
     signed: Option<Signed>,
+    verity: Option<VerityDigest>,
 }
 
 /// Who must have signed, and what was given as the signature.
@@ -76,6 +79,7 @@ impl Default for OpenOptions {
             verify: None,
             progress: None,
             signed: None,
+            verity: None,
         }
     }
 }
@@ -178,6 +182,17 @@ impl OpenOptions {
         self
     }
 
+    /// Refuses an image unless it lies in a file whose digest of fs-verity is this one. The kernel has the digest, so
+    /// nothing is read for that, and compares every page with it that is read later: no file is hashed unless
+    /// [`OpenOptions::verify`] says so. It stands for this file, byte for byte, so the same content packed again has
+    /// another one. What a split image has in its backing file is not covered: that is compared as with
+    /// [`OpenOptions::expect`].
+    #[must_use]
+    pub fn expect_verity(mut self, digest: VerityDigest) -> Self {
+        self.verity = Some(digest);
+        self
+    }
+
     /// Calls `progress` with the bytes that were hashed and those that are to be, from several threads, which may
     /// overtake each other, while an image is opened with [`Verify::Full`]; `false` ends the opening with
     /// [`Error::Cancelled`].
@@ -205,6 +220,11 @@ impl OpenOptions {
     /// Whether [`OpenOptions::signed`] was asked for.
     pub fn is_signed(&self) -> bool {
         self.signed.is_some()
+    }
+
+    /// The digest of [`OpenOptions::expect_verity`].
+    pub fn expected_verity(&self) -> Option<&VerityDigest> {
+        self.verity.as_ref()
     }
 
     /// What [`OpenOptions::verify`] was told, if it was.
@@ -259,8 +279,14 @@ impl OpenOptions {
         let before = if may_change { Some(source.stamp()?) } else { None };
         // What is no image is not copied to find that out.
         let copies = self.sealed_copy && before.as_ref().is_none_or(Stamp::is_of_image);
-        let is_bound = self.expect.is_some() || self.signed.is_some();
-        let believes = self.backing.is_none() && source.is_vouched();
+        if let Some(expected) = &self.verity
+            && source.verity() != Some(expected)
+        {
+            let (expected, found) = (expected.clone(), source.verity().cloned());
+            return Err(Error::OtherVerity { expected, found });
+        }
+        let is_bound = self.expect.is_some() || self.signed.is_some() || self.verity.is_some();
+        let believes = self.backing.is_none() && (source.is_vouched() || self.verity.is_some());
         let default = if is_bound && !believes { Verify::Full } else { Verify::Stored };
         let verify = self.verify.unwrap_or(default);
         let attached = source.attachment().and_then(Attachment::signature);

@@ -84,7 +84,7 @@ pub mod dlpack;
 pub use content::{
     DirectoryHasher, content_hash, content_hash_by, is_content, join_content_hash, parse_content_hash,
 };
-pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer};
+pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer, VerityDigest};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result, Rule};
 pub use faults::explain_faults;

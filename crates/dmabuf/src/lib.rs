@@ -19,7 +19,7 @@
 //! | devdax | [`open_memory`] | no | no proof | by the device, 2 MiB | by address |
 //! | PCI memory | [`open_memory`] | no | no proof | no | by address |
 //! | physical range | [`open_physical`] | no | no proof | no | no |
-//! | file | [`open_read_only`] | **yes**, by every writer | no proof | page cache, on tmpfs [`allocate_huge`] | no |
+//! | file | [`open_read_only`] | **yes**, by every writer | with fs-verity ([`measure_verity`]), proven by the kernel | page cache, on tmpfs [`allocate_huge`] | no |
 //!
 //! CPU access to dma-bufs belongs between [`CpuAccess::begin`] and [`CpuAccess::finish`], which order caches and do not
 //! exclude others. Copying out of a mapping works for every kind; what pins pages (O_DIRECT, `MSG_ZEROCOPY`, io_uring
@@ -75,6 +75,7 @@ pub mod survey;
 mod sync;
 mod transfer;
 mod udmabuf;
+mod verity;
 mod view;
 mod view_mut;
 mod wide;
@@ -101,5 +102,6 @@ pub use standard::fill_standard_descriptors;
 pub use sync::{Access, CpuAccess};
 pub use transfer::{Transfer, Way, wait_writable};
 pub use udmabuf::{udmabuf_from, udmabuf_join, udmabuf_limit, udmabuf_list_limit};
+pub use verity::{VerityDigest, enable_verity, measure_verity};
 pub use view::SharedBytes;
 pub use view_mut::SharedBytesMut;

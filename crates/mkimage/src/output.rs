@@ -6,6 +6,7 @@
 
 use crate::again::{fsync, open, openat};
 use crate::{Error, Result};
+use dmabuf::VerityDigest;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat};
@@ -118,6 +119,25 @@ impl Output {
             .apply(output.fd.as_fd())
             .map_err(|errno| Error::io("set the permissions of", path, errno))?;
         Ok(output)
+    }
+
+    /// Turns fs-verity on, before the file has its name: whoever finds it finds it so. Nobody else may have it open for
+    /// writing. Returns the digest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`] with advice where the file system has none.
+    pub(crate) fn protect(&mut self) -> Result<VerityDigest> {
+        let place = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let reading = open(place.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        // The last descriptor for writing goes.
+        self.fd = reading.map_err(|errno| Error::io("open for reading", &self.path, errno))?;
+        dmabuf::enable_verity(self.fd.as_fd())?;
+        let digest = dmabuf::measure_verity(self.fd.as_fd())?;
+        digest.ok_or_else(|| Error::Output {
+            path: self.path.clone(),
+            why: "has fs-verity that the kernel does not check by itself; use ext4, btrfs or f2fs".to_owned(),
+        })
     }
 
     /// Gives the file its name, in place of a file that has it. With `sync` it is on the disk before and the name

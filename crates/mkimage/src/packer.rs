@@ -67,6 +67,7 @@ pub(crate) struct Settings {
     /// The backing file.
     pub(crate) split: Option<PathBuf>,
     pub(crate) sync: bool,
+    pub(crate) fsverity: bool,
     pub(crate) threads: usize,
     pub(crate) verify: bool,
     /// Permissions of a file that is written, where they are not those that its sources and the umask leave.
@@ -106,6 +107,7 @@ impl Packer {
                 replace: false,
                 split: None,
                 sync: true,
+                fsverity: false,
                 threads,
                 verify: false,
                 mode: None,
@@ -293,6 +295,15 @@ impl Packer {
     #[must_use]
     pub fn split(mut self, backing: Option<PathBuf>) -> Packer {
         self.settings.split = backing;
+        self
+    }
+
+    /// Turns fs-verity on for the file before it gets its name: nobody can write it from then on, and the kernel compares
+    /// what is read of it with a digest, which the summary has. For files on ext4, btrfs and f2fs that have it; writing
+    /// fails elsewhere.
+    #[must_use]
+    pub fn fsverity(mut self, on: bool) -> Packer {
+        self.settings.fsverity = on;
         self
     }
 

@@ -84,6 +84,8 @@ pub struct Summary {
     pub gigabytes_per_second: f64,
     /// BLAKE3 over names and contents, in hexadecimal; `null` where it was not computed.
     pub content_hash: Option<String>,
+    /// Digest of fs-verity, as `fsverity measure` writes it; `null` where it was not turned on.
+    pub fsverity: Option<String>,
     /// File with the signature of the contents; `null` where they were not signed.
     pub signature: Option<String>,
     /// Whether the image was compared with its source afterwards.
@@ -131,6 +133,7 @@ impl Summary {
             seconds: 0.0,
             gigabytes_per_second: 0.0,
             content_hash: None,
+            fsverity: None,
             signature: None,
             verified: false,
             warnings: plan.warnings(),
@@ -220,6 +223,9 @@ impl fmt::Display for Summary {
         }
         if let Some(hash) = &self.content_hash {
             write!(f, "\ncontent {hash}")?;
+        }
+        if let Some(digest) = &self.fsverity {
+            write!(f, "\nfsverity {digest}")?;
         }
         if let Some(path) = &self.signature {
             write!(f, "\nsigned in {path}")?;

@@ -85,7 +85,7 @@ impl Plan {
         self.refuse_output_inside_input(path)?;
         let readers = self.settings.mode.map_or_else(|| self.tree.readers(), Readers::Mode);
         let backing = Backing::create(self, Some(path))?;
-        let output = Output::create(path, readers)?;
+        let mut output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let is_memory = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
         let mut target = match (is_memory, self.settings.pages) {
@@ -119,6 +119,11 @@ impl Plan {
         // Whoever finds the image finds its backing file.
         if let Some(backing) = backing {
             backing.output.commit(self.settings.sync)?;
+        }
+        if self.settings.fsverity {
+            // Its descriptor can write.
+            drop(target);
+            summary.fsverity = Some(output.protect()?.to_string());
         }
         output.commit(self.settings.sync)?;
         summary.took(started.elapsed().as_secs_f64());

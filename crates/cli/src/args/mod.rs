@@ -16,7 +16,7 @@ pub use upload::{Gpu, UploadArgs};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use daxfs::Verify;
+use daxfs::{Verify, VerityDigest};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -84,9 +84,10 @@ pub struct SourceArgs {
     #[arg(long, global = true)]
     pub sealed_copy: bool,
 
-    /// Refuse an image whose content hash is another one: `blake3:` and 64 hexadecimal digits
-    #[arg(long, global = true, value_name = "HASH", value_parser = parse_hash)]
-    pub expect: Option<[u8; 32]>,
+    /// Refuse an image whose content hash is another one: `blake3:` and 64 hexadecimal digits; or one that is not in a
+    /// file with this digest of fs-verity, without reading it: `fsverity:sha256:` and 64 digits
+    #[arg(long, global = true, value_name = "HASH", value_parser = parse_expect)]
+    pub expect: Option<Expect>,
 
     /// Which files are compared with the hashes that the content hash is made of. full, or no value: all, when the image
     /// is opened; lazy: each at its first use; stored: none. By default full with --expect, but for what a holder has
@@ -189,7 +190,7 @@ impl Cli {
         }
         let takes_verify = matches!(cli.verb, Verb::Holder(HolderVerb::Upload(_)));
         let given = [
-            ("--expect", source.expect.is_some() && !takes_expect),
+            ("--expect", source.expect.is_some() && !(takes_expect && source.content().is_some())),
             ("--verify", source.verify.is_some() && !takes_verify),
             ("--backing", source.backing.is_some()),
             ("--strict", source.strict),
@@ -243,9 +244,31 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     count.checked_mul(1 << shift).ok_or_else(|| "larger than 16 EiB".to_owned())
 }
 
-/// Parses a content hash.
-pub(crate) fn parse_hash(text: &str) -> Result<[u8; 32], String> {
-    let hash = daxfs::parse_content_hash(text);
+/// What an image must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// Of this content.
+    Content([u8; 32]),
+    /// In a file with this digest.
+    Verity(VerityDigest),
+}
+
+impl SourceArgs {
+    /// The content hash that is expected, if one is.
+    pub fn content(&self) -> Option<[u8; 32]> {
+        match self.expect {
+            Some(Expect::Content(hash)) => Some(hash),
+            _ => None,
+        }
+    }
+}
+
+/// Parses a content hash or a digest of fs-verity.
+pub(crate) fn parse_expect(text: &str) -> Result<Expect, String> {
+    if let Some(digest) = text.strip_prefix("fsverity:") {
+        return digest.parse().map(Expect::Verity);
+    }
+    let hash = daxfs::parse_content_hash(text).map(Expect::Content);
     hash.ok_or_else(|| "expected blake3: and 64 hexadecimal digits, as daxfs ps --json shows".to_owned())
 }
 
@@ -355,8 +378,14 @@ mod tests {
             &["daxfs", "verify", "a", "--expect", &hash][..],
             &["daxfs", "--expect", &hash, "swap", "n", "a"],
         ] {
-            assert_eq!(read(line).unwrap().source.expect, Some([0x5a; 32]), "{line:?}");
+            assert_eq!(read(line).unwrap().source.content(), Some([0x5a; 32]), "{line:?}");
         }
+        let verity = format!("fsverity:sha256:{}", "5a".repeat(32));
+        let expect = read(&["daxfs", "ls", "a", "--expect", &verity]).unwrap().source.expect;
+        assert!(matches!(expect, Some(Expect::Verity(digest)) if format!("fsverity:{digest}") == verity));
+        // What a holder keeps is no file any more.
+        let refused = read(&["daxfs", "swap", "n", "a", "--expect", &verity]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ArgumentConflict);
         assert_eq!(
             read(&["daxfs", "ls", "a", "--expect", "5a"]).unwrap_err().kind(),
             ErrorKind::ValueValidation

@@ -20,7 +20,7 @@ use std::sync::atomic::{Ordering, fence};
 use dmabuf::DirectFile;
 use dmabuf::{
     CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, Mounted, PageStats, Seals,
-    SharedBytes, SharedBytesMut,
+    SharedBytes, SharedBytesMut, VerityDigest,
 };
 
 pub use source::{Opened, Part, Source};
@@ -33,8 +33,8 @@ use crate::{Error, Result, Superblock};
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Provenance {
-    /// Proven immutable: a memfd sealed against writing, shrinking and growing, or bytes that only this process
-    /// owns.
+    /// Proven immutable: a memfd sealed against writing, shrinking and growing, bytes that only this process owns, or a
+    /// file with fs-verity ([`Region::verity`]), of which a page that the disk has lost or changed is SIGBUS.
     Sealed,
     /// Promised immutable by [`Region::assume_immutable`].
     Trusted,
@@ -53,7 +53,7 @@ impl fmt::Display for Provenance {
 }
 
 enum Memory {
-    Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo, offset: u64 },
+    Mapped { mapping: Mapping, fd: OwnedFd, info: FdInfo, offset: u64, verity: Option<VerityDigest> },
     Owned(owned::Bytes),
 }
 
@@ -139,12 +139,19 @@ impl Region {
             })?;
             Ok::<_, Error>((start, len))
         })?;
-        // Seals are only ever added, so what holds now holds for the life of the mapping.
+        let verity = match info.kind {
+            // A file of which this cannot be asked is one without.
+            FdKind::File => dmabuf::measure_verity(fd.as_fd()).ok().flatten(),
+            _ => None,
+        };
+        // Seals are only ever added, and fs-verity is never turned off, so what holds now holds for the life of the
+        // mapping.
         let provenance = match &info.kind {
             FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
+            FdKind::File if verity.is_some() => Provenance::Sealed,
             _ => Provenance::Shared,
         };
-        Ok(Self::new(Memory::Mapped { mapping, fd, info, offset }, provenance))
+        Ok(Self::new(Memory::Mapped { mapping, fd, info, offset, verity }, provenance))
     }
 
     /// A region over bytes that this process owns: immutable, without a descriptor, aligned as a mapping is. Bytes that
@@ -282,8 +289,10 @@ impl Region {
             Provenance::Shared => Err(Error::NotImmutable(self.provenance)),
             // SAFETY: `view` was just cut from this region, so its bytes stay mapped or allocated while `self` is
             // borrowed. Nobody writes to them: `Sealed` is set only for a memfd whose seals forbid writing,
-            // shrinking and growing for good (fcntl(2), F_ADD_SEALS) and for memory that this process owns and
-            // never lends mutably; `Trusted` only by the caller's promise in `assume_immutable`. A copy-on-write
+            // shrinking and growing for good (fcntl(2), F_ADD_SEALS), for a file with fs-verity on a file system whose
+            // kernel code compares each page with the digest before it maps it and refuses writing and truncation for
+            // good (a page that differs is SIGBUS, never other bytes), and for memory that this process owns and never
+            // lends mutably; `Trusted` only by the caller's promise in `assume_immutable`. A copy-on-write
             // mapping is `Shared` unless that promise was made for it.
             Provenance::Sealed | Provenance::Trusted => Ok(unsafe { view.as_slice() }),
         }
@@ -298,6 +307,15 @@ impl Region {
     pub fn info(&self) -> Option<&FdInfo> {
         match &*self.memory {
             Memory::Mapped { info, .. } => Some(info),
+            Memory::Owned(_) => None,
+        }
+    }
+
+    /// The digest of fs-verity, for a file that has it: it stands for all bytes of the file, the kernel compares what it
+    /// reads with it, and nobody can write the file any more.
+    pub fn verity(&self) -> Option<&VerityDigest> {
+        match &*self.memory {
+            Memory::Mapped { verity, .. } => verity.as_ref(),
             Memory::Owned(_) => None,
         }
     }

@@ -85,6 +85,12 @@ pub(super) struct Args {
     #[arg(long)]
     pub weights_only: bool,
 
+    /// Turn fs-verity on before the file gets its name: nobody can write it any more, and the kernel compares what is read
+    /// of it with a digest, which the summary shows. `--expect fsverity:DIGEST` then takes this file and no other, without
+    /// reading it. For ext4 (made with -O verity), btrfs and f2fs.
+    #[arg(long, conflicts_with = "into")]
+    pub fsverity: bool,
+
     /// Permissions of the file, in octal; by default it is readable by no more people than all its sources are, by their
     /// own permissions and those of the directories in the tree and around it.
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "into")]
@@ -220,6 +226,7 @@ impl Args {
             .block_size(block_size)
             .replace(self.replace)
             .sync(!self.no_sync)
+            .fsverity(self.fsverity)
             .huge_pages(self.huge_pages())
             .numa(self.numa)
             .verify(self.verify);
