@@ -4,7 +4,7 @@
 # On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz lint lock update
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz mutants lint lock update
 .PHONY: bench bench-gpu build wheel dist test-dist test-arm64 clean clean-cache
 
 help:            ## this list
@@ -16,8 +16,8 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
-test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for ten minutes a target, the systemd units, advisories on crates where their database is reachable
-	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz advisories systemd
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for twenty minutes a target, each system call that fails, the address sanitizer where there is a nightly toolchain, the systemd units, advisories on crates where their database is reachable
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz asan advisories systemd
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests
@@ -42,6 +42,9 @@ test-newest:     ## the demo and the Python tests with the newest versions of al
 
 fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECONDS=600 for longer than half a minute a target
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
+
+mutants:         ## change the code in small ways, and see that the tests find each; MUTANTS_FILES="..." for some files
+	@scripts/mutants.sh
 
 lint:            ## formatting, clippy, documentation, ruff
 	@scripts/test.sh setup format clippy docs ruff

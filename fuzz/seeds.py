@@ -129,6 +129,53 @@ def write_messages(corpus: Path) -> None:
     (corpus / "holder_client/session").write_bytes(b"".join(session))
 
 
+def write_changes(corpus: Path) -> None:
+    """Write changes of images: steps as in fuzz_targets/changes.rs."""
+
+    def steps(*changes: tuple[int, int, int, bytes]) -> bytes:
+        return b"".join(bytes([kind, one, two, len(data)]) + data for kind, one, two, data in changes)
+
+    # A file with a page is made, a directory with another one, a name is removed, and a page replaced.
+    overlay = steps(
+        (1, 7, 0, bytes(10)),
+        (2, 7, 0, b"0123456789"),
+        (4, 1, 7, b"new"),
+        (8, 8, 0, b""),
+        (12, 1, 8, b"directory"),
+        (1, 9, 0, b"x"),
+        (4, 8, 9, b"below"),
+        (6, 1, 0, b"l"),
+        (2, 3, 0, b"changed"),
+    )
+    log = steps(
+        (2, 1, 7, b"new"),
+        (0, 7, 0, b"0123456789"),
+        (1, 7, 4, b"through a mapping"),
+        (5, 7, 20, b""),
+        (18, 1, 8, b"directory"),
+        (2, 8, 9, b"below"),
+        (7, 9, 8, b"belowabove"),
+        (10, 1, 10, b"linkf..."),
+        (4, 1, 0, b"l"),
+        (8, 3, 5, b""),
+    )
+    for target, data in (("overlay", overlay), ("log", log)):
+        (corpus / target / "steps").write_bytes(data)
+        (corpus / target / "overwritten").write_bytes(data + bytes([255, 2, 0, 1, 0, 4, 15, 10, 4, 5]))
+
+
+def write_plans(folder: Path) -> None:
+    """Write plans that split, gather and leave out."""
+    rules: dict[str, list[dict[str, object]]] = {
+        "split": [{"tensors": "*.q.weight", "split": 0}, {"files": "*.json", "on": "all"}],
+        "gather": [{"tensors": "*.q.weight", "split": 1, "gather": True, "on": [1, 0]}],
+        "uneven": [{"tensors": "*bias", "split": 0, "uneven": True}, {"tensors": "*", "on": "none"}],
+        "on": [{"tensors": "scale", "on": 1}, {"files": "/d/*", "on": [0]}],
+    }
+    for name, rule in rules.items():
+        (folder / name).write_text(json.dumps({"ranks": 2, "rules": rule}))
+
+
 def make_tree(root: Path) -> None:
     """Write a little of everything, few bytes."""
     (root / "d/deep").mkdir(parents=True)
@@ -181,10 +228,13 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    for target in ("image", "safetensors", "holder", "holder_server", "holder_client"):
+    targets = ("image", "overlay", "log", "safetensors", "plan", "holder", "holder_server", "holder_client")
+    for target in targets:
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
     write_messages(corpus)
+    write_changes(corpus)
+    write_plans(corpus / "plan")
     pack_trees(packer, corpus / "image")
     golden = copy_golden(corpus / "image")
     if not golden:

@@ -244,7 +244,21 @@ long_docs() {
 }
 
 long_fuzz() {
-    FUZZ_SECONDS=${LONG_FUZZ_SECONDS:-600} fuzz
+    FUZZ_SECONDS=${LONG_FUZZ_SECONDS:-1200} fuzz
+}
+
+# Every access of memory is checked, of the two crates with unsafe code. What is leaked on purpose (places that a signal
+# handler may read) is none of its business.
+asan() {
+    cargo +nightly --version >/dev/null 2>&1 || cannot "the address sanitizer needs Rust's nightly toolchain" || return
+    local host
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    local -x RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0
+    cargo +nightly test --locked --no-fail-fast --target "$host" --target-dir target/asan -p dmabuf -p daxfs --lib --tests
+}
+
+mutants() {
+    scripts/mutants.sh
 }
 
 # Ends a step that passed: what it had to leave out is its reason, and with CI=true no success.
@@ -315,6 +329,9 @@ if [ "${DAXFS_TEST_LONG:-}" = 1 ]; then
     step long-docs long_docs
     step long-fuzz long_fuzz
 fi
+# Minutes of building, and hours of testing: with what takes long, or when it is asked for.
+if [ "${DAXFS_TEST_LONG:-}" = 1 ] || [[ " ${wanted[*]} " = *" asan "* ]]; then step asan optional asan; fi
+if [[ " ${wanted[*]} " = *" mutants "* ]]; then step mutants mutants; fi
 step deny deny
 # Fetches a database: with what takes long, or when it is asked for.
 if [ "${DAXFS_TEST_LONG:-}" = 1 ] || [[ " ${wanted[*]} " = *" advisories "* ]]; then

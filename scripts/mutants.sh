@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Changes the code in small ways, one at a time, and has the tests of the crate find each of them: scripts/mutants.sh [SHARD]
+#
+#   scripts/mutants.sh             all files below
+#   scripts/mutants.sh 3/8         the third of eight parts (from 0/8 on)
+#   MUTANTS_FILES="FILE..." ...    these files alone
+#
+# A change that no test finds has to be in tests/mutants/survivors.txt, with the reason why none can; one in there that is
+# found after all is named, to be taken out. Lines do not count there, as they move with every change.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+version=27.1.0
+known=tests/mutants/survivors.txt
+output=${CARGO_TARGET_DIR:-target}/mutants
+tool=${XDG_CACHE_HOME:-$HOME/.cache}/daxfs/mutants-$version
+if command -v cargo-mutants >/dev/null; then
+    mutants=cargo-mutants
+else
+    [ -x "$tool/bin/cargo-mutants" ] ||
+        cargo install --quiet --locked --root "$tool" --version "$version" cargo-mutants
+    mutants=$tool/bin/cargo-mutants
+fi
+
+# Crate, and the files whose changes its own tests have to find.
+files() {
+    local file
+    for file in "$@"; do
+        case $file in
+            crates/dmabuf/*) echo "dmabuf $file" ;;
+            crates/daxfs/*) echo "daxfs $file" ;;
+            crates/holder/*) echo "daxfs-holder $file" ;;
+            *) echo "mutants.sh: $file is of no crate that is tested so" >&2; exit 2 ;;
+        esac
+    done
+}
+
+wanted=()
+read -ra wanted <<<"${MUTANTS_FILES:-}"
+if [ ${#wanted[@]} -eq 0 ]; then
+    mapfile -t wanted < <(git ls-files 'crates/dmabuf/src/*.rs' 'crates/daxfs/src/region/*.rs' 'crates/daxfs/src/snapshot/*.rs' \
+        'crates/daxfs/src/image.rs' 'crates/daxfs/src/file.rs' 'crates/daxfs/src/generation.rs' 'crates/daxfs/src/tensor/*.rs' \
+        'crates/daxfs/src/holder/*.rs' 'crates/holder/src/*.rs')
+fi
+shard=()
+[ -z "${1:-}" ] || shard=(--shard "$1")
+
+rm -rf "$output"
+mkdir -p "$output"
+status=0
+while read -r crate; do
+    options=(--package "$crate" --test-package "$crate" --jobs 1 --no-shuffle --timeout 120 --build-timeout 600)
+    while read -r _ file; do options+=(--file "$file"); done < <(files "${wanted[@]}" | grep "^$crate ")
+    # 2: some were not found; 3: some took too long, which is found, too.
+    code=0
+    "$mutants" mutants "${options[@]}" "${shard[@]}" --output "$output/$crate" -- --lib --tests || code=$?
+    case $code in
+        0 | 2 | 3) ;;
+        *) echo "mutants.sh: $crate: cargo mutants ended with $code"; status=1 ;;
+    esac
+done < <(files "${wanted[@]}" | cut -d' ' -f1 | sort -u)
+
+# PATH: CHANGE, without the place in the file.
+strip() {
+    sed 's/^\([^:]*\):[0-9]*:[0-9]*: /\1: /' | sort -u
+}
+cat "$output"/*/mutants.out/missed.txt 2>/dev/null | strip >"$output/missed"
+cat "$output"/*/mutants.out/caught.txt "$output"/*/mutants.out/timeout.txt 2>/dev/null | strip >"$output/caught"
+sed -n 's/^\(crates[^#]*[^# ]\) *#.*/\1/p' "$known" | sort -u >"$output/known"
+echo "mutants: $(cat "$output"/*/mutants.out/caught.txt "$output"/*/mutants.out/timeout.txt | wc -l) found," \
+    "$(cat "$output"/*/mutants.out/missed.txt | wc -l) not"
+if new=$(comm -23 "$output/missed" "$output/known") && [ -n "$new" ]; then
+    echo "mutants: no test finds these, and $known does not say why:"
+    echo "$new"
+    status=1
+fi
+# One line may stand for several changes of one function: it has gone when none of them is missed any more.
+if gone=$(comm -12 "$output/known" "$output/caught" | comm -23 - "$output/missed") && [ -n "$gone" ]; then
+    echo "mutants: found by now, to be taken out of $known:"
+    echo "$gone"
+fi
+exit $status
