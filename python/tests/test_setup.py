@@ -88,6 +88,28 @@ def test_several_makers_make_one_folder(scripts: dict[str, ModuleType]) -> None:
     assert (len(count), len(set(found)), len(found)) == (1, 1, 4)
 
 
+def test_packages_are_unpacked_by_one_process(tmp_path: Path) -> None:
+    for name, text in (
+        ("apt-get", 'echo >>"$COUNT"; sleep 0.2; : >a.deb'),
+        ("dpkg", 'mkdir "$3"; echo "$2" >"$3/file"'),
+    ):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    count, folder = tmp_path / "count", tmp_path / "cache/kernel"
+    unpack = "import sys, packages as p; f = p.Path(sys.argv[1]); p.unpack(['a'], f, (f / 'file').exists)"
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "tests/kernel"),
+        "COUNT": str(count),
+    }
+    command = [sys.executable, "-c", unpack, str(folder)]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (count.read_text(), names(folder), names(folder.parent)) == ("\n", ["file"], ["kernel"])
+
+
 def test_a_virtual_environment_is_thin_and_keeps_its_wheel(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     environment = scripts["environment"]
     layer = tmp_path / "layer"

@@ -69,7 +69,7 @@ def with_cxl() -> list[str]:
         with tempfile.TemporaryDirectory(prefix="daxfs-apt-") as lists:
             apt = Apt(Path(lists))
             apt.use_only(apt.mirror(codename), [f"{codename}-backports"])
-            unpack(PACKAGES, folder, apt.options)
+            unpack(PACKAGES, folder, program.exists, apt.options)
     data = [folder / "usr/share/qemu", folder / "usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu"]
     command = [str(program), *(word for place in data for word in ("-L", str(place)))]
     version(command)

@@ -79,7 +79,7 @@ def fetch() -> Path:
     if not boot_image(folder):
         wanted = " and ".join(NEEDED_OPTIONS)
         check_tools(otherwise=f"unpack a kernel with {wanted} yourself, name it in DAXFS_VM_KERNEL")
-        unpack([current_package()], folder)
+        unpack([current_package()], folder, lambda: boot_image(folder))
     if lacking := missing_options(folder):
         raise UnavailableError(f"the kernel in {folder} lacks {' and '.join(lacking)}; delete it to fetch another")
     return folder

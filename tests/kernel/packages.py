@@ -11,6 +11,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from cache import cache_dir, only_one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Apt", "UnavailableError", "cache_dir", "check_tools", "only_one", "release", "run", "unpack", "update"]
 
 RETRIES = ["-q", "-o", "Acquire::Retries=3"]
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -18,11 +28,6 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 class UnavailableError(Exception):
     """Something cannot be had on this machine; the message says why and what would help."""
-
-
-def cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "daxfs"
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
@@ -40,10 +45,18 @@ def check_tools(*, otherwise: str) -> None:
             raise UnavailableError(f"no {tool}: {otherwise}")
 
 
-def unpack(names: list[str], folder: Path, options: list[str] | None = None) -> None:
-    """Download packages and unpack them beside `folder`, then rename: an interrupted run leaves nothing half done."""
+def unpack(names: list[str], folder: Path, is_there: Callable[[], object], options: list[str] | None = None) -> None:
+    """Download packages and unpack them beside `folder`, then rename: an interrupted run leaves nothing half done.
+
+    One process at a time does so: where another one was first, what it made `is_there`, and stays.
+    """
+    with only_one(folder.with_name(f".{folder.name}.lock"), folder.name):
+        if not is_there():
+            unpack_alone(names, folder, options)
+
+
+def unpack_alone(names: list[str], folder: Path, options: list[str] | None) -> None:
     print(f"{Path(sys.argv[0]).name}: downloading {' '.join(names)} to {folder}", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as scratch:
         # As root, apt would warn that its sandbox user cannot write here.
         sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from packages import Apt, UnavailableError, cache_dir, release, run
+from packages import Apt, UnavailableError, cache_dir, only_one, release, run
 
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan1")
 # Every system has these, and a second copy of libc would not fit the dynamic linker.
@@ -38,7 +38,10 @@ def environment() -> dict[str, str]:
     folder = cache_dir() / "vulkan"
     manifest = folder / "lavapipe.json"
     if not manifest.exists():
-        download(folder)
+        # Of two processes the second finds what the first has made.
+        with only_one(folder.with_name(f".{folder.name}.lock"), "the Vulkan driver"):
+            if not manifest.exists():
+                download(folder)
     # Loaders before 1.3.207 know the second name only.
     return {
         "VK_DRIVER_FILES": str(manifest),
@@ -68,7 +71,6 @@ def download(folder: Path) -> None:
     name = codename()
     suites = SUITES.get(name, [name])
     print(f"vulkan.py: downloading Mesa's lavapipe (about 60 MB) to {folder}", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="vulkan-") as made:
         scratch = Path(made)
         apt = Apt(scratch)
