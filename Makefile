@@ -5,7 +5,7 @@
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
 .PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz mutants lint lock update
-.PHONY: bench bench-gpu build wheel dist test-dist test-arm64 clean clean-cache
+.PHONY: bench bench-gpu build wheel dist test-dist test-arm64 test-pages clean clean-cache
 
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\): *.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -16,8 +16,8 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
-test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for twenty minutes a target, each system call that fails, the address sanitizer where there is a nightly toolchain, the systemd units, advisories on crates where their database is reachable
-	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz asan advisories systemd
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for twenty minutes a target, each system call that fails, the address sanitizer where there is a nightly toolchain, the systemd units, a release in clean systems, 64-bit Arm and larger pages under emulation, advisories on crates where their database is reachable
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz asan long-dist long-arm64 long-pages advisories systemd
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests
@@ -82,6 +82,9 @@ test-arm64:      ## build for 64-bit Arm and run the Rust tests and the wheel un
 	@scripts/setup.sh dist
 	@scripts/arm64.sh test
 	@scripts/arm64.sh wheel
+
+test-pages:      ## the Rust tests on 64-bit Arm kernels with pages of 16 and of 64 KiB, in emulated machines, as root
+	@DAXFS_TEST_LONG=1 scripts/test.sh long-pages
 
 clean:           ## remove everything that was built, downloaded into the project, or installed in .venv
 	cargo clean

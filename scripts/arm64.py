@@ -4,31 +4,44 @@
     arm64.py run BUILT KNOWN         under the emulator of programs, one program after the other
     arm64.py init BUILT FOLDER       put the programs into a guest's first file system, with a list for its init
     arm64.py read BUILT KNOWN LOG    what that guest printed
+    arm64.py kernel                  the folder with a kernel of 64 KiB pages, fetched first where it is not there
 
 BUILT is what `cargo test --no-run --message-format json` printed. KNOWN has a line for each test that cannot pass
 there: program, test, and why; in both names * stands for anything. A test that fails and is not there is a failure; one
 that is there and passes is said, so that the list shrinks. The status is 1 if any failed.
+
+Debian has kernels of 4 and 16 KiB pages for Arm, Ubuntu one of 64 KiB. DAXFS_UBUNTU_MIRROR is another mirror to fetch
+it from; its hash is known.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import cache
 
 # A program that hangs is ended; the slowest takes some minutes under emulation.
 LIMIT = 1200
 THREADS = 2
 RESULT = re.compile(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", re.MULTILINE)
 WHOLE = re.compile(r"^test result:", re.MULTILINE)
+# Of a release as it came out, which keeps its files: Ubuntu 26.04.
+KERNEL = "pool/main/l/linux/linux-image-unsigned-7.0.0-14-generic-64k_7.0.0-14.14_arm64.deb"
+KERNEL_SHA256 = "67c5170a8f830ad5f1f048dc38f0cc0db9884170ab0518aebb2bffdb3ede9b9a"
+UBUNTU = "http://archive.ubuntu.com/ubuntu"
 
 
 @dataclass(frozen=True)
@@ -194,9 +207,43 @@ def read(built: Path, rows: Path, log: Path) -> int:
     return sums.report()
 
 
+def unpack_kernel(folder: Path) -> None:
+    """Put the kernel into an empty folder, as `Image`, which every emulator starts."""
+    url = f"{os.environ.get('DAXFS_UBUNTU_MIRROR', UBUNTU)}/{KERNEL}"
+    print(f"arm64.py: fetching {url} (17 MB), once", file=sys.stderr, flush=True)
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
+        package = answer.read()
+    found = hashlib.sha256(package).hexdigest()
+    if found != KERNEL_SHA256:
+        raise SystemExit(f"arm64.py: {url} has the SHA-256 {found}, not {KERNEL_SHA256}")
+    (folder / "kernel.deb").write_bytes(package)
+    subprocess.run(["dpkg", "-x", folder / "kernel.deb", folder / "package"], check=True)  # noqa: S603, S607
+    # A program for EFI, which unpacks the kernel that it holds; where, its header says.
+    program = next(folder.glob("package/boot/vmlinuz-*")).read_bytes()
+    magic, start, size, kind = struct.unpack_from("<4x4sII8x4s", program)
+    if (magic, kind) != (b"zimg", b"zstd"):
+        raise SystemExit(f"arm64.py: the kernel of {url} is packed in a way that is not known here")
+    packed = program[start : start + size]
+    image = subprocess.run(["zstd", "-dcq"], input=packed, stdout=subprocess.PIPE, check=True).stdout  # noqa: S607
+    shutil.rmtree(folder / "package")
+    (folder / "kernel.deb").unlink()
+    (folder / "Image").write_bytes(image)
+
+
+def kernel() -> int:
+    """Print where the kernel of 64 KiB pages is."""
+    print(cache.made("arm64", "kernel-64k", [KERNEL_SHA256.encode()], unpack_kernel))
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Do what the arguments say."""
-    verbs: dict[str, tuple[int, Callable[..., int]]] = {"run": (2, run), "init": (2, init), "read": (3, read)}
+    verbs: dict[str, tuple[int, Callable[..., int]]] = {
+        "run": (2, run),
+        "init": (2, init),
+        "read": (3, read),
+        "kernel": (0, kernel),
+    }
     verb = verbs.get(arguments[0]) if arguments else None
     if verb is None or len(arguments) - 1 != verb[0]:
         print(__doc__, file=sys.stderr)

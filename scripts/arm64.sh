@@ -67,42 +67,21 @@ inside_wheel() {
     /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
         --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
         --target /tmp/site -r /project/scripts/test-dist.txt
+    # In a folder of its own: into one with programs pip puts no more of them.
     /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --only-binary=:all: \
-        --platform manylinux2014_aarch64 --target /tmp/site /release/daxfs-*_aarch64.whl
+        --platform manylinux2014_aarch64 --target /tmp/own /release/daxfs-*_aarch64.whl
     # The scripts that pip writes begin with the interpreter that installs.
-    sed -i "1s,.*,#!/tmp/arm/usr/bin/$python," /tmp/site/bin/daxfs /tmp/site/bin/daxfs-pack
-    export PYTHONHOME=/tmp/arm/usr PYTHONPATH=/tmp/site
+    sed -i "1s,.*,#!/tmp/arm/usr/bin/$python," /tmp/own/bin/daxfs /tmp/own/bin/daxfs-pack
+    export PYTHONHOME=/tmp/arm/usr PYTHONPATH=/tmp/own:/tmp/site
     export LD_LIBRARY_PATH=/tmp/arm/usr/lib/aarch64-linux-gnu:/tmp/arm/lib/aarch64-linux-gnu
     "/tmp/arm/usr/bin/$python" -c 'import platform; assert platform.machine() == "aarch64", platform.machine()'
-    "/tmp/arm/usr/bin/$python" /project/scripts/try_release.py /project/README.md /tmp/site/bin
-}
-
-# Debian has a kernel of 16 KiB pages. One of 64 KiB is built from its source: small, since nothing but memory is used.
-kernel() {
-    [ "$1" = 64k ] || { echo /arm64/boot/vmlinuz-*; return; }
-    if [ ! -e /kernel/Image ]; then
-        local make=(make -j "$(nproc)" ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
-        tar -C /tmp -xf /arm64/usr/src/linux-source-*.tar.xz
-        cd /tmp/linux-source-*
-        "${make[@]}" -s tinyconfig
-        scripts/config -e ARM64_64K_PAGES -e ARM64_VA_BITS_48 -e SMP -e PRINTK -e BLK_DEV_INITRD -e RD_GZIP -e BINFMT_ELF \
-            -e BINFMT_SCRIPT -e TTY -e SERIAL_AMBA_PL011 -e SERIAL_AMBA_PL011_CONSOLE -e PROC_FS -e PROC_PAGE_MONITOR \
-            -e SYSFS -e TMPFS -e SHMEM -e DEVTMPFS -e MEMFD_CREATE -e FUTEX -e EPOLL -e EVENTFD -e SIGNALFD -e TIMERFD \
-            -e POSIX_TIMERS -e FILE_LOCKING -e ADVISE_SYSCALLS -e MEMBARRIER -e RSEQ -e MULTIUSER -e NAMESPACES -e USER_NS \
-            -e NET -e UNIX -e INET -e TRANSPARENT_HUGEPAGE -e TRANSPARENT_HUGEPAGE_ALWAYS -e HUGETLBFS -e KCMP -e INOTIFY_USER \
-            -e DMA_SHARED_BUFFER -e DMABUF_HEAPS -e DMABUF_HEAPS_SYSTEM -e UDMABUF -e AIO -e IO_URING -e CROSS_MEMORY_ATTACH
-        "${make[@]}" -s olddefconfig
-        grep -q '^CONFIG_ARM64_64K_PAGES=y' .config
-        "${make[@]}" -s Image
-        cp arch/arm64/boot/Image /kernel/
-    fi
-    echo /kernel/Image
+    "/tmp/arm/usr/bin/$python" /project/scripts/try_release.py /project/README.md /tmp/own/bin
 }
 
 # In the system `machine`: the guest's only file system is in memory. /guest has the programs.
 inside_guest() {
-    local kernel root=/guest/root
-    kernel=$(kernel "$1")
+    local kernel=/kernel/Image root=/guest/root
+    [ "$1" = 64k ] || kernel=$(echo /arm64/boot/vmlinuz-*)
     mkdir -p $root/{bin,dev,proc,sys,tmp,run,etc}
     cp /arm64/bin/busybox $root/bin/ 2>/dev/null || cp /arm64/usr/bin/busybox $root/bin/
     cat >$root/init <<'INIT'
@@ -127,7 +106,7 @@ INIT
     chmod +x $root/init
     printf 'root:x:0:0::/tmp:/bin/sh\n' >$root/etc/passwd
     (cd $root && find . | cpio --quiet -o -H newc | gzip -1 >/tmp/initrd)
-    timeout 3000 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
+    timeout 7200 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
         -serial mon:stdio -kernel "$kernel" -initrd /tmp/initrd \
         -append "console=ttyAMA0 rdinit=/init loglevel=4 panic=-1" </dev/null >/guest/log 2>&1 || true
     grep '^=== pages' /guest/log || { tail -n 30 /guest/log; fail "the guest did not start"; }
@@ -135,22 +114,23 @@ INIT
 }
 
 pages() {
-    local size=${1:-} guest=$out/guest
+    local size=${1:-} guest=$out/guest kernel=()
     case $size in 16k | 64k) ;; *) fail "pages 16k or pages 64k" ;; esac
     shift
     packages=("$@")
     [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-cli)
+    if [ "$size" = 64k ]; then kernel=(--show "$(python3 scripts/arm64.py kernel)=/kernel"); fi
     build
     rm -rf "$guest"
-    mkdir -p "$guest/root/project/target/arm64/tmp" $out/kernel
+    mkdir -p "$guest/root/project/target/arm64/tmp"
     # Nothing but what the tests read: golden files, the list of tests that cannot pass.
     git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/project"
     in_system --bind "$PWD/$guest=/guest" bash -ec '
         python3 /project/scripts/arm64.py init /project/target/arm64/built.json /guest/root
         mkdir -p /guest/root/lib
         cp -L /usr/lib/aarch64-linux-gnu/{libc.so.6,libm.so.6,libgcc_s.so.1,ld-linux-aarch64.so.1} /guest/root/lib/'
-    scripts/debian.sh run machine --show "$PWD/scripts=/scripts" --bind "$PWD/$guest=/guest" \
-        --bind "$PWD/$out/kernel=/kernel" bash /scripts/arm64.sh inside_guest "$size"
+    scripts/debian.sh run machine --show "$PWD/scripts=/scripts" --bind "$PWD/$guest=/guest" "${kernel[@]}" \
+        bash /scripts/arm64.sh inside_guest "$size"
     in_system --bind "$PWD/$guest=/guest" python3 /project/scripts/arm64.py read /project/target/arm64/built.json \
         /project/scripts/arm64-pages.txt /guest/log
 }

@@ -13,9 +13,9 @@
 #
 # SYSTEM is bookworm (Debian 12) or trixie (13), both with Python alone; or rust: Debian 13 with the backports' Rust for
 # x86-64 and 64-bit Arm, the cross compiler, and the emulator of Arm programs; or machine: Debian 13 with the emulator of
-# Arm machines, a kernel for one with pages of 16 KiB in /arm64, and what builds another kernel. Each is kept in
-# $XDG_CACHE_HOME/daxfs/debian under the hash of what is wanted in it, whole or not at all. Versions are those of the day:
-# Debian's archive keeps no others. They are listed in the system's /packages.
+# Arm machines, and in /arm64 a kernel for one with pages of 16 KiB. Each is kept in $XDG_CACHE_HOME/daxfs/debian under the
+# hash of what is wanted in it, whole or not at all. Versions are those of the day: Debian's archive keeps no others. They
+# are listed in the system's /packages.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/daxfs/debian
@@ -37,9 +37,9 @@ define() {
             ;;
         machine)
             suite=trixie foreign=arm64
-            packages+=(qemu-system-arm cpio xz-utils make flex bison bc gcc libc6-dev gcc-aarch64-linux-gnu)
+            packages+=(qemu-system-arm cpio)
             # Of another processor, or of no use when installed: unpacked into /arm64.
-            unpacked=(linux-image-arm64-16k busybox-static:arm64 linux-source-6.12)
+            unpacked=(linux-image-arm64-16k busybox-static:arm64)
             ;;
         *) fail "no system named $1; there are bookworm, trixie, rust and machine" ;;
     esac
@@ -135,7 +135,7 @@ run() {
     # The arguments go by a file, since the script that enters is one text.
     local -x DEBIAN_SYSTEM=$folder DEBIAN_ARM64=$arm64 DEBIAN_MOUNTS
     DEBIAN_MOUNTS=$(printf '%s\n' "${mounts[@]}")
-    local command=(env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+    local command=(env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
         "${environment[@]}" "$@")
     if ! $arm64; then
         unshare --mount --pid --fork --kill-child bash "$0" enter "${command[@]}"

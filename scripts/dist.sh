@@ -37,6 +37,19 @@ inside_wheels() {
     local target
     for target in "${TARGETS[@]}"; do
         maturin build --release --locked --zig --target "$target" --compatibility manylinux2014 --out /out
+        mkdir -p "/tmp/wheel/$target"
+        python3 -m zipfile -e "/out/daxfs-$VERSION-"*"_${target%%-*}.whl" "/tmp/wheel/$target"
+        any_pages "/tmp/wheel/$target/daxfs/"_daxfs*.so "$target"
+    done
+}
+
+# any_pages FILE TARGET: kernels of 64-bit Arm with pages of 64 KiB load nothing whose parts lie closer together.
+any_pages() {
+    local align
+    for align in $(readelf -lW "$1" | awk '$1 == "LOAD" { print $NF }'); do
+        case $2 in
+            aarch64*) ((align >= 65536)) || fail "$1 has parts at multiples of $align: some kernels cannot load it" ;;
+        esac
     done
 }
 
@@ -55,14 +68,18 @@ inside_commands() {
     local target name tree program shell
     for target in "${TARGETS[@]}"; do
         cargo zigbuild --release --locked --target "$target.$GLIBC" -p daxfs-cli -p mkimage --bins
-        for program in daxfs daxfs-pack; do old_enough "/target/$target/release/$program"; done
+        for program in daxfs daxfs-pack; do
+            old_enough "/target/$target/release/$program"
+            any_pages "/target/$target/release/$program" "$target"
+        done
     done
     # Pages and completions are the same for both; the system's own processor writes them.
     local daxfs=/target/${TARGETS[0]}/release/daxfs
     for target in "${TARGETS[@]}"; do
         name=daxfs-$VERSION-${target%%-*}-linux
         tree=/tmp/$name
-        mkdir -p "$tree"/bin "$tree"/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
+        mkdir -p "$tree"/bin "$tree"/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d} \
+            "$tree/share/doc/daxfs"
         cp "/target/$target/release/"{daxfs,daxfs-pack} "$tree/bin/"
         "$daxfs" man "$tree/share/man/man1"
         for program in daxfs daxfs-pack; do
@@ -73,7 +90,7 @@ inside_commands() {
             cp "/tmp/completions.$program.zsh" "$tree/share/zsh/site-functions/_$program"
             cp "/tmp/completions.$program.fish" "$tree/share/fish/vendor_completions.d/$program.fish"
         done
-        cp LICENSE-APACHE LICENSE-MIT README.md CHANGELOG.md "$tree/"
+        cp LICENSE-APACHE LICENSE-MIT README.md CHANGELOG.md "$tree/share/doc/daxfs/"
         tar -C /tmp --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
             -c "$name" | gzip -n9 >"/out/$name.tar.gz"
     done

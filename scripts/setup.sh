@@ -75,6 +75,7 @@ peers() {
 dist() {
     local packages=()
     has debootstrap || packages+=(debootstrap)
+    has zstd || packages+=(zstd) # a kernel for emulated Arm machines
     install "${packages[@]}"
 }
 

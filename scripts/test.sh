@@ -243,6 +243,29 @@ long_docs() {
     done
 }
 
+# Debian systems of their own are made and entered by root.
+need_systems() {
+    [ "$(id -u)" -eq 0 ] || cannot "Debian systems are made and entered by root" || return
+    scripts/setup.sh dist
+    command -v debootstrap >/dev/null || cannot "no debootstrap"
+}
+
+long_dist() {
+    need_systems && scripts/test-dist.sh
+}
+
+long_arm64() {
+    need_systems && scripts/arm64.sh test && scripts/arm64.sh wheel
+}
+
+long_pages() {
+    need_systems || return
+    local status=0
+    scripts/arm64.sh pages 16k || status=$?
+    scripts/arm64.sh pages 64k || status=$?
+    return $status
+}
+
 long_fuzz() {
     FUZZ_SECONDS=${LONG_FUZZ_SECONDS:-1200} fuzz
 }
@@ -328,6 +351,9 @@ if [ "${DAXFS_TEST_LONG:-}" = 1 ]; then
     step long-abuse long_abuse
     step long-docs long_docs
     step long-fuzz long_fuzz
+    step long-dist long_dist
+    step long-arm64 long_arm64
+    step long-pages long_pages
 fi
 # Minutes of building, and hours of testing: with what takes long, or when it is asked for.
 if [ "${DAXFS_TEST_LONG:-}" = 1 ] || [[ " ${wanted[*]} " = *" asan "* ]]; then step asan optional asan; fi

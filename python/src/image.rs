@@ -354,7 +354,8 @@ impl Image {
         py.detach(|| image.region().populate()).or_raise()
     }
 
-    /// Asks the kernel to move the memory to 2 MiB pages, for everybody who maps it. False where it cannot.
+    /// Asks the kernel to move the memory to huge pages (2 MiB each where a page has 4 KiB), for everybody who maps it.
+    /// False where it cannot.
     fn collapse(&self, py: Python<'_>) -> PyResult<bool> {
         let image = self.opened()?;
         py.detach(|| image.region().collapse()).or_raise()

@@ -26,9 +26,9 @@ impl Verdict {
     }
 }
 
-/// Opens bytes, strictly or not.
+/// Opens bytes, strictly (by the rules of kernels with pages of 4096 bytes) or not.
 pub fn open(bytes: Vec<u8>, strict: bool) -> Result<Image, Error> {
-    OpenOptions::new().strict(strict).open_region(Region::from_bytes(bytes))
+    OpenOptions::new().strict(strict).page_size(4096).open_region(Region::from_bytes(bytes))
 }
 
 /// Name of the error's variant; of the broken rule where there is one.

@@ -144,11 +144,15 @@ fn block_sizes_are_powers_of_two_in_bounds() {
         let mut image = mini(Version::V8).finish();
         superblock(&mut image).block_size = size.into();
         assert_eq!(examine(&open(image.clone(), false).unwrap()).entries, 6);
-        let strict = open(image, true);
+        let here = OpenOptions::new().strict(true).open_region(Region::from_bytes(image.clone()));
         match u64::from(size) == dmabuf::page_size() {
-            true => assert!(strict.is_ok()),
-            false => assert_eq!(kind(&strict.unwrap_err()), "BlockSizeOfThisMachine"),
+            true => assert!(here.is_ok()),
+            false => assert_eq!(kind(&here.unwrap_err()), "BlockSizeOfThisMachine"),
         }
+        let there = OpenOptions::new().strict(true).page_size(size.into());
+        assert!(there.clone().open_region(Region::from_bytes(image.clone())).is_ok());
+        let elsewhere = there.page_size(u64::from(size) * 2).open_region(Region::from_bytes(image));
+        assert_eq!(kind(&elsewhere.unwrap_err()), "BlockSizeOfThisMachine");
     }
 }
 

@@ -125,8 +125,7 @@ fn pack(options: &Options, folder: &Path, image: &Path) -> Image {
     let size = fs::metadata(image).unwrap().len();
     assert_eq!(summary.image_bytes, size);
     assert_eq!(size % 4096, 0);
-    let strict = options.block_size == 4096;
-    OpenOptions::new().strict(strict).open(image).unwrap()
+    OpenOptions::new().strict(true).page_size(options.block_size.into()).open(image).unwrap()
 }
 
 proptest! {

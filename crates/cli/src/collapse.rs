@@ -1,9 +1,10 @@
-//! `daxfs collapse`: 2 MiB pages for an image that is in memory.
+//! `daxfs collapse`: huge pages for an image that is in memory.
 
 use crate::args::CollapseArgs;
 use crate::memory::{Pages, is_in_memory};
 use crate::output::{Outcome, Output};
 use crate::source::name;
+use crate::text::human;
 use anyhow::{Context, bail};
 use daxfs::Image;
 use dmabuf::FdKind;
@@ -30,7 +31,10 @@ pub fn run(image: &Image, args: &CollapseArgs, out: &mut Output) -> anyhow::Resu
     let after = Pages::of(region)?.context("the memory has no pages of its own")?;
     writeln!(out, "after:  {}", after.line())?;
     if !done && after.huge() <= before.huge() {
-        bail!("{name}: the kernel cannot collapse this memory (it takes Linux 6.1 and at least 2 MiB)");
+        bail!(
+            "{name}: the kernel cannot collapse this memory (it takes Linux 6.1 and at least {})",
+            human(dmabuf::huge_page_size())
+        );
     }
     Ok(Outcome::Clean)
 }

@@ -72,7 +72,7 @@ impl Pages {
         self.huge
     }
 
-    /// One line: `86.7 MiB mapped, 86.7 MiB present, 84.0 MiB (96.89%) of it in 2 MiB pages or larger`.
+    /// One line: `86.7 MiB mapped, 86.7 MiB present, 84.0 MiB (96.89%) of it in pages of 2 MiB or more`.
     pub fn line(&self) -> String {
         let Self { mapped, resident, huge, page_size } = *self;
         let share = if resident == 0 { String::new() } else { format!(" ({})", percent(huge, resident)) };

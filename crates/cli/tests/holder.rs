@@ -154,7 +154,8 @@ fn options_of_a_load() {
     assert_eq!(place.run(&["load", "x", "TREE", "--exact", "--align-tensors"]).status, 2);
     assert!(place.run(&["load", "x", "daxfs://e", "--exact"]).error().contains("--exact is for directories"));
     let small = place.run(&["load", "p", "TREE", "--into", "memfd:4K", "--json"]).json();
-    assert_eq!((small["memory"].as_str(), small["page_size"].as_u64()), (Some("sealed memfd"), Some(4096)));
+    assert_eq!(small["memory"], "sealed memfd");
+    assert_eq!(small["page_size"].as_u64(), Some(dmabuf::page_size()));
 
     // A memfd is kept as it is, not copied.
     let (fd, _) = mkimage::Packer::new()

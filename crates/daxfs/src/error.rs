@@ -440,7 +440,8 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Self::BlockSize => "the block size must be a power of two from 4096 to 65536",
             Self::BlockSizeOfThisMachine => {
-                "the kernel mounts only images whose block size is this machine's page size"
+                "the kernel mounts only images whose block size is its page size; pack with --block-size page for this \
+                 machine's"
             }
             Self::NoRoot => "there must be a base image or an overlay that holds the root",
             Self::RootInode => "the root inode must be 1",

@@ -46,6 +46,8 @@ const OPEN_ATTEMPTS: u32 = 20;
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     strict: bool,
+    /// The page size of the kernels that strictness is about, if they are not this machine's.
+    page_size: Option<u64>,
     /// Whether strictness leaves out the kernel's rule that no split image keeps.
     split: bool,
     sealed_copy: bool,
@@ -70,6 +72,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             strict: false,
+            page_size: None,
             split: false,
             sealed_copy: false,
             private: false,
@@ -95,6 +98,14 @@ impl OpenOptions {
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
+        self
+    }
+
+    /// Strict opening asks what kernels with pages of so many bytes refuse: those of the machine that the image is for,
+    /// where that is not this one. Without it, blocks have to have the size of this machine's pages.
+    #[must_use]
+    pub fn page_size(mut self, bytes: u64) -> Self {
+        self.page_size = Some(bytes);
         self
     }
 
@@ -313,7 +324,8 @@ impl OpenOptions {
                 (true, false) => Strict::Kernel,
                 (true, true) => Strict::Split,
             };
-            snapshot::take(region.view(), backing_len, strict, self.max_metadata, live)?
+            let page = self.page_size.unwrap_or_else(dmabuf::page_size);
+            snapshot::take(region.view(), backing_len, strict, page, self.max_metadata, live)?
         };
         let backing = self.backing.clone().filter(|_| superblock.data_is_external());
         let image = Image(Arc::new(Inner {

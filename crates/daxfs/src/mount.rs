@@ -71,7 +71,7 @@ impl Image {
                 format!("{:#x} bytes at {:#x} of a dma-buf of {whole:#x}", region.len(), region.offset());
             return refuse(&format!("it lies in {part}, and the kernel mounts only all of one"));
         }
-        let mut options = self.options().clone().strict(true);
+        let mut options = self.options().clone().strict(true).page_size(dmabuf::page_size());
         if self.lazy().is_some() {
             // The kernel does not ask file by file.
             options = options.verify(Verify::Full);

@@ -41,11 +41,11 @@ pub struct Superblock {
 
 impl Superblock {
     /// Reads and checks a copy of the superblock's 4096 bytes, for a region of `len` bytes. `header` is a copy of
-    /// 4096 bytes at any offset, for the headers of the regions.
+    /// 4096 bytes at any offset, for the headers of the regions. Blocks have to have the size `page`, if there is one.
     pub(crate) fn parse(
         block: &[u8; format::SUPERBLOCK_SIZE],
         len: u64,
-        strict: bool,
+        page: Option<u64>,
         header: &mut dyn FnMut(&'static str, u64) -> Result<Vec<u8>>,
     ) -> Result<Self> {
         let (magic, version) = match format::U32::read_from_prefix(block) {
@@ -56,7 +56,7 @@ impl Superblock {
             return Err(Error::NotAnImage { found: magic });
         }
         let superblock = match version {
-            v8::VERSION => parse_v8(block, len, strict, header)?,
+            v8::VERSION => parse_v8(block, len, page, header)?,
             v5::VERSION => parse_v5(block, len, header)?,
             found => return Err(Error::UnsupportedVersion { place: "superblock", found, supported: "5, 8" }),
         };
@@ -80,7 +80,7 @@ impl Superblock {
         let mut block = [0; format::SUPERBLOCK_SIZE];
         region.read_at(0, &mut block)?;
         let len = region.len() as u64;
-        Self::parse(&block, len, false, &mut |place, offset| {
+        Self::parse(&block, len, None, &mut |place, offset| {
             let end = bounded(place, offset, format::SUPERBLOCK_SIZE as u64, len, "region")?;
             Ok(region.get(end.start, format::SUPERBLOCK_SIZE as u64)?.to_vec())
         })
@@ -133,7 +133,7 @@ impl Superblock {
 fn parse_v8(
     block: &[u8; format::SUPERBLOCK_SIZE],
     len: u64,
-    strict: bool,
+    page: Option<u64>,
     header: &mut dyn FnMut(&'static str, u64) -> Result<Vec<u8>>,
 ) -> Result<Superblock> {
     let raw = prefix::<v8::Superblock>(block, "superblock")?;
@@ -141,7 +141,7 @@ fn parse_v8(
     if !block_size.is_power_of_two() || !(4096..=65536).contains(&block_size) {
         return Err(invalid("superblock", Rule::BlockSize, block_size));
     }
-    if strict && u64::from(block_size) != dmabuf::page_size() {
+    if page.is_some_and(|page| page != u64::from(block_size)) {
         return Err(invalid("superblock", Rule::BlockSizeOfThisMachine, block_size));
     }
     let (base, inode_table, inode_count) = if raw.base_offset.get() == 0 {
@@ -372,7 +372,7 @@ mod tests {
         edit(&mut raw);
         let mut block = [0; format::SUPERBLOCK_SIZE];
         block[..size_of::<v8::Superblock>()].copy_from_slice(raw.as_bytes());
-        Superblock::parse(&block, 0x8000, false, &mut |_, _| Ok(vec![0; 4096]))
+        Superblock::parse(&block, 0x8000, None, &mut |_, _| Ok(vec![0; 4096]))
     }
 
     fn message(edit: impl FnOnce(&mut v8::Superblock)) -> String {

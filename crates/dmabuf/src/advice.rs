@@ -6,8 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use crate::error::{Error, Result};
-use crate::map::page_size;
-use crate::memfd::HUGE;
+use crate::map::{huge_page_size, page_size};
 use crate::view::SharedBytes;
 
 /// Attempts per block while pages of it are locked or being migrated (EAGAIN, EBUSY).
@@ -23,10 +22,10 @@ pub struct PageStats {
     pub mapped: u64,
     /// Of it, what page tables of this process point to.
     pub resident: u64,
-    /// Of it, what is mapped by entries of 2 MiB or more.
+    /// Of it, what is mapped by huge pages: transparent ones ([`huge_page_size`]), and those of hugetlb.
     pub huge: u64,
-    /// Smallest page size that the kernel uses for the range's VMAs (`KernelPageSize`): 4096, or that of hugetlb
-    /// pages or of a devdax device. Transparent huge pages show in `huge` only. 0 for an empty range.
+    /// Smallest page size that the kernel uses for the range's VMAs (`KernelPageSize`): [`page_size`], or that of
+    /// hugetlb pages or of a devdax device. Transparent huge pages show in `huge` only. 0 for an empty range.
     pub page_size: u64,
 }
 
@@ -46,9 +45,9 @@ impl Pages {
         Pages { start, len: (addr - start + view.len()).next_multiple_of(page) }
     }
 
-    /// The whole, aligned 2 MiB blocks within `view`.
+    /// The whole, aligned blocks within `view` that can be a huge page.
     fn blocks(view: SharedBytes<'_>) -> impl Iterator<Item = Pages> {
-        let huge = usize::try_from(HUGE).unwrap_or(usize::MAX);
+        let huge = usize::try_from(huge_page_size()).unwrap_or(usize::MAX);
         let addr = view.as_ptr().addr();
         let end = addr + view.len();
         let first = addr.checked_next_multiple_of(huge).unwrap_or(end);
@@ -133,7 +132,7 @@ fn collapse_each(view: SharedBytes<'_>, blocks: &[Pages]) -> Result<(bool, u64)>
     let mut done = 0;
     for &block in blocks {
         match collapse_block(view, block) {
-            Ok(()) => done += HUGE,
+            Ok(()) => done += block.len as u64,
             Err(error) => match error.raw_os_error() {
                 // This block only: it has no page yet, or somebody holds one of its pages all the time.
                 Some(libc::EINVAL | libc::EAGAIN | libc::EBUSY) => {}
@@ -277,7 +276,8 @@ Private_Hugetlb:       0 kB
 
     #[test]
     fn blocks_are_whole_and_aligned() {
-        let huge = usize::try_from(HUGE).unwrap();
+        let huge = usize::try_from(huge_page_size()).unwrap();
+        // Never touched, so it takes addresses alone.
         let memory = vec![0u8; 4 * huge];
         let view = SharedBytes::from_slice(&memory);
         let count = |offset: usize, len: usize| {

@@ -90,7 +90,7 @@ pub use error::{Error, Result};
 pub use fdpass::{recv_bytes, recv_fds, send_fds};
 pub use fork::around_forks;
 pub use heap::{heap_allocate, heap_allocate_on, heaps};
-pub use map::{Mapping, page_size};
+pub use map::{Mapping, huge_page_size, page_size};
 pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
 pub use mount::{Mountable, mount, unmount};
 pub use mounted::{Mounted, mounted, mounts};

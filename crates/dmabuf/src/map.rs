@@ -10,6 +10,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -22,9 +23,12 @@ use crate::class::MemoryClass;
 use crate::describe::{Class, FdInfo, Probe, describe_probed, fd_name, probe};
 use crate::device::physical_refused;
 use crate::error::{Error, Result};
-use crate::memfd::HUGE;
 use crate::view::SharedBytes;
 use crate::view_mut::SharedBytesMut;
+
+/// Bytes from which on a mapping is placed, and what it is placed by where huge pages are larger: 64-bit Arm maps so
+/// many by one entry of the TLB when pages have 16 or 64 KiB.
+const CONTIGUOUS: u64 = 2 << 20;
 
 /// How often another thread may take the address found for an aligned mapping before any address will do.
 const PLACE_ATTEMPTS: usize = 8;
@@ -75,9 +79,9 @@ impl fmt::Debug for Mapping {
 impl Mapping {
     /// Maps `len` bytes from `offset` on for reading, shared.
     ///
-    /// From 2 MiB on, a file or memfd is mapped at an address that is congruent to the offset modulo 2 MiB, so that
-    /// the kernel can map its huge pages as such. Any `offset` is allowed; the mapping covers whole pages (of the
-    /// size that the object needs), the view exactly the bytes asked for.
+    /// From 2 MiB on, a file or memfd is mapped at an address that is congruent to the offset modulo 2 MiB, and from
+    /// [`huge_page_size`] on modulo that, so that the kernel can map its huge pages as such. Any `offset` is allowed;
+    /// the mapping covers whole pages (of the size that the object needs), the view exactly the bytes asked for.
     ///
     /// # Errors
     /// [`Error::NotShareable`] for what is not memory (see [`describe`](crate::describe)), [`Error::OutOfBounds`] if
@@ -152,7 +156,7 @@ impl Mapping {
                 page_size()
             }
         };
-        let placed = probe.class == Class::Pages { hugetlb: None } && len as u64 >= HUGE;
+        let placed = probe.class == Class::Pages { hugetlb: None } && len as u64 >= CONTIGUOUS;
         let failed = |e: std::io::Error| match probe.class {
             Class::Physical => physical_refused(offset, len, e),
             _ => Error::os("mmap", fd_name(fd), e),
@@ -263,9 +267,9 @@ impl Mapping {
         advice::populate(part, self.access == Access::ReadWrite)
     }
 
-    /// Gathers the pages of each whole 2 MiB block into a huge page (MADV_COLLAPSE, Linux 6.1); blocks must have pages
-    /// already, for empty memfds see [`allocate_huge`](crate::allocate_huge). `Ok(true)` if at least one block is a
-    /// huge page now ([`pages`](Self::pages) counts), `Ok(false)` if the kernel cannot for this memory.
+    /// Gathers the pages of each whole block of [`huge_page_size`] into a huge page (MADV_COLLAPSE, Linux 6.1); blocks
+    /// must have pages already, for empty memfds see [`allocate_huge`](crate::allocate_huge). `Ok(true)` if at least one
+    /// block is a huge page now ([`pages`](Self::pages) counts), `Ok(false)` if the kernel cannot for this memory.
     ///
     /// # Errors
     /// [`Error::Os`] if no block could be collapsed for want of memory.
@@ -319,15 +323,16 @@ impl Span {
         Ok(Span { start, len })
     }
 
-    /// Maps at an address congruent to `offset` modulo 2 MiB.
+    /// Maps at an address congruent to `offset` modulo the size of the largest pages that the kernel may use for it.
     ///
-    /// A free place is found by reserving 2 MiB more than needed; the reservation is given back and the address
+    /// A free place is found by reserving that much more than needed; the reservation is given back and the address
     /// inside it passed as a hint. MAP_FIXED over the reservation would save the window between the two, but when it
     /// fails it may leave a hole that another thread fills before the reservation is unmapped. Before all that the place
     /// of the last mapping that went is tried, which is free where images are opened and closed in turn.
     fn congruent(fd: BorrowedFd<'_>, offset: u64, len: NonZeroUsize, access: Access) -> nix::Result<Span> {
-        let huge = usize::try_from(HUGE).map_err(|_| Errno::EOVERFLOW)?;
-        let phase = usize::try_from(offset % HUGE).map_err(|_| Errno::EOVERFLOW)?;
+        let unit = if len.get() as u64 >= huge_page_size() { huge_page_size() } else { CONTIGUOUS };
+        let huge = usize::try_from(unit).map_err(|_| Errno::EOVERFLOW)?;
+        let phase = usize::try_from(offset % unit).map_err(|_| Errno::EOVERFLOW)?;
         let is_congruent = |span: &Span| span.start.addr().get() % huge == phase;
         let last = LAST_PLACE.swap(0, Ordering::Relaxed);
         if last != 0 {
@@ -341,7 +346,9 @@ impl Span {
             let reserve = len.checked_add(huge).ok_or(Errno::ENOMEM)?;
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
             // SAFETY: no MAP_FIXED, so nothing is replaced; nobody but this function knows the new address.
-            let base = unsafe { mmap_anonymous(None, reserve, ProtFlags::PROT_NONE, flags) }?;
+            let base = unsafe { mmap_anonymous(None, reserve, ProtFlags::PROT_NONE, flags) };
+            // A limit of addresses may have room for the mapping alone.
+            let Ok(base) = base else { break };
             drop(Span { start: base, len: reserve });
             LAST_PLACE.store(0, Ordering::Relaxed);
             let base = base.addr().get();
@@ -373,6 +380,23 @@ pub fn page_size() -> u64 {
         // POSIX wants an answer; 64 KiB is a multiple of every page size that Linux uses.
         _ => 64 << 10,
     }
+}
+
+/// Size of a transparent huge page in bytes: 2 MiB where ordinary pages have 4 KiB, 32 MiB with 16 KiB, 512 MiB with
+/// 64 KiB.
+pub fn huge_page_size() -> u64 {
+    static SIZE: OnceLock<u64> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let told = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+        let told = told.ok().and_then(|text| text.trim().parse().ok());
+        // What one page of entries covers, 8 bytes each. Where the kernel does not say, it has no such pages.
+        told.filter(|size| is_huge(*size)).unwrap_or_else(|| page_size() * (page_size() / 8))
+    })
+}
+
+/// Whether addresses can be congruent modulo it.
+fn is_huge(size: u64) -> bool {
+    size.is_power_of_two() && (page_size()..=1 << 40).contains(&size)
 }
 
 #[cfg(test)]

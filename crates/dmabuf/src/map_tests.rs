@@ -49,12 +49,15 @@ fn offsets_need_no_alignment() {
 
 #[test]
 fn large_mappings_are_congruent_to_their_offset() {
-    let fd = memfd("congruent", 16 * MIB);
-    for offset in [0, 4096, 2 * MIB, 3 * MIB + 4096, 5 * MIB + 17] {
-        let maps: Vec<_> =
-            (0..4).map(|_| Mapping::read_write(fd.as_fd(), offset as u64, 2 * MIB).unwrap()).collect();
-        for map in maps {
-            assert_eq!(map.view().as_ptr().addr() % (2 * MIB), offset % (2 * MIB), "offset {offset}");
+    let huge = usize::try_from(huge_page_size()).unwrap();
+    let fd = memfd("congruent", 8 * huge.max(2 * MIB));
+    for unit in [2 * MIB, huge] {
+        for offset in [0, 4096, unit, unit + unit / 2 + 4096, 2 * unit + unit / 2 + 17] {
+            let maps: Vec<_> =
+                (0..4).map(|_| Mapping::read_write(fd.as_fd(), offset as u64, unit).unwrap()).collect();
+            for map in maps {
+                assert_eq!(map.view().as_ptr().addr() % unit, offset % unit, "offset {offset}");
+            }
         }
     }
 }
@@ -207,23 +210,42 @@ fn populate_copies_no_page_of_a_private_mapping() {
 
 #[test]
 fn full_blocks_collapse_and_keep_their_bytes() {
-    let fd = memfd("collapse", 5 * MIB);
-    let mut map = Mapping::read_write(fd.as_fd(), 0, 5 * MIB).unwrap();
-    let bytes: Vec<u8> = (0..5 * MIB).map(|i| u8::try_from(i % 241).unwrap()).collect();
-    map.view_mut().unwrap().copy_from(0, &bytes).unwrap();
+    let huge = usize::try_from(huge_page_size()).unwrap();
+    let len = huge + huge / 2;
+    let fd = memfd("collapse", len);
+    let mut map = Mapping::read_write(fd.as_fd(), 0, len).unwrap();
+    // In pieces, since huge pages may be very large; no page has the bytes of another.
+    let bytes: Vec<u8> = (0..MIB - 3).map(|i| u8::try_from(i % 241).unwrap()).collect();
+    let pieces = || (0..len).step_by(bytes.len()).map(|at| (at as u64, &bytes[..bytes.len().min(len - at)]));
+    for (at, piece) in pieces() {
+        map.view_mut().unwrap().copy_from(at, piece).unwrap();
+    }
     if crate::memfd::tests::collapse_is_known() {
         assert!(map.collapse().unwrap());
-        assert_eq!(map.pages().unwrap().huge, 4 << 20);
+        assert_eq!(map.pages().unwrap().huge, huge as u64);
     } else {
         assert!(!map.collapse().unwrap());
     }
-    assert!(map.view().to_vec() == bytes);
+    for (at, piece) in pieces() {
+        assert!(map.view().get(at, piece.len() as u64).unwrap().to_vec() == piece, "from {at} on");
+    }
 }
 
 #[test]
 fn empty_memfds_do_not_collapse_and_that_is_no_error() {
-    let fd = memfd("empty", 4 * MIB);
-    let map = Mapping::read_write(fd.as_fd(), 0, 4 * MIB).unwrap();
+    let len = 2 * usize::try_from(huge_page_size()).unwrap();
+    let fd = memfd("empty", len);
+    let map = Mapping::read_write(fd.as_fd(), 0, len).unwrap();
     assert!(!map.collapse().unwrap());
     assert_eq!(map.pages().unwrap().huge, 0);
+}
+
+#[test]
+fn huge_pages_have_the_size_that_the_kernel_says() {
+    let told = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    if let Ok(told) = told {
+        assert_eq!(huge_page_size(), told.trim().parse::<u64>().unwrap());
+    }
+    // One page of entries of 8 bytes, with every size of a page on x86-64 and on 64-bit Arm.
+    assert_eq!(huge_page_size(), page_size() * page_size() / 8);
 }

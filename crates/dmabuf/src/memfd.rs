@@ -15,9 +15,6 @@ use crate::error::{Error, Result};
 use crate::map::Mapping;
 use crate::numa;
 
-/// Size of the huge pages that transparent huge pages, hugetlb 2M and devdax use on x86-64 and on arm64 with
-/// 4 KiB pages.
-pub(crate) const HUGE: u64 = 2 << 20;
 /// Longest name that memfd_create(2) takes, in bytes.
 const NAME_MAX: usize = 249;
 
@@ -33,7 +30,8 @@ pub enum HugePages {
     Hugetlb2M,
     /// 1 GiB pages of the hugetlb pool, reserved at creation.
     Hugetlb1G,
-    /// As [`Thp`](Self::Thp) when the length is at least 2 MiB and the kernel can, else ordinary pages.
+    /// As [`Thp`](Self::Thp) where the length is at least [`huge_page_size`](crate::huge_page_size) and the kernel can,
+    /// else ordinary pages.
     Auto,
 }
 
@@ -99,7 +97,7 @@ impl Memfd {
             ));
         }
         let hugetlb = match pages {
-            HugePages::Hugetlb2M => Some((MFdFlags::MFD_HUGE_2MB, HUGE)),
+            HugePages::Hugetlb2M => Some((MFdFlags::MFD_HUGE_2MB, 2 << 20)),
             HugePages::Hugetlb1G => Some((MFdFlags::MFD_HUGE_1GB, 1 << 30)),
             HugePages::No | HugePages::Thp | HugePages::Auto => None,
         };
@@ -206,14 +204,15 @@ pub fn seals(fd: BorrowedFd<'_>) -> Result<Option<Seals>> {
     }
 }
 
-/// Makes the whole 2 MiB blocks within `range` (offsets in the mapping) of a writable shared mapping of a memfd or
-/// tmpfs file huge pages, and returns how many bytes now are. Contents do not change, but call it before filling:
-/// empty blocks cost 0.07 s per GiB, full ones have to be copied.
+/// Makes the whole blocks of [`huge_page_size`](crate::huge_page_size) within `range` (offsets in the mapping) of a
+/// writable shared mapping of a memfd or tmpfs file huge pages, and returns how many bytes now are. Contents do not
+/// change, but call it before filling: empty blocks cost 0.07 s per GiB, full ones have to be copied.
 ///
 /// The kernel does not collapse an empty block, hence one page of each is allocated first (MADV_POPULATE_WRITE); then
 /// MADV_COLLAPSE (Linux 6.1) builds the huge page around it. Neither privilege nor
 /// `/sys/kernel/mm/transparent_hugepage/shmem_enabled` is needed. A result below the length of the range means that
-/// the kernel cannot (0), or that contiguous memory ran out; the rest works as ordinary pages.
+/// the kernel cannot (0; so where ordinary pages have 64 KiB, since its page cache holds nothing of 512 MiB), or that
+/// contiguous memory ran out; the rest works as ordinary pages.
 ///
 /// # Errors
 /// [`Error::OutOfBounds`] for a range outside of the mapping, [`Error::Invalid`] for a mapping that is not writable

@@ -1,10 +1,17 @@
 use super::*;
 use crate::describe::{FdKind, describe};
+use crate::map::huge_page_size;
 use std::io::Write as _;
 
 const MIB: u64 = 1 << 20;
 
-/// Whether the kernel has MADV_COLLAPSE for shared memory: Linux 6.1 with transparent huge pages.
+/// A length of memory as an address space has it.
+fn bytes(len: u64) -> usize {
+    usize::try_from(len).unwrap()
+}
+
+/// Whether the kernel has MADV_COLLAPSE for shared memory: Linux 6.1 with transparent huge pages that the page cache can
+/// hold, which are at most 2^11 ordinary ones (with pages of 64 KiB they are not).
 pub(crate) fn collapse_is_known() -> bool {
     let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
@@ -13,7 +20,7 @@ pub(crate) fn collapse_is_known() -> bool {
     if version < (6, 1) || !thp {
         println!("no MADV_COLLAPSE of shared memory: Linux {release}, transparent huge pages for it: {thp}");
     }
-    version >= (6, 1) && thp
+    version >= (6, 1) && thp && huge_page_size() / crate::page_size() <= 1 << 11
 }
 
 #[test]
@@ -79,30 +86,32 @@ fn more_than_the_memory_is_refused_with_both_numbers() {
 
 #[test]
 fn huge_pages_of_an_empty_memfd() {
-    let memfd = Memfd::create("huge", 9 * MIB, HugePages::Thp).unwrap();
-    let map = Mapping::read_write(memfd.as_fd(), 0, 9 << 20).unwrap();
-    let huge = allocate_huge(&map, 0..9 * MIB).unwrap();
+    let page = huge_page_size();
+    let len = 2 * page + page / 2;
+    let memfd = Memfd::create("huge", len, HugePages::Thp).unwrap();
+    let map = Mapping::read_write(memfd.as_fd(), 0, bytes(len)).unwrap();
+    let huge = allocate_huge(&map, 0..len).unwrap();
     assert_eq!(map.pages().unwrap().huge, huge);
-    if collapse_is_known() {
-        assert_eq!(huge, 8 * MIB);
-    } else {
-        assert_eq!(huge, 0);
+    assert_eq!(huge, if collapse_is_known() { 2 * page } else { 0 });
+    for offset in (0..len).step_by(bytes(MIB)) {
+        assert!(map.view().get(offset, MIB).unwrap().to_vec().iter().all(|b| *b == 0), "at {offset}");
     }
-    assert!(map.view().to_vec().iter().all(|b| *b == 0));
 }
 
 #[test]
 fn huge_pages_of_a_part_keep_contents() {
-    let memfd = Memfd::create("part", 12 * MIB, HugePages::Auto).unwrap();
-    let mut map = Mapping::read_write(memfd.as_fd(), 0, 12 << 20).unwrap();
-    for offset in [0, 3 * MIB, 4 * MIB, 7 * MIB + 12345, 12 * MIB - 4] {
+    let half = huge_page_size() / 2;
+    let memfd = Memfd::create("part", 8 * half, HugePages::Auto).unwrap();
+    let mut map = Mapping::read_write(memfd.as_fd(), 0, bytes(8 * half)).unwrap();
+    let offsets = [0, half, 2 * half, 5 * half + 12345, 8 * half - 4];
+    for offset in offsets {
         map.view_mut().unwrap().copy_from(offset, b"kept").unwrap();
     }
-    // Only 4..8 MiB are whole blocks of this range.
-    let huge = allocate_huge(&map, 3 * MIB..9 * MIB).unwrap();
-    assert_eq!(huge, if collapse_is_known() { 4 * MIB } else { 0 });
+    // Only the second and third are whole blocks of this range.
+    let huge = allocate_huge(&map, half..7 * half).unwrap();
+    assert_eq!(huge, if collapse_is_known() { 4 * half } else { 0 });
     assert_eq!(map.pages().unwrap().huge, huge);
-    for offset in [0, 3 * MIB, 4 * MIB, 7 * MIB + 12345, 12 * MIB - 4] {
+    for offset in offsets {
         assert_eq!(map.view().get(offset, 4).unwrap().to_vec(), b"kept", "at {offset}");
     }
 }
@@ -112,13 +121,14 @@ fn huge_pages_work_for_tmpfs_files_and_a_second_mapping_sees_them() {
     let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
         return println!("not run: no writable /dev/shm");
     };
-    file.set_len(4 * MIB).unwrap();
-    let map = Mapping::read_write(file.as_fd(), 0, 4 << 20).unwrap();
-    assert_eq!(allocate_huge(&map, 0..4 * MIB).unwrap(), if collapse_is_known() { 4 * MIB } else { 0 });
+    let len = 2 * huge_page_size();
+    file.set_len(len).unwrap();
+    let map = Mapping::read_write(file.as_fd(), 0, bytes(len)).unwrap();
+    assert_eq!(allocate_huge(&map, 0..len).unwrap(), if collapse_is_known() { len } else { 0 });
     if collapse_is_known() {
-        let reader = Mapping::read_only(file.as_fd(), 0, 4 << 20).unwrap();
+        let reader = Mapping::read_only(file.as_fd(), 0, bytes(len)).unwrap();
         reader.populate().unwrap();
-        assert_eq!(reader.pages().unwrap().huge, 4 * MIB, "mapped by huge entries here too");
+        assert_eq!(reader.pages().unwrap().huge, len, "mapped by huge entries here too");
     }
 }
 

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 
 use dmabuf::{
     Access, CpuAccess, Error, FdInfo, FdKind, HugePages, Mapping, Memfd, Seals, SharedBytesMut, describe,
-    heap_allocate, heaps, recv_fds, seals, send_fds, udmabuf_from, udmabuf_limit,
+    heap_allocate, heaps, page_size, recv_fds, seals, send_fds, udmabuf_from, udmabuf_limit,
 };
 
 const MIB: u64 = 1 << 20;
@@ -62,10 +62,11 @@ fn a_udmabuf_is_described() {
     if !present(UDMABUF) {
         return;
     }
-    let memfd = memfd("described", 3 * 4096);
+    let len = 3 * page_size();
+    let memfd = memfd("described", len);
     let dma_buf = udmabuf_from(&memfd).unwrap();
     let info = describe(dma_buf.as_fd()).unwrap();
-    assert_eq!((exporter(&info), info.len, info.writable), ("udmabuf", 3 * 4096, true));
+    assert_eq!((exporter(&info), info.len, info.writable), ("udmabuf", len, true));
     assert!(info.path.unwrap().to_str().unwrap().starts_with("/dmabuf:"));
     let flags = nix::fcntl::fcntl(&dma_buf, nix::fcntl::FcntlArg::F_GETFD).unwrap();
     assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
@@ -98,7 +99,7 @@ fn cpu_access_begins_and_ends() {
     if !present(UDMABUF) {
         return;
     }
-    let dma_buf = udmabuf_from(&memfd("brackets", 4096)).unwrap();
+    let dma_buf = udmabuf_from(&memfd("brackets", page_size())).unwrap();
     for access in [Access::Read, Access::Write, Access::ReadWrite] {
         CpuAccess::begin(dma_buf.as_fd(), access).unwrap().finish().unwrap();
         drop(CpuAccess::begin(dma_buf.as_fd(), access).unwrap());
@@ -134,7 +135,7 @@ fn files_are_read_into_a_dma_buf() {
     let contents: Vec<u8> = (0..200_000u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&contents).unwrap();
-    let dma_buf = udmabuf_from(&memfd("pread", 50 * 4096)).unwrap();
+    let dma_buf = udmabuf_from(&memfd("pread", 200_000_u64.next_multiple_of(page_size()))).unwrap();
     let mut map = map_all(dma_buf.as_fd());
     let fill = |view: &mut SharedBytesMut<'_>, fd: BorrowedFd<'_>| {
         let mut done = 0;
@@ -205,11 +206,11 @@ fn unfit_memfds_are_refused_with_the_reason() {
     assert!(why(&memfd("empty", 0)).contains("not 0 bytes"));
     assert!(why(&memfd("odd", 4097)).contains("not 4097 bytes"));
     for seal in [Seals::WRITE, Seals::FUTURE_WRITE] {
-        let sealed = memfd("sealed", 4096);
+        let sealed = memfd("sealed", page_size());
         sealed.seal(seal).unwrap();
         assert!(why(&sealed).contains("sealed against writing"), "{seal:?}");
     }
-    let sealed = memfd("no-more-seals", 4096);
+    let sealed = memfd("no-more-seals", page_size());
     sealed.seal(Seals::SEAL).unwrap();
     assert_eq!(
         udmabuf_from(&sealed).unwrap_err().raw_os_error(),
@@ -228,11 +229,11 @@ fn the_size_limit_is_named() {
     if limit >= 1 << 32 {
         return println!("not run: the limit of {limit} bytes is too high to exceed");
     }
-    let error = udmabuf_from(&memfd("too-big", limit + 4096)).unwrap_err();
+    let error = udmabuf_from(&memfd("too-big", limit + page_size())).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, Error::Invalid { .. }), "{text}");
     let named = format!("/sys/module/udmabuf/parameters/size_limit_mb is {} MiB", limit >> 20);
-    assert!(text.contains(&named) && text.contains(&format!("{} bytes", limit + 4096)), "{text}");
+    assert!(text.contains(&named) && text.contains(&format!("{} bytes", limit + page_size())), "{text}");
 }
 
 #[test]
@@ -241,10 +242,11 @@ fn several_memfds_become_one_udmabuf() {
         return;
     }
     let (first, second) = (memfd("first", 3 * MIB), memfd("second", 2 * MIB));
-    let parts = [(&second, 4096, MIB), (&first, 0, 2 * MIB), (&second, 0, 4096)];
+    let page = page_size();
+    let parts = [(&second, page, MIB), (&first, 0, 2 * MIB), (&second, 0, page)];
     let dma_buf = dmabuf::udmabuf_join(&parts).unwrap();
-    assert_eq!(describe(dma_buf.as_fd()).unwrap().len, 3 * MIB + 4096);
-    map_all(second.as_fd()).view_mut().unwrap().copy_from(4096, b"front").unwrap();
+    assert_eq!(describe(dma_buf.as_fd()).unwrap().len, 3 * MIB + page);
+    map_all(second.as_fd()).view_mut().unwrap().copy_from(page, b"front").unwrap();
     map_all(first.as_fd()).view_mut().unwrap().copy_from(2 * MIB - 6, b"middle").unwrap();
     let mut map = map_all(dma_buf.as_fd());
     assert_eq!(map.view().get(0, 5).unwrap().to_vec(), b"front", "in the order of the list");
@@ -255,10 +257,10 @@ fn several_memfds_become_one_udmabuf() {
     let why = |parts: &[(&Memfd, u64, u64)]| dmabuf::udmabuf_join(parts).unwrap_err().to_string();
     assert!(why(&[]).contains("nothing to join"));
     assert!(why(&[(&first, 0, 100)]).contains("not 100 bytes"));
-    assert!(why(&[(&first, 100, 4096)]).contains("not at byte 100"));
+    assert!(why(&[(&first, 100, page)]).contains("not at byte 100"));
     assert!(why(&[(&first, 2 * MIB, 2 * MIB)]).contains("outside"));
     let limit = usize::try_from(dmabuf::udmabuf_list_limit().unwrap()).unwrap();
-    let text = why(&vec![(&first, 0, 4096); limit + 1]);
+    let text = why(&vec![(&first, 0, page); limit + 1]);
     assert!(text.contains("udmabuf/parameters/list_limit"), "{text}");
     // Joining does not get around the limit of the size.
     let limit = udmabuf_limit().unwrap();
@@ -274,7 +276,7 @@ fn without_the_device_the_need_is_named() {
     if Path::new(UDMABUF).exists() {
         return println!("not run: {UDMABUF} is here");
     }
-    let error = udmabuf_from(&memfd("none", 4096)).unwrap_err();
+    let error = udmabuf_from(&memfd("none", page_size())).unwrap_err();
     assert!(error.to_string().contains("CONFIG_UDMABUF"), "{error}");
     assert!(matches!(error, Error::Unavailable { .. }));
 }
@@ -305,7 +307,7 @@ fn a_heap_buffer_is_described_and_zero() {
     assert!(heaps().contains(&"system".to_owned()), "{:?}", heaps());
     let dma_buf = heap_allocate("system", 2 * MIB + 1).unwrap();
     let info = describe(dma_buf.as_fd()).unwrap();
-    assert_eq!((exporter(&info), info.len, info.writable), ("system", 2 * MIB + 4096, true));
+    assert_eq!((exporter(&info), info.len, info.writable), ("system", 2 * MIB + page_size(), true));
     let mut map = map_all(dma_buf.as_fd());
     assert!(map.view().to_vec().iter().all(|b| *b == 0));
     write_in_bracket(dma_buf.as_fd(), &mut map, 4095, b"heap");

@@ -5,6 +5,7 @@
 
 use dmabuf::uninterrupted;
 use nix::errno::Errno;
+use nix::sys::statvfs::fstatvfs;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
@@ -28,6 +29,12 @@ nix::ioctl_write_ptr!(
     13,
     FileCloneRange
 );
+
+/// What lengths and offsets of clones into this file are multiples of: the blocks of its file system.
+pub(crate) fn unit(target: &File) -> u64 {
+    // A guess that is wrong costs a refusal, after which the bytes are copied.
+    fstatvfs(target).map_or(4096, |system| system.block_size()).max(1)
+}
 
 /// Shares the first `len` bytes of `source` with `target` from `target_offset` on. Lengths and offsets have to be
 /// multiples of the file system's block size.

@@ -5,7 +5,7 @@ use crate::buffers::Buffers;
 use crate::summary::Size;
 use crate::{Error, Result, writeback};
 use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
-use dmabuf::{HugePages, Mapping, allocate_huge};
+use dmabuf::{HugePages, Mapping, allocate_huge, huge_page_size, page_size};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use zerocopy::IntoBytes;
 
 /// Bytes that one thread fills before it takes the next ones.
-pub(crate) const WINDOW: u64 = 16 << 20;
+const WINDOW: u64 = 16 << 20;
 
 /// Bytes of huge pages that are made at once. The kernel zeroes them just before they are filled, so they should still
 /// be in the cache then, beside those of other threads.
@@ -28,8 +28,11 @@ pub(crate) const DISK_STEP: u64 = 2 << 20;
 /// Bytes that are written to memory of ordinary pages at once: they stay in the second-level cache on the way.
 const MEMORY_STEP: u64 = 256 << 10;
 
-/// Size of the huge pages that [`allocate_huge`] makes.
-pub(crate) const HUGE: u64 = 2 << 20;
+/// Size of the huge pages that memfds and files in memory can have. The kernel's page cache holds nothing of more than
+/// 2^11 pages, which those of 512 MiB are where an ordinary one has 64 KiB.
+fn huge() -> Option<u64> {
+    Some(huge_page_size()).filter(|size| size / page_size() <= 1 << 11)
+}
 
 /// How bytes get into the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +71,7 @@ pub(crate) struct Target {
     pub(crate) flushes: bool,
     /// Threads that write to the file.
     writers: AtomicUsize,
-    /// Whether 2 MiB pages were asked for by name.
+    /// Whether transparent huge pages were asked for by name.
     wants_huge: bool,
     /// Bytes of whole blocks of [`Access::Huge`], and how many of them became huge pages.
     blocks: AtomicU64,
@@ -108,16 +111,28 @@ impl Target {
         target
     }
 
+    /// Bytes that one thread fills before it takes the next ones. A huge page is of one window, however large it is.
+    pub(crate) fn window(&self) -> u64 {
+        if self.access == Access::Huge { WINDOW.max(huge().unwrap_or(0)) } else { WINDOW }
+    }
+
     /// Says how many pages are ordinary ones though huge ones were asked for by name.
     pub(crate) fn shortfall(&self) -> Option<String> {
         let (blocks, huge) = (self.blocks.load(Ordering::Relaxed), self.huge.load(Ordering::Relaxed));
-        (self.wants_huge && huge < blocks).then(|| {
-            format!(
-                "2 MiB pages: {} of {} were to be had, the rest is ordinary pages",
-                Size(huge),
-                Size(blocks)
-            )
-        })
+        let size = Size(huge_page_size());
+        match (blocks, huge) {
+            _ if !self.wants_huge => None,
+            (0, _) => {
+                Some(format!("pages of {size}: an image of this size has none, and is of ordinary pages"))
+            }
+            _ if huge == blocks => None,
+            _ => {
+                let (huge, blocks) = (Size(huge), Size(blocks));
+                Some(format!(
+                    "pages of {size}: {huge} of {blocks} were to be had, the rest is ordinary pages"
+                ))
+            }
+        }
     }
 
     /// Fills the bytes `window` of the target: calls `fill` for one block after the other.
@@ -130,9 +145,10 @@ impl Target {
         let head = if self.keeps_head { SUPERBLOCK_SIZE as u64 } else { 0 };
         let window = window.start.max(head)..window.end;
         if self.access == Access::Huge {
+            let step = HUGE_STEP.max(huge().unwrap_or(0));
             let mut at = window.start;
             while at < window.end {
-                let part = at..window.end.min((at / HUGE_STEP + 1) * HUGE_STEP);
+                let part = at..window.end.min((at / step + 1) * step);
                 at = part.end;
                 match self.map_huge(&part)? {
                     Some(mut map) => fill(&mut Block::mapped(map.view_mut()?, part.start), part)?,
@@ -192,7 +208,7 @@ impl Target {
 
     /// Maps a window and makes its whole blocks huge pages. `None` when the kernel would not.
     fn map_huge(&self, window: &Range<u64>) -> Result<Option<Mapping>> {
-        let whole = (window.end - window.start) / HUGE * HUGE;
+        let whole = huge().map_or(0, |size| (window.end - window.start) / size * size);
         if whole == 0 {
             return Ok(None);
         }

@@ -9,7 +9,7 @@ use crate::output::{Output, Readers, parent};
 use crate::packer::Plan;
 use crate::source::Opener;
 use crate::summary::{Pages, Size, Summary};
-use crate::target::{Access, DISK_STEP, HUGE, Target, WINDOW};
+use crate::target::{Access, DISK_STEP, Target};
 use crate::tree::Kind;
 use crate::{Error, Result, metadata, parallel, reflink, verify};
 use daxfs::{Part, Region};
@@ -26,8 +26,8 @@ use std::time::Instant;
 /// to the file system's tables cost more than the bytes.
 pub(crate) const SMALLEST_CLONE: u64 = 256 << 10;
 
-/// Cloned ranges are multiples of this, which all file systems with clones have as a block size or a multiple.
-const CLONE_UNIT: u64 = 4096;
+/// One byte of so many is asked for its page: no transparent huge page is smaller.
+const PROBE: u64 = 2 << 20;
 
 /// The backing file of a split image, while it is written.
 #[derive(Debug)]
@@ -263,12 +263,13 @@ impl Plan {
         // The room of regions stays as it is where it is zero.
         let is_room =
             |window: &Range<u64>| task.target.zeroed && task.target.first == 0 && self.layout.is_room(window);
+        let size = task.target.window();
         let windows =
-            usize::try_from(total.div_ceil(WINDOW)).map_err(|_| Error::Overflow { what: "the image" })?;
+            usize::try_from(total.div_ceil(size)).map_err(|_| Error::Overflow { what: "the image" })?;
         let work = |state: &mut (Copier<'_>, Buffers), at: usize| {
             let (copier, buffers) = state;
-            let start = part.start + at as u64 * WINDOW;
-            let window = start..part.end.min(start + WINDOW);
+            let start = part.start + at as u64 * size;
+            let window = start..part.end.min(start + size);
             if is_room(&window) {
                 return Ok([Vec::new(), Vec::new()]);
             }
@@ -279,7 +280,7 @@ impl Plan {
         let state = || (Copier::new(task), Buffers::default());
         // A thread for each window's worth of bytes at most; what was cloned is read only to be hashed.
         let cloned = if task.hash { 0 } else { task.cloned.values().sum() };
-        let threads = (total - cloned).div_ceil(WINDOW);
+        let threads = (total - cloned).div_ceil(size);
         let threads =
             usize::try_from(threads).map_or(self.settings.threads, |most| most.min(self.settings.threads));
         let parts = parallel::map(windows, threads, state, work)?;
@@ -349,9 +350,10 @@ impl Plan {
             self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
         let mut cloned = HashMap::new();
         let mut opener = Opener::new(&self.tree);
+        let unit = reflink::unit(&target.file);
         for ino in candidates {
             let extent = self.layout.extent(ino);
-            let len = extent.len / CLONE_UNIT * CLONE_UNIT;
+            let len = extent.len / unit * unit;
             let source = opener.file(self.layout.numbers.node_of(ino))?;
             match reflink::clone(&source.file, &target.file, target.place(extent.offset), len) {
                 Ok(true) => cloned.insert(ino, len),
@@ -380,7 +382,7 @@ impl Plan {
             if !can_clone {
                 let source = opener.file(self.layout.numbers.node_of(ino))?;
                 let place = target.place(self.layout.extent(ino).offset);
-                can_clone = reflink::clone(&source.file, &target.file, place, CLONE_UNIT)
+                can_clone = reflink::clone(&source.file, &target.file, place, reflink::unit(&target.file))
                     .map_err(|errno| Error::io("clone a block into", &target.path, errno))?;
                 if !can_clone {
                     return Ok(0);
@@ -457,7 +459,7 @@ impl Plan {
         let mut offset = 0;
         while offset < self.layout.total {
             map.view().read_at(offset, &mut [0])?;
-            offset += HUGE;
+            offset += PROBE;
         }
         summary.pages = match map.pages() {
             Ok(stats) => {
@@ -467,7 +469,7 @@ impl Plan {
             Err(error) if error.io_kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(error.into()),
         };
-        let step = usize::try_from(HUGE).map_err(|_| Error::Overflow { what: "a page" })?;
+        let step = usize::try_from(PROBE).map_err(|_| Error::Overflow { what: "a page" })?;
         summary.nodes = dmabuf::nodes_of(map.view(), step)?;
         if let Some(node) = self.settings.node {
             let elsewhere: u64 =

@@ -93,7 +93,7 @@ pub struct ServeArgs {
     /// Where to listen.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Memory for images, unless a load says otherwise: memfd (2 MiB pages where they can be had), memfd:4K,
+    /// Memory for images, unless a load says otherwise: memfd (huge pages where they can be had), memfd:4K,
     /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap); or cuda:N, cuda:all or cuda-host:N: a
     /// memfd, and copies of the images given here in a GPU's memory, or in host memory that GPUs read in place, made
     /// as by `daxfs upload`

@@ -56,7 +56,7 @@ pub enum ImageVerb {
     /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
     /// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.
     Extract(ExtractArgs),
-    /// Move an image that is in memory to 2 MiB pages
+    /// Move an image that is in memory to huge pages
     ///
     /// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
     /// enough free memory that is not fragmented.

@@ -12,7 +12,7 @@ use crate::output::{Outcome, Output, one_line, report};
 use crate::source::{map, name, options};
 use crate::text::{count, escape, hex, human};
 use anyhow::{Context, bail};
-use daxfs::{Image, Verify, ViewKind, format};
+use daxfs::{Image, Superblock, Verify, ViewKind, format};
 use serde::Serialize;
 use std::io::Write;
 
@@ -222,12 +222,15 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
     Ok(outcome)
 }
 
-/// Opens strictly. When that breaks a rule which lenient opening forgives, the rule is a difference and the other
-/// checks go on.
+/// Opens strictly, by the rules of kernels with the pages that the image is for. When that breaks a rule which lenient
+/// opening forgives, the rule is a difference and the other checks go on.
 fn open(source: &SourceArgs, args: &VerifyArgs, findings: &mut Findings) -> anyhow::Result<Image> {
     let region = map(&args.image)?;
     // Every file is hashed below, and what is wrong with it is a difference.
-    let options = options(source)?.verify(Verify::Stored);
+    let mut options = options(source)?.verify(Verify::Stored);
+    if let Ok(superblock) = Superblock::read(region.view()) {
+        options = options.page_size(superblock.block_size.into());
+    }
     match options.clone().strict(true).open_region(region.clone()) {
         Ok(image) => Ok(image),
         Err(strict) => match options.strict(false).open_region(region) {
@@ -237,6 +240,16 @@ fn open(source: &SourceArgs, args: &VerifyArgs, findings: &mut Findings) -> anyh
             }
             Err(error) => Err(error).with_context(|| name(&args.image)),
         },
+    }
+}
+
+/// What is to be said of an image that another machine's kernel mounts, and not this one's.
+fn elsewhere(image: &Image) -> String {
+    match u64::from(image.superblock().block_size) {
+        size if size == dmabuf::page_size() => String::new(),
+        size => {
+            format!("; kernels with pages of {size} bytes mount it, not this one ({})", dmabuf::page_size())
+        }
     }
 }
 
@@ -288,7 +301,7 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     } else {
         "; no index, so no hashes"
     };
-    format!("{verdict}; checked {}{missing}", parts.join(", "))
+    format!("{verdict}; checked {}{missing}{}", parts.join(", "), elsewhere(image))
 }
 
 #[derive(Serialize)]

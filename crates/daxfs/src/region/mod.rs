@@ -533,8 +533,8 @@ impl Region {
         }
     }
 
-    /// Asks the kernel to move the memory to 2 MiB pages (`MADV_COLLAPSE`), for everybody who maps it.
-    /// `Ok(false)` where it cannot.
+    /// Asks the kernel to move the memory to huge pages ([`dmabuf::huge_page_size`], `MADV_COLLAPSE`), for everybody who
+    /// maps it. `Ok(false)` where it cannot.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is not enough memory.

@@ -1,13 +1,13 @@
 //! Bytes of this process at the alignment that a mapping has, so that what is said of a tensor's alignment holds for
 //! them, too. The vector is never changed or moved once it is made.
 
-/// A page, and the alignment of what is smaller than a huge page.
-const PAGE: usize = 4096;
+/// What every region begins on a multiple of, whatever a page of the machine has.
+const SMALL: usize = 4096;
 
-/// A huge page, and the alignment of what has that many bytes.
-const HUGE: usize = 2 << 20;
+/// The largest alignment that is said of a tensor, kept by what has as many bytes.
+const LARGE: usize = 2 << 20;
 
-/// Bytes that begin on a page; on 2 MiB where there are as many.
+/// Bytes that begin on a multiple of 4096; of 2 MiB where there are as many.
 pub(super) struct Bytes {
     bytes: Vec<u8>,
     /// What lies before them for the sake of their alignment.
@@ -17,7 +17,7 @@ pub(super) struct Bytes {
 impl Bytes {
     /// Takes the bytes, or a copy of them where they lie elsewhere.
     pub(super) fn new(bytes: Vec<u8>) -> Self {
-        let align = if bytes.len() < HUGE { PAGE } else { HUGE };
+        let align = if bytes.len() < LARGE { SMALL } else { LARGE };
         if bytes.as_ptr().addr().is_multiple_of(align) {
             return Self { bytes, start: 0 };
         }
@@ -42,11 +42,11 @@ mod tests {
 
     #[test]
     fn bytes_keep_their_values_and_are_aligned() {
-        for len in [0, 1, 4095, 4096, 10_000, HUGE - 1, HUGE, HUGE + 5] {
+        for len in [0, 1, 4095, 4096, 10_000, LARGE - 1, LARGE, LARGE + 5] {
             let wanted: Vec<u8> = (0..=250).cycle().take(len).collect();
             let bytes = Bytes::new(wanted.clone());
             assert_eq!(bytes.as_slice(), wanted);
-            let align = if len < HUGE { PAGE } else { HUGE };
+            let align = if len < LARGE { SMALL } else { LARGE };
             assert!(bytes.as_slice().as_ptr().addr().is_multiple_of(align), "{len}");
         }
     }

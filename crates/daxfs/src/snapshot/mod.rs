@@ -216,11 +216,13 @@ pub(crate) struct Snapshot {
 }
 
 /// Copies and validates the metadata of an image. `backing_len` is the size of the backing file, if one was given;
-/// `live` says that others may write to the region meanwhile.
+/// `page` is the page size of the kernels that strictness is about; `live` says that others may write to the region
+/// meanwhile.
 pub(crate) fn take(
     view: SharedBytes<'_>,
     backing_len: Option<u64>,
     strict: Strict,
+    page: u64,
     limit: u64,
     live: bool,
 ) -> Result<Snapshot> {
@@ -243,7 +245,8 @@ pub(crate) fn take(
         return Err(Error::BeingReplaced { generation: record.number.get() });
     }
     let stamp = Stamp::of(&block);
-    let superblock = Superblock::parse(&block, reader.len(), strict != Strict::No, &mut |place, offset| {
+    let page = (strict != Strict::No).then_some(page);
+    let superblock = Superblock::parse(&block, reader.len(), page, &mut |place, offset| {
         let end = offset.saturating_add(block_size as u64).min(view.len() as u64);
         let mut buffer = Vec::new();
         reader.copy(|| place.to_owned(), offset.min(end)..end, &mut buffer)?;

@@ -71,7 +71,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The largest alignment that [`Tensor::alignment`] reports: a huge page.
+    /// The largest alignment that [`Tensor::alignment`] reports.
     pub const MAX_ALIGNMENT: u64 = 2 << 20;
 
     /// Binds a description to a file, inside which it must lie.
@@ -147,9 +147,9 @@ impl Tensor {
     }
 
     /// The largest power of two, at most [`Tensor::MAX_ALIGNMENT`], that divides the offset of the data in its
-    /// region. Every region begins on a page, also one of bytes of this process, so up to 4096 the pointer is aligned
-    /// as well; whether it is beyond that depends on where the region was mapped. 1 for files in pieces, which have no
-    /// one offset.
+    /// region. Every region begins on a multiple of 4096, also one of bytes of this process, so up to that the
+    /// pointer is aligned as well; whether it is beyond that depends on where the region was mapped. 1 for files in
+    /// pieces, which have no one offset.
     pub fn alignment(&self) -> u64 {
         let Some(extent) = self.file.extent() else { return 1 };
         let offset = extent.offset.saturating_add(self.offset());

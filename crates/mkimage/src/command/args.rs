@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// needed. The index keeps what is needed to write the source's exact bytes again: `daxfs extract`,
     /// `daxfs cat --original`. A file whose tensors were moved is copied where others are cloned.
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "256")]
-    #[arg(value_parser = parse_tensor_align)]
+    #[arg(value_parser = parse_size_or_page)]
     pub align_tensors: Option<u64>,
 
     /// Pack all files byte for byte: no tensor is moved, and file systems that can clone all files.
@@ -123,7 +123,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "sign")]
     pub password_file: Option<PathBuf>,
 
-    /// Pages of the memory; `auto` asks for 2 MiB pages and takes what there is, but for a udmabuf, which then is of
+    /// Pages of the memory; `auto` asks for huge pages and takes what there is, but for a udmabuf, which then is of
     /// ordinary pages. `2M` and `1G` come from the hugetlb pool. For memfd, udmabuf and files on a tmpfs.
     #[arg(long, value_name = "KIND", value_enum)]
     pub hugepages: Option<Pages>,
@@ -132,8 +132,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "VERSION", default_value = "8", value_parser = ["8", "5"])]
     pub format: String,
 
-    /// Page size of the machine that will mount the image.
-    #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size)]
+    /// Page size of the machine that will mount the image: 4096, 16K or 64K, or `page` for this one's.
+    #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size_or_page)]
     pub block_size: u64,
 
     /// NUMA node that new memory lies on: for memfd, udmabuf and heap:system. For memfd and udmabuf
@@ -175,11 +175,11 @@ pub(super) struct Args {
 /// Values of `--hugepages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Pages {
-    /// 2 MiB pages where the kernel gives them
+    /// Huge pages where the kernel gives them
     Auto,
     /// Ordinary pages
     No,
-    /// Transparent huge pages of 2 MiB; a warning when there are none
+    /// Transparent huge pages, of 2 MiB on most machines; a warning when there are none
     Thp,
     /// Pages of 2 MiB from the hugetlb pool
     #[value(name = "2M")]
@@ -338,7 +338,7 @@ fn parse_overlay(text: &str) -> std::result::Result<Overlay, String> {
 }
 
 /// A number of bytes, or `page`.
-fn parse_tensor_align(text: &str) -> std::result::Result<u64, String> {
+fn parse_size_or_page(text: &str) -> std::result::Result<u64, String> {
     if text == "page" { Ok(dmabuf::page_size()) } else { parse_size(text) }
 }
 

@@ -65,11 +65,11 @@ pub fn list_image(image: &Image) -> Listing {
     listing
 }
 
-/// Opens an image with the rules of the kernel, if it is for a kernel with pages of 4096 bytes.
+/// Opens an image with the rules of the kernel that it is for.
 pub fn open_strict(path: &Path) -> Image {
     let image = Image::open(path).unwrap();
-    let strict = image.superblock().block_size == 4096;
-    daxfs::OpenOptions::new().strict(strict).open(path).unwrap()
+    let page = image.superblock().block_size.into();
+    daxfs::OpenOptions::new().strict(true).page_size(page).open(path).unwrap()
 }
 
 /// Packs one directory with these settings, and opens the result with the rules of the kernel.
