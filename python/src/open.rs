@@ -28,10 +28,11 @@ use crate::{text, unlocked};
 /// verify: which bytes are compared with the hashes that the content hash is made of: "full": of every file, now, by all
 ///     processors; "lazy": of each file when it, or a tensor of it, is used for the first time, and FormatError names one
 ///     that is another; "stored": of none, what the image says of its files is believed. What was right once stays right
-///     where nobody can write: a file is opened with sealed_copy=True for that. By default "full" with expect, but for
+///     where nobody can write; what others can write afterwards they can change: sealed_copy=True compares a copy that
+///     nobody can. By default "full" with expect, but for
 ///     the sealed images of holders, which have hashed them; else "stored".
-/// key: a file with public keys of minisign: refuse an image whose content none of them has signed. verify is as with
-///     expect then.
+/// key: a file with public keys of minisign: refuse an image whose content none of them has signed. verify is "full"
+///     then by default, for the images of holders, too.
 /// signature: the file with the signature; by default that beside the image, under its name with ".minisig" behind it, and
 ///     for the image of a holder the one that it was loaded with.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
@@ -77,8 +78,8 @@ pub fn open(
     match (key, signature) {
         (Some(key), signature) => {
             let (key, signature) = (source::path(key)?, signature.map(source::path).transpose()?);
-            let keys = PublicKeys::read(&key).map_err(daxfs::Error::from).or_raise()?;
-            let signature = place.signature(signature.as_deref()).map_err(daxfs::Error::from).or_raise()?;
+            let read = || Ok((PublicKeys::read(&key)?, place.signature(signature.as_deref())?));
+            let (keys, signature) = py.detach(read).map_err(daxfs::Error::Signature).or_raise()?;
             options = options.signed(keys, signature);
         }
         (None, Some(_)) => {

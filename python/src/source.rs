@@ -1,7 +1,6 @@
 //! What Python code can name as the place of an image.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -60,10 +59,7 @@ impl Place {
         }
         let Self::Named(text) = self else { return Ok(None) };
         let Ok(Source::Path { path, part: Part::WHOLE }) = Source::parse(text) else { return Ok(None) };
-        match signature::read(&signature::beside(&path)) {
-            Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
-            read => read.map(Some),
-        }
+        signature::read_beside(&path)
     }
 
     /// Maps what lies there.

@@ -52,7 +52,7 @@ fn verify_takes_the_signature_of_this_content_alone() {
     assert!(said.contains("signature (timestamp:") && said.contains("file:image.daxfs"), "{said}");
     let run = fixture.run(&["verify", "--json", "IMAGE", "--key", "DIR/key.pub"]);
     assert!(run.json()["checked"]["signed"].as_str().unwrap().contains("daxfs content blake3:"), "{run:?}");
-    differs(&verify("DIR/other.pub"), "signature: the signature was made by none of the 1 keys");
+    differs(&verify("DIR/other.pub"), "signature: the signature was made by no key that is accepted");
     let error = verify("IMAGE").error();
     assert!(error.contains("is no minisign public key") || error.contains("more than 65536"), "{error}");
 
@@ -115,7 +115,7 @@ fn a_holder_holds_what_is_signed_and_nothing_else() {
     place.run(&["load", "good", "IMAGE"]).ok();
     let run = place.run(&["verify", &place.address("good"), "--key", "DIR/key.pub"]);
     assert!(run.text().contains("signature (timestamp:") && run.status == 0, "{run:?}");
-    differs(&place.run(&["verify", &place.address("good"), "--key", "DIR/other.pub"]), "made by none");
+    differs(&place.run(&["verify", &place.address("good"), "--key", "DIR/other.pub"]), "made by no key");
     let generation = place.generation("good");
 
     let other = place.other_image();
@@ -177,6 +177,7 @@ fn what_serve_is_given_is_signed() {
         (&["serve", "--require-signed", "DIR/none"], "No such file"),
         (&["serve", "--require-signed", "IMAGE"], "minisign public key"),
         (&["serve", "--require-signed", "DIR/key.pub", "--shared"], "cannot be used with"),
+        (&["serve", "--require-signed", "DIR/key.pub", "--into", "udmabuf"], "is for sealed memory"),
     ] {
         let run = place.run(args);
         assert!(run.status == 2 && (run.stderr.contains(why) || run.stderr.contains("more than")), "{run:?}");
@@ -201,6 +202,38 @@ fn a_takeover_takes_what_is_signed() {
     place.run(&["verify", &place.address("good"), "--key", "DIR/key.pub"]).ok();
     let error = place.run(&["load", "bad", &other]).error();
     assert!(error.contains("no signature"), "{error}");
+    drop(second);
+}
+
+/// What lies beside a source is nobody's choice: what is no signature is left out, whatever it is, and a holder goes on.
+#[test]
+fn what_is_beside_and_no_signature_ends_no_holder() {
+    let place = Place(signed());
+    let signature = beside(&place.0.image());
+    let text = fs::read_to_string(&signature).unwrap();
+    let first = place.serve(&["good=IMAGE"]);
+    fs::remove_file(&signature).unwrap();
+    fs::create_dir(&signature).unwrap();
+    let second = place.serve(&["--takeover", "more=IMAGE"]);
+    drop(first);
+    assert!(place.generation("good").is_some() && place.generation("more").is_some());
+    fs::remove_dir(&signature).unwrap();
+    let secret = place.0.path("secret");
+    fs::write(&secret, "a secret\n").unwrap();
+    std::os::unix::fs::symlink(&secret, &signature).unwrap();
+    let run = place.run(&["load", "linked", "IMAGE"]);
+    assert!(run.status == 0 && run.stderr.contains("left out"), "{run:?}");
+    fs::remove_file(&signature).unwrap();
+    // Text beside a true signature stays here, too.
+    fs::write(&signature, text.clone() + "a secret\n").unwrap();
+    place.run(&["load", "longer", "IMAGE"]).ok();
+    let attached = |name: &str| {
+        let image = Image::open(place.address(name)).unwrap();
+        image.region().attachment().unwrap().signature().map(str::to_owned)
+    };
+    assert_eq!(attached("linked"), None);
+    let attached = attached("longer").unwrap();
+    assert!(attached.lines().skip(1).eq(text.lines().skip(1)), "{attached}");
     drop(second);
 }
 

@@ -186,7 +186,8 @@ impl OpenOptions {
 
     /// Refuses an image whose content none of `keys` has signed; see [`crate::signature`]. The signature is that text, or
     /// without one what the image's holder has of it. The content is what [`OpenOptions::expect`] says, which need not be
-    /// given: otherwise it is that which the image is found to have. Files are compared as with `expect`.
+    /// given: otherwise it is that which the image is found to have. Every file is compared unless
+    /// [`OpenOptions::verify`] says otherwise, for the images of holders, too.
     #[must_use]
     pub fn signed(mut self, keys: PublicKeys, signature: Option<String>) -> Self {
         self.signed = Some(Signed { keys, signature });
@@ -297,7 +298,9 @@ impl OpenOptions {
             return Err(Error::OtherVerity { expected, found });
         }
         let is_bound = self.expect.is_some() || self.signed.is_some() || self.verity.is_some();
-        let believes = self.backing.is_none() && (source.is_vouched() || self.verity.is_some());
+        // A signature binds whoever passes the image on, so a holder's word does not stand in for it.
+        let vouched = source.is_vouched() && self.signed.is_none();
+        let believes = self.backing.is_none() && (vouched || self.verity.is_some());
         let default = if is_bound && !believes { Verify::Full } else { Verify::Stored };
         let verify = self.verify.unwrap_or(default);
         let attached = source.attachment().and_then(Attachment::signature);
@@ -342,8 +345,8 @@ impl OpenOptions {
             lazy: OnceLock::new(),
             described: OnceLock::new(),
         }));
-        crate::faults::opened(&image);
         self.compare(&image, verify, attached)?;
+        crate::faults::opened(&image);
         Ok(image)
     }
 
@@ -470,10 +473,14 @@ impl Image {
         &self.0.options
     }
 
-    /// True when it was opened for one content only.
+    /// True when its bytes were compared with hashes, or are at their first use: copies on devices have to be, too.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_expected(&self) -> bool {
-        self.0.options.expect.is_some()
+        let OpenOptions { expect, verity, signed, verify, .. } = &self.0.options;
+        expect.is_some()
+            || verity.is_some()
+            || signed.is_some()
+            || matches!(verify, Some(Verify::Full | Verify::Lazy))
     }
 
     /// Opens what the source means now, as this image was opened; `None` while it is current. Files and tensors of

@@ -17,10 +17,11 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use minisign_verify::{PublicKey, Signature};
+use minisign_verify::{Error, PublicKey, Signature};
 
 use crate::error::{Escaped, hex};
 
@@ -44,6 +45,12 @@ pub enum SignatureError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// This is no regular file, and none is waited for.
+    #[error("{}: no regular file; a key or a signature is one", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
     },
     /// A file of keys, or a signature, is longer than any that is right.
     #[error("{what}: more than {max} bytes")]
@@ -82,7 +89,7 @@ pub enum SignatureError {
         advice: &'static str,
     },
     /// The signature was made by another key.
-    #[error("the signature was made by none of the {keys} keys that are accepted")]
+    #[error("the signature was made by no key that is accepted (keys: {keys})")]
     OtherKey {
         /// How many are.
         keys: usize,
@@ -119,12 +126,60 @@ pub fn beside(image: &Path) -> PathBuf {
 /// # Errors
 /// [`SignatureError::Read`], [`SignatureError::TooLong`], [`SignatureError::NotASignature`] when it is no text.
 pub fn read(path: &Path) -> Result<String, SignatureError> {
-    read_text(path, SIGNATURE_MAX)
+    read_text(path, SIGNATURE_MAX, dmabuf::open_read_only)
 }
 
-fn read_text(path: &Path, max: usize) -> Result<String, SignatureError> {
+/// Reads the signature [`beside`] an image, bounded; `None` where none is there. Nobody has named it, so a link is not
+/// followed: whoever may write there would choose which file is read.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_beside(image: &Path) -> Result<Option<String>, SignatureError> {
+    match read_text(&beside(image), SIGNATURE_MAX, dmabuf::open_no_follow) {
+        Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// A signature without what nobody signed: its untrusted comment, and lines behind its four. This is what may be passed
+/// on to others, as no other text comes with it.
+///
+/// # Errors
+/// [`SignatureError::TooLong`], [`SignatureError::NotASignature`].
+pub fn canonical(text: &str) -> Result<String, SignatureError> {
+    decode(text)?;
+    let lines = text.lines().skip(1).take(3);
+    Ok(lines.fold("untrusted comment: signature of a daxfs content\n".to_owned(), |text, line| {
+        text + line + "\n"
+    }))
+}
+
+fn decode(text: &str) -> Result<Signature, SignatureError> {
+    if text.len() > SIGNATURE_MAX {
+        return Err(SignatureError::TooLong { what: "the signature".into(), max: SIGNATURE_MAX });
+    }
+    Signature::decode(text).map_err(|error| {
+        let why = match error {
+            Error::UnsupportedAlgorithm => "its algorithm is not Ed25519",
+            _ => {
+                "it is not four lines: a comment, the signature, a trusted comment, and the signature of both"
+            }
+        };
+        SignatureError::NotASignature { why }
+    })
+}
+
+fn read_text(
+    path: &Path,
+    max: usize,
+    open: impl Fn(&Path) -> dmabuf::Result<OwnedFd>,
+) -> Result<String, SignatureError> {
     let failed = |source| SignatureError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    // Without waiting for a writer of a FIFO.
+    let file = File::from(open(path).map_err(|error| failed(into_io(error)))?);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(SignatureError::NotAFile { path: path.to_owned() });
+    }
     let mut bytes = Vec::new();
     // One more tells that there are too many.
     let most = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
@@ -133,6 +188,14 @@ fn read_text(path: &Path, max: usize) -> Result<String, SignatureError> {
         return Err(SignatureError::TooLong { what: path.display().to_string(), max });
     }
     String::from_utf8(bytes).map_err(|_| SignatureError::NotASignature { why: "it is no text" })
+}
+
+/// What the kernel answered.
+fn into_io(error: dmabuf::Error) -> std::io::Error {
+    match error {
+        dmabuf::Error::Os { source, .. } => source,
+        other => std::io::Error::other(other),
+    }
 }
 
 /// Public keys, one of which must have signed.
@@ -147,7 +210,7 @@ impl PublicKeys {
     /// [`SignatureError`] with the path, and the line that is no key.
     pub fn read(path: &Path) -> Result<Self, SignatureError> {
         let what = || path.display().to_string();
-        match read_text(path, KEYS_MAX) {
+        match read_text(path, KEYS_MAX, dmabuf::open_read_only) {
             Ok(text) => Self::parse(&text, &what()),
             Err(SignatureError::NotASignature { .. }) => {
                 Err(SignatureError::NotAKey { what: what(), line: 1 })
@@ -187,17 +250,7 @@ impl PublicKeys {
     /// # Errors
     /// [`SignatureError`]: no signature, by another key, or of another content.
     pub fn verify(&self, content: &[u8; 32], signature: &str) -> Result<String, SignatureError> {
-        if signature.len() > SIGNATURE_MAX {
-            return Err(SignatureError::TooLong { what: "the signature".into(), max: SIGNATURE_MAX });
-        }
-        use minisign_verify::Error;
-        let decoded = Signature::decode(signature).map_err(|error| {
-            let why = match error {
-                Error::UnsupportedAlgorithm => "its algorithm is not Ed25519",
-                _ => "it is not four lines: a comment, the signature, a trusted comment, and the signature of both",
-            };
-            SignatureError::NotASignature { why }
-        })?;
+        let decoded = decode(signature)?;
         let statement = statement(content);
         let mut refused = SignatureError::OtherKey { keys: self.0.len() };
         for key in &self.0 {
@@ -309,9 +362,33 @@ mod tests {
         assert!(matches!(PublicKeys::read(&path), Err(SignatureError::NotAKey { line: 1, .. })));
         std::fs::write(&path, vec![b'#'; KEYS_MAX + 1]).unwrap();
         assert!(matches!(PublicKeys::read(&path), Err(SignatureError::TooLong { .. })));
-        assert!(matches!(PublicKeys::read(dir.path()), Err(SignatureError::Read { .. })));
-        // The end of an endless file is not waited for.
-        assert!(PublicKeys::read(Path::new("/dev/zero")).is_err());
+        // Nothing is waited for that may never come.
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for path in [dir.path(), Path::new("/dev/zero"), &fifo] {
+            assert!(matches!(PublicKeys::read(path), Err(SignatureError::NotAFile { .. })));
+            assert!(matches!(read(path), Err(SignatureError::NotAFile { .. })));
+        }
+    }
+
+    #[test]
+    fn what_is_passed_on_is_signed_and_what_is_found_is_no_link() {
+        let text =
+            SIGNATURE.replacen("untrusted comment: ", "untrusted comment: one secret and ", 1) + "another\n";
+        let passed = canonical(&text).unwrap();
+        assert!(!passed.contains("secret") && !passed.contains("another"), "{passed}");
+        PublicKeys::parse(KEY, "key").unwrap().verify(&[0; 32], &passed).unwrap();
+        assert_eq!(canonical(&passed).unwrap(), passed);
+        assert!(matches!(canonical("a\nsecret\n"), Err(SignatureError::NotASignature { .. })));
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        assert!(read_beside(&image).unwrap().is_none());
+        std::fs::write(dir.path().join("elsewhere"), SIGNATURE).unwrap();
+        std::os::unix::fs::symlink("elsewhere", beside(&image)).unwrap();
+        assert!(matches!(read_beside(&image), Err(SignatureError::Read { .. })));
+        assert_eq!(read(&beside(&image)).unwrap(), SIGNATURE);
+        std::fs::rename(dir.path().join("elsewhere"), beside(&image)).unwrap();
+        assert_eq!(read_beside(&image).unwrap().as_deref(), Some(SIGNATURE));
     }
 
     #[test]

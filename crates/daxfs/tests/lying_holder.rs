@@ -14,7 +14,8 @@ use std::time::Duration;
 use daxfs::holder::message::{DeviceCopy, ImageInfo, MemoryKind, Refusal, Reply, Request, Role};
 use daxfs::holder::wire::MESSAGE_MAX;
 use daxfs::holder::{Address, Connection, HolderError};
-use daxfs::{Error, Image};
+use daxfs::signature::PublicKeys;
+use daxfs::{Error, Image, OpenOptions};
 use dmabuf::{HugePages, Memfd, Seals};
 
 /// A reply, as bytes, and the descriptors that go with it.
@@ -124,6 +125,52 @@ fn the_truth_is_believed() {
     let fd = image();
     let image = opened(info(len(&fd)), vec![fd]).unwrap();
     assert_eq!(image.file("table").unwrap().to_vec().unwrap(), [7; 10_000]);
+}
+
+/// A signature of the true content goes with a forged file that has its hashes: who has the key looks himself.
+#[test]
+fn a_true_signature_of_other_bytes_is_no_proof() {
+    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/minisign");
+    let keys = PublicKeys::read(&tests.join("minisign.pub")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("table"), [7; 10_000]).unwrap();
+    let path = dir.path().join("image");
+    mkimage::Packer::new().input(dir.path().join("table")).plan().unwrap().write_file(&path).unwrap();
+    let content = Image::open(&path).unwrap().content_hash().unwrap();
+    let signer = mkimage::Signer::open(&tests.join("minisign.key"), None).unwrap();
+    let signature = std::fs::read_to_string(signer.write(&content, &path, false).unwrap()).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let mut forged = bytes.clone();
+    let at = bytes.windows(8).position(|window| window == [7; 8]).unwrap();
+    forged[at] ^= 1;
+    for (bytes, is_true) in [(bytes, true), (forged, false)] {
+        let (image, text) = (sealed(&bytes), sealed(signature.as_bytes()));
+        let info = ImageInfo {
+            content_hash: Some(content),
+            roles: vec![Role::Image, Role::Signature],
+            ..info(len(&image))
+        };
+        let liar = Liar::new(move |_| {
+            let fds = vec![image.try_clone().unwrap(), text.try_clone().unwrap()];
+            vec![(Reply::Attached(info.clone()).encode(), fds)]
+        });
+        let address = Address { socket: liar.socket(), name: "llama".into() }.to_string();
+        let opened = OpenOptions::new().signed(keys.clone(), None).open(address);
+        match opened {
+            Ok(_) => assert!(is_true),
+            Err(error) => assert!(!is_true && matches!(error, Error::WrongHash { .. }), "{error}"),
+        }
+    }
+}
+
+/// Bytes in memory that nobody can change.
+fn sealed(bytes: &[u8]) -> OwnedFd {
+    use std::os::unix::fs::FileExt;
+    let memfd = Memfd::create("forged", bytes.len() as u64, HugePages::No).unwrap();
+    let file = File::from(memfd.as_fd().try_clone_to_owned().unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    memfd.seal(Seals::IMMUTABLE | Seals::SEAL).unwrap();
+    memfd.into()
 }
 
 #[test]

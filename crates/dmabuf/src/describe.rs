@@ -338,12 +338,24 @@ pub fn open_read_only(path: &Path) -> Result<OwnedFd> {
     open(path, false)
 }
 
+/// Opens `path` as [`open_read_only`] does, if it is no symbolic link.
+///
+/// # Errors
+/// [`Error::Os`] with the kernel's answer: `ELOOP` for a link.
+pub fn open_no_follow(path: &Path) -> Result<OwnedFd> {
+    open_with(path, false, OFlag::O_NOFOLLOW)
+}
+
 /// Opens `path` for reading, and for writing if asked to.
 pub(crate) fn open(path: &Path, write: bool) -> Result<OwnedFd> {
+    open_with(path, write, OFlag::empty())
+}
+
+fn open_with(path: &Path, write: bool, more: OFlag) -> Result<OwnedFd> {
     fs::OpenOptions::new()
         .read(true)
         .write(write)
-        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY | more).bits())
         .open(path)
         .map(OwnedFd::from)
         .map_err(|e| Error::os("open", path.display().to_string(), e))

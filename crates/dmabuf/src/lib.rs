@@ -83,7 +83,9 @@ mod wide;
 pub use advice::PageStats;
 pub use again::uninterrupted;
 pub use class::{MemoryClass, syncs_reads};
-pub use describe::{FdInfo, FdKind, describe, duplicate, open_read_only, reopen, same_open_file};
+pub use describe::{
+    FdInfo, FdKind, describe, duplicate, open_no_follow, open_read_only, reopen, same_open_file,
+};
 pub use device::{PciBar, check_present, open_memory, open_physical, pci_bars};
 pub use direct::DirectFile;
 pub use error::{Error, Result};

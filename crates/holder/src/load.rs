@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
-use daxfs::signature::{PublicKeys, SIGNATURE_MAX};
+use daxfs::signature::{self, PublicKeys, SIGNATURE_MAX, SignatureError};
 use daxfs::{Image, Provenance};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
@@ -96,7 +96,13 @@ impl LoadOptions {
                     let why = format!("a signature has at most {SIGNATURE_MAX} bytes");
                     return Err(Error::Option { option: "signature".to_owned(), why });
                 }
-                "signature" => parsed.signature = Some(value.to_owned()),
+                "signature" => {
+                    let wrong = |error: SignatureError| Error::Option {
+                        option: "signature".to_owned(),
+                        why: error.to_string(),
+                    };
+                    parsed.signature = Some(signature::canonical(value).map_err(wrong)?);
+                }
                 "allow-uid" => parsed.access.get_or_insert_default().uids.push(number()?),
                 "allow-gid" => parsed.access.get_or_insert_default().gids.push(number()?),
                 // Not for clients to say.

@@ -1,7 +1,7 @@
 //! Taking images back from the supervisor that kept them while no holder lived.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use daxfs::holder::message::Role;
@@ -74,7 +74,7 @@ pub(crate) fn restore_all(
         notify.forget_stored(&Stored { kind: StoredKind::Signature, generation, name: &name }.to_string());
     }
     for copy in copies {
-        restore_copy(table, notify, copy);
+        restore_copy(table, notify, copy, config.require_signed.is_some());
     }
     Ok(listener)
 }
@@ -87,9 +87,14 @@ struct Restored {
 }
 
 /// Puts the copy of an image on a device beside it. Without the image of that generation it is of no use; with one that
-/// was set aside it waits.
-fn restore_copy(table: &mut Table, notify: &mut Notify, passed: Passed) {
+/// was set aside it waits. Where images must be `signed` it is dropped: no signature says what lies on a device.
+fn restore_copy(table: &mut Table, notify: &mut Notify, passed: Passed, signed: bool) {
     let Some(StoredCopy { copy, generation, name }) = StoredCopy::parse(&passed.name) else { return };
+    if signed {
+        tracing::warn!(name, generation, size = copy.size, "copy on a device dropped: nobody has signed it");
+        notify.forget_copy(name, generation, &copy);
+        return;
+    }
     if table.get(name).is_some_and(|held| held.info.generation == generation) {
         table.keep(name, copy, Arc::new([passed.fd]));
         tracing::info!(name, generation, size = copy.size, "copy on a device found in the descriptor store");
@@ -114,13 +119,14 @@ fn restore(
 ) {
     let name = name.as_str();
     let signed = signature.is_some();
+    let signature = signature.and_then(signed::cleaned);
     let described = fd
         .try_clone()
         .map_err(|error| Error::system("duplicate the image's descriptor", error))
         .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?))
         .and_then(|info| {
-            let text = signature.as_ref().and_then(|fd| signed::text(fd.as_fd()));
-            signed::check(config.require_signed.as_ref(), &info, text.as_deref()).map(|()| info)
+            let text = signature.as_ref().map(|(text, _)| text.as_str());
+            signed::check(config.require_signed.as_ref(), &info, text).map(|()| info)
         });
     let newer = table.get(name).map_or(0, |held| held.info.generation);
     match described {
@@ -130,7 +136,7 @@ fn restore(
             info.loaded = made(&fd).map_or(info.loaded, |made| made.min(info.loaded));
             let reservation = budget.adopt(info.size);
             let mut fds = vec![fd];
-            if let Some(signature) = signature {
+            if let Some((_, signature)) = signature {
                 fds.push(signature);
                 info.roles.push(Role::Signature);
             }

@@ -25,14 +25,27 @@ pub(crate) fn sealed(signature: &str) -> Result<OwnedFd> {
     Ok(memfd.into())
 }
 
-/// The signature among an image's descriptors; `None` where there is none, or where it is no text in sealed memory.
-pub(crate) fn signature_of(info: &ImageInfo, fds: &[OwnedFd]) -> Option<String> {
-    let found = info.roles.iter().zip(fds).find(|(role, _)| **role == Role::Signature);
-    found.and_then(|(_, fd)| text(fd.as_fd()))
+/// The signature among an image's descriptors, which gets the place of what was there; `None` where there is none, or
+/// where it is not one in sealed memory, which is left out then.
+pub(crate) fn keep_signature(info: &mut ImageInfo, fds: &mut Vec<OwnedFd>) -> Option<String> {
+    let at = info.roles.iter().position(|role| *role == Role::Signature).filter(|at| *at < fds.len())?;
+    info.roles.remove(at);
+    let (text, fd) = cleaned(fds.remove(at))?;
+    info.roles.insert(at, Role::Signature);
+    fds.insert(at, fd);
+    Some(text)
+}
+
+/// A signature that another holder had, and a descriptor of it and of nothing else.
+pub(crate) fn cleaned(fd: OwnedFd) -> Option<(String, OwnedFd)> {
+    let found = text(fd.as_fd())?;
+    let text = daxfs::signature::canonical(&found).ok()?;
+    let fd = if text == found { fd } else { sealed(&text).ok()? };
+    Some((text, fd))
 }
 
 /// The text of a signature.
-pub(crate) fn text(fd: BorrowedFd<'_>) -> Option<String> {
+fn text(fd: BorrowedFd<'_>) -> Option<String> {
     let info = dmabuf::describe(fd).ok()?;
     let is_sealed = matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
     if !is_sealed || info.len > SIGNATURE_MAX as u64 {

@@ -207,9 +207,9 @@ pub(crate) fn take_over(config: &Config, budget: &Budget, signals: &SignalFd) ->
     let mut received = client.request(&Request::Takeover, &[]);
     let listener = loop {
         match received.map_err(Error::Takeover)? {
-            (Reply::Handover { info, uids, gids }, fds) => {
+            (Reply::Handover { mut info, uids, gids }, mut fds) => {
                 tracing::info!(name = info.name, generation = info.generation, "image received");
-                let signature = signed::signature_of(&info, &fds);
+                let signature = signed::keep_signature(&mut info, &mut fds);
                 signed::check(config.require_signed.as_ref(), &info, signature.as_deref()).map_err(
                     |error| Error::TakesUnsigned { name: info.name.clone(), source: Box::new(error) },
                 )?;
@@ -218,6 +218,14 @@ pub(crate) fn take_over(config: &Config, budget: &Budget, signals: &SignalFd) ->
                 let access = Some(Access::new(uids, gids));
                 table.adopt(Ready { info, fds, access, reservation });
                 crash_point("takeover-received");
+            }
+            // No signature says what lies on a device.
+            (Reply::HandoverCopy(copy), _) if config.require_signed.is_some() => {
+                tracing::warn!(
+                    name = last,
+                    size = copy.size,
+                    "copy on a device left out: nobody has signed it"
+                );
             }
             (Reply::HandoverCopy(copy), fds) => {
                 tracing::info!(name = last, size = copy.size, "copy on a device received");

@@ -11,14 +11,14 @@ use crate::text::{hex, human};
 use anyhow::{anyhow, bail};
 use daxfs::holder::message::{ImageInfo, Refusal, Reply, Request};
 use daxfs::holder::{Connection, HolderError};
-use daxfs::signature::{self, SignatureError};
+use daxfs::signature;
 use daxfs::{Part, Source};
 use daxfs_holder::Target;
 use dmabuf::HugePages;
 use mkimage::{Memory, Packer};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,17 +69,38 @@ pub fn run(
 /// The signature that goes with the source: one that is named, or lies beside it.
 fn signature(args: &LoadArgs) -> anyhow::Result<Option<String>> {
     if let Some(path) = &args.signature {
-        return Ok(Some(signature::read(path)?));
+        return Ok(Some(signature::canonical(&signature::read(path)?)?));
     }
-    beside(&args.source)
+    found(&args.source, |text| report(&anyhow!("warning: {text}")))
+}
+
+/// The signature beside a source for its holder, which passes it on: nothing but what is signed. Nobody has named it, so
+/// what is none is reported and left out, and a holder that requires one refuses the source.
+///
+/// # Errors
+/// When the source is no valid one.
+pub fn found(source: &OsStr, warn: impl FnOnce(String)) -> anyhow::Result<Option<String>> {
+    let Some(path) = whole(source)? else { return Ok(None) };
+    let text = signature::read_beside(&path)
+        .and_then(|text| text.as_deref().map(signature::canonical).transpose())
+        .unwrap_or_else(|error| {
+            let beside = signature::beside(&path);
+            warn(format!("{}: no signature, left out: {error}", beside.display()));
+            None
+        });
+    Ok(text)
 }
 
 /// The signature beside a source that is a path, if one is there.
 pub fn beside(source: &OsStr) -> anyhow::Result<Option<String>> {
-    let Source::Path { path, part: Part::WHOLE } = Source::parse(source)? else { return Ok(None) };
-    match signature::read(&signature::beside(&path)) {
-        Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
-        read => Ok(Some(read?)),
+    Ok(whole(source)?.map(|path| signature::read_beside(&path)).transpose()?.flatten())
+}
+
+/// The path of a source that is a whole file or directory.
+fn whole(source: &OsStr) -> anyhow::Result<Option<PathBuf>> {
+    match Source::parse(source)? {
+        Source::Path { path, part: Part::WHOLE } => Ok(Some(path)),
+        _ => Ok(None),
     }
 }
 

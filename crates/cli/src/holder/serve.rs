@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use anyhow::{Context, bail};
 use daxfs::signature::PublicKeys;
 use daxfs_holder::helper::Helper;
-use daxfs_holder::{Config, Server};
+use daxfs_holder::{Config, Server, Target};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -27,19 +27,25 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let sources = args
         .images
         .iter()
-        .map(|image| Ok((image, open_source(&image.source)?)))
+        .map(|image| {
+            let source = open_source(&image.source)?;
+            Ok((image, source, super::load::found(&image.source, |text| tracing::warn!("{text}"))?))
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
     check_effect(args, &sources)?;
+    if args.require_signed.is_some() && !matches!(args.into.memory, Target::Memfd(_)) {
+        bail!("--require-signed is for sealed memory, which nobody can write: --into memfd");
+    }
     let require_signed = args.require_signed.as_deref().map(PublicKeys::read).transpose()?;
     let config = Config { lost_log_lines: Some(log.lost.clone()), require_signed, ..config(args) };
     let mut server = Server::start(config, args.takeover)?;
     let keeps_others = !server.is_empty();
-    for (image, source) in sources {
+    for (image, source, signature) in sources {
         if keeps_others && server.has(&image.name) {
             continue;
         }
         let mut options = args.packing.options();
-        options.extend(super::load::beside(&image.source)?.map(|text| format!("signature={text}")));
+        options.extend(signature.map(|text| format!("signature={text}")));
         match load(&mut server, image, source, &options) {
             Ok(()) => {}
             // SIGTERM or SIGINT: an end that was asked for.
@@ -62,9 +68,9 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Refuses options that would do nothing with these sources.
-fn check_effect(args: &ServeArgs, sources: &[(&NamedSource, OwnedFd)]) -> anyhow::Result<()> {
+fn check_effect(args: &ServeArgs, sources: &[(&NamedSource, OwnedFd, Option<String>)]) -> anyhow::Result<()> {
     let Some(flag) = args.packing.given() else { return Ok(()) };
-    for (_, source) in sources {
+    for (_, source, _) in sources {
         if File::from(source.try_clone()?).metadata()?.is_dir() {
             return Ok(());
         }
