@@ -245,7 +245,8 @@ fn links_out_of_a_directory_are_not_followed_for_others() {
     let error = as_other(&["load", "x", "DIR/open", "--links", "follow"]).error();
     assert!(error.contains("cannot be read"), "{error}");
     std::os::unix::fs::symlink("../public", open.join("other")).unwrap();
-    as_other(&["load", "own", "DIR/open", "-q"]).ok();
+    let run = as_other(&["load", "own", "DIR/open", "-q"]);
+    assert_eq!((run.status, run.stderr.matches("warning").count()), (0, 1), "{run:?}");
     let image = Image::open(place.address("own")).unwrap();
     assert_eq!(image.file("other").unwrap().to_vec().unwrap(), b"public");
 
@@ -291,6 +292,25 @@ fn starting_and_ending() {
     assert!(failed.stderr.lines().last().unwrap().starts_with("daxfs: t: "), "{failed:?}");
     assert!(!place.socket().exists());
     assert!(place.run(&["serve", "--takeover"]).stderr.contains("no holder answers"));
+}
+
+/// Who names files chooses what is warned of, not what the log says, and not how long it gets.
+#[test]
+fn names_of_files_make_no_lines_of_the_log() {
+    let place = Place::new();
+    let tree = place.0.path("named");
+    fs::create_dir(&tree).unwrap();
+    for number in 0..300 {
+        fs::write(tree.join(format!("{number}\nforged.safetensors")), "no weights").unwrap();
+    }
+    let holder = place.serve(&[]);
+    let run = place.run(&["load", "m", "DIR/named", "-q"]);
+    assert_eq!((run.status, run.stderr.lines().count()), (0, 101), "{run:?}");
+    assert!(run.stderr.contains("there are more warnings"), "{run:?}");
+    place.run(&["stop"]).ok();
+    let (log, _) = holder.end();
+    assert!(log.lines().count() < 120, "{} lines", log.lines().count());
+    assert!(log.contains("forged") && !log.lines().any(|line| line.starts_with("forged")), "{log}");
 }
 
 #[test]

@@ -219,15 +219,19 @@ pub struct Watch {
     warnings: Mutex<Vec<String>>,
 }
 
-/// Warnings of a load that its client is told; their number is up to the tree, or to a helper.
+/// Warnings of a load that are told to its client and the log; their number is up to the tree, or to a helper.
 const MOST_WARNINGS: usize = 100;
 
 impl Watch {
-    /// Notes a warning of the packer.
+    /// Notes a warning of the packer. Who names files chooses the text: the log gets it as a field, which is quoted.
     pub(crate) fn warn(&self, text: String) {
-        tracing::warn!("{text}");
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         if warnings.len() < MOST_WARNINGS {
+            tracing::warn!(text, "packing");
+            warnings.push(text);
+        } else if warnings.len() == MOST_WARNINGS {
+            let text = "there are more warnings; daxfs-pack shows all of them".to_owned();
+            tracing::warn!(text, "packing");
             warnings.push(text);
         }
     }

@@ -225,6 +225,10 @@ pub struct PackingArgs {
     /// Pack directories byte for byte: no tensor is moved
     #[arg(long, conflicts_with = "align_tensors")]
     pub exact: bool,
+    /// Symbolic links in directories. auto: kept where they lead to something that is packed, followed where they lead
+    /// out of the directory, kept where they lead nowhere. keep, follow: all of them. refuse: an error
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_links())]
+    pub links: Links,
     /// What is packed.
     #[command(flatten)]
     pub selection: SelectionArgs,
@@ -233,10 +237,6 @@ pub struct PackingArgs {
 /// What is packed of a directory.
 #[derive(Debug, Clone, Args)]
 pub struct SelectionArgs {
-    /// Symbolic links in directories. auto: kept where they lead to something that is packed, followed where they lead
-    /// out of the directory, kept where they lead nowhere. keep, follow: all of them. refuse: an error
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_links())]
-    pub links: Links,
     /// Leave out of directories what GLOB matches, by the rules of gitignore; may be given several times
     #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
     pub exclude: Vec<String>,
@@ -254,18 +254,24 @@ impl PackingArgs {
         let mut options = Vec::new();
         options.extend(self.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
         options.extend(self.exact.then(|| "exact=1".to_owned()));
+        options.extend((self.links != Links::Auto).then(|| format!("links={}", self.links)));
         options.extend(self.selection.options());
         options
     }
 
     /// The packer with these settings.
     pub fn apply(&self, packer: Packer) -> Packer {
-        self.selection.apply(packer.tensor_alignment(self.align_tensors).exact(self.exact))
+        let packer = packer.tensor_alignment(self.align_tensors).exact(self.exact);
+        self.selection.apply(packer.links(self.links))
     }
 
     /// The first option that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let given = [("--align-tensors", self.align_tensors.is_some()), ("--exact", self.exact)];
+        let given = [
+            ("--align-tensors", self.align_tensors.is_some()),
+            ("--exact", self.exact),
+            ("--links", self.links != Links::Auto),
+        ];
         let given = given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
         given.or_else(|| self.selection.given())
     }
@@ -274,7 +280,6 @@ impl PackingArgs {
 impl SelectionArgs {
     fn options(&self) -> Vec<String> {
         let mut options = Vec::new();
-        options.extend((self.links != Links::Auto).then(|| format!("links={}", self.links)));
         options.extend(self.exclude.iter().map(|glob| format!("exclude={glob}")));
         options.extend(self.include.iter().map(|glob| format!("include={glob}")));
         options.extend(self.weights_only.then(|| "weights-only=1".to_owned()));
@@ -283,7 +288,7 @@ impl SelectionArgs {
 
     /// The packer with this selection.
     pub fn apply(&self, packer: Packer) -> Packer {
-        let packer = packer.links(self.links).weights_only(self.weights_only);
+        let packer = packer.weights_only(self.weights_only);
         let packer = self.exclude.iter().fold(packer, Packer::exclude);
         self.include.iter().fold(packer, Packer::include)
     }
@@ -291,7 +296,6 @@ impl SelectionArgs {
     /// The first option that was given.
     pub fn given(&self) -> Option<&'static str> {
         let given = [
-            ("--links", self.links != Links::Auto),
             ("--exclude", !self.exclude.is_empty()),
             ("--include", !self.include.is_empty()),
             ("--weights-only", self.weights_only),

@@ -170,6 +170,9 @@ impl Difference {
 
 /// Runs every check that the image and the command line allow.
 pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::Result<Outcome> {
+    if let (None, Some(flag)) = (&args.dir, args.selection.given()) {
+        bail!("{flag} is for comparing with a directory; name the one that the image was packed from");
+    }
     let mut findings = Findings::default();
     let keys = signed::keys(args)?;
     let image = open(source, args, &mut findings)?;
@@ -196,8 +199,6 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
     }
     if let Some(dir) = &args.dir {
         source::compare(&image, dir, args, &mut findings)?;
-    } else if let Some(flag) = args.selection.given() {
-        bail!("{flag} is for comparing with a directory; name the one that the image was packed from");
     }
     published::compare(&image, args, &mut findings)?;
     if let Some(keys) = &keys {

@@ -105,8 +105,11 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// How lines begin that warn of what is packed.
-const WARNING: &str = "daxfs: warning: ";
+/// The one warning of who packs the tree of [`Fixture`].
+fn is_of_the_fixture(line: &str) -> bool {
+    line.starts_with("daxfs: warning: ")
+        && line.ends_with("/dangling: the symbolic link to /nowhere leads nowhere")
+}
 
 impl Run {
     pub fn of(command: &mut Command) -> Self {
@@ -122,9 +125,9 @@ impl Run {
         str::from_utf8(&self.stdout).unwrap()
     }
 
-    /// Standard output of a run that must have gone well and said nothing else but warnings of what is packed.
+    /// Standard output of a run that must have gone well and said nothing else but the fixture's warning.
     pub fn ok(self) -> String {
-        let is_silent = self.stderr.lines().all(|line| line.starts_with(WARNING));
+        let is_silent = self.stderr.lines().all(is_of_the_fixture);
         assert!(self.status == 0 && is_silent, "{self:?}");
         String::from_utf8(self.stdout).unwrap()
     }
@@ -133,11 +136,10 @@ impl Run {
         serde_json::from_slice(&self.stdout).unwrap()
     }
 
-    /// The one line of a run that must have failed, behind warnings of what is packed.
+    /// The one line of a run that must have failed, behind the fixture's warning.
     pub fn error(self) -> String {
         assert_eq!(self.status, 2, "{self:?}");
-        let is_warning = |line: &&str| line.starts_with(WARNING);
-        let lines: Vec<_> = self.stderr.lines().skip_while(is_warning).collect();
+        let lines: Vec<_> = self.stderr.lines().filter(|line| !is_of_the_fixture(line)).collect();
         assert_eq!(lines.len(), 1, "{self:?}");
         lines[0].strip_prefix("daxfs: ").expect("begins with the name of the command").trim_end().to_owned()
     }
