@@ -10,8 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-30}
 shift || true
 targets=("$@")
-# "log" by name only: it finds logs that make a link without a target, which read_link and the entry's type see differently.
-[ ${#targets[@]} -gt 0 ] || targets=(image overlay safetensors plan holder holder_server holder_client)
+[ ${#targets[@]} -gt 0 ] || targets=(image overlay log safetensors plan holder holder_server holder_client)
 
 # The packer first, its images are the seeds. A test beside it, so that both get the features that `cargo test` gives them.
 cargo build --locked --quiet --bins --test kernel

@@ -343,6 +343,7 @@ fn log_entries_about_nothing_are_refused() {
     log_refused("Name", "delta log entry 0", Log::new().rename(3, (1, b"f"), (1, b"a/b")));
     log_refused("NameLength", "delta log entry 0", Log::new().create(1, 7, FILE, b""));
     log_refused("LinkTarget", "delta log entry 0", Log::new().symlink(1, 7, b"s", b""));
+    log_refused("LinkTarget", "delta log entry 0", Log::new().create(1, 7, LINK, b"no-target"));
     log_refused("FileType", "delta log entry 0", Log::new().create(1, 7, 0o644, b"untyped"));
     log_refused("FileType", "delta log entry 0", Log::new().setattr(3, 1, DIR, 0, 0, 0));
 }

@@ -176,6 +176,10 @@ impl Replayed {
                 if mode & S_IFMT != expected || mode & S_IFMT == 0 {
                     return Err(invalid(entry.place.clone(), Rule::FileType, format_args!("mode {mode:o}")));
                 }
+                // Only entries of kind 8 have a target.
+                if expected == S_IFLNK {
+                    return Err(invalid(entry.place.clone(), Rule::LinkTarget, "none"));
+                }
                 let nlink = if expected == S_IFDIR { 2 } else { 1 };
                 let owner = (fields.uid.get(), fields.gid.get());
                 self.create(
