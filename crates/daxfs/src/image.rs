@@ -118,7 +118,8 @@ impl OpenOptions {
 
     /// Copies the source once into a private sealed memfd and opens that: nobody can change or truncate it, and
     /// slices are available. Costs the memory of the whole image. The image belongs to nobody else then, so it stays
-    /// current whatever becomes of the source.
+    /// current whatever becomes of the source. The backing file of a split image is not copied: who can write it can
+    /// change the bytes of its files.
     #[must_use]
     pub fn sealed_copy(mut self, copy: bool) -> Self {
         self.sealed_copy = copy;
