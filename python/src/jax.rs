@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::Tensor;
+use daxfs::{Dtype, Tensor};
 use pyo3::exceptions::{PyBufferError, PyImportError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
 
+use crate::dtype::{Element, element};
 use crate::error;
 
 /// What JAX views lies on a multiple of so many bytes (`kMinAlign` of XLA's CPU client); it copies everything else.
@@ -29,21 +30,24 @@ pub fn from_dlpack<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny
     dlpack.call_method1("from_dlpack", (tensor,))
 }
 
-/// What `jax.numpy.asarray(tensor)` makes of `array`, the numpy array of the tensor: a view where JAX would put the array
-/// into this memory, else what it makes of numpy arrays.
+/// What `jax.numpy.asarray(tensor)` makes of `array`, the numpy array of the tensor: a copy where somebody may write to
+/// the memory, a view where JAX would put the array into it, else what it makes of numpy arrays.
 pub fn array<'py>(
     tensor: &Bound<'py, PyAny>,
+    is_writable: bool,
     array: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = tensor.py();
-    if is_on_cpu(py)? {
+    // Arrays of JAX never change, and asarray may view a numpy array.
+    let convert = if is_writable { "array" } else { "asarray" };
+    if !is_writable && is_on_cpu(py)? {
         match from_dlpack(tensor) {
             // Packed types are none of JAX's, and older versions lack other types.
             Err(error) if is_refusal(py, &error) => {}
             made => return made,
         }
     }
-    py.import("jax.numpy")?.call_method1("asarray", (array()?,))
+    py.import("jax.numpy")?.call_method1(convert, (array()?,))
 }
 
 /// Whether arrays of JAX are in the memory of the CPU, as one device. A view is bound to its device: where there are
@@ -63,28 +67,28 @@ fn is_refusal(py: Python<'_>, error: &PyErr) -> bool {
         || error.is_instance_of::<PyValueError>(py)
 }
 
-/// Warns, once in a process, when JAX asks for a tensor that it can only copy. DLPack does not say who asks, so the
-/// module does that calls `__dlpack__`.
+/// Warns, once in a process, when JAX asks for a tensor that it copies for its alignment alone. DLPack does not say who
+/// asks, so the module does that calls `__dlpack__`.
 pub fn warn_of_copy(py: Python<'_>, tensor: &Tensor) -> PyResult<()> {
     let alignment = tensor.alignment();
     if alignment >= ALIGNMENT || tensor.nbytes() == 0 || WARNED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // The native code around this has no frame, so the first one is the caller's.
-    let mut frame = Some(py.import("sys")?.call_method0("_getframe")?);
+    // The native code around this has no frame, so the first one is the caller's. Native programs may have none.
+    let mut frame = py.import("sys")?.call_method0("_getframe").ok();
     let mut level = 1;
     while let Some(caller) = frame.filter(|frame| is_jax(frame)) {
         level += 1;
         frame = Some(caller.getattr("f_back")?).filter(|frame| !frame.is_none());
     }
-    if level == 1 {
+    if level == 1 || !has_type(py, tensor)? {
         return Ok(());
     }
     let name = tensor.name().into_pyobject(py)?.repr()?;
     let path = crate::text::relative(py, &tensor.file().path())?.repr()?;
     let message = format!(
-        "JAX cannot view the tensor {name} of {path} and copies it: it lies on a multiple of {alignment} bytes, JAX \
-         needs {ALIGNMENT}. daxfs-pack and daxfs.pack align tensors unless told otherwise (--exact, --plain): pack \
+        "JAX cannot view the tensor {name} of {path} and copies it: its alignment is {alignment}, JAX needs \
+         {ALIGNMENT}. daxfs-pack and daxfs.pack align tensors unless told otherwise (--exact, --plain): pack \
          the source again. Further copies are not reported."
     );
     let options = [("stacklevel", level)].into_py_dict(py)?;
@@ -92,6 +96,16 @@ pub fn warn_of_copy(py: Python<'_>, tensor: &Tensor) -> PyResult<()> {
     // Not before: where warnings are errors, each copy is one.
     WARNED.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// Whether JAX has arrays of the tensor's type: it copies others, wherever they lie, or refuses them.
+fn has_type(py: Python<'_>, tensor: &Tensor) -> PyResult<bool> {
+    match tensor.dtype() {
+        Dtype::I64 | Dtype::U64 | Dtype::F64 => {
+            py.import("jax")?.getattr("config")?.getattr("jax_enable_x64")?.is_truthy()
+        }
+        dtype => Ok(!matches!(element(dtype), Element::Nibbles | Element::Bytes)),
+    }
 }
 
 fn is_jax(frame: &Bound<'_, PyAny>) -> bool {

@@ -184,15 +184,17 @@ impl TensorBase {
 
     /// The tensor as a jax.Array: jax.dlpack.from_dlpack(tensor). JAX views what lies on 64 bytes, as it does unless it
     /// was packed with exact=True or plain=True, and copies everything else; the first such copy is warned of
-    /// (CopyWarning).
+    /// (CopyWarning). Of an image that was opened with private=True it is a view, too: what is written to the image then
+    /// changes the array, which JAX does not expect. jax.numpy.asarray(tensor) copies there.
     fn jax<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         jax::from_dlpack(slf)
     }
 
-    /// What jax.numpy.asarray(tensor) takes: jax() where the CPU is the one device of JAX and it has the type, else what
-    /// it makes of numpy().
+    /// What jax.numpy.asarray(tensor) and the operators of JAX's arrays take: jax() where the CPU is the one device of
+    /// JAX, it has the type, and the image is read-only, else what it makes of numpy(). JAX's other functions refuse what
+    /// is none of its arrays or numpy's: pass them jax.numpy.asarray(tensor).
     fn __jax_array__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        jax::array(slf, || Self::numpy(slf))
+        jax::array(slf, slf.get().tensor.file().region().is_writable(), || Self::numpy(slf))
     }
 
     #[pyo3(signature = (dtype=None, copy=None))]
@@ -229,9 +231,12 @@ impl TensorBase {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        jax::warn_of_copy(py, &self.tensor)?;
         let request = dlpack::Request { stream, max_version, device: dl_device, copy: copy.unwrap_or(false) };
-        dlpack::capsule(py, dlpack::Lent::Host(&self.tensor), &request)
+        let capsule = dlpack::capsule(py, dlpack::Lent::Host(&self.tensor), &request)?;
+        if !request.copy {
+            jax::warn_of_copy(py, &self.tensor)?;
+        }
+        Ok(capsule)
     }
 
     /// (1, 0): the CPU.

@@ -336,8 +336,8 @@ impl Packer {
     }
 
     /// What of the inputs [`Packer::exclude`], [`Packer::include`] and [`Packer::weights_only`] leave out, by its path
-    /// from the root of the image; directories end in a slash, and nothing below them is named. Lists the inputs and
-    /// reads no contents.
+    /// from the root of the image; directories end in a slash, and nothing below them is named. Lists the inputs; of
+    /// contents, `weights_only` reads the first 8 bytes of safetensors files.
     ///
     /// # Errors
     ///
@@ -515,10 +515,12 @@ impl Plan {
         self.tensors.files.values().map(|file| file.tensors.len() as u64).sum()
     }
 
-    /// Files whose tensors are moved: how many, and their bytes in the image.
+    /// Files whose tensors are moved: how many, and their bytes in the image. Files whose contents are stored with those
+    /// of another file do not count.
     #[must_use]
     pub fn moved(&self) -> (u64, u64) {
-        let moved = self.tensors.files.values().filter_map(|file| file.rewrite.as_ref());
+        let stored = self.tensors.files.iter().filter(|(ino, _)| !self.shares.contains_key(ino));
+        let moved = stored.filter_map(|(_, file)| file.rewrite.as_ref());
         moved.fold((0, 0), |(files, bytes), rewrite| (files + 1, bytes + rewrite.len))
     }
 

@@ -7,6 +7,7 @@ use crate::output::Readers;
 use crate::{Error, Result};
 use daxfs::format::{S_IFLNK, S_IFMT};
 use nix::sys::stat::FileStat;
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -260,13 +261,15 @@ impl Tree {
     }
 
     /// Who may read all files, as their permissions say, and those of the directories in the tree and around the inputs
-    /// and what links lead to.
+    /// and what links lead to. Members of the group of what has an access control list count as not allowed.
     pub(crate) fn readers(&self) -> Readers {
         let (mut others, mut group, mut is_first) = (true, None, true);
-        let mut narrow = |mode: u32, gid: u32, needed: u32| {
+        let mut narrow = |mode: u32, gid: u32, needed: u32, has_list: &dyn Fn() -> bool| {
+            let is_settled = !others && group.is_none() && !is_first;
             let all = mode & needed == needed;
-            // To be one of the others, who is of the group must be allowed, too.
-            let members = mode >> 3 & needed == needed;
+            // To be one of the others, who is of the group must be allowed, too. Beside a list, these bits are what it
+            // grants at most to anybody it names.
+            let members = mode >> 3 & needed == needed && (all || is_settled || !has_list());
             others &= all && members;
             if !(all && members) {
                 let allowed = members.then_some(gid);
@@ -275,10 +278,11 @@ impl Tree {
             }
         };
         for (number, node) in self.iter() {
+            let has_list = || has_access_list(&self.source_path(number));
             match node.kind {
-                Kind::File => narrow(node.mode, node.gid, 0o4),
+                Kind::File => narrow(node.mode, node.gid, 0o4, &has_list),
                 Kind::Directory { .. } if number != ROOT || self.input_at(ROOT).is_some() => {
-                    narrow(node.mode, node.gid, 0o5);
+                    narrow(node.mode, node.gid, 0o5, &has_list);
                 }
                 _ => {}
             }
@@ -295,7 +299,7 @@ impl Tree {
                     break;
                 }
                 match nix::sys::stat::stat(directory) {
-                    Ok(stat) => narrow(stat.st_mode, stat.st_gid, 0o1),
+                    Ok(stat) => narrow(stat.st_mode, stat.st_gid, 0o1, &|| has_access_list(directory)),
                     Err(_) => return Readers::NOBODY,
                 }
             }
@@ -358,6 +362,12 @@ impl Tree {
         }
         path
     }
+}
+
+/// Whether a file or directory has an access control list beside its mode, or nobody can tell.
+fn has_access_list(path: &Path) -> bool {
+    let list = rustix::fs::getxattr(path, c"system.posix_acl_access", &mut [] as &mut [u8]);
+    !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
 #[allow(clippy::useless_conversion, reason = "32 bits wide on some architectures")]

@@ -560,6 +560,63 @@ fn an_image_is_readable_by_no_more_people_than_its_sources() {
     assert!(matches!(plan(packer().mode(Some(0o1000))), Err(Error::Setting { option: "--mode", .. })));
 }
 
+/// The group's bits of what has a list are those of its mask, and say nothing of the group.
+#[test]
+fn groups_of_what_has_an_access_control_list_do_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let outer = dir.path().join("outer");
+    write(&outer, "tree/a/one", b"1");
+    let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    // Version 2; the owner, user 1234, the group, the mask, others: the kind, what is allowed, and whose it is.
+    let list = |group: u16, named: u16| {
+        let entries = [
+            (1_u16, 7, u32::MAX),
+            (2, named, 1234),
+            (4, group, u32::MAX),
+            (16, named, u32::MAX),
+            (32, 0, u32::MAX),
+        ];
+        let entry = |(kind, allowed, id): (u16, u16, u32)| {
+            [&kind.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        [2_u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+    };
+    let mode = || {
+        let packer = Packer::new().input(outer.join("tree"));
+        packer.plan().unwrap().write_file(dir.path().join("image")).unwrap();
+        fs::metadata(dir.path().join("image")).unwrap().permissions().mode() & 0o777
+    };
+    let umask = {
+        fs::write(dir.path().join("probe"), b"").unwrap();
+        fs::metadata(dir.path().join("probe")).unwrap().permissions().mode() & 0o777
+    };
+    for (name, closed, named) in
+        [("", 0o700, 1), ("tree", 0o700, 5), ("tree/a", 0o700, 5), ("tree/a/one", 0o600, 4)]
+    {
+        set(dir.path(), 0o755);
+        set(&outer, 0o755);
+        set(&outer.join("tree"), 0o755);
+        set(&outer.join("tree/a"), 0o755);
+        set(&outer.join("tree/a/one"), 0o644);
+        let path = outer.join(name);
+        set(&path, closed | u32::from(named) << 3);
+        assert_eq!(mode(), 0o640 & umask, "{name}: without a list");
+        set(&path, closed);
+        let flags = rustix::fs::XattrFlags::empty();
+        match rustix::fs::setxattr(&path, c"system.posix_acl_access", &list(0, named), flags) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                assert!(std::env::var("CI").as_deref() != Ok("true"), "no access control lists here");
+                eprintln!("not run: no access control lists here");
+                return;
+            }
+            set => set.unwrap(),
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() >> 3 & 7, u32::from(named));
+        assert_eq!(mode(), 0o600, "{name}");
+        rustix::fs::removexattr(&path, c"system.posix_acl_access").unwrap();
+    }
+}
+
 #[test]
 fn an_output_that_is_an_input_is_refused() {
     let dir = tempfile::tempdir().unwrap();
