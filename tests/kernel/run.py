@@ -36,7 +36,16 @@ from vm import Guest, GuestDiedError, check_requirements, twice
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("/dev/udmabuf", "/dev/dma_heap/system")
-RUST_TESTS = ("devices", "kernel", "kernel_holder", "kernel_memory", "kernel_module", "kernel_pci", "kernel_verity", "vulkan")
+RUST_TESTS = (
+    "devices",
+    "kernel",
+    "kernel_holder",
+    "kernel_memory",
+    "kernel_module",
+    "kernel_pci",
+    "kernel_verity",
+    "vulkan",
+)
 # A graphics driver without hardware, whose dma-bufs the Vulkan tests import; disks; a file system with fs-verity.
 MODULES = ["vgem", "virtio_blk", "crc32c_generic", "ext4", "loop"]
 # A disk of zeros, two NUMA nodes, and a PCI device with memory, whose place on the bus is chosen here so that its name
