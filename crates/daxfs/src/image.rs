@@ -117,9 +117,8 @@ impl OpenOptions {
     }
 
     /// Copies the source once into a private sealed memfd and opens that: nobody can change or truncate it, and
-    /// slices are available. Costs the memory of the whole image. The image belongs to nobody else then, so it stays
-    /// current whatever becomes of the source. The backing file of a split image is not copied: who can write it can
-    /// change the bytes of its files.
+    /// slices are available. Costs the memory of the whole image, and of the backing file of a split one, which is
+    /// copied as well. The image belongs to nobody else then, so it stays current whatever becomes of the source.
     #[must_use]
     pub fn sealed_copy(mut self, copy: bool) -> Self {
         self.sealed_copy = copy;
@@ -331,7 +330,11 @@ impl OpenOptions {
             let page = self.page_size.unwrap_or_else(dmabuf::page_size);
             snapshot::take(region.view(), backing_len, strict, page, self.max_metadata, live)?
         };
-        let backing = self.backing.clone().filter(|_| superblock.data_is_external());
+        let backing = self.backing.as_ref().filter(|_| superblock.data_is_external());
+        let backing = match backing {
+            Some(backing) if self.sealed_copy => Some(backing.sealed_copy()?),
+            backing => backing.cloned(),
+        };
         let image = Image(Arc::new(Inner {
             region,
             backing,

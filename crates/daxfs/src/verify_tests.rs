@@ -106,6 +106,26 @@ fn a_forged_file_is_refused_by_default_and_by_full() {
     assert_eq!(packed.refused(&OpenOptions::new()), None);
 }
 
+/// A sealed copy has all that its files are made of.
+#[test]
+fn the_backing_file_of_a_split_image_is_copied_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let [tree, path, contents] = ["tree", "image", "contents"].map(|name| dir.path().join(name));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("weights"), pattern(100_000)).unwrap();
+    Packer::new().input(&tree).split(Some(contents.clone())).plan().unwrap().write_file(&path).unwrap();
+    let open = |sealed| {
+        let backing = Region::open(&contents).unwrap();
+        OpenOptions::new().sealed_copy(sealed).backing(backing).open(&path).unwrap()
+    };
+    let (shared, sealed) = (open(false), open(true));
+    assert_eq!(sealed.backing().unwrap().provenance(), Provenance::Sealed);
+    let start = shared.file("weights").unwrap().extent().unwrap().offset;
+    fs::OpenOptions::new().write(true).open(&contents).unwrap().write_all_at(b"forged", start).unwrap();
+    assert_eq!(shared.file("weights").unwrap().to_vec().unwrap()[..6], *b"forged");
+    assert_eq!(sealed.file("weights").unwrap().to_vec().unwrap(), pattern(100_000));
+}
+
 #[test]
 fn lazy_compares_what_is_used() {
     let packed = Packed::new(&three(), false);
