@@ -96,7 +96,8 @@ fn source() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn pack(folder: &Path, memory: &Memory) -> (OwnedFd, Summary) {
-    Packer::new().input(folder).plan().unwrap().write_memory(memory).unwrap()
+    // Byte for byte, so that files are compared with those of the tree.
+    Packer::new().input(folder).exact(true).plan().unwrap().write_memory(memory).unwrap()
 }
 
 /// Every byte of every file and of every tensor.
@@ -321,7 +322,11 @@ fn a_command_inherits_the_image() {
     for (_, target, _) in memories() {
         let second = second_process(NAME, &folder);
         let mut packer = Command::new(command("daxfs-pack"));
-        packer.args(["--quiet", "--into", target]).arg(&folder).arg("--").arg(second.get_program());
+        packer
+            .args(["--quiet", "--exact", "--into", target])
+            .arg(&folder)
+            .arg("--")
+            .arg(second.get_program());
         packer.args(second.get_args()).env(ROLE, &folder);
         let output = packer.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
