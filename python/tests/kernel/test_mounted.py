@@ -35,7 +35,7 @@ def file_system() -> None:
 @contextmanager
 def mounted(target: str, folder: Path, point: Path) -> Iterator[None]:
     """Pack a folder and have the image mounted for a while."""
-    with daxfs.pack(folder, into=target) as packed, daxfs.open(packed) as image:
+    with daxfs.pack(folder, into=target, exact=True) as packed, daxfs.open(packed) as image:
         image.mount(point)
     try:
         yield
