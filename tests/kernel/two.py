@@ -103,7 +103,7 @@ class Images:
             (pieces / name).write_bytes(data)
         hashes = host.ask("hash-tree", folder=str(pieces))
         tensors = {name: [dtype, shape, hashes[f"/{name}"]] for name, (dtype, shape, _) in model.tensors.items()}
-        command = [str(self.programs / "daxfs-pack"), "--json", str(model.folder), "-o", f"{pieces}.daxfs"]
+        command = [str(self.programs / "daxfs-pack"), "--json", "--exact", str(model.folder), "-o", f"{pieces}.daxfs"]
         packed = json.loads(host.run(*command))
         self.length = -(-packed["image_bytes"] // PAGE) * PAGE
         return {
@@ -114,7 +114,7 @@ class Images:
 
     def pack(self, which: int, target: str, *more: str) -> list[str]:
         """Command that packs a model into memory."""
-        line = [str(self.programs / "daxfs-pack"), "--json", "--verify", str(self.models[which].folder)]
+        line = [str(self.programs / "daxfs-pack"), "--json", "--exact", "--verify", str(self.models[which].folder)]
         return [*line, "--into", target, *more]
 
 
