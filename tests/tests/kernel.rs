@@ -195,7 +195,7 @@ fn an_image_in_a_dma_buf_is_replaced_under_its_readers() {
         return;
     }
     let (_work, folder) = source();
-    let packer = |replace| Packer::new().input(&folder).replace(replace).verify(true);
+    let packer = |replace| Packer::new().input(&folder).exact(true).replace(replace).verify(true);
     let one = packer(false).plan().unwrap().total_size().next_multiple_of(2 << 20);
     // A pool that is there already, as another process or a driver would pass it on.
     for slots in [1, 3] {
@@ -231,8 +231,14 @@ fn an_image_in_a_dma_buf_is_the_source_tree() {
     let (_work, folder) = source();
     for (memory, _, exporter) in memories() {
         for format in [Format::V8, Format::V5] {
-            let (fd, summary) =
-                Packer::new().input(&folder).format(format).plan().unwrap().write_memory(&memory).unwrap();
+            let (fd, summary) = Packer::new()
+                .input(&folder)
+                .exact(true)
+                .format(format)
+                .plan()
+                .unwrap()
+                .write_memory(&memory)
+                .unwrap();
             let info = dmabuf::describe(fd.as_fd()).unwrap();
             assert!(
                 matches!(&info.kind, FdKind::DmaBuf { exporter: name, .. } if name == exporter),
@@ -417,7 +423,7 @@ fn a_buffer_may_be_larger_than_its_image_but_not_shorter() {
     }
     let (work, folder) = source();
     let file = work.path().join("image");
-    Packer::new().input(&folder).plan().unwrap().write_file(&file).unwrap();
+    Packer::new().input(&folder).exact(true).plan().unwrap().write_file(&file).unwrap();
     let bytes = fs::read(&file).unwrap();
     let buffer_with = |len: u64| {
         let fd = dmabuf::heap_allocate("system", len).unwrap();
