@@ -3,7 +3,7 @@
 //! For damaged and hostile images: an answer may be an error, but it must come, and what is given out must lie
 //! inside the memory it comes from.
 
-use daxfs::{Entry, Error, File, FileType, Image, Tensors};
+use daxfs::{Entry, Error, File, FileType, Image, OpenOptions, Tensors};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -28,6 +28,20 @@ pub struct Seen {
     pub files: usize,
     /// Bytes read from them.
     pub bytes: u64,
+}
+
+/// Opens an image in both modes, and examines it.
+///
+/// # Panics
+/// When the strict mode opens what the lenient one refuses, or they show different trees.
+pub fn examine_both(open: impl Fn(OpenOptions) -> daxfs::Result<Image>) {
+    let (lenient, strict) = (open(OpenOptions::new()), open(OpenOptions::new().strict(true)));
+    if let Ok(image) = &strict {
+        let other = lenient.as_ref().expect("what the strict mode opens, the lenient one opens too");
+        assert_eq!(examine(image), examine(other), "both modes show the same tree");
+    } else if let Ok(image) = &lenient {
+        examine(image);
+    }
 }
 
 /// Uses everything that `image` offers; nobody writes to its memory.

@@ -69,13 +69,13 @@ fn a_sealed_copy_cannot_be_changed_by_any_means() {
     assert_eq!(copied.as_slice().unwrap(), image);
     let seals = dmabuf::seals(copied.fd().unwrap()).unwrap().unwrap();
     assert!(seals.contains(Seals::IMMUTABLE | Seals::SEAL), "{seals:?}");
-    // SAFETY: nobody but this test has the memory, and it does not write any more.
     #[allow(unsafe_code, reason = "the promise that is tested")]
+    // SAFETY: nobody but this test has the memory, and it does not write any more.
     let trusted = unsafe { Region::from_fd(copy(&memfd)).unwrap().assume_immutable() };
     assert_eq!(trusted.provenance(), Provenance::Trusted);
     assert_eq!(trusted.as_slice().unwrap(), image);
-    // SAFETY: as above, and it is sealed.
     #[allow(unsafe_code, reason = "the promise that is tested")]
+    // SAFETY: the memory is sealed: nobody can write it any more, whoever has it.
     let sealed = unsafe { copied.assume_immutable() };
     assert_eq!(sealed.provenance(), Provenance::Sealed, "what is proven is not lessened to a promise");
 }

@@ -293,6 +293,9 @@ fn say_number(mut number: usize) {
     say(std::str::from_utf8(&digits[at..]).unwrap_or("?"));
 }
 
+/// A handler that was set with SA_SIGINFO.
+type Informed = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+
 /// Does what would have been done without this handler.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, is_fault: bool) {
     let index = usize::from(signal == SIGNALS[1]);
@@ -306,8 +309,7 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, is_fault: 
                 function(signal);
             } else {
                 // SAFETY: a handler, as above; with SA_SIGINFO it takes these three.
-                let function: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
-                    unsafe { std::mem::transmute(before.sa_sigaction) };
+                let function: Informed = unsafe { std::mem::transmute(before.sa_sigaction) };
                 function(signal, info, context);
             }
         }

@@ -12,8 +12,8 @@ pub(crate) fn begin(file: &File, range: Range<u64>) {
     let (Ok(start), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
         return;
     };
-    // SAFETY: the descriptor is open while borrowed. The call gets numbers only, and changes neither memory nor what
-    // the file holds; without the flags that wait it takes no error of the file either, which fsync(2) is to report.
-    let _ =
-        unsafe { nix::libc::sync_file_range(file.as_raw_fd(), start, len, nix::libc::SYNC_FILE_RANGE_WRITE) };
+    let (fd, flags) = (file.as_raw_fd(), nix::libc::SYNC_FILE_RANGE_WRITE);
+    // SAFETY: `file` is borrowed, so its descriptor is open. The call gets numbers only, and changes neither memory nor
+    // what the file holds; without the flags that wait it takes no error of the file either, which fsync(2) is to report.
+    let _ = unsafe { nix::libc::sync_file_range(fd, start, len, flags) };
 }
