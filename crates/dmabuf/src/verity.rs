@@ -129,9 +129,9 @@ pub fn measure_verity(fd: BorrowedFd<'_>) -> Result<Option<VerityDigest>> {
 }
 
 /// Turns fs-verity on for a file, with SHA-256 and blocks of 4096 bytes, or the file system's where those are smaller,
-/// which reads all of it once. The descriptor is for
-/// reading only, and nobody may have the file open for writing. From then on nobody can write, extend or cut it, and a
-/// page that is not what it was is EIO, or SIGBUS in a mapping. It can be renamed, replaced and removed.
+/// which reads all of it once. The descriptor is for reading only, and nobody may have the file open for writing. From
+/// then on nobody can write, extend or cut it, and a page that is not what it was is EIO, or SIGBUS in a mapping. It can
+/// be renamed, replaced and removed.
 ///
 /// # Errors
 /// [`Error::Refused`] with advice where the kernel or the file system has no fs-verity, and while somebody has the file
@@ -155,7 +155,8 @@ pub fn enable_verity(fd: BorrowedFd<'_>) -> Result<()> {
             "this file system, or this kernel, has no fs-verity: use ext4, btrfs or f2fs, and CONFIG_FS_VERITY"
         }
         Errno::EOPNOTSUPP => {
-            "the file system was made without it: on ext4, tune2fs -O verity DEVICE, or mkfs.ext4 -O verity"
+            "the file system was made without it (on ext4: tune2fs -O verity DEVICE, or mkfs.ext4 -O verity), or the \
+             kernel has no CONFIG_FS_VERITY"
         }
         Errno::ETXTBSY => "somebody has the file open for writing",
         _ => return Err(Error::os("ioctl FS_IOC_ENABLE_VERITY", fd_name(fd), errno)),

@@ -132,7 +132,7 @@ impl Output {
         let reading = open(place.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         // The last descriptor for writing goes.
         self.fd = reading.map_err(|errno| Error::io("open for reading", &self.path, errno))?;
-        dmabuf::enable_verity(self.fd.as_fd())?;
+        dmabuf::enable_verity(self.fd.as_fd()).map_err(|error| named(error, &self.path))?;
         let digest = dmabuf::measure_verity(self.fd.as_fd())?;
         digest.ok_or_else(|| Error::Output {
             path: self.path.clone(),
@@ -208,6 +208,16 @@ fn link(fd: BorrowedFd<'_>, directory: &OwnedFd, name: &OsStr) -> nix::Result<()
         // No /proc: the direct way needs CAP_DAC_READ_SEARCH.
         Err(Errno::ENOENT) => linkat(fd, "", directory, name, AtFlags::AT_EMPTY_PATH),
         other => other,
+    }
+}
+
+/// An error of the file, which has no name of its own yet, with the name that it is to get.
+fn named(error: dmabuf::Error, path: &Path) -> dmabuf::Error {
+    match error {
+        dmabuf::Error::Refused { op, source, advice, .. } => {
+            dmabuf::Error::Refused { op, subject: path.display().to_string(), source, advice }
+        }
+        error => error,
     }
 }
 

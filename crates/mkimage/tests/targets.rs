@@ -128,3 +128,18 @@ fn a_region_that_is_its_own_backing_file() {
     let plan = Packer::new().input(&source).split(Some(dir.path().join("backing"))).plan().unwrap();
     plan.write_memory(&Memory::Device(region.into())).unwrap();
 }
+
+/// A tmpfs has no fs-verity: the error names the file that was asked for, and what was there stays.
+#[test]
+fn a_file_that_cannot_have_fs_verity_is_not_made() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (source, image) = (memory.path().join("in"), memory.path().join("image"));
+    write(&source, "file", b"contents");
+    fs::write(&image, b"older").unwrap();
+    let plan = Packer::new().input(&source).fsverity(true).plan().unwrap();
+    let error = plan.write_file(&image).unwrap_err();
+    assert!(matches!(&error, Error::Memory(dmabuf::Error::Refused { .. })), "{error:?}");
+    assert!(error.to_string().contains(image.to_str().unwrap()), "{error}");
+    assert_eq!(fs::read(&image).unwrap(), b"older");
+    assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 2, "nothing else is left");
+}
