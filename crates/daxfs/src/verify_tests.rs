@@ -242,3 +242,16 @@ fn names() {
     }
     assert!("some".parse::<Verify>().unwrap_err().contains("full, lazy and stored"));
 }
+
+/// What others left on a device is compared where the host's bytes are.
+#[cfg(feature = "cuda")]
+#[test]
+fn copies_on_devices_are_compared_where_the_host_is() {
+    let packed = Packed::new(&three(), false);
+    let compares = |options: OpenOptions| options.open(&packed.path).unwrap().is_expected();
+    assert!(!compares(OpenOptions::new()));
+    assert!(!compares(OpenOptions::new().verify(Verify::Stored)));
+    assert!(compares(packed.options()) && compares(packed.options().verify(Verify::Stored)));
+    assert!(compares(OpenOptions::new().verify(Verify::Full)));
+    assert!(compares(OpenOptions::new().verify(Verify::Lazy)));
+}
