@@ -47,6 +47,7 @@
 //! added as `/.daxfs/index`: the tensors of safetensors files, and the hashes of all files; [`Packer::plain`] leaves it
 //! out.
 
+mod access;
 mod again;
 mod align;
 mod block;

@@ -3,11 +3,9 @@
 //! Node 0 is the root. The children of a directory are adjacent and sorted by their names' bytes, so a tree is
 //! the same whatever order the file system lists it in. Names and link targets lie in one arena.
 
-use crate::output::Readers;
 use crate::{Error, Result};
 use daxfs::format::{S_IFLNK, S_IFMT};
 use nix::sys::stat::FileStat;
-use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -203,6 +201,11 @@ impl Tree {
         &self.nodes[number as usize]
     }
 
+    /// How many nodes there are.
+    pub(crate) fn len(&self) -> u32 {
+        u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
+    }
+
     /// All nodes with their numbers, in walk order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Node)> {
         (0..).zip(&self.nodes)
@@ -260,53 +263,6 @@ impl Tree {
         path
     }
 
-    /// Who may read all files, as their permissions say, and those of the directories in the tree and around the inputs
-    /// and what links lead to. Members of the group of what has an access control list count as not allowed.
-    pub(crate) fn readers(&self) -> Readers {
-        let (mut others, mut group, mut is_first) = (true, None, true);
-        let mut narrow = |mode: u32, gid: u32, needed: u32, has_list: &dyn Fn() -> bool| {
-            let is_settled = !others && group.is_none() && !is_first;
-            let all = mode & needed == needed;
-            // To be one of the others, who is of the group must be allowed, too. Beside a list, these bits are what it
-            // grants at most to anybody it names.
-            let members = mode >> 3 & needed == needed && (all || is_settled || !has_list());
-            others &= all && members;
-            if !(all && members) {
-                let allowed = members.then_some(gid);
-                group = if is_first || group == allowed { allowed } else { None };
-                is_first = false;
-            }
-        };
-        for (number, node) in self.iter() {
-            let has_list = || has_access_list(&self.source_path(number));
-            match node.kind {
-                Kind::File => narrow(node.mode, node.gid, 0o4, &has_list),
-                Kind::Directory { .. } if number != ROOT || self.input_at(ROOT).is_some() => {
-                    narrow(node.mode, node.gid, 0o5, &has_list);
-                }
-                _ => {}
-            }
-        }
-        // Who cannot pass them reaches nothing below.
-        let inputs = self.inputs.iter().map(|input| input.path.clone());
-        let followed = self.iter().filter(|(_, node)| node.followed);
-        let mut seen = HashSet::new();
-        for path in inputs.chain(followed.map(|(number, _)| self.source_path(number))) {
-            // What has no path any more is reached by its descriptor alone.
-            let Ok(path) = path.canonicalize() else { return Readers::NOBODY };
-            for directory in path.ancestors().skip(1) {
-                if !seen.insert(directory.to_path_buf()) {
-                    break;
-                }
-                match nix::sys::stat::stat(directory) {
-                    Ok(stat) => narrow(stat.st_mode, stat.st_gid, 0o1, &|| has_access_list(directory)),
-                    Err(_) => return Readers::NOBODY,
-                }
-            }
-        }
-        Readers::Of { others, group }
-    }
-
     /// The file of the tree that this is in the source.
     pub(crate) fn file_at(&self, dev: u64, ino: u64) -> Option<u32> {
         let is_it = |node: &Node| {
@@ -362,12 +318,6 @@ impl Tree {
         }
         path
     }
-}
-
-/// Whether a file or directory has an access control list beside its mode, or nobody can tell.
-fn has_access_list(path: &Path) -> bool {
-    let list = rustix::fs::getxattr(path, c"system.posix_acl_access", &mut [] as &mut [u8]);
-    !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
 #[allow(clippy::useless_conversion, reason = "32 bits wide on some architectures")]

@@ -45,7 +45,7 @@ impl Backing {
             return Err(Error::Output { path: path.clone(), why });
         }
         plan.refuse_output_inside_input(path)?;
-        let readers = plan.settings.mode.map_or_else(|| plan.tree.readers(), Readers::Mode);
+        let readers = plan.readers()?;
         let output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
         let mut target = Target::new(fd, path, Access::Write(DISK_STEP), true);
@@ -83,7 +83,7 @@ impl Plan {
             return Err(Error::Setting { option: "--numa", why });
         }
         self.refuse_output_inside_input(path)?;
-        let readers = self.settings.mode.map_or_else(|| self.tree.readers(), Readers::Mode);
+        let readers = self.readers()?;
         let backing = Backing::create(self, Some(path))?;
         let mut output = Output::create(path, readers)?;
         let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("open", path, error))?;
@@ -401,6 +401,14 @@ impl Plan {
     fn is_large_neighbour(&self, ino: u32, device: u64) -> bool {
         let identity = self.tree.node(self.layout.numbers.node_of(ino)).identity;
         identity.dev == device && identity.size >= SMALLEST_CLONE
+    }
+
+    /// Who may read the image.
+    fn readers(&self) -> Result<Readers> {
+        match self.settings.mode {
+            Some(mode) => Ok(Readers::Mode(mode)),
+            None => self.tree.readers(self.settings.threads),
+        }
     }
 
     /// An image inside its own source would be packed into the next one.

@@ -560,21 +560,22 @@ fn an_image_is_readable_by_no_more_people_than_its_sources() {
     assert!(matches!(plan(packer().mode(Some(0o1000))), Err(Error::Setting { option: "--mode", .. })));
 }
 
-/// The group's bits of what has a list are those of its mask, and say nothing of the group.
+/// The group's bits of what has a list are those of its mask, and say nothing of the group; and a list may keep out
+/// whom the mode lets in.
 #[test]
-fn groups_of_what_has_an_access_control_list_do_not_count() {
+fn access_control_lists_count_beside_the_mode() {
     let dir = tempfile::tempdir().unwrap();
     let outer = dir.path().join("outer");
     write(&outer, "tree/a/one", b"1");
     let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     // Version 2; the owner, user 1234, the group, the mask, others: the kind, what is allowed, and whose it is.
-    let list = |group: u16, named: u16| {
+    let list = |named: u16, group: u16, mask: u16, others: u16| {
         let entries = [
             (1_u16, 7, u32::MAX),
             (2, named, 1234),
             (4, group, u32::MAX),
-            (16, named, u32::MAX),
-            (32, 0, u32::MAX),
+            (16, mask, u32::MAX),
+            (32, others, u32::MAX),
         ];
         let entry = |(kind, allowed, id): (u16, u16, u32)| {
             [&kind.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
@@ -590,7 +591,7 @@ fn groups_of_what_has_an_access_control_list_do_not_count() {
         fs::write(dir.path().join("probe"), b"").unwrap();
         fs::metadata(dir.path().join("probe")).unwrap().permissions().mode() & 0o777
     };
-    for (name, closed, named) in
+    for (name, closed, needed) in
         [("", 0o700, 1), ("tree", 0o700, 5), ("tree/a", 0o700, 5), ("tree/a/one", 0o600, 4)]
     {
         set(dir.path(), 0o755);
@@ -599,20 +600,34 @@ fn groups_of_what_has_an_access_control_list_do_not_count() {
         set(&outer.join("tree/a"), 0o755);
         set(&outer.join("tree/a/one"), 0o644);
         let path = outer.join(name);
-        set(&path, closed | u32::from(named) << 3);
+        set(&path, closed | u32::from(needed) << 3);
         assert_eq!(mode(), 0o640 & umask, "{name}: without a list");
-        set(&path, closed);
-        let flags = rustix::fs::XattrFlags::empty();
-        match rustix::fs::setxattr(&path, c"system.posix_acl_access", &list(0, named), flags) {
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                assert!(std::env::var("CI").as_deref() != Ok("true"), "no access control lists here");
-                eprintln!("not run: no access control lists here");
-                return;
+        for (named, group, mask, others, wanted) in [
+            (needed, 0, needed, 0, 0o600),
+            (0, needed, needed, 0, 0o600),
+            (needed, needed, needed, 0, 0o640 & umask),
+            (0, needed, needed, needed, 0o600),
+            (needed, 0, needed, needed, 0o600),
+            (needed, needed, needed, needed, umask),
+            (needed, needed, 0, needed, 0o600),
+        ] {
+            let list = list(named, group, mask, others);
+            match rustix::fs::setxattr(
+                &path,
+                c"system.posix_acl_access",
+                &list,
+                rustix::fs::XattrFlags::empty(),
+            ) {
+                Err(rustix::io::Errno::OPNOTSUPP) => {
+                    assert!(std::env::var("CI").as_deref() != Ok("true"), "no access control lists here");
+                    eprintln!("not run: no access control lists here");
+                    return;
+                }
+                set => set.unwrap(),
             }
-            set => set.unwrap(),
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() >> 3 & 7, u32::from(mask));
+            assert_eq!(mode(), wanted, "{name}: {named} {group} {mask} {others}");
         }
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() >> 3 & 7, u32::from(named));
-        assert_eq!(mode(), 0o600, "{name}");
         rustix::fs::removexattr(&path, c"system.posix_acl_access").unwrap();
     }
 }
