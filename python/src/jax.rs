@@ -68,7 +68,8 @@ fn is_refusal(py: Python<'_>, error: &PyErr) -> bool {
 }
 
 /// Warns, once in a process, when JAX asks for a tensor that it copies for its alignment alone. DLPack does not say who
-/// asks, so the module does that calls `__dlpack__`.
+/// asks, so the module does that calls `__dlpack__`; and JAX passes on nothing of the copy that it was asked for or
+/// forbidden, so its functions do.
 pub fn warn_of_copy(py: Python<'_>, tensor: &Tensor) -> PyResult<()> {
     let alignment = tensor.alignment();
     if alignment >= ALIGNMENT || tensor.nbytes() == 0 || WARNED.load(Ordering::Relaxed) {
@@ -78,6 +79,9 @@ pub fn warn_of_copy(py: Python<'_>, tensor: &Tensor) -> PyResult<()> {
     let mut frame = py.import("sys")?.call_method0("_getframe").ok();
     let mut level = 1;
     while let Some(caller) = frame.filter(|frame| is_jax(frame)) {
+        if settles_copy(&caller) {
+            return Ok(());
+        }
         level += 1;
         frame = Some(caller.getattr("f_back")?).filter(|frame| !frame.is_none());
     }
@@ -111,4 +115,16 @@ fn has_type(py: Python<'_>, tensor: &Tensor) -> PyResult<bool> {
 fn is_jax(frame: &Bound<'_, PyAny>) -> bool {
     let name = frame.getattr("f_globals").and_then(|globals| globals.get_item("__name__"));
     name.and_then(|name| name.extract::<String>()).is_ok_and(|name| name == "jax" || name.starts_with("jax."))
+}
+
+/// Whether a function of JAX was told to copy, or not to, so that the alignment decides nothing. For `array` not to copy is
+/// a wish alone.
+fn settles_copy(frame: &Bound<'_, PyAny>) -> bool {
+    let name = frame.getattr("f_code").and_then(|code| code.getattr("co_name")?.extract::<String>());
+    let copy = || frame.getattr("f_locals")?.get_item("copy")?.extract::<Option<bool>>();
+    match name.as_deref() {
+        Ok("from_dlpack") => copy().is_ok_and(|copy| copy.is_some()),
+        Ok("array") => copy().is_ok_and(|copy| copy == Some(true)),
+        _ => false,
+    }
 }

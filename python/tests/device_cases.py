@@ -134,6 +134,17 @@ def requests_of_dlpack(path: Path) -> None:
             np.from_dlpack(tensor)
 
 
+def asked_of_a_jax_without_a_gpu(path: Path) -> None:
+    import jax
+
+    need(all(device.platform == "cpu" for device in jax.devices()), "jax has a GPU")
+    with daxfs.open(path) as image, image.to("cuda:0") as gpu:
+        tensor = gpu.tensors()[TENSOR]
+        for use in (lambda: jax.dlpack.from_dlpack(tensor), tensor.jax, tensor.part.jax):
+            with pytest.raises(RuntimeError, match="cuda"):
+                use()
+
+
 def array_interface(path: Path) -> None:
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for tensor in gpu.tensors().values():
@@ -294,8 +305,9 @@ def taken_by_jax(path: Path) -> None:
     need(any(device.platform == "gpu" for device in jax.devices()), "jax has no CUDA backend")
     with daxfs.open(path) as image, image.to("cuda:0") as gpu:
         for name in ("all.F32", "all.BF16"):
-            array = jax.dlpack.from_dlpack(gpu.tensors()[name])
-            assert np.asarray(array).tobytes() == image.tensors()[name].raw
+            tensor = gpu.tensors()[name]
+            for array in (jax.dlpack.from_dlpack(tensor), tensor.jax(), tensor.part.jax()):
+                assert np.asarray(array).tobytes() == image.tensors()[name].raw
 
 
 def taken_by_torch_and_cupy_and_jax(path: Path) -> None:

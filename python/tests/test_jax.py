@@ -115,6 +115,29 @@ def test_the_warning_is_of_the_line_that_asks(model: Path, tmp_path: Path, use: 
     assert run(model, tmp_path / "exact.daxfs", {"exact": True}, code) == ["<string>"]
 
 
+def test_a_copy_that_was_asked_for_is_not_warned_of(model: Path, tmp_path: Path) -> None:
+    code = """
+        tensor = tensors["lm_head.weight"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", daxfs.CopyWarning)
+            copies = [jax.dlpack.from_dlpack(tensor, copy=True), jnp.from_dlpack(tensor, copy=True)]
+            copies += [jnp.array(tensor), jnp.array(tensor, copy=True), jnp.asarray(tensor, copy=True)]
+            print(all(bool((copy == tensor.numpy()).all()) for copy in copies))
+            try:
+                jax.dlpack.from_dlpack(tensor, copy=False)
+            except Exception as error:
+                print(type(error).__name__)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            jnp.array(tensor, copy=False)  # may copy
+        print([warning.category.__name__ for warning in given])
+    """
+    lines = run(model, tmp_path / "exact.daxfs", {"exact": True}, code)
+    assert lines[0] == "True"
+    assert lines[1] != "CopyWarning"
+    assert lines[2:] == ["['CopyWarning']"]
+
+
 def test_a_warning_that_is_an_error_stays_one(model: Path, tmp_path: Path) -> None:
     code = """
         warnings.simplefilter("error", daxfs.CopyWarning)

@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyDict, PyEllipsis, PySlice, PyTuple};
 use super::{Held, Placed};
 use crate::dlpack::{self, Lent};
 use crate::error::OrRaise;
-use crate::{array, text};
+use crate::{array, jax, text};
 
 /// A part of a tensor in a GPU's memory, where it lies: tensor[0:512], tensor[:, 256:512] or tensor.part. It holds that
 /// memory, and so do arrays made of it.
@@ -218,6 +218,11 @@ impl DeviceTensorPart {
     /// placed with writable=True, a kernel that writes to it, as add_() and copy_() do, is a fault of the GPU.
     fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         array::torch(slf)
+    }
+
+    /// jax.dlpack.from_dlpack(tensor): a jax.Array of the same memory, where JAX runs on that GPU.
+    fn jax<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        jax::from_dlpack(slf)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
 use super::{DeviceFile, DeviceTensorPart, Held, Placed};
 use crate::dlpack::{self, Lent};
 use crate::error::OrRaise;
-use crate::{array, text};
+use crate::{array, jax, text};
 
 /// A tensor in a GPU's memory. It holds that memory, and so do arrays made of it.
 ///
@@ -199,6 +199,11 @@ impl DeviceTensor {
     /// placed with writable=True, a kernel that writes to it, as add_() and copy_() do, is a fault of the GPU.
     fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         array::torch(slf)
+    }
+
+    /// jax.dlpack.from_dlpack(tensor): a jax.Array of the same memory, where JAX runs on that GPU.
+    fn jax<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        jax::from_dlpack(slf)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
