@@ -7,7 +7,9 @@ use daxfs_tests::devices;
 use dmabuf::FdKind;
 use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -129,6 +131,32 @@ fn images_in_device_memory_are_held_handed_over_and_outlive_the_holder() {
         let after = check("copied");
         drop(new);
         assert!(after.file("table").unwrap().to_vec().unwrap() == bytes, "without a holder");
+    }
+}
+
+/// A helper packs with the rights of who asks, and only the holder may make such memory.
+#[test]
+fn loads_of_others_take_their_size_once() {
+    if !devices::are_here(&[]) {
+        return;
+    }
+    for (into, driver) in [("udmabuf", "udmabuf"), ("heap:system", "system")] {
+        let place = Place(tempfile::tempdir().unwrap());
+        fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).unwrap();
+        let tree = place.path("tree");
+        fs::create_dir(&tree).unwrap();
+        let bytes: Vec<u8> = (0..9_000_000u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
+        fs::write(tree.join("table"), &bytes).unwrap();
+        let _holder =
+            place.serve(&["--into", into, "--mode", "666", "--allow-control", "65534", "--max-bytes", "12M"]);
+        let mut client = place.command(&["load", "a", tree.to_str().unwrap(), "-q"]);
+        assert!(client.uid(65534).gid(65534).status().unwrap().success(), "{into}");
+        let image = place.open("a");
+        match &image.region().info().unwrap().kind {
+            FdKind::DmaBuf { exporter, .. } => assert_eq!(exporter, driver),
+            kind => panic!("{into}: {kind:?}"),
+        }
+        assert!(image.file("table").unwrap().to_vec().unwrap() == bytes);
     }
 }
 

@@ -113,7 +113,7 @@ fn what_is_wrong_is_refused() {
     // One byte of a file differs from what the index says.
     place.0.poke(place.0.offset_of("/config.json"), b"[");
     let error = place.run(&["load", "bad", "IMAGE"]).error();
-    assert!(error.contains("/config.json: its contents have the hash"), "{error}");
+    assert!(error.contains("/config.json: BLAKE3 is"), "{error}");
     fs::write(place.0.path("text"), "no image").unwrap();
     place.run(&["load", "bad", "DIR/text"]).error();
     place.run(&["load", "bad", "DIR/absent"]).error();
@@ -507,6 +507,9 @@ fn a_holder_without_the_rights_is_sent_what_was_packed() {
     let source = fs::read(place.0.tree().join("model.safetensors")).unwrap();
     assert_eq!(run(&["cat", "daxfs://e", "model.safetensors"]).stdout, source);
     run(&["swap", "m", &other, "-q"]).ok();
+    // A swap keeps the kind of memory, whoever packs.
+    run(&["load", "s", "TREE", "--shared", "-q"]).ok();
+    assert_eq!(run(&["swap", "s", "TREE", "--json"]).json()["memory"], "shared memfd");
     let error = run(&["load", "x", "DIR/absent"]).error();
     assert!(error.contains("No such file"), "{error}");
 }

@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
 
 use crate::again::uninterrupted;
-use crate::describe::fd_name;
+use crate::describe::{FdKind, describe, fd_name};
 use crate::error::{Error, Result};
 use crate::map::Mapping;
 use crate::numa;
@@ -146,7 +146,24 @@ impl Memfd {
         Ok(Memfd { fd, len, pages })
     }
 
-    /// Length in bytes as created, after rounding.
+    /// A memfd that somebody else made, with the length that it has now.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for any other descriptor; [`Error::Os`] where it cannot be looked at.
+    pub fn from_fd(fd: OwnedFd) -> Result<Memfd> {
+        let info = describe(fd.as_fd())?;
+        let FdKind::Memfd { hugetlb, .. } = info.kind else {
+            return Err(Error::invalid(fd_name(fd.as_fd()), "is no memfd"));
+        };
+        let pages = match hugetlb {
+            None => HugePages::No,
+            Some(size) if size < 1 << 30 => HugePages::Hugetlb2M,
+            Some(_) => HugePages::Hugetlb1G,
+        };
+        Ok(Memfd { fd, len: info.len, pages })
+    }
+
+    /// Length in bytes, after rounding.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
@@ -158,7 +175,7 @@ impl Memfd {
         self.len == 0
     }
 
-    /// The kind of pages that was asked for.
+    /// The kind of pages that was asked for; where that is not known, hugetlb pages or ordinary ones.
     #[must_use]
     pub fn pages(&self) -> HugePages {
         self.pages

@@ -172,3 +172,15 @@ fn hugetlb_memory_or_the_name_of_the_pool() {
         }
     }
 }
+
+#[test]
+fn a_memfd_of_somebody_else() {
+    let made = Memfd::create("made", 5000, HugePages::Auto).unwrap();
+    made.seal(Seals::SHRINK).unwrap();
+    let taken = Memfd::from_fd(made.into()).unwrap();
+    assert_eq!((taken.len(), taken.pages()), (5000, HugePages::No));
+    taken.seal(Seals::GROW).unwrap();
+    assert_eq!(seals(taken.as_fd()).unwrap().unwrap() & Seals::IMMUTABLE, Seals::SHRINK | Seals::GROW);
+    let other = tempfile::tempfile().unwrap();
+    assert!(Memfd::from_fd(other.into()).unwrap_err().to_string().contains("is no memfd"));
+}

@@ -166,16 +166,6 @@ pub enum Error {
         /// The image that has it.
         name: String,
     },
-    /// The contents are not what the image's index says.
-    #[error("{path}: its contents have the hash {found}, the index says {stored}")]
-    WrongHash {
-        /// File in the image, or "content hash".
-        path: String,
-        /// Stored.
-        stored: String,
-        /// Computed.
-        found: String,
-    },
     /// The load ended by a bug; standard error says where.
     #[error("the load failed by a bug of this program; its standard error says where")]
     Panicked,

@@ -2,7 +2,8 @@
 //!
 //! A holder of root could read every file for whoever may load. So the directory of another user is packed by a process
 //! of its own, which begins as this program, takes on the user, group and supplementary groups of the peer for good, and
-//! only then looks at the descriptor. What it sends back is one memfd, sealed; the holder takes it for hostile, as any
+//! only then looks at the descriptor. What it sends back is one memfd, sealed, of which the holder makes other memory where
+//! the load wants that; the holder takes it for hostile, as any
 //! other memory that comes from outside. The helper is a child of the holder, so its control group pays for the memory.
 //!
 //! ```text
@@ -24,7 +25,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use daxfs::holder::wire::{Builder, Fields, Frame, MESSAGE_MAX, WireError};
-use dmabuf::{FdKind, HugePages};
+use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::{Memory, Packer};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
@@ -155,15 +156,9 @@ pub(crate) fn pack(
             _ => return Err(unexpected()),
         }
     };
+    // Nobody else writes to the memory from here on.
     drop(running);
-    match options.into {
-        Target::Memfd(_) => Ok((fd, reservation)),
-        // Only the holder need be allowed to make such memory.
-        Target::Udmabuf | Target::Heap(_) => {
-            let len = dmabuf::describe(fd.as_fd())?.len;
-            source::copy(fd.as_fd(), len, options, budget, watch)
-        }
-    }
+    Ok((source::settle(fd, options, watch)?, reservation))
 }
 
 /// Instead of an errno: the helper may not become that user.
@@ -171,11 +166,12 @@ const BECOME: i32 = -1;
 /// Instead of an errno: a link leads out of the directory, to what the client may see otherwise.
 const CONFINED: i32 = -2;
 
-/// The memory that the packer writes to.
+/// The memory that the packer writes to: what the load wants, or what the holder can make that of.
 fn memory(options: &LoadOptions) -> Memory {
     match options.into {
         Target::Memfd(_) => options.memory(),
-        Target::Udmabuf | Target::Heap(_) => Memory::Memfd(HugePages::Auto),
+        Target::Udmabuf => Memory::SharedMemfd(HugePages::No),
+        Target::Heap(_) => Memory::SharedMemfd(HugePages::Auto),
     }
 }
 
@@ -194,12 +190,12 @@ fn request(peer: &Rights, options: &LoadOptions) -> Vec<u8> {
     builder.finish()
 }
 
-/// Refuses memory that is not what was asked for: it could shrink, grow, or be written.
+/// Refuses memory that is not what was asked for: it could shrink, grow, or be written where that is not wanted.
 fn check(fd: BorrowedFd<'_>, bytes: u64, options: &LoadOptions) -> Result<()> {
     let info = dmabuf::describe(fd)?;
     let wanted = match options.into {
         Target::Memfd(_) => options.seals(),
-        _ => dmabuf::Seals::IMMUTABLE,
+        Target::Udmabuf | Target::Heap(_) => Seals::SHRINK | Seals::GROW,
     };
     let sealed = matches!(&info.kind, FdKind::Memfd { seals, .. } if seals.contains(wanted));
     // Hugetlb memory has whole pages.

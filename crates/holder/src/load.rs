@@ -41,6 +41,7 @@ use crate::{signed, source};
 /// | `exclude`, `include` | a glob; may be given several times |
 /// | `weights-only` | `1` |
 /// | `no-copy` | `1`: refuse memory that would have to be copied |
+/// | `packed` | `1`: the client has packed this memory for the load, so the image goes where the load says |
 /// | `signature` | a minisign signature of the content ([`daxfs::signature`]), which clients get with the image |
 /// | `expect` | the content hash that the image must have, `blake3:` and 64 hexadecimal digits |
 /// | `allow-uid`, `allow-gid` | a number; may be given several times |
@@ -50,6 +51,8 @@ pub struct LoadOptions {
     pub(crate) shared: bool,
     pub(crate) packing: Packing,
     no_copy: bool,
+    /// Whether the memory was made for this load, and is nobody's choice.
+    packed: bool,
     expect: Option<[u8; 32]>,
     signature: Option<String>,
     /// Keys one of which must have signed it.
@@ -71,6 +74,7 @@ impl LoadOptions {
             shared: config.shared,
             packing: Packing::default(),
             no_copy: false,
+            packed: false,
             expect: None,
             signature: None,
             keys: config.require_signed.clone(),
@@ -83,11 +87,12 @@ impl LoadOptions {
             let number = || value.parse::<u32>().map_err(|_| wrong("expected a number".into()));
             match key {
                 "into" => parsed.into = value.parse().map_err(wrong)?,
-                "shared" | "no-copy" if !["0", "1"].contains(&value) => {
+                "shared" | "no-copy" | "packed" if !["0", "1"].contains(&value) => {
                     return Err(wrong("expected 0 or 1".into()));
                 }
                 "shared" => parsed.shared = value == "1",
                 "no-copy" => parsed.no_copy = value == "1",
+                "packed" => parsed.packed = value == "1",
                 "expect" => {
                     let hash = daxfs::parse_content_hash(value);
                     parsed.expect = Some(hash.ok_or_else(|| wrong("expected a BLAKE3 hash".into()))?);
@@ -127,6 +132,7 @@ impl LoadOptions {
             into,
             shared,
             no_copy: false,
+            packed: false,
             expect: None,
             signature: None,
             keys: None,
@@ -143,15 +149,11 @@ impl LoadOptions {
         }
         match info.kind {
             FdKind::Memfd { seals, hugetlb } => {
-                let pages = match hugetlb {
-                    Some(0x4000_0000) => HugePages::Hugetlb1G,
-                    Some(_) => HugePages::Hugetlb2M,
-                    // Which of the ordinary pages were asked for, the memory does not say.
-                    None => match &self.into {
-                        Target::Memfd(pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => *pages,
-                        _ => HugePages::Auto,
-                    },
-                };
+                // Which of the ordinary pages were asked for, the memory does not say.
+                let pages = hugetlb_pages(hugetlb).unwrap_or(match &self.into {
+                    Target::Memfd(pages @ (HugePages::No | HugePages::Auto | HugePages::Thp)) => *pages,
+                    _ => HugePages::Auto,
+                });
                 (self.into, self.shared) = (Target::Memfd(pages), !seals.contains(Seals::WRITE));
             }
             FdKind::DmaBuf { exporter, .. } if exporter == "udmabuf" => self.into = Target::Udmabuf,
@@ -167,6 +169,20 @@ impl LoadOptions {
     /// True when the image is to be in memory that clients can write.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared || matches!(self.into, Target::Udmabuf | Target::Heap(_))
+    }
+
+    /// True for memory as the load wants it. Which ordinary pages it has is not asked: that is no property of a memfd.
+    fn is_wanted(&self, kind: &FdKind) -> bool {
+        match (&self.into, kind) {
+            (Target::Memfd(pages), FdKind::Memfd { seals, hugetlb }) => {
+                let wanted =
+                    Some(*pages).filter(|pages| matches!(pages, HugePages::Hugetlb2M | HugePages::Hugetlb1G));
+                hugetlb_pages(*hugetlb) == wanted && seals.contains(Seals::WRITE) != self.shared
+            }
+            (Target::Udmabuf, FdKind::DmaBuf { exporter, .. }) => exporter == "udmabuf",
+            (Target::Heap(name), FdKind::DmaBuf { exporter, .. }) => exporter == name,
+            _ => false,
+        }
     }
 
     /// Memory that the packer is to write to.
@@ -190,6 +206,11 @@ impl LoadOptions {
     pub(crate) fn seals(&self) -> Seals {
         if self.shared { Seals::SHRINK | Seals::GROW } else { Seals::IMMUTABLE | Seals::SEAL }
     }
+}
+
+/// The hugetlb pages of so many bytes.
+fn hugetlb_pages(size: Option<u64>) -> Option<HugePages> {
+    size.map(|size| if size < 1 << 30 { HugePages::Hugetlb2M } else { HugePages::Hugetlb1G })
 }
 
 /// With whose rights a directory is read.
@@ -320,7 +341,8 @@ fn keep_or_copy(
         source::forbid_growing(source.as_fd(), &info.kind);
         info = dmabuf::describe(source.as_fd())?;
     }
-    if !source::is_kept(&info.kind, options.is_shared()) {
+    let is_elsewhere = options.packed && !options.is_wanted(&info.kind);
+    if is_elsewhere || !source::is_kept(&info.kind, options.is_shared()) {
         if options.no_copy {
             return Err(Error::WouldCopy);
         }

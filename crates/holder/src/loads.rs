@@ -191,7 +191,11 @@ impl Server {
             return Err(Error::StoredOnce { name: name.to_owned() });
         }
         let generation = self.table.next_generation();
-        self.notify.store_all(name, generation, &access, &ready.info.roles, &ready.fds)?;
+        if let Err(error) = self.notify.store_all(name, generation, &access, &ready.info.roles, &ready.fds) {
+            // What was stored before that: the next image of this name gets the same generation.
+            self.notify.forget(name, generation, &[]);
+            return Err(error);
+        }
         crash_point("hold-stored");
         let old = self.table.put(name, Ready { access: Some(access), ..ready });
         if let Some(old) = &old {

@@ -1,6 +1,7 @@
 //! Taking images back from the supervisor that kept them while no holder lived.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -34,39 +35,53 @@ pub(crate) fn restore_all(
     let is_copy = |passed: &Passed| StoredCopy::parse(&passed.name).is_some();
     let (copies, passed): (Vec<_>, Vec<_>) = passed.into_iter().partition(is_copy);
     let mut signatures = HashMap::new();
+    // An image may be there more than once, where a load or a holder ended at the wrong moment.
+    let mut images: HashMap<(u64, String), Vec<(StoredKind, OwnedFd)>> = HashMap::new();
     let mut others = Vec::new();
     for passed in passed {
-        match Stored::parse(&passed.name) {
-            Some(Stored { kind: StoredKind::Signature, generation, name }) => {
-                signatures.insert((generation, name.to_owned()), passed.fd);
-            }
-            _ => others.push(passed),
+        let Some(Stored { kind, generation, name }) = Stored::parse(&passed.name) else {
+            others.push((passed, None));
+            continue;
+        };
+        let key = (generation, name.to_owned());
+        match kind {
+            StoredKind::Signature => drop(signatures.insert(key, passed.fd)),
+            StoredKind::Access | StoredKind::Listed => others.push((passed, None)),
+            StoredKind::Open | StoredKind::Restricted => match images.entry(key) {
+                Entry::Occupied(mut twins) => twins.get_mut().push((kind, passed.fd)),
+                Entry::Vacant(first) => {
+                    others.push((passed, Some(first.key().clone())));
+                    first.insert(Vec::new());
+                }
+            },
         }
     }
-    for passed in others {
-        match Stored::parse(&passed.name) {
-            Some(Stored {
-                kind: StoredKind::Access | StoredKind::Listed | StoredKind::Signature, ..
-            }) => {}
-            Some(Stored { kind, generation, name }) => {
+    for (passed, image) in others {
+        match (Stored::parse(&passed.name), image) {
+            (Some(Stored { kind, .. }), Some(key)) => {
+                let twins = images.remove(&key).unwrap_or_default();
+                let is_restricted = twins.iter().any(|(kind, _)| *kind == StoredKind::Restricted)
+                    || kind == StoredKind::Restricted;
                 // Who may attach was stored before the image; without it only the holder's own user may.
-                let key = (generation, name.to_owned());
-                let access = match (access.get(&key), kind) {
-                    (Some(access), _) => access.clone(),
-                    (None, StoredKind::Restricted) => Access::nobody(),
-                    (None, _) => Access::default(),
+                let access = match access.get(&key) {
+                    Some(access) => access.clone(),
+                    None if is_restricted => Access::nobody(),
+                    None => Access::default(),
                 };
+                let twins = twins.into_iter().map(|(_, fd)| fd);
+                let fds = std::iter::once(passed.fd).chain(twins).collect();
                 let signature = signatures.remove(&key);
-                restore(table, budget, notify, key, Restored { access, fd: passed.fd, signature }, config);
+                restore(table, budget, notify, Restored { key, access, fds, signature }, config);
             }
-            None if is_stored(&passed.name) => {
+            (Some(_), None) => {}
+            (None, _) if is_stored(&passed.name) => {
                 tracing::warn!(
                     stored = passed.name,
                     "another version's descriptor in the store, or a damaged name"
                 );
                 notify.forget_stored(&passed.name);
             }
-            None => listener = Some(Listener::foreign(passed.fd, &config.socket)?),
+            (None, _) => listener = Some(Listener::foreign(passed.fd, &config.socket)?),
         }
     }
     // Of images that are not there any more: a later one of that name must not get them.
@@ -81,8 +96,11 @@ pub(crate) fn restore_all(
 
 /// What is stored of an image.
 struct Restored {
+    /// Generation and name.
+    key: (u64, String),
     access: Access,
-    fd: OwnedFd,
+    /// Its memory, as often as it was stored.
+    fds: Vec<OwnedFd>,
     signature: Option<OwnedFd>,
 }
 
@@ -113,21 +131,29 @@ fn restore(
     table: &mut Table,
     budget: &Budget,
     notify: &mut Notify,
-    (generation, name): (u64, String),
-    Restored { access, fd, signature }: Restored,
+    Restored { key: (generation, name), access, fds, signature }: Restored,
     config: &Config,
 ) {
     let name = name.as_str();
-    let signed = signature.is_some();
+    let stored = fds.len() + usize::from(signature.is_some());
     let signature = signature.and_then(signed::cleaned);
-    let described = fd
-        .try_clone()
-        .map_err(|error| Error::system("duplicate the image's descriptor", error))
-        .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?))
-        .and_then(|info| {
-            let text = signature.as_ref().map(|(text, _)| text.as_str());
-            signed::check(config.require_signed.as_ref(), &info, text).map(|()| info)
-        });
+    let look = |fd: OwnedFd| {
+        let described = fd
+            .try_clone()
+            .map_err(|error| Error::system("duplicate the image's descriptor", error))
+            .and_then(|fd| crate::load::describe(&daxfs::Image::from_fd(fd)?))
+            .and_then(|info| {
+                let text = signature.as_ref().map(|(text, _)| text.as_str());
+                signed::check(config.require_signed.as_ref(), &info, text).map(|()| info)
+            });
+        (fd, described)
+    };
+    let mut looked: Vec<_> = fds.into_iter().map(look).collect();
+    // The one that is an image; else what the next holder may find to be one.
+    let best = looked.iter().position(|(_, described)| described.is_ok());
+    let best =
+        best.or_else(|| looked.iter().position(|(_, described)| described.as_ref().is_err_and(is_passing)));
+    let (fd, described) = looked.swap_remove(best.unwrap_or(0));
     let newer = table.get(name).map_or(0, |held| held.info.generation);
     match described {
         Ok(mut info) if generation > newer => {
@@ -146,9 +172,7 @@ fn restore(
             }
             tracing::info!(name, generation, "found in the descriptor store");
         }
-        Ok(_) if generation < newer => notify.forget(name, generation, &[]),
-        // The same one twice; a removal by name would take both.
-        Ok(_) => {}
+        Ok(_) => notify.forget(name, generation, &[]),
         Err(error) if is_passing(&error) => {
             tracing::error!(name, generation, %error, "left in the descriptor store, not held");
             table.continue_at(generation.saturating_add(1));
@@ -158,7 +182,7 @@ fn restore(
                 generation,
                 access,
                 memory,
-                signed,
+                stored,
                 copies: Vec::new(),
             });
         }

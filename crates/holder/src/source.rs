@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxfs::{Image, format};
+use daxfs::{Image, OpenOptions, Verify, format};
 use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals};
 use mkimage::Packer;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 
 use crate::config::Target;
 use crate::error::{Error, Result};
@@ -118,58 +118,101 @@ pub(crate) fn copy(
     };
     check_magic(source, mapped.as_ref())?;
     let reservation = budget.reserve(len, options.fresh(len))?;
-    watch.total.store(len, Ordering::Relaxed);
-    watch.done.store(0, Ordering::Relaxed);
-    let fill = |fd: BorrowedFd<'_>, huge: bool| -> Result<()> {
-        let mut mapping = Mapping::read_write(fd, 0, bytes)?;
-        if huge {
-            dmabuf::allocate_huge(&mapping, 0..len)?;
-        }
-        let mut target = mapping.view_mut()?;
-        let mut done = 0;
-        while done < len {
-            watch.check()?;
-            let wanted = COPY_CHUNK.min(len - done);
-            let count = match &mapped {
-                None => {
-                    let mut part = target.get_mut(done, wanted)?;
-                    part.pread_from(source, done).map_err(|e| Error::system("read the source", e))? as u64
-                }
-                Some(mapped) => {
-                    let part = mapped.view().get(done, wanted)?;
-                    part.chunks(&mut vec![0; MAPPED_CHUNK], |at, bytes| target.copy_from(done + at, bytes))?;
-                    wanted
-                }
-            };
-            if count == 0 {
-                return Err(too_short(done, len));
-            }
-            done += count;
-            watch.done.fetch_add(count, Ordering::Relaxed);
-        }
-        Ok(())
+    let from = match &mapped {
+        Some(mapped) => Reading::Mapped(mapped),
+        None => Reading::Read(source),
     };
     let fd = match &options.into {
         Target::Memfd(pages) => {
             let memfd = Memfd::create("daxfs", len, *pages)?;
-            fill(memfd.as_fd(), matches!(pages, HugePages::Auto | HugePages::Thp))?;
+            fill(memfd.as_fd(), len, matches!(pages, HugePages::Auto | HugePages::Thp), &from, watch)?;
             memfd.seal(options.seals())?;
             memfd.into()
         }
         Target::Udmabuf => {
             let memfd = Memfd::create("daxfs", len, HugePages::No)?;
-            fill(memfd.as_fd(), false)?;
+            fill(memfd.as_fd(), len, false, &from, watch)?;
             dmabuf::udmabuf_from(&memfd)?
         }
-        Target::Heap(name) => {
-            let fd = dmabuf::heap_allocate(name, len)?;
-            let access = CpuAccess::begin(fd.as_fd(), dmabuf::Access::Write)?;
-            fill(fd.as_fd(), false)?;
-            access.finish()?;
-            fd
-        }
+        Target::Heap(name) => into_heap(name, len, &from, watch)?,
     };
     Ok((fd, reservation))
+}
+
+/// Memory that a helper has packed, as the kind that the load wants: only the holder need be allowed to make that. It is
+/// never there twice: a udmabuf is made of the helper's pages, and those that a heap's are copied from go one by one.
+pub(crate) fn settle(packed: OwnedFd, options: &LoadOptions, watch: &Watch) -> Result<OwnedFd> {
+    match &options.into {
+        Target::Memfd(_) => Ok(packed),
+        Target::Udmabuf => Ok(dmabuf::udmabuf_from(&Memfd::from_fd(packed)?)?),
+        Target::Heap(name) => {
+            let len = dmabuf::describe(packed.as_fd())?.len;
+            into_heap(name, len, &Reading::Released(packed.as_fd()), watch)
+        }
+    }
+}
+
+fn into_heap(name: &str, len: u64, from: &Reading<'_>, watch: &Watch) -> Result<OwnedFd> {
+    let fd = dmabuf::heap_allocate(name, len)?;
+    let access = CpuAccess::begin(fd.as_fd(), dmabuf::Access::Write)?;
+    fill(fd.as_fd(), len, false, from, watch)?;
+    access.finish()?;
+    Ok(fd)
+}
+
+/// How bytes are copied.
+enum Reading<'a> {
+    /// Out of a mapping: what knows no read(2).
+    Mapped(&'a Mapping),
+    Read(BorrowedFd<'a>),
+    /// Out of memory that nobody needs afterwards: what is copied is given back at once.
+    Released(BorrowedFd<'a>),
+}
+
+/// Fills new memory of `len` bytes.
+fn fill(fd: BorrowedFd<'_>, len: u64, huge: bool, from: &Reading<'_>, watch: &Watch) -> Result<()> {
+    watch.total.store(len, Ordering::Relaxed);
+    watch.done.store(0, Ordering::Relaxed);
+    let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
+    let mut mapping = Mapping::read_write(fd, 0, bytes)?;
+    if huge {
+        dmabuf::allocate_huge(&mapping, 0..len)?;
+    }
+    let mut target = mapping.view_mut()?;
+    let mut done = 0;
+    while done < len {
+        watch.check()?;
+        let wanted = COPY_CHUNK.min(len - done);
+        let count = match from {
+            Reading::Read(source) | Reading::Released(source) => {
+                let mut part = target.get_mut(done, wanted)?;
+                part.pread_from(*source, done).map_err(|e| Error::system("read the source", e))? as u64
+            }
+            Reading::Mapped(mapped) => {
+                let part = mapped.view().get(done, wanted)?;
+                part.chunks(&mut vec![0; MAPPED_CHUNK], |at, bytes| target.copy_from(done + at, bytes))?;
+                wanted
+            }
+        };
+        if count == 0 {
+            return Err(too_short(done, len));
+        }
+        if let Reading::Released(source) = from {
+            release(*source, done, count)?;
+        }
+        done += count;
+        watch.done.fetch_add(count, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Gives pages of a memfd back.
+fn release(memfd: BorrowedFd<'_>, from: u64, count: u64) -> Result<()> {
+    let failed = |error: std::io::Error| Error::system("give memory of the helper back", error);
+    let at = |at: u64| libc::off_t::try_from(at).map_err(|error| failed(std::io::Error::other(error)));
+    let (from, count) = (at(from)?, at(count)?);
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    dmabuf::uninterrupted(|| fallocate(memfd, flags, from, count)).map_err(|error| failed(error.into()))
 }
 
 fn too_short(found: u64, len: u64) -> Error {
@@ -202,9 +245,9 @@ fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
     }
 }
 
-/// Compares the index with the headers of the files, and recomputes the hashes that the image carries, so that a name's
-/// content hash is what clients really get, by the index as well as by the files.
-pub(crate) fn verify(image: &Image, watch: &Watch) -> Result<()> {
+/// Compares the index with the headers of the files, and recomputes the hashes that the image carries on all processors,
+/// so that a name's content hash is what clients really get, by the index as well as by the files.
+pub(crate) fn verify(image: &Image, watch: &Arc<Watch>) -> Result<()> {
     let Some(index) = image.index()? else { return Ok(()) };
     index.check(image)?;
     watch.check()?;
@@ -213,29 +256,42 @@ pub(crate) fn verify(image: &Image, watch: &Watch) -> Result<()> {
         index.verify(image)?;
         watch.check()?;
     }
-    let Some(stored) = index.content_hash() else { return Ok(()) };
-    watch.total.store(image.region().len(), Ordering::Relaxed);
-    watch.done.store(0, Ordering::Relaxed);
-    let found = daxfs::content_hash(image, |file, hash| {
-        watch.check()?;
-        watch.done.fetch_add(file.len(), Ordering::Relaxed);
-        let stored = index.file_hash(file.ino())?;
-        if stored.is_some_and(|stored| stored != hash) {
-            return Err(Error::WrongHash {
-                path: String::from_utf8_lossy(&file.path()).into_owned(),
-                stored: stored.map_or_else(String::new, |hash| hex(&hash)),
-                found: hex(&hash),
-            });
-        }
-        Ok(())
-    })?;
-    if found != stored {
-        let path = "content hash of the image".to_owned();
-        return Err(Error::WrongHash { path, stored: hex(&stored), found: hex(&found) });
+    if index.content_hash().is_none() {
+        return Ok(());
     }
-    Ok(())
+    let told = Arc::clone(watch);
+    let progress = move |done, total| {
+        told.total.store(total, Ordering::Relaxed);
+        told.done.store(done, Ordering::Relaxed);
+        told.check().is_ok()
+    };
+    let options = OpenOptions::new().verify(Verify::Full).progress(progress);
+    match options.open_region(image.region().clone()) {
+        Ok(_) => Ok(()),
+        Err(daxfs::Error::Cancelled) => Err(Error::Cancelled),
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn hex(hash: &[u8; 32]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_released_is_there_once() {
+        let len = 3 * COPY_CHUNK + dmabuf::page_size();
+        let [packed, target] =
+            ["packed", "target"].map(|name| Memfd::create(name, len, HugePages::No).unwrap());
+        let mut mapping = Mapping::read_write(packed.as_fd(), 0, usize::try_from(len).unwrap()).unwrap();
+        let bytes: Vec<u8> = (0..len).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        mapping.view_mut().unwrap().copy_from(0, &bytes).unwrap();
+        drop(mapping);
+        let blocks = |memfd: &Memfd| nix::sys::stat::fstat(memfd.as_fd()).unwrap().st_blocks * 512;
+        assert!(blocks(&packed) >= i64::try_from(len).unwrap());
+        packed.seal(Seals::SHRINK | Seals::GROW).unwrap();
+        fill(target.as_fd(), len, false, &Reading::Released(packed.as_fd()), &Watch::default()).unwrap();
+        assert_eq!((blocks(&packed), packed.len()), (0, len));
+        let copied = Mapping::read_only(target.as_fd(), 0, usize::try_from(len).unwrap()).unwrap();
+        assert!(copied.view().to_vec() == bytes);
+    }
 }

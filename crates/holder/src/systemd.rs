@@ -94,8 +94,8 @@ pub struct SetAside {
     pub access: Access,
     /// Device and inode number of its memory.
     pub memory: Option<(u64, u64)>,
-    /// Whether its signature is stored, too.
-    pub signed: bool,
+    /// How many descriptors of it are stored, its signature among them, but for those of its list of users.
+    pub stored: usize,
     /// Its copies on devices, which stay with the supervisor, too.
     pub copies: Vec<DeviceCopy>,
 }
@@ -138,10 +138,7 @@ impl Notify {
         let Some(max) = self.max.filter(|_| self.is_active()) else { return Ok(()) };
         // More for the list of users.
         let descriptors = |(access, fds): (&Access, usize)| fds + access.descriptors();
-        let aside = self
-            .aside
-            .iter()
-            .map(|image| (&image.access, 1 + usize::from(image.signed) + image.copies.len()));
+        let aside = self.aside.iter().map(|image| (&image.access, image.stored + image.copies.len()));
         let kept = kept.map(descriptors).sum::<usize>() + aside.map(descriptors).sum::<usize>();
         let need = kept + descriptors(fresh);
         if need > max { Err(Error::Store { need, max }) } else { Ok(()) }

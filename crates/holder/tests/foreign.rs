@@ -92,3 +92,22 @@ fn shared_memory_is_kept_and_cannot_grow() {
     File::from(source).set_len(1 << 30).unwrap();
     assert!(File::from(other.region().fd().unwrap().try_clone_to_owned().unwrap()).set_len(1 << 30).is_err());
 }
+
+/// What a client has packed for a swap goes into memory like that of the image which it replaces.
+#[test]
+fn what_a_client_packed_lies_where_the_load_says() {
+    let place = Place::new();
+    let _holder = place.serve(&Start::default());
+    let source = || memfd(&place, Seals::IMMUTABLE);
+    let load =
+        |replace, options: &[&str]| place.load("llama", replace, options, source().as_fd()).unwrap().kind;
+    assert_eq!(load(false, &["shared=1", "packed=1"]), MemoryKind::SharedMemfd);
+    assert_eq!(load(true, &["packed=1"]), MemoryKind::SharedMemfd);
+    // What is brought by choice is kept as it is.
+    assert_eq!(load(true, &["packed=0"]), MemoryKind::SealedMemfd);
+    let own = source();
+    place.load("llama", true, &["packed=1", "no-copy=1"], own.as_fd()).unwrap();
+    assert_eq!(identity(place.open("llama").region().fd().unwrap()), identity(own.as_fd()), "without a copy");
+    let error = place.load("llama", true, &["shared=1", "packed=1", "no-copy=1"], own.as_fd()).unwrap_err();
+    assert!(error.to_string().contains("would have to be copied"), "{error}");
+}

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use daxfs::holder::message::{DeviceCopy, Refusal, Reply, Request};
 use support::supervisor::Supervisor;
 use support::{
     Place, Process, Start, be_process, hash_of, identity, is_root_for, is_used, keep_copies, kept_copies,
-    key, packed, tensor, wait_for,
+    key, memfds, packed, tensor, wait_for,
 };
 
 #[test]
@@ -101,6 +101,66 @@ fn signatures_come_back_with_their_images() {
     // It goes with its image.
     place.connect().request(&Request::Drop { name: "good".into() }, &[]).unwrap();
     supervisor.wait_for_store(&["img.1.bad", "img.3.other"]);
+}
+
+/// What was stored of an image before that failed would be taken for another image's: the generation is given again.
+#[test]
+fn what_cannot_be_stored_whole_leaves_nothing() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let holder = supervisor.serve(&place, &Start { pause_at: Some("hold-begin"), ..Start::default() });
+    let weights = place.weights("w", 1, 1000);
+    let signature = fs::read_to_string(key("statement.minisig")).unwrap();
+    let signature = format!("signature={signature}");
+    // The signature needs no new descriptor to be stored, the list of users does.
+    let load = |options: &[&str]| place.load("a", false, options, File::open(&weights).unwrap().as_fd());
+    let limit = |most: &str| {
+        let mut command = std::process::Command::new("prlimit");
+        command.arg("--pid").arg(holder.0.id().to_string()).arg(format!("--nofile={most}:"));
+        assert!(command.status().unwrap().success());
+    };
+    let threads = || fs::read_dir(format!("/proc/{}/task", holder.0.id())).unwrap().count();
+    let before = threads();
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| load(&[&signature, "allow-uid=7"]).unwrap_err());
+        wait_for("the load", || !memfds(holder.0.id()).is_empty());
+        wait_for("its end", || threads() == before);
+        limit("3");
+        place.go_on();
+        let refused = refused.join().unwrap();
+        assert!(refused.to_string().contains("memfd_create"), "{refused}");
+    });
+    limit("1024");
+    assert_eq!(load(&[]).unwrap().generation, 1);
+    supervisor.wait_for_store(&["img.1.a"]);
+}
+
+/// One that is no image, as an end at the wrong moment may leave it, takes nothing from the one that is.
+#[test]
+fn an_image_that_is_stored_twice_comes_back_with_its_signature() {
+    let _alone = alone();
+    let place = Place::new();
+    let supervisor = Supervisor::new(&place);
+    let mut holder = supervisor.serve(&place, &Start::default());
+    let weights = place.weights("w", 1, 1000);
+    let content = place.load_path("x", false, &weights).unwrap().content_hash.unwrap();
+    let signer = mkimage::Signer::open(&key("minisign.key"), None).unwrap();
+    let option = format!("signature={}", signer.sign(&content, &weights).unwrap());
+    place.load("a", false, &[&option], File::open(&weights).unwrap().as_fd()).unwrap();
+    holder.kill();
+    let broken = dmabuf::Memfd::create("broken", 8192, dmabuf::HugePages::No).unwrap();
+    broken.seal(dmabuf::Seals::IMMUTABLE).unwrap();
+    supervisor.keep_first("img.2.a", broken.into());
+    let same = supervisor.stored();
+    let required = Start { require_signed: true, ..Start::default() };
+    let _holder = supervisor.serve(&place, &required);
+    assert_eq!(tensor(&place.open("a")), vec![1; 1000]);
+    assert!(place.open("a").region().attachment().unwrap().signature().is_some());
+    supervisor.catch_up();
+    assert_eq!(supervisor.stored(), same, "a removal by name would take both");
+    place.connect().request(&Request::Drop { name: "a".into() }, &[]).unwrap();
+    supervisor.wait_for_store(&["img.1.x"]);
 }
 
 /// Names of stored copies, without what says where and of what they are.

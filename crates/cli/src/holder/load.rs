@@ -23,8 +23,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Options of one request: their number is one byte.
-const MOST_OPTIONS: usize = 255;
+/// Options of one request: their number is one byte, and one more may say who has packed.
+const MOST_OPTIONS: usize = 254;
 
 /// Sends the source and follows the load.
 ///
@@ -51,6 +51,8 @@ pub fn run(
             // What the packer was told is done.
             let packed = ["align-tensors", "exact", "dedupe", "links", "exclude", "include", "weights-only"];
             options.retain(|option| !packed.contains(&option.split('=').next().unwrap_or_default()));
+            // A swap keeps the kind of memory, which only the holder knows.
+            options.push("packed=1".to_owned());
             send(args, replace, &options, &memory, &progress)
         }
         sent => sent,

@@ -142,6 +142,12 @@ impl Supervisor {
         self.kept.lock().unwrap().store.retain(|(stored, _)| stored != name);
     }
 
+    /// Keeps one more descriptor, before all others.
+    pub fn keep_first(&self, name: &str, fd: OwnedFd) {
+        self.catch_up();
+        self.kept.lock().unwrap().store.insert(0, (name.to_owned(), fd));
+    }
+
     /// Has a descriptor under another name.
     pub fn rename(&self, name: &str, to: &str) {
         self.catch_up();
