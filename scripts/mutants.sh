@@ -4,6 +4,7 @@
 #   scripts/mutants.sh             all files below
 #   scripts/mutants.sh 3/8         the third of eight parts (from 0/8 on)
 #   MUTANTS_FILES="FILE..." ...    these files alone
+#   MUTANTS_TESTS="--lib" ...      with these tests alone, which is quicker; what they miss is run again with all
 #
 # A change that no test finds has to be in tests/mutants/survivors.txt, with the reason why none can; one in there that is
 # found after all is named, to be taken out. Lines do not count there, as they move with every change.
@@ -39,25 +40,45 @@ wanted=()
 read -ra wanted <<<"${MUTANTS_FILES:-}"
 if [ ${#wanted[@]} -eq 0 ]; then
     mapfile -t wanted < <(git ls-files 'crates/dmabuf/src/*.rs' 'crates/daxfs/src/region/*.rs' 'crates/daxfs/src/snapshot/*.rs' \
-        'crates/daxfs/src/image.rs' 'crates/daxfs/src/file.rs' 'crates/daxfs/src/generation.rs' 'crates/daxfs/src/tensor/*.rs' \
+        'crates/daxfs/src/image*.rs' 'crates/daxfs/src/file.rs' 'crates/daxfs/src/generation.rs' 'crates/daxfs/src/tensor/*.rs' \
         'crates/daxfs/src/holder/*.rs' 'crates/holder/src/*.rs')
 fi
 shard=()
 [ -z "${1:-}" ] || shard=(--shard "$1")
 
-rm -rf "$output"
-mkdir -p "$output"
-status=0
-while read -r crate; do
-    options=(--package "$crate" --test-package "$crate" --jobs 1 --no-shuffle --timeout 120 --build-timeout 600)
-    while read -r _ file; do options+=(--file "$file"); done < <(files "${wanted[@]}" | grep "^$crate ")
+# What a build costs, it costs for every change: no debugging information, and what is not changed is not built again.
+export CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=1
+tests=()
+read -ra tests <<<"${MUTANTS_TESTS:---lib --tests}"
+
+# run CRATE OUTPUT OPTION... -- TEST...
+run() {
+    local crate=$1 to=$2 code=0
+    shift 2
     # 2: some were not found; 3: some took too long, which is found, too.
-    code=0
-    "$mutants" mutants "${options[@]}" "${shard[@]}" --output "$output/$crate" -- --lib --tests || code=$?
+    "$mutants" mutants --package "$crate" --test-package "$crate" --jobs 1 --no-shuffle --timeout 120 \
+        --build-timeout 600 --output "$to" "$@" || code=$?
     case $code in
         0 | 2 | 3) ;;
         *) echo "mutants.sh: $crate: cargo mutants ended with $code"; status=1 ;;
     esac
+}
+
+rm -rf "$output"
+mkdir -p "$output"
+status=0
+while read -r crate; do
+    options=()
+    while read -r _ file; do options+=(--file "$file"); done < <(files "${wanted[@]}" | grep "^$crate ")
+    run "$crate" "$output/$crate" "${options[@]}" "${shard[@]}" -- "${tests[@]}"
+    missed=$output/$crate/mutants.out/missed.txt
+    if [ -n "${MUTANTS_TESTS:-}" ] && [ -s "$missed" ]; then
+        # By their whole names, as patterns that stand for themselves.
+        options=()
+        while read -r name; do options+=(--re "^$(sed 's/[][\\.*^$+?(){}|]/\\&/g' <<<"$name")\$"); done <"$missed"
+        : >"$missed"
+        run "$crate" "$output/$crate-again" "${options[@]}" -- --lib --tests
+    fi
 done < <(files "${wanted[@]}" | cut -d' ' -f1 | sort -u)
 
 # PATH: CHANGE, without the place in the file.
