@@ -46,15 +46,16 @@ fi
 shard=()
 [ -z "${1:-}" ] || shard=(--shard "$1")
 
-# What a build costs, it costs for every change: no debugging information, and what is not changed is not built again.
-export CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=1
-tests=()
-read -ra tests <<<"${MUTANTS_TESTS:---lib --tests}"
+# One place for what is built, so that the next run finds the dependencies. What is not changed is not built again.
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")/mutants-build
+export CARGO_TARGET_DIR CARGO_INCREMENTAL=1
+all="--lib --tests"
 
-# run CRATE OUTPUT OPTION... -- TEST...
+# run CRATE OUTPUT TESTS OPTION...: with these tests, and nothing else is built.
 run() {
-    local crate=$1 to=$2 code=0
-    shift 2
+    local crate=$1 to=$2 code=0 word
+    for word in $3; do set -- "$@" --cargo-arg="$word"; done
+    shift 3
     # 2: some were not found; 3: some took too long, which is found, too.
     "$mutants" mutants --package "$crate" --test-package "$crate" --jobs 1 --no-shuffle --timeout 120 \
         --build-timeout 600 --output "$to" "$@" || code=$?
@@ -70,14 +71,14 @@ status=0
 while read -r crate; do
     options=()
     while read -r _ file; do options+=(--file "$file"); done < <(files "${wanted[@]}" | grep "^$crate ")
-    run "$crate" "$output/$crate" "${options[@]}" "${shard[@]}" -- "${tests[@]}"
+    run "$crate" "$output/$crate" "${MUTANTS_TESTS:-$all}" "${options[@]}" "${shard[@]}"
     missed=$output/$crate/mutants.out/missed.txt
     if [ -n "${MUTANTS_TESTS:-}" ] && [ -s "$missed" ]; then
         # By their whole names, as patterns that stand for themselves.
         options=()
         while read -r name; do options+=(--re "^$(sed 's/[][\\.*^$+?(){}|]/\\&/g' <<<"$name")\$"); done <"$missed"
         : >"$missed"
-        run "$crate" "$output/$crate-again" "${options[@]}" -- --lib --tests
+        run "$crate" "$output/$crate-again" "$all" "${options[@]}"
     fi
 done < <(files "${wanted[@]}" | cut -d' ' -f1 | sort -u)
 

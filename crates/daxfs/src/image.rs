@@ -287,6 +287,8 @@ impl Image {
         let mut pending: Vec<&[u8]> = reversed_components(path);
         let mut current = if path.starts_with(b"/") { 0 } else { directory };
         let mut links = 0_usize;
+        // A slash at the end names a directory, in the target of the last link, too.
+        let mut needs_directory = path.ends_with(b"/");
         while let Some(name) = pending.pop() {
             if tree.node(current).file_type != FileType::Directory {
                 return Err(Error::NotADirectory { path: path.to_vec() });
@@ -305,12 +307,13 @@ impl Image {
                     if target.starts_with(b"/") {
                         current = 0;
                     }
+                    needs_directory |= pending.is_empty() && target.ends_with(b"/");
                     pending.extend(reversed_components(target));
                 }
                 _ => current = child,
             }
         }
-        if path.ends_with(b"/") && tree.node(current).file_type != FileType::Directory {
+        if needs_directory && tree.node(current).file_type != FileType::Directory {
             return Err(Error::NotADirectory { path: path.to_vec() });
         }
         Ok(current)
