@@ -4,11 +4,14 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::{Error, Image, OpenOptions, Provenance, Region};
-use dmabuf::{HugePages, Mapping, Memfd, Seals};
+use daxfs::{Error, Image, OpenOptions, Part, Provenance, Region};
+use dmabuf::{HugePages, Mapping, Memfd, MemoryClass, Seals};
 
 /// An image of a file with these bytes.
 fn image(bytes: &[u8]) -> Vec<u8> {
@@ -120,4 +123,120 @@ fn an_image_that_comes_and_goes_is_copied_or_not_opened() {
         assert!(wrong.is_empty(), "{} of {opened} were no copies", wrong.len());
     });
     assert!(opened > 0 && refused > 0, "{opened} opened, {refused} refused: the writer did not write");
+}
+
+/// A file or memory of which a part is an image, with something else before and behind it.
+#[test]
+fn a_part_is_counted_from_where_it_begins() {
+    let image = image(&[7; 100_000]);
+    let around = [vec![0xaa; 4096], image.clone(), vec![0xbb; 8192]].concat();
+    let part = Part { offset: 4096, len: Some(image.len() as u64) };
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&around).unwrap();
+    let memory = memfd(&around);
+    for fd in [OwnedFd::from(file.try_clone().unwrap()), copy(&memory)] {
+        let region = Region::from_fd_part(fd, part).unwrap();
+        assert_eq!((region.len(), region.offset(), region.is_empty()), (image.len() as u64, 4096, false));
+        assert_eq!(region.class(), MemoryClass::Pages);
+        assert!(region.view().to_vec() == image && !region.is_writable());
+        let opened = Image::from_region(region.clone()).unwrap();
+        assert_eq!(opened.file("f").unwrap().to_vec().unwrap(), [7; 100_000]);
+        assert_eq!(opened.file("f").unwrap().hash().unwrap(), *blake3::hash(&[7; 100_000]).as_bytes());
+        assert!(region.sealed_copy().unwrap().as_slice().unwrap() == image);
+        // It is looked at anew where it lies.
+        let f = opened.file("f").unwrap().extent().unwrap().offset + 4096;
+        assert!(opened.is_current().unwrap());
+        File::from(region.fd().unwrap().try_clone_to_owned().unwrap()).write_all_at(&[9], f).unwrap();
+        assert!(opened.is_current().unwrap(), "bytes of files are no stamp");
+        File::from(region.fd().unwrap().try_clone_to_owned().unwrap()).write_all_at(&[1], 4096 + 24).unwrap();
+        assert!(!opened.is_current().unwrap());
+        File::from(region.fd().unwrap().try_clone_to_owned().unwrap()).write_all_at(&image, 4096).unwrap();
+        assert!(opened.is_current().unwrap() && opened.refresh().unwrap().is_none());
+    }
+    // Long enough for the end of the image, not for that of the file.
+    file.set_len(4096 + image.len() as u64).unwrap();
+    let region = Region::from_fd_part(file.try_clone().unwrap().into(), part).unwrap();
+    let opened = Image::from_region(region.clone()).unwrap();
+    assert!(opened.is_current().unwrap());
+    file.set_len(4096 + image.len() as u64 - 1).unwrap();
+    assert!(!opened.is_current().unwrap(), "one byte is gone");
+    let cut = region.sealed_copy().map(drop).unwrap_err().to_string();
+    assert!(cut.contains(&format!("cut short to {} bytes", 4096 + image.len() - 1)), "{cut}");
+}
+
+/// What a file's name means by now.
+#[test]
+fn another_file_under_the_name_is_another_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, image(b"one")).unwrap();
+    let opened = Image::open(&path).unwrap();
+    assert!(opened.is_current().unwrap());
+    assert!(
+        matches!(opened.region().source(), Some(daxfs::Source::Path { path: named, .. }) if *named == path)
+    );
+    std::fs::write(dir.path().join("next"), image(b"two")).unwrap();
+    std::fs::rename(dir.path().join("next"), &path).unwrap();
+    assert!(!opened.is_current().unwrap());
+    let fresh = opened.refresh().unwrap().unwrap();
+    assert_eq!(fresh.file("f").unwrap().to_vec().unwrap(), b"two");
+    assert_eq!(opened.file("f").unwrap().to_vec().unwrap(), b"one");
+    std::fs::remove_file(&path).unwrap();
+    assert!(!fresh.is_current().unwrap());
+}
+
+#[test]
+fn private_pages_are_of_this_process_alone() {
+    let image = image(&[7; 5000]);
+    let memory = memfd(&image);
+    memory.seal(Seals::IMMUTABLE).unwrap();
+    let region = Region::from_fd_private(copy(&memory)).unwrap();
+    assert!(region.is_writable());
+    assert_eq!((region.provenance(), region.offset()), (Provenance::Shared, 0), "this process may write");
+    assert!(region.as_slice().is_err());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("image"), &image).unwrap();
+    let opened = OpenOptions::new().private(true).open(dir.path().join("image")).unwrap();
+    assert!(opened.region().is_writable() && opened.region().provenance() == Provenance::Shared);
+    assert_eq!(opened.file("f").unwrap().to_vec().unwrap(), [7; 5000]);
+    std::fs::write(dir.path().join("next"), self::image(b"two")).unwrap();
+    std::fs::rename(dir.path().join("next"), dir.path().join("image")).unwrap();
+    let fresh = opened.refresh().unwrap().unwrap();
+    assert!(fresh.region().is_writable() && fresh.region().provenance() == Provenance::Shared);
+    assert_eq!(fresh.file("f").unwrap().to_vec().unwrap(), b"two");
+}
+
+/// Bytes of this process.
+#[test]
+fn bytes_are_a_region_too() {
+    let image = image(b"bytes");
+    let region = Region::from_bytes(image.clone());
+    assert_eq!((region.len(), region.offset(), region.class()), (image.len() as u64, 0, MemoryClass::Pages));
+    assert!(region.fd().is_none() && region.info().is_none() && region.verity().is_none());
+    assert!(region.source().is_none() && region.attachment().is_none() && !region.is_writable());
+    assert!(region.as_slice().unwrap() == image && region.slice(4, 8).unwrap() == &image[4..12]);
+    assert!(!region.populate().unwrap() && !region.collapse().unwrap() && region.pages().unwrap().is_none());
+    assert!(region.cpu_access().unwrap().is_none() && region.is_current().unwrap());
+    let opened = Image::from_region(region.clone()).unwrap();
+    assert!(opened.is_current().unwrap() && opened.refresh().unwrap().is_none());
+    let shown = format!("{region:?}");
+    assert!(shown.contains("kind: None") && shown.contains(&format!("len: {}", image.len())), "{shown}");
+    assert!(shown.contains("provenance: Sealed"), "{shown}");
+    assert!(Region::from_bytes(Vec::new()).is_empty());
+    for (provenance, text) in
+        [(Provenance::Sealed, "sealed"), (Provenance::Trusted, "trusted"), (Provenance::Shared, "shared")]
+    {
+        assert_eq!(provenance.to_string(), text);
+    }
+}
+
+/// Pages of a mapping are there once they were asked for.
+#[test]
+fn pages_come_into_being_and_are_counted() {
+    let image = image(&[7; 3 << 20]);
+    let region = Region::from_fd(copy(&memfd(&image))).unwrap();
+    assert!(region.populate().unwrap());
+    let pages = region.pages().unwrap().unwrap();
+    assert_eq!(pages.mapped, region.len().next_multiple_of(dmabuf::page_size()));
+    assert!(region.cpu_access().unwrap().is_none() && region.verity().is_none());
 }
