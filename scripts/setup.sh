@@ -50,6 +50,7 @@ system() {
     has debootstrap || packages+=(debootstrap) # the guest with systemd
     has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
+    has openssl || packages+=(openssl) # the same for those of cosign
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"
 }

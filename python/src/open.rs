@@ -31,10 +31,11 @@ use crate::{text, unlocked};
 ///     where nobody can write; what others can write afterwards they can change: sealed_copy=True compares a copy that
 ///     nobody can. By default "full" with expect, but for
 ///     the sealed images of holders, which have hashed them; else "stored".
-/// key: a file with public keys of minisign: refuse an image whose content none of them has signed. verify is "full"
-///     then by default, for the images of holders, too.
-/// signature: the file with the signature; by default that beside the image, under its name with ".minisig" behind it, and
-///     for the image of a holder the one that it was loaded with.
+/// key: a file with public keys of minisign, or on P-256 in PEM, as cosign's: refuse an image whose content none of
+///     them has signed. verify is "full" then by default, for the images of holders, too.
+/// signature: the file with the signature, or the OCI image layout with those of cosign; by default what is beside the
+///     image, under its name with ".minisig" and ".cosign" behind it, and for the image of a holder what it was loaded
+///     with.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
 #[pyfunction]
 #[pyo3(signature = (

@@ -263,7 +263,7 @@ def test_signed(tree: Path, tmp_path: Path) -> None:
         daxfs.open(other, key=key)
     with pytest.raises(daxfs.FormatError, match="not valid for the content"):
         daxfs.open(other, key=key, signature=signature)
-    with pytest.raises(daxfs.FormatError, match="no minisign public key"):
+    with pytest.raises(daxfs.FormatError, match="no public key"):
         daxfs.open(image, key=signature)
     with pytest.raises(FileNotFoundError):
         daxfs.open(image, key=tmp_path / "none")
@@ -271,6 +271,28 @@ def test_signed(tree: Path, tmp_path: Path) -> None:
         daxfs.open(image, key=key, signature=tmp_path / "none")
     with pytest.raises(ValueError, match="give key"):
         daxfs.open(image, signature=signature)
+
+
+def test_signed_as_cosign_does(tree: Path, tmp_path: Path) -> None:
+    keys = Path(__file__).parents[2] / "crates" / "daxfs" / "tests" / "cosign"
+    key, image, other = keys / "key.pub", tmp_path / "m.daxfs", tmp_path / "other.daxfs"
+    tool = Path(sys.executable).with_name("daxfs-pack")
+    subprocess.run([tool, "-q", tree, "-o", image, "--sign", keys / "key.pem"], check=True)
+    signature = image.with_name("m.daxfs.cosign")
+    check(daxfs.open(image, key=key))
+    with image.open("rb") as file:
+        check(daxfs.open(file, key=key, signature=signature))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "config.json").write_text("{}")
+    daxfs.pack(tmp_path / "w", other)
+    with pytest.raises(daxfs.FormatError, match="not valid for the content"):
+        daxfs.open(other, key=key, signature=signature)
+    minisign = keys.with_name("minisign") / "minisign.pub"
+    with pytest.raises(daxfs.FormatError, match="one of cosign"):
+        daxfs.open(image, key=minisign)
+    (signature / "index.json").unlink()
+    with pytest.raises(daxfs.FormatError, match="OCI image layout"):
+        daxfs.open(image, key=key, signature=signature)
 
 
 def test_expect_of_a_file_without_fs_verity(path: Path) -> None:

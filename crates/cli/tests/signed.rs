@@ -49,18 +49,21 @@ fn verify_takes_the_signature_of_this_content_alone() {
     let fixture = signed();
     let verify = |key: &str| fixture.run(&["verify", "IMAGE", "--key", key]);
     let said = verify("DIR/key.pub").ok();
-    assert!(said.contains("signature (timestamp:") && said.contains("file:image.daxfs"), "{said}");
+    assert!(
+        said.contains("signature by minisign (timestamp:") && said.contains("file:image.daxfs"),
+        "{said}"
+    );
     let run = fixture.run(&["verify", "--json", "IMAGE", "--key", "DIR/key.pub"]);
     assert!(run.json()["checked"]["signed"].as_str().unwrap().contains("daxfs content blake3:"), "{run:?}");
     differs(&verify("DIR/other.pub"), "signature: the signature was made by no key that is accepted");
     let error = verify("IMAGE").error();
-    assert!(error.contains("is no minisign public key") || error.contains("more than 65536"), "{error}");
+    assert!(error.contains("is no public key") || error.contains("more than 65536"), "{error}");
 
     // Cut short, missing, of another image, of nobody.
     let signature = beside(&fixture.image());
     let text = fs::read_to_string(&signature).unwrap();
     fs::write(&signature, &text[..text.len() / 2]).unwrap();
-    differs(&verify("DIR/key.pub"), "signature: the signature is none of minisign's");
+    differs(&verify("DIR/key.pub"), "signature: the signature is none of minisign's or cosign's");
     fs::rename(&signature, fixture.path("elsewhere")).unwrap();
     differs(&verify("DIR/key.pub"), "signature: the image has no signature");
     fs::write(fixture.path("elsewhere"), &text).unwrap();
@@ -114,7 +117,7 @@ fn a_holder_holds_what_is_signed_and_nothing_else() {
     // The signature beside the file goes with it, to the holder and to its clients.
     place.run(&["load", "good", "IMAGE"]).ok();
     let run = place.run(&["verify", &place.address("good"), "--key", "DIR/key.pub"]);
-    assert!(run.text().contains("signature (timestamp:") && run.status == 0, "{run:?}");
+    assert!(run.text().contains("signature by minisign (timestamp:") && run.status == 0, "{run:?}");
     differs(&place.run(&["verify", &place.address("good"), "--key", "DIR/other.pub"]), "made by no key");
     let generation = place.generation("good");
 
@@ -126,10 +129,10 @@ fn a_holder_holds_what_is_signed_and_nothing_else() {
     assert!(replayed.contains("not valid for the content"), "{replayed}");
     fs::write(place.0.path("nonsense"), "nonsense").unwrap();
     let nonsense = place.run(&["swap", "good", &other, "--signature", "DIR/nonsense"]).error();
-    assert!(nonsense.contains("none of minisign's"), "{nonsense}");
+    assert!(nonsense.contains("none of minisign's or cosign's"), "{nonsense}");
     fs::write(place.0.path("long"), "x".repeat(5000)).unwrap();
     let long = place.run(&["swap", "good", &other, "--signature", "DIR/long"]).error();
-    assert!(long.contains("more than 2048 bytes"), "{long}");
+    assert!(long.contains("more than 4000 bytes"), "{long}");
     // A directory is packed, and signed is what comes of it.
     let directory = place.run(&["load", "tree", "TREE"]).error();
     assert!(directory.contains("no signature"), "{directory}");
@@ -175,7 +178,7 @@ fn what_serve_is_given_is_signed() {
     for (args, why) in [
         (&["serve", "--require-signed", "DIR/key.pub", "a=IMAGE"][..], "no signature"),
         (&["serve", "--require-signed", "DIR/none"], "No such file"),
-        (&["serve", "--require-signed", "IMAGE"], "minisign public key"),
+        (&["serve", "--require-signed", "IMAGE"], "is no public key"),
         (&["serve", "--require-signed", "DIR/key.pub", "--shared"], "cannot be used with"),
         (&["serve", "--require-signed", "DIR/key.pub", "--into", "udmabuf"], "is for sealed memory"),
     ] {

@@ -42,7 +42,7 @@ use crate::{signed, source};
 /// | `weights-only` | `1` |
 /// | `no-copy` | `1`: refuse memory that would have to be copied |
 /// | `packed` | `1`: the client has packed this memory for the load, so the image goes where the load says |
-/// | `signature` | a minisign signature of the content ([`daxfs::signature`]), which clients get with the image |
+/// | `signature` | signatures of the content as a text ([`daxfs::signature`]), which clients get with the image |
 /// | `expect` | the content hash that the image must have, `blake3:` and 64 hexadecimal digits |
 /// | `allow-uid`, `allow-gid` | a number; may be given several times |
 #[derive(Debug, Clone)]

@@ -71,8 +71,9 @@ pub(crate) fn check(keys: Option<&PublicKeys>, info: &ImageInfo, signature: Opti
         advice: "it has no content hash that could be signed; pack it with --hash",
     }))?;
     let signature = signature.ok_or(Error::NotSigned(missing()))?;
-    let comment = keys.verify(&content, signature).map_err(Error::NotSigned)?;
-    tracing::info!(name = info.name, comment, "signature is valid");
+    let valid = keys.verify(&content, signature).map_err(Error::NotSigned)?;
+    let (scheme, comment) = (valid.scheme, valid.comment);
+    tracing::info!(name = info.name, %scheme, comment, "signature is valid");
     Ok(())
 }
 

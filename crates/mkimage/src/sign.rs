@@ -1,13 +1,17 @@
-//! Signing an image's content by a secret key of minisign, into a file beside the image; `daxfs::signature` says what is
-//! signed, and checks it.
+//! Signing an image's content beside the image, by a secret key of minisign into a file, or by one on P-256 into an OCI
+//! image layout as cosign has it; `daxfs::signature` says what is signed, and checks it.
 
 use crate::output::{Output, Readers};
 use crate::{Error, Result};
 use ct_codecs::{Base64, Decoder};
-use daxfs::signature::{beside, statement};
+use daxfs::signature::{Scheme, beside, cosign, layout_beside, statement};
 use minisign::{PublicKey, SecretKey, SecretKeyBox};
-use std::fs::File;
-use std::io::{Read, Write};
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{DerSignature, SigningKey};
+use p256::pkcs8::{DecodePrivateKey, EncodePublicKey, LineEnding};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,9 +20,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const KEY_MAX: u64 = 4096;
 
 /// A secret key, ready to sign. Its bytes are never shown.
-pub struct Signer {
-    key: SecretKey,
-    public: PublicKey,
+pub struct Signer(Key);
+
+enum Key {
+    Minisign { key: SecretKey, public: PublicKey },
+    P256(SigningKey),
+}
+
+/// A signature in the form in which it is written.
+enum Signed {
+    Text(String),
+    Payload { payload: Vec<u8>, signature: Vec<u8> },
+}
+
+impl Signed {
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Payload { payload, signature } => cosign::line(payload, signature),
+        }
+    }
 }
 
 impl std::fmt::Debug for Signer {
@@ -28,24 +49,33 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Reads a secret key as `minisign -G` writes it. One that is protected takes `password`, or without it what is
-    /// typed at the terminal; one that is not takes none. Deriving the key from a password takes up to 1 GiB of memory
-    /// and some seconds, as the key file says.
+    /// Reads a secret key: as `minisign -G` writes it, or one on P-256 in PEM, as `openssl genpkey` (PKCS#8) and
+    /// `openssl ecparam -genkey` (SEC1) write it.
+    ///
+    /// One of minisign that is protected takes `password`, or without it what is typed at the terminal; one that is not
+    /// takes none. Deriving the key from a password takes up to 1 GiB of memory and some seconds, as the key file says.
     ///
     /// # Errors
-    /// [`Error::Key`] when it is no secret key, or the password is not its own; [`Error::Io`].
+    /// [`Error::Key`] when it is no secret key, or the password is not its own, or it is one in PEM that is protected;
+    /// [`Error::Io`].
     pub fn open(path: &Path, password: Option<&Path>) -> Result<Self> {
         let refuse = |why: String| Error::Key { path: path.to_owned(), why };
         let text = read(path)?;
+        if text.contains("-----BEGIN ") {
+            return match password {
+                Some(_) => Err(refuse("is in PEM without a password; leave --password-file out".to_owned())),
+                None => pem(&text).map(|key| Self(Key::P256(key))).map_err(refuse),
+            };
+        }
         let bytes = text.lines().nth(1).and_then(|line| Base64::decode_to_vec(line.trim(), None).ok());
-        let none = "is no secret key of minisign: a comment, and a line of base64".to_owned();
-        let bytes = bytes.filter(|bytes| bytes.starts_with(b"Ed")).ok_or_else(|| refuse(none.clone()))?;
+        let none = "is no secret key: those of minisign are a comment and a line of base64, those on P-256 a PEM block";
+        let bytes = bytes.filter(|bytes| bytes.starts_with(b"Ed")).ok_or_else(|| refuse(none.to_owned()))?;
         let key = match bytes.get(2..4) {
             // Not protected. Its checksum is not looked at: minisign writes none there.
             Some([0, 0]) if password.is_some() => {
                 return Err(refuse("is not protected by a password; leave --password-file out".to_owned()));
             }
-            Some([0, 0]) => SecretKey::from_bytes(&bytes).map_err(|_| refuse(none))?,
+            Some([0, 0]) => SecretKey::from_bytes(&bytes).map_err(|_| refuse(none.to_owned()))?,
             Some(b"Sc") => {
                 let password = match password {
                     Some(path) => read(path)?.lines().next().unwrap_or_default().to_owned(),
@@ -64,51 +94,185 @@ impl Signer {
             _ => return Err(refuse("is protected in a way that is not known here".to_owned())),
         };
         let public = PublicKey::from_secret_key(&key).map_err(|error| refuse(error.to_string()))?;
-        Ok(Self { key, public })
+        Ok(Self(Key::Minisign { key, public }))
     }
 
-    /// The signature of an image's content; its trusted comment says when, which image and which content.
+    /// What its signatures are.
+    pub fn scheme(&self) -> Scheme {
+        match self.0 {
+            Key::Minisign { .. } => Scheme::Minisign,
+            Key::P256(_) => Scheme::Cosign,
+        }
+    }
+
+    /// The signature of an image's content, as a text; it says when, which image and which content.
     ///
     /// # Errors
     /// [`Error::Sign`].
     pub fn sign(&self, content: &[u8; 32], image: &Path) -> Result<String> {
+        self.signed(content, image).map(|signed| signed.text())
+    }
+
+    fn signed(&self, content: &[u8; 32], image: &Path) -> Result<Signed> {
         let failed = |why: String| Error::Sign { path: image.to_owned(), why };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        // The comment is a line of text: a name that is not is escaped.
-        let name = image.file_name().unwrap_or_default().as_encoded_bytes().escape_ascii();
-        let statement = statement(content);
-        let what = statement.trim_end();
-        let comment = format!("timestamp:{time}\tfile:{name}\t{what}");
-        let signature = minisign::sign(
-            Some(&self.public),
-            &self.key,
-            statement.as_bytes(),
-            Some(&comment),
-            Some("signature from daxfs-pack"),
-        );
-        let text = signature.map_err(|error| failed(error.to_string()))?.into_string();
+        // A line of text: a name that is not is escaped.
+        let name = image.file_name().unwrap_or_default().as_encoded_bytes().escape_ascii().to_string();
+        let (signed, public) = match &self.0 {
+            Key::Minisign { key, public } => {
+                let statement = statement(content);
+                let what = statement.trim_end();
+                let comment = format!("timestamp:{time}\tfile:{name}\t{what}");
+                let signature = minisign::sign(
+                    Some(public),
+                    key,
+                    statement.as_bytes(),
+                    Some(&comment),
+                    Some("signature from daxfs-pack"),
+                );
+                let text = signature.map_err(|error| failed(error.to_string()))?.into_string();
+                (Signed::Text(text), public.to_base64())
+            }
+            Key::P256(key) => {
+                let payload = cosign::payload(content, &name, time);
+                let signature: DerSignature =
+                    key.try_sign(&payload).map_err(|error| failed(error.to_string()))?;
+                let signature = signature.as_bytes().to_vec();
+                let public = p256::PublicKey::from(key.verifying_key()).to_public_key_pem(LineEnding::LF);
+                let public = public.map_err(|error| failed(error.to_string()))?;
+                (Signed::Payload { payload, signature }, public)
+            }
+        };
         // A key file whose two halves do not belong together signs what nobody can check.
-        let public = self.public.to_base64();
         let checked = daxfs::signature::PublicKeys::parse(&public, "the key")
-            .and_then(|keys| keys.verify(content, &text));
+            .and_then(|keys| keys.verify(content, &signed.text()));
         checked.map_err(|error| failed(format!("the key is damaged: {error}")))?;
-        Ok(text)
+        Ok(signed)
+    }
+
+    /// Where the signature of an image will lie, if it can: what is there already is a signature, or nothing. To be
+    /// asked before an image is written.
+    ///
+    /// # Errors
+    /// [`Error::Output`] when something else lies there.
+    pub fn place(&self, image: &Path) -> Result<PathBuf> {
+        match self.scheme() {
+            Scheme::Cosign => {
+                let path = layout_beside(image);
+                match path.symlink_metadata() {
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(path),
+                    Err(error) => Err(Error::io("look at", &path, error)),
+                    Ok(found) if found.is_dir() && cosign::is_replaceable(&path) => Ok(path),
+                    Ok(_) => Err(Error::Output {
+                        path,
+                        why: "is the place of the signature, and holds something other than one of daxfs-pack; \
+                              move it away"
+                            .to_owned(),
+                    }),
+                }
+            }
+            _ => {
+                let path = beside(image);
+                Output::create(&path, Readers::NOBODY)?;
+                Ok(path)
+            }
+        }
     }
 
     /// Signs and writes the signature beside the image, in place of one that lies there. Returns its path.
     ///
     /// # Errors
-    /// As for [`Signer::sign`], and [`Error::Io`]: then the image is there without a signature, or with an old one that
-    /// is not its own.
+    /// As for [`Signer::sign`] and [`Signer::place`], and [`Error::Io`]: then the image is there without a signature,
+    /// or with an old one that is not its own.
     pub fn write(&self, content: &[u8; 32], image: &Path, sync: bool) -> Result<PathBuf> {
-        let path = beside(image);
-        let text = self.sign(content, image)?;
-        let output = Output::create(&path, Readers::Of { others: true, group: None })?;
-        let fd = output.as_fd().try_clone_to_owned().map_err(|error| Error::io("write", &path, error))?;
-        File::from(fd).write_all(text.as_bytes()).map_err(|error| Error::io("write", &path, error))?;
-        output.commit(sync)?;
+        let path = self.place(image)?;
+        match self.signed(content, image)? {
+            Signed::Text(text) => write_file(&path, text.as_bytes(), sync)?,
+            Signed::Payload { payload, signature } => {
+                let is_new = !path.exists();
+                let written = write_layout(&path, &cosign::layout(content, &payload, &signature), sync);
+                if is_new && written.is_err() {
+                    let _ = fs::remove_dir_all(&path);
+                }
+                written?;
+            }
+        }
         Ok(path)
     }
+}
+
+/// A file that is there whole or not at all.
+fn write_file(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
+    let failed = |error| Error::io("write", path, error);
+    let output = Output::create(path, Readers::Of { others: true, group: None })?;
+    let fd = output.as_fd().try_clone_to_owned().map_err(failed)?;
+    File::from(fd).write_all(bytes).map_err(failed)?;
+    output.commit(sync)
+}
+
+/// The files of a layout: blobs have the names of what they hold, so those of an older signature stay until the index,
+/// which comes last, leads to the new ones.
+fn write_layout(path: &Path, files: &[(PathBuf, Vec<u8>)], sync: bool) -> Result<()> {
+    let blobs = path.join("blobs/sha256");
+    fs::create_dir_all(&blobs).map_err(|error| Error::io("create", &blobs, error))?;
+    for (name, bytes) in files {
+        write_file(&path.join(name), bytes, sync)?;
+    }
+    let names: HashSet<_> = files.iter().filter_map(|(name, _)| name.file_name()).collect();
+    let failed = |error| Error::io("clean up", &blobs, error);
+    for entry in fs::read_dir(&blobs).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !names.contains(entry.file_name().as_os_str()) {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    if sync {
+        for directory in [&blobs, path, crate::output::parent(path)] {
+            let synced = File::open(directory).and_then(|directory| directory.sync_all());
+            synced.map_err(|error| Error::io("sync", directory, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The key in a text with a PEM block, or why there is none.
+fn pem(text: &str) -> std::result::Result<SigningKey, String> {
+    let blocks = text.match_indices("-----BEGIN ").filter_map(|(start, begin)| {
+        let block = text.get(start..)?;
+        let label = block.get(begin.len()..)?.split("-----").next()?;
+        Some((label, block))
+    });
+    // openssl writes the name of the curve before the key.
+    let mut blocks = blocks.filter(|(label, _)| *label != "EC PARAMETERS");
+    let (label, block) = blocks.next().ok_or("has no secret key in it")?;
+    let end = format!("-----END {label}-----");
+    let end = block.find(&end).map(|at| at + end.len()).ok_or("is cut: its PEM block has no end")?;
+    // Other lines may follow.
+    let block = block.get(..end).unwrap_or(block);
+    let damaged = || {
+        "is no key on P-256, or is damaged; `openssl genpkey -algorithm EC -pkeyopt \
+                      ec_paramgen_curve:P-256` makes one"
+            .to_owned()
+    };
+    match label {
+        "PRIVATE KEY" => SigningKey::from_pkcs8_pem(block).map_err(|_| damaged()),
+        "EC PRIVATE KEY" if block.contains("ENCRYPTED") => Err(protected()),
+        "EC PRIVATE KEY" => {
+            p256::SecretKey::from_sec1_pem(block).map(SigningKey::from).map_err(|_| damaged())
+        }
+        "ENCRYPTED PRIVATE KEY" => Err(protected()),
+        "ENCRYPTED SIGSTORE PRIVATE KEY" | "ENCRYPTED COSIGN PRIVATE KEY" => Err("is a key of cosign, which is \
+             protected in cosign's own way: sign with cosign itself (-a daxfs-content=blake3:HASH), or make the key \
+             with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256`, which signs here, and there after \
+             `cosign import-key-pair --key KEY`"
+            .to_owned()),
+        "PUBLIC KEY" => Err("is a public key; a secret one signs".to_owned()),
+        label => Err(format!("begins {:?}, which is no secret key on P-256", label.escape_debug().to_string())),
+    }
+}
+
+fn protected() -> String {
+    "is protected by a password; `openssl pkey -in KEY -out PLAIN` takes that away".to_owned()
 }
 
 /// A short text file.
@@ -138,7 +302,7 @@ mod tests {
         let signer = Signer::open(&stock(), None).unwrap();
         let text = signer.sign(&[7; 32], Path::new("a/model\n.daxfs")).unwrap();
         let keys = PublicKeys::read(&stock().with_extension("pub")).unwrap();
-        let comment = keys.verify(&[7; 32], &text).unwrap();
+        let comment = keys.verify(&[7; 32], &text).unwrap().comment;
         assert!(comment.contains("\tfile:model\\n.daxfs\tdaxfs content blake3:0707"), "{comment}");
         assert_eq!(format!("{signer:?}"), "Signer { .. }");
         let dir = tempfile::tempdir().unwrap();
@@ -162,6 +326,90 @@ mod tests {
         assert!(matches!(error, Error::Key { .. }) && error.to_string().contains("password"), "{error}");
         let error = Signer::open(&stock(), Some(&password)).unwrap_err();
         assert!(error.to_string().contains("is not protected"), "{error}");
+    }
+
+    /// Of openssl.
+    fn on_p256(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../daxfs/tests/cosign").join(name)
+    }
+
+    #[test]
+    fn keys_on_p256_sign_into_a_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("m.daxfs");
+        let keys = PublicKeys::read(&on_p256("key.pub")).unwrap();
+        let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+        let sec1 = std::fs::read_to_string(on_p256("sec1.pem")).unwrap();
+        let both = dir.path().join("both.pem");
+        std::fs::write(&both, [parameters, &sec1].concat()).unwrap();
+        for (number, key) in [on_p256("key.pem"), on_p256("sec1.pem"), both].iter().enumerate() {
+            let content = [u8::try_from(number).unwrap(); 32];
+            let signer = Signer::open(key, None).unwrap();
+            assert_eq!(signer.scheme(), Scheme::Cosign);
+            let path = signer.write(&content, &image, number == 0).unwrap();
+            assert!(path.ends_with("m.daxfs.cosign"));
+            let text = daxfs::signature::read(&path).unwrap();
+            let valid = keys.verify(&content, &text).unwrap();
+            assert!(
+                valid.comment.starts_with("reference:m.daxfs\tcreator:daxfs-pack\ttimestamp:"),
+                "{valid:?}"
+            );
+            // Nothing of the older signature is left.
+            assert_eq!(std::fs::read_dir(path.join("blobs/sha256")).unwrap().count(), 6);
+        }
+    }
+
+    /// What lies in the signature's place and is none stays, and what a kill has left of one does not hold it up.
+    #[test]
+    fn a_layout_takes_the_place_of_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("m.daxfs");
+        let signer = Signer::open(&on_p256("key.pem"), None).unwrap();
+        let path = signer.place(&image).unwrap();
+        std::fs::create_dir_all(path.join("blobs")).unwrap();
+        std::fs::write(path.join("oci-layout"), "{").unwrap();
+        signer.write(&[1; 32], &image, false).unwrap();
+        let index = path.join("index.json");
+        let own = std::fs::read_to_string(&index).unwrap();
+        // As a registry's image with its signatures is saved.
+        std::fs::write(&index, own.replace("application/vnd.daxfs.content.v1", "application/other")).unwrap();
+        let error = signer.write(&[1; 32], &image, false).unwrap_err();
+        assert!(matches!(error, Error::Output { .. }), "{error}");
+        std::fs::remove_file(&index).unwrap();
+        std::fs::write(path.join("notes"), "").unwrap();
+        assert!(matches!(signer.place(&image), Err(Error::Output { .. })));
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "a file").unwrap();
+        assert!(matches!(signer.place(&image), Err(Error::Output { .. })));
+        let minisign = Signer::open(&stock(), None).unwrap();
+        std::fs::create_dir(minisign.place(&image).unwrap()).unwrap();
+        assert!(matches!(minisign.place(&image), Err(Error::Output { .. })));
+    }
+
+    #[test]
+    fn keys_in_pem_say_why_they_do_not_sign() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let right = std::fs::read_to_string(on_p256("key.pem")).unwrap();
+        let public = std::fs::read_to_string(on_p256("key.pub")).unwrap();
+        let block = |label: &str| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        for (text, why) in [
+            (block("ENCRYPTED SIGSTORE PRIVATE KEY"), "`cosign import-key-pair --key KEY`"),
+            (block("ENCRYPTED COSIGN PRIVATE KEY"), "is a key of cosign"),
+            (block("ENCRYPTED PRIVATE KEY"), "`openssl pkey -in KEY -out PLAIN`"),
+            (block("EC PRIVATE KEY").replace("AAAA", "Proc-Type: 4,ENCRYPTED"), "protected by a password"),
+            (block("EC PARAMETERS"), "has no secret key in it"),
+            (block("RSA PRIVATE KEY"), "\"RSA PRIVATE KEY\""),
+            (block("PRIVATE KEY"), "is no key on P-256"),
+            (public, "is a public key"),
+            (right[..right.len() - 20].to_owned(), "is cut"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Signer::open(&path, None).unwrap_err();
+            assert!(matches!(error, Error::Key { .. }) && error.to_string().contains(why), "{why}: {error}");
+        }
+        let error = Signer::open(&on_p256("key.pem"), Some(&path)).unwrap_err();
+        assert!(error.to_string().contains("leave --password-file out"), "{error}");
     }
 
     #[test]

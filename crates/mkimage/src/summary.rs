@@ -86,7 +86,7 @@ pub struct Summary {
     pub content_hash: Option<String>,
     /// Digest of fs-verity, as `fsverity measure` writes it; `null` where it was not turned on.
     pub fsverity: Option<String>,
-    /// File with the signature of the contents; `null` where they were not signed.
+    /// File or OCI image layout with the signature of the contents; `null` where they were not signed.
     pub signature: Option<String>,
     /// Whether the image was compared with its source afterwards.
     pub verified: bool,

@@ -132,8 +132,9 @@ pub struct ServeArgs {
     /// User who may load, swap, drop and stop, besides root and the holder's own; may be given several times
     #[arg(long, value_name = "UID")]
     pub allow_control: Vec<u32>,
-    /// Hold only what one of the keys in FILE has signed (public keys of minisign, one or several): a load brings the
-    /// signature, or it is refused, and so are memory that clients can write, and images of an earlier holder without one
+    /// Hold only what one of the keys in FILE has signed (public keys of minisign, or on P-256 in PEM, one or several):
+    /// a load brings the signature, or it is refused, and so are memory that clients can write, and images of an
+    /// earlier holder without one
     #[arg(long, value_name = "FILE", conflicts_with = "shared")]
     pub require_signed: Option<PathBuf>,
     /// Form of the log lines on standard error; $RUST_LOG selects them
@@ -190,8 +191,8 @@ pub struct LoadArgs {
     /// Refuse a source that would have to be copied: a file, or memory that somebody could still write
     #[arg(long)]
     pub no_copy: bool,
-    /// Signature of the image's content, by minisign (`daxfs-pack --sign`), which clients get with it. By default
-    /// SOURCE.minisig, if that is there
+    /// Signature of the image's content (`daxfs-pack --sign`), which clients get with it: a file of minisign or an OCI
+    /// image layout of cosign. By default SOURCE.minisig and SOURCE.cosign, where they are there
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
     /// Store files with the same contents once; for directories

@@ -237,10 +237,12 @@ pub struct VerifyArgs {
     /// The same for a list as sha256sum(1) writes it, whose paths are relative to the root of the image
     #[arg(long, value_name = "FILE")]
     pub sha256sums: Option<PathBuf>,
-    /// Check that one of the keys in FILE (public keys of minisign) has signed the content
+    /// Check that one of the keys in FILE (public keys of minisign, or on P-256 in PEM, as cosign's) has signed the
+    /// content
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// The signature; by default IMAGE.minisig, for the image of a holder the one that it has
+    /// The signature: a file of minisign or an OCI image layout; by default IMAGE.minisig and IMAGE.cosign, for the
+    /// image of a holder what it has
     #[arg(long, value_name = "FILE", requires = "key")]
     pub signature: Option<PathBuf>,
     /// No progress bar and no summary; differences are still printed

@@ -86,8 +86,7 @@ pub fn found(source: &OsStr, warn: impl FnOnce(String)) -> anyhow::Result<Option
     let text = signature::read_beside(&path)
         .and_then(|text| text.as_deref().map(signature::canonical).transpose())
         .unwrap_or_else(|error| {
-            let beside = signature::beside(&path);
-            warn(format!("{}: no signature, left out: {error}", beside.display()));
+            warn(format!("{}: what is beside it is no signature, left out: {error}", path.display()));
             None
         });
     Ok(text)

@@ -102,7 +102,10 @@ pub struct Facts {
     pub realigned_files: usize,
     /// Files that were compared with a SHA-256.
     pub sha256_files: usize,
-    /// Trusted comment of the content's signature, where a key was given and the signature is valid.
+    /// Which tool's signature of the content is valid, where a key was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
+    /// What that signature says beside the content, and signs with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed: Option<String>,
 }
@@ -277,9 +280,9 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     if facts.sha256_files > 0 {
         parts.push(format!("SHA-256 of {}", count(facts.sha256_files as u64, "file", "files")));
     }
-    if let Some(comment) = &facts.signed {
+    if let (Some(scheme), Some(comment)) = (&facts.signed_by, &facts.signed) {
         let comment = crate::text::escape_message(comment);
-        parts.push(format!("signature ({comment})"));
+        parts.push(format!("signature by {scheme} ({comment})"));
     }
     let verdict = match (
         (findings.differences.len() as u64).saturating_add(findings.unlisted),

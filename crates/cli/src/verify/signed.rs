@@ -41,11 +41,15 @@ pub fn check(
     let checked = match signature {
         Some(text) => keys.verify(&content, &text),
         None => {
-            Err(SignatureError::Missing { advice: "it is looked for in IMAGE.minisig; --signature names it" })
+            let advice = "it is looked for in IMAGE.minisig and IMAGE.cosign; --signature names it";
+            Err(SignatureError::Missing { advice })
         }
     };
     match checked {
-        Ok(comment) => findings.facts.signed = Some(comment),
+        Ok(valid) => {
+            findings.facts.signed_by = Some(valid.scheme.to_string());
+            findings.facts.signed = Some(valid.comment);
+        }
         Err(error) => findings.differ(Kind::Signature, None, error.to_string()),
     }
     Ok(())

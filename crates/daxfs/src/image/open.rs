@@ -374,7 +374,7 @@ impl OpenOptions {
         }
         if let Some(Signed { keys, signature }) = &self.signed {
             let signature = signature.as_deref().or(attached).ok_or(SignatureError::Missing {
-                advice: "give its file, IMAGE.minisig, or have the holder load it with one",
+                advice: "give its file or layout, IMAGE.minisig or IMAGE.cosign, or have the holder load it with one",
             })?;
             keys.verify(&content, signature)?;
         }

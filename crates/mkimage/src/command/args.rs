@@ -114,12 +114,13 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "hash")]
     pub no_hash: bool,
 
-    /// Sign the content hash with this secret key of minisign (`minisign -G`), into FILE.minisig beside the image.
-    /// `daxfs verify --key` checks it, and a holder with `--require-signed` takes nothing else.
+    /// Sign the content hash with this secret key: one of minisign (`minisign -G`) into FILE.minisig beside the image,
+    /// one on P-256 in PEM (`openssl genpkey`) as cosign does, into the OCI image layout FILE.cosign. `daxfs verify
+    /// --key` checks it, and a holder with `--require-signed` takes nothing else.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["into", "plain", "no_hash"])]
     pub sign: Option<PathBuf>,
 
-    /// File whose first line is the password of KEY; without it the terminal is asked.
+    /// File whose first line is the password of KEY, one of minisign; without it the terminal is asked.
     #[arg(long, value_name = "FILE", requires = "sign")]
     pub password_file: Option<PathBuf>,
 

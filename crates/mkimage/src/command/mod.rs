@@ -52,9 +52,11 @@ fn run(args: &Args) -> Result<()> {
     match memory {
         None => {
             let file = args.file()?;
-            // What could be wrong with the key is found before anything is written.
+            // What could be wrong with the key, and with the place of the signature, is found before anything is
+            // written.
             let password = args.password_file.as_deref();
             let signer = args.sign.as_ref().map(|key| Signer::open(key, password)).transpose()?;
+            signer.as_ref().map(|signer| signer.place(&file)).transpose()?;
             let mut summary = packer.plan()?.write_file(&file)?;
             if let Some(signer) = signer {
                 let content = summary.content_hash.as_deref().and_then(daxfs::parse_content_hash);
