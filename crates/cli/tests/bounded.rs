@@ -261,7 +261,12 @@ fn files_that_overlap_are_not_written_unasked() {
         let skip = u64::from(ino) * 16;
         forge.set(ino, S_IFREG | 0o644, bytes.len() as u64 - skip, at + skip, 1);
     }
-    let place = Place::new(&forge.finish());
+    let bytes = forge.finish();
+    // Nor hashed by a holder.
+    let image = daxfs::Image::from_bytes(bytes.clone()).unwrap();
+    let hashed = daxfs::content_hash(&image, |_, _| Ok::<_, daxfs::Error>(()));
+    assert!(matches!(hashed, Err(daxfs::Error::FilesOverlap { .. })), "{hashed:?}");
+    let place = Place::new(&bytes);
     let error = place.run(&["extract", "IMAGE", "OUT"]).0.error();
     assert!(error.contains("more than twice the image's") && error.contains("--max-bytes 2065"), "{error}");
     assert!(!place.path("out").exists());

@@ -1,4 +1,5 @@
-//! Signatures as cosign makes them, in OCI image layouts: the same verbs as for minisign, and what openssl says of them.
+//! Signatures as cosign makes them, in OCI image layouts: the same verbs as for minisign, and what openssl says of
+//! them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -65,10 +65,31 @@ fn a_signed_image_has_its_signature_beside_it() {
     // A key that is none leaves everything as it was.
     let output = run(dir.path(), &["in", "-o", "other", "--sign", "in/a"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("is no secret key of minisign"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("is no secret key: those of minisign are"),
+        "{}",
+        text(&output.stderr)
+    );
     let output = run(dir.path(), &["in", "-o", "other", "--sign", &key, "--password-file", "in/a"]);
     assert!(text(&output.stderr).contains("is not protected"), "{}", text(&output.stderr));
     assert!(!dir.path().join("other").exists() && !dir.path().join("other.minisig").exists());
+    // What is in the signature's place is found before the image is replaced.
+    let before = std::fs::read(dir.path().join("image")).unwrap();
+    write(dir.path(), "in/b", b"b");
+    std::fs::remove_file(dir.path().join("image.minisig")).unwrap();
+    std::fs::create_dir(dir.path().join("image.minisig")).unwrap();
+    let output = run(dir.path(), &["in", "-o", "image", "--sign", &key]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("image.minisig: is a directory"), "{}", text(&output.stderr));
+    assert!(std::fs::read(dir.path().join("image")).unwrap() == before);
+    // On P-256 the place is another.
+    let pem = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daxfs/tests/cosign/key.pem");
+    let output = run(dir.path(), &["in", "-o", "image", "--sign", pem.to_str().unwrap(), "--json"]);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["signature"], "image.cosign");
+    write(dir.path(), "image.cosign/notes", b"");
+    let output = run(dir.path(), &["in", "-o", "image", "--sign", pem.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains("move it away"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -238,7 +238,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     pub sha256sums: Option<PathBuf>,
     /// Check that one of the keys in FILE (public keys of minisign, or on P-256 in PEM, as cosign's) has signed the
-    /// content
+    /// content, or the digests of all files, where the image has a model.sig of OpenSSF model signing
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
     /// The signature: a file of minisign or an OCI image layout; by default IMAGE.minisig and IMAGE.cosign, for the

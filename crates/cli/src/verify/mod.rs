@@ -1,6 +1,8 @@
 //! `daxfs verify`: is the image sound, does it hold what it says, does it hold what the source directory holds?
 
+mod bundle;
 mod contents;
+mod manifest;
 mod published;
 mod signed;
 mod source;
@@ -57,6 +59,8 @@ pub enum Kind {
     Source,
     /// A SHA-256 that was published.
     Sha256,
+    /// The digests of OpenSSF model signing, and their signature.
+    Manifest,
     /// The signature of the content.
     Signature,
 }
@@ -71,6 +75,7 @@ impl Kind {
             Self::Checkpoint => "checkpoint",
             Self::Source => "source",
             Self::Sha256 => "sha256",
+            Self::Manifest => "manifest",
             Self::Signature => "signature",
         }
     }
@@ -102,6 +107,9 @@ pub struct Facts {
     pub realigned_files: usize,
     /// Files that were compared with a SHA-256.
     pub sha256_files: usize,
+    /// Signatures of OpenSSF model signing in the image, whose digests were compared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<manifest::Facts>,
     /// Which tool's signature of the content is valid, where a key was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
@@ -204,6 +212,7 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
         source::compare(&image, dir, args, &mut findings)?;
     }
     published::compare(&image, args, &mut findings)?;
+    manifest::compare(&image, keys.as_ref(), args.quiet, &mut findings);
     if let Some(keys) = &keys {
         signed::check(&image, keys, args, &mut findings)?;
     }
@@ -280,6 +289,7 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     if facts.sha256_files > 0 {
         parts.push(format!("SHA-256 of {}", count(facts.sha256_files as u64, "file", "files")));
     }
+    parts.extend(facts.manifests.iter().map(manifest::Facts::text));
     if let (Some(scheme), Some(comment)) = (&facts.signed_by, &facts.signed) {
         let comment = crate::text::escape_message(comment);
         parts.push(format!("signature by {scheme} ({comment})"));

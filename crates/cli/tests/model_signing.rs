@@ -1,0 +1,220 @@
+//! Trees that were signed by OpenSSF model signing (model_signing 1.1.1, the stock tool, made the fixtures).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use base64ct::{Base64, Encoding};
+use common::{Fixture, Run};
+use daxfs::Image;
+use mkimage::Signer;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+fn stock(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model_signing").join(name)
+}
+
+fn key(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../daxfs/tests").join(name)
+}
+
+/// The tree that was signed, with this signature in it, and the keys beside it. The packer moves its tensors.
+fn signed(signature: &str) -> Fixture {
+    let fixture = Fixture { dir: tempfile::tempdir().unwrap() };
+    let tree = fixture.tree();
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("config.json"), "{\"hidden_size\": 384}\n").unwrap();
+    fs::write(tree.join("sub/notes.txt"), "notes\n").unwrap();
+    fs::write(tree.join(".gitattributes"), "*.bin lfs\n").unwrap();
+    let data: Vec<u8> = (0..128).collect();
+    let model: &[(&str, &str, &[u64], &[u8])] =
+        &[("a", "F32", &[10], &data[..40]), ("b", "U8", &[88], &data[40..])];
+    fs::write(tree.join("model.safetensors"), common::safetensors(model, 0)).unwrap();
+    fs::copy(stock(signature), tree.join("model.sig")).unwrap();
+    fs::copy(key("cosign/key.pub"), fixture.path("key.pub")).unwrap();
+    fs::copy(key("minisign/minisign.pub"), fixture.path("minisign.pub")).unwrap();
+    fixture.pack(|packer| packer);
+    fixture
+}
+
+fn verify(fixture: &Fixture) -> Run {
+    fixture.run(&["verify", "IMAGE"])
+}
+
+fn differs(run: &Run, lines: &[&str]) {
+    assert_eq!(run.status, 1, "{run:?}");
+    let text = run.text();
+    let found: Vec<&str> = text.lines().filter(|line| line.starts_with("manifest: ")).collect();
+    assert_eq!(found.len(), lines.len(), "{text}");
+    for line in lines {
+        assert!(found.iter().any(|found| found.contains(line)), "{line}: {text}");
+    }
+}
+
+/// Packs the tree with another statement in its signature, which is then nobody's.
+fn state(fixture: &Fixture, change: impl Fn(&str) -> String) {
+    let path = fixture.tree().join("model.sig");
+    let mut bundle: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let payload = bundle["dsseEnvelope"]["payload"].as_str().unwrap();
+    let payload = String::from_utf8(Base64::decode_vec(payload).unwrap()).unwrap();
+    let changed = change(&payload);
+    assert_ne!(changed, payload);
+    bundle["dsseEnvelope"]["payload"] = Base64::encode_string(changed.as_bytes()).into();
+    fs::write(&path, bundle.to_string()).unwrap();
+    fixture.pack(|packer| packer);
+    fs::copy(stock("sha256.sig"), path).unwrap();
+}
+
+#[test]
+fn what_the_stock_tool_signed_is_whole() {
+    for (signature, files) in [("sha256.sig", 3), ("blake3.sig", 3), ("blake2b.sig", 3)] {
+        let fixture = signed(signature);
+        let image = Image::open(fixture.image()).unwrap();
+        assert!(image.file("model.safetensors").unwrap().original().unwrap().differs());
+        let said = verify(&fixture).ok();
+        let expected = format!("{files} files of /model.sig (digests alone: its signature was not checked");
+        assert!(said.contains(&expected), "{signature}: {said}");
+        let run = fixture.run(&["verify", "--json", "IMAGE", "--key", "DIR/key.pub"]);
+        // The key stands for all files, so no signature of the content is missed.
+        assert_eq!(run.status, 0, "{run:?}");
+        let manifest = &run.json()["checked"]["manifests"][0];
+        assert_eq!(manifest["path"], "/model.sig");
+        assert_eq!((&manifest["signature"], manifest["files"].as_u64()), (&"valid".into(), Some(files)));
+    }
+    // Without hashes as well: there are digests.
+    let fixture = signed("sha256.sig");
+    fixture.pack(|packer| packer.plain(true));
+    let said = fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]).ok();
+    assert!(said.contains("/model.sig (its signature is valid)"), "{said}");
+}
+
+#[test]
+fn every_difference_has_a_name() {
+    let fixture = signed("sha256.sig");
+    let tree = fixture.tree();
+    fs::write(tree.join("config.json"), "{\"hidden_size\": 385}\n").unwrap();
+    fs::remove_file(tree.join("sub/notes.txt")).unwrap();
+    fs::write(tree.join("sub/new.bin"), "new").unwrap();
+    symlink("config.json", tree.join("other.json")).unwrap();
+    fixture.pack(|packer| packer);
+    let lines = [
+        "/config.json: SHA-256 is ",
+        "/sub/notes.txt: is in /model.sig, and not in the image",
+        "/sub/new.bin: a file that /model.sig does not cover",
+        "/other.json: a link that /model.sig does not cover",
+    ];
+    differs(&verify(&fixture), &lines);
+    // What is left out of the tree that was signed is not covered, and was not to be.
+    let fixture = signed("blake3.sig");
+    fs::write(fixture.tree().join("sub/new.bin"), "new").unwrap();
+    fixture.pack(|packer| packer);
+    verify(&fixture).ok();
+    fs::write(fixture.tree().join(".gitattributes"), "").unwrap();
+    fixture.pack(|packer| packer);
+    differs(&verify(&fixture), &["/.gitattributes: BLAKE3 is "]);
+}
+
+#[test]
+fn the_signature_is_one_of_the_statement() {
+    let fixture = signed("sha256.sig");
+    let keyed = |key: &str| fixture.run(&["verify", "IMAGE", "--key", key]);
+    // Another name of the tree, and all digests are right.
+    state(&fixture, |payload| payload.replace("\"name\": \"t\"", "\"name\": \"u\""));
+    verify(&fixture).ok();
+    differs(&keyed("DIR/key.pub"), &["/model.sig: its signature was made by no key that is accepted"]);
+    // Keys of minisign say nothing of it: what they sign is the content.
+    fixture.pack(|packer| packer);
+    let run = keyed("DIR/minisign.pub");
+    assert!(run.text().contains("signature: the image has no signature"), "{run:?}");
+    let content = Image::open(fixture.image()).unwrap().content_hash().unwrap();
+    let signer = Signer::open(&key("minisign/minisign.key"), None).unwrap();
+    signer.write(&content, &fixture.image(), false).unwrap();
+    assert!(keyed("DIR/minisign.pub").ok().contains("its signature was not checked"));
+    // A wrong signature of the content is one whatever else was signed.
+    fs::remove_file(daxfs::signature::beside(&fixture.image())).unwrap();
+    Signer::open(&key("cosign/key.pem"), None).unwrap().write(&[1; 32], &fixture.image(), false).unwrap();
+    let run = keyed("DIR/key.pub");
+    assert!(run.status == 1 && run.text().contains("signature: the signature is not valid"), "{run:?}");
+}
+
+#[test]
+fn what_is_wrong_or_not_known_is_named() {
+    let fixture = signed("sha256.sig");
+    let digest = "c55c55d8d1d2f97cc896daa9cc742c7556ddec76291eea093e5a2f7689c5aa6e";
+    for (from, to, what) in [
+        ("\"sub/notes.txt\"", "\"../notes.txt\"", "\"../notes.txt\", which is no path in its tree"),
+        ("\"sub/notes.txt\"", "\"/sub/notes.txt\"", "which is no path in its tree"),
+        (digest, &digest.replace('5', "6"), "contradicts itself"),
+        (digest, &digest[2..], "has no SHA-256 of \"config.json\""),
+        ("\"algorithm\": \"sha256\"", "\"algorithm\": \"md5\"", "has a \"md5\" of \"config.json\""),
+        ("\"method\": \"files\"", "\"method\": \"shards\"", "the method \"shards\""),
+        ("signature/v1.0", "signature/v2.0", "which is not known here"),
+        ("\"resources\"", "\"others\"", "contradicts itself"),
+        ("in-toto.io/Statement/v1", "in-toto.io/Statement/v2", "which is not known here"),
+        ("\"_type\"", "\"type\"", "is no in-toto statement"),
+    ] {
+        state(&fixture, |payload| payload.replacen(from, to, 1));
+        differs(&verify(&fixture), &[what]);
+    }
+    let path = fixture.tree().join("model.sig");
+    let right = fs::read_to_string(&path).unwrap();
+    for (text, what) in [
+        (right[..right.len() / 2].to_owned(), "is no sigstore bundle"),
+        ("weights".to_owned(), "is no sigstore bundle"),
+        (right.replace("vnd.in-toto+json", "other"), "and no in-toto statement"),
+        (right.replace("sigstore.bundle", "other"), "is not that of a sigstore bundle"),
+        (right.replacen("\"payload\":\"e", "\"payload\":\"!", 1), "no base64"),
+        ("x".repeat(17 << 20), "too many for a signature"),
+    ] {
+        fs::write(&path, text).unwrap();
+        fixture.pack(|packer| packer);
+        differs(&verify(&fixture), &[what]);
+    }
+}
+
+/// Trees within the image have their own signatures, and paths that lead through links are those of files.
+#[test]
+fn each_tree_has_its_own() {
+    let fixture = signed("sha256.sig");
+    let tree = fixture.tree();
+    for name in ["a", "b"] {
+        let target = fixture.path("trees").join(name);
+        fs::create_dir_all(target.join("sub")).unwrap();
+        for file in ["config.json", "model.safetensors", "model.sig", "sub/notes.txt"] {
+            fs::copy(tree.join(file), target.join(file)).unwrap();
+        }
+    }
+    fs::write(fixture.path("trees/b/config.json"), "{}").unwrap();
+    fs::rename(fixture.path("trees/a/sub"), fixture.path("trees/a/elsewhere")).unwrap();
+    symlink("elsewhere", fixture.path("trees/a/sub")).unwrap();
+    fs::remove_dir_all(&tree).unwrap();
+    fs::rename(fixture.path("trees"), &tree).unwrap();
+    fixture.pack(|packer| packer);
+    let lines =
+        ["/b/config.json: SHA-256 is ", "/a/elsewhere/notes.txt: a file that /a/model.sig does not cover"];
+    differs(&verify(&fixture), &lines);
+    // Of a part of the image a key says nothing about the rest.
+    let run = fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]);
+    assert!(run.text().contains("signature: the image has no signature"), "{run:?}");
+}
+
+/// More trees than are looked at, and tables beyond the budget, end in a word.
+#[test]
+fn signatures_are_bounded() {
+    let fixture = signed("sha256.sig");
+    for number in 0..65 {
+        let dir = fixture.tree().join(format!("d{number}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("model.sig"), "").unwrap();
+    }
+    fixture.pack(|packer| packer);
+    assert!(verify(&fixture).error().contains("more than 64 files model.sig"));
+    let fixture = signed("sha256.sig");
+    state(&fixture, |payload| {
+        let many: Vec<String> = (0..300).map(|number| format!("\"i{number}\"")).collect();
+        payload.replace("\".github\"", &many.join(","))
+    });
+    differs(&verify(&fixture), &["leaves out more than 256 paths"]);
+}
