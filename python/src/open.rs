@@ -79,9 +79,8 @@ pub fn open(
     match (key, signature) {
         (Some(key), signature) => {
             let (key, signature) = (source::path(key)?, signature.map(source::path).transpose()?);
-            let read = || Ok((PublicKeys::read(&key)?, place.signature(signature.as_deref())?));
-            let (keys, signature) = py.detach(read).map_err(daxfs::Error::Signature).or_raise()?;
-            options = options.signed(keys, signature);
+            let keys = py.detach(|| PublicKeys::read(&key)).map_err(daxfs::Error::Signature).or_raise()?;
+            options = place.signed(options, keys, signature);
         }
         (None, Some(_)) => {
             return Err(PyValueError::new_err("a signature is checked by a key: give key, too"));

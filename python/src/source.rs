@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use daxfs::signature::{self, SignatureError};
+use daxfs::signature::PublicKeys;
 use daxfs::{Image, OpenOptions, Part, Region, Source};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -52,14 +52,19 @@ impl Place {
         }
     }
 
-    /// The signature in a file, or in the one beside a path, if that is there.
-    pub fn signature(&self, named: Option<&Path>) -> Result<Option<String>, SignatureError> {
+    /// Has one of `keys` sign: in the file that is named, or in one beside a path. Both are read when the image is opened,
+    /// and again when it is refreshed.
+    pub fn signed(&self, options: OpenOptions, keys: PublicKeys, named: Option<PathBuf>) -> OpenOptions {
         if let Some(path) = named {
-            return signature::read(path).map(Some);
+            return options.signed_in(keys, path);
         }
-        let Self::Named(text) = self else { return Ok(None) };
-        let Ok(Source::Path { path, part: Part::WHOLE }) = Source::parse(text) else { return Ok(None) };
-        signature::read_beside(&path)
+        match self {
+            Self::Named(text) => match Source::parse(text) {
+                Ok(Source::Path { path, part: Part::WHOLE }) => options.signed_beside(keys, path),
+                _ => options.signed(keys, None),
+            },
+            Self::Descriptor(_) => options.signed(keys, None),
+        }
     }
 
     /// Maps what lies there.

@@ -12,6 +12,9 @@ use crate::tensor::{Place, TensorError};
 use crate::verify::Hashes;
 use crate::{Entry, File, FileType, Image};
 
+/// What the hash of a file costs while it is read from the index, and afterwards.
+const STATED_BYTES: u64 = size_of::<(u64, u64, [u8; 32])>() as u64 + size_of::<(u64, [u8; 32])>() as u64;
+
 /// Builds the tree hash of one directory from its entries, which come in the order of their names (bytes).
 #[derive(Debug, Clone, Default)]
 pub struct DirectoryHasher(blake3::Hasher);
@@ -96,7 +99,7 @@ pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
 /// index says. `each` gets every inode's file and may end the work with an error.
 ///
 /// # Errors
-/// [`Error::NoContents`] as `E`, or what `each` returns.
+/// [`Error::NoContents`] and [`Error::FilesOverlap`] as `E`, or what `each` returns.
 pub fn content_hash<E: From<Error>>(
     image: &Image,
     mut each: impl FnMut(&File, [u8; 32]) -> Result<(), E>,
@@ -104,13 +107,22 @@ pub fn content_hash<E: From<Error>>(
     let mut inodes: HashMap<u64, [u8; 32]> = HashMap::new();
     // Files that share their bytes are read once.
     let mut places: HashMap<Place, [u8; 32]> = HashMap::new();
+    let memory = image.region().len().saturating_add(image.backing().map_or(0, crate::Region::len));
+    let mut total = 0_u64;
     content_hash_by(image, |file| match inodes.get(&file.ino()) {
         Some(hash) => Ok(*hash),
         None => {
             let place = Place::of(file);
             let hash = match places.get(&place) {
                 Some(hash) => *hash,
-                None => file.hash()?,
+                None => {
+                    total = total.saturating_add(file.len());
+                    // Files that overlap would be more to hash than an honest image has.
+                    if total > memory.saturating_mul(2) {
+                        return Err(Error::FilesOverlap { total, memory }.into());
+                    }
+                    file.hash()?
+                }
             };
             places.insert(place, hash);
             each(file, hash)?;
@@ -153,6 +165,7 @@ pub(crate) fn stated_content(image: &Image) -> Result<Option<([u8; 32], Hashes)>
         let (place, rule) = ("directory".into(), "/.daxfs must hold the index and nothing else");
         return Err(TensorError::Index { place, rule, found: escaped(&other.path()) }.into());
     }
+    image.charge("hashes of the index", u64::from(index.file_count()).saturating_mul(STATED_BYTES))?;
     let mut hashes = Vec::new();
     for record in index.files() {
         let record = record?;

@@ -93,11 +93,15 @@ impl Hashes {
     }
 }
 
+/// What a file costs while all are compared: its place, the file twice, its inode.
+const CHECKED_BYTES: u64 =
+    (size_of::<(Place, usize)>() + size_of::<File>() + size_of::<(File, usize)>() + size_of::<u64>()) as u64;
+
 /// Hashes every file of an image that has a hash, each stretch of it once, on all processors.
 ///
 /// # Errors
 /// [`Error::WrongHash`] with one of the files that are not what the image says; [`Error::FilesOverlap`] where there would
-/// be more to hash than an honest image has; [`Error::Cancelled`]; as for [`File::read_at`].
+/// be more to hash than an honest image has; [`Error::MetadataLimit`]; [`Error::Cancelled`]; as for [`File::read_at`].
 pub(crate) fn check_all(image: &Image, hashes: &Hashes, progress: Option<&Progress>) -> Result<()> {
     let mut places: HashMap<Place, usize> = HashMap::new();
     let mut files: Vec<File> = Vec::new();
@@ -111,6 +115,7 @@ pub(crate) fn check_all(image: &Image, hashes: &Hashes, progress: Option<&Progre
         if hashes.of(&file).is_none() {
             continue;
         }
+        image.charge("files that are compared", CHECKED_BYTES)?;
         let place = *places.entry(Place::of(&file)).or_insert_with(|| {
             files.push(file.clone());
             files.len().saturating_sub(1)

@@ -235,6 +235,66 @@ fn what_has_no_hashes_cannot_be_compared() {
     OpenOptions::new().verify(Verify::Stored).open(&path).unwrap();
 }
 
+/// Tables that are as long as there are files come out of the budget.
+#[test]
+fn what_is_compared_with_is_charged() {
+    let names: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), name.clone().into_bytes())).collect();
+    let packed = Packed::new(&files, false);
+    let least = |options: &dyn Fn() -> OpenOptions| {
+        let (mut too_few, mut enough) = (0, 64 << 20);
+        while enough - too_few > 1 {
+            let middle = u64::midpoint(too_few, enough);
+            match options().max_metadata(middle).open(&packed.path) {
+                Ok(_) => enough = middle,
+                Err(Error::MetadataLimit { .. }) => too_few = middle,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        enough
+    };
+    let stored = least(&|| OpenOptions::new());
+    let stated = least(&|| packed.options().verify(Verify::Stored));
+    let full = least(&|| packed.options());
+    assert!(stated >= stored + 500 * (8 + 32), "{stored} {stated}");
+    assert!(full >= stated + 500 * 16, "{stated} {full}");
+}
+
+/// A signature in a file is read again when the image is: that of the image before is not one of the new image.
+#[test]
+fn what_is_refreshed_has_its_own_signature() {
+    use crate::signature::{PublicKeys, beside};
+    let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/minisign/minisign");
+    let keys = PublicKeys::read(format!("{tests}.pub").as_ref()).unwrap();
+    let signer = mkimage::Signer::open(format!("{tests}.key").as_ref(), None).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [tree, path] = ["tree", "image"].map(|name| dir.path().join(name));
+    fs::create_dir(&tree).unwrap();
+    let pack = |text: &str| {
+        fs::write(tree.join("a"), text).unwrap();
+        Packer::new().input(&tree).plan().unwrap().write_file(&path).unwrap();
+        let content = Image::open(&path).unwrap().content_hash().unwrap();
+        signer.write(&content, &path, false).unwrap();
+    };
+    pack("old");
+    let text = fs::read_to_string(beside(&path)).unwrap();
+    let options = OpenOptions::new();
+    let given = options.clone().signed(keys.clone(), Some(text)).open(&path).unwrap();
+    let found = [
+        options.clone().signed_beside(keys.clone(), &path).open(&path).unwrap(),
+        options.clone().signed_in(keys.clone(), beside(&path)).open(&path).unwrap(),
+    ];
+    pack("new");
+    assert!(matches!(given.refresh(), Err(Error::Signature(_))));
+    for image in found {
+        let new = image.refresh().unwrap().unwrap();
+        assert_eq!(new.file("a").unwrap().to_vec().unwrap(), b"new");
+    }
+    fs::remove_file(beside(&path)).unwrap();
+    let missing = options.signed_beside(keys, &path).open(&path).unwrap_err();
+    assert!(missing.to_string().contains("no signature"), "{missing}");
+}
+
 #[test]
 fn names() {
     for (name, verify) in Verify::NAMES {

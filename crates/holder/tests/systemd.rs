@@ -95,9 +95,18 @@ fn signatures_come_back_with_their_images() {
     let mut holder = supervisor.serve(&place, &signed);
     assert_eq!(names(), ["good"]);
     holder.kill();
-    let _holder = supervisor.serve(&place, &Start::default());
+    let mut holder = supervisor.serve(&place, &Start::default());
     assert_eq!(names(), ["bad", "good", "other"]);
     assert_eq!((attached("bad"), attached("good")), (None, Some(signature)));
+    // Nobody has signed what lies on devices.
+    keep_copies(&place, "good");
+    wait_for("copies", || stored_copies(&supervisor).len() == 3);
+    holder.kill();
+    let mut holder = supervisor.serve(&place, &signed);
+    assert_eq!((names(), kept_copies(&place, "good")), (vec!["good".to_owned()], Vec::new()));
+    wait_for("the copies to be forgotten", || stored_copies(&supervisor).is_empty());
+    holder.kill();
+    let _holder = supervisor.serve(&place, &Start::default());
     // It goes with its image.
     place.connect().request(&Request::Drop { name: "good".into() }, &[]).unwrap();
     supervisor.wait_for_store(&["img.1.bad", "img.3.other"]);

@@ -14,8 +14,8 @@ use daxfs::holder::message::{Refusal, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{
-    Done, PATIENCE, Place, Process, Start, be_process, identity, is_used, keep_copies, kept_copies, tensor,
-    wait_for,
+    Done, PATIENCE, Place, Process, Start, be_process, identity, is_used, keep_copies, kept_copies, key,
+    tensor, wait_for,
 };
 
 #[test]
@@ -111,6 +111,25 @@ fn copies_on_devices_are_handed_over() {
     assert!(!new.wait().success() && holder.is_running());
     place.wait_until_served_by(holder.0.id());
     assert_eq!(kept_copies(&place, "c"), of_c);
+}
+
+/// A holder that requires signatures takes the images, and no copy on a device: nobody has signed that.
+#[test]
+fn copies_on_devices_are_left_out_where_images_are_signed() {
+    let place = Place::new();
+    let mut old = place.serve(&Start::default());
+    let weights = place.weights("a", 1, 100);
+    let content = place.load_path("a", false, &weights).unwrap().content_hash.unwrap();
+    let signer = mkimage::Signer::open(&key("minisign.key"), None).unwrap();
+    let option = format!("signature={}", signer.sign(&content, &weights).unwrap());
+    place.load("a", true, &[&option], File::open(&weights).unwrap().as_fd()).unwrap();
+    let copies = keep_copies(&place, "a");
+    let new = place.spawn(&Start { require_signed: true, ..TAKE_OVER });
+    assert!(old.wait().success());
+    place.wait_until_served_by(new.0.id());
+    assert!(kept_copies(&place, "a").is_empty());
+    assert!(copies.iter().all(|(_, file)| !is_used(*file)));
+    assert_eq!(tensor(&place.open("a")), vec![1; 100]);
 }
 
 #[test]

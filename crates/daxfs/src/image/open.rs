@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::{Image, Inner};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::holder::Attachment;
-use crate::signature::{PublicKeys, SignatureError};
+use crate::signature::{self, PublicKeys, SignatureError};
 use crate::snapshot::{self, Snapshot, Strict};
 use crate::tensor::TensorCache;
 use crate::verify::{self, Lazy, Progress, Verify};
@@ -56,11 +57,37 @@ pub struct OpenOptions {
     verity: Option<VerityDigest>,
 }
 
-/// Who must have signed, and what was given as the signature.
+/// Who must have signed, and where the signature is.
 #[derive(Debug, Clone)]
 struct Signed {
     keys: PublicKeys,
-    signature: Option<String>,
+    place: Place,
+}
+
+/// Where a signature is.
+#[derive(Debug, Clone)]
+enum Place {
+    /// It was given, or the image's holder has it.
+    Text(Option<String>),
+    /// In a file or an OCI image layout.
+    File(PathBuf),
+    /// Beside the image with this path, if there.
+    Beside(PathBuf),
+}
+
+impl Signed {
+    /// Checks that the content was signed; the image's holder may have a signature `attached`.
+    fn check(&self, content: &[u8; 32], attached: Option<&str>) -> Result<(), SignatureError> {
+        let found = match &self.place {
+            Place::Text(text) => text.clone(),
+            Place::File(path) => Some(signature::read(path)?),
+            Place::Beside(image) => signature::read_beside(image)?,
+        };
+        let text = found.as_deref().or(attached).ok_or(SignatureError::Missing {
+            advice: "give its file or layout, IMAGE.minisig or IMAGE.cosign, or have the holder load it with one",
+        })?;
+        self.keys.verify(content, text).map(drop)
+    }
 }
 
 impl Default for OpenOptions {
@@ -186,7 +213,23 @@ impl OpenOptions {
     /// [`OpenOptions::verify`] says otherwise, for the images of holders, too.
     #[must_use]
     pub fn signed(mut self, keys: PublicKeys, signature: Option<String>) -> Self {
-        self.signed = Some(Signed { keys, signature });
+        self.signed = Some(Signed { keys, place: Place::Text(signature) });
+        self
+    }
+
+    /// As [`OpenOptions::signed`], with the signature in a file or an OCI image layout ([`signature::read`]), which is
+    /// read each time an image is opened: [`Image::refresh`] finds that of the new image there.
+    #[must_use]
+    pub fn signed_in(mut self, keys: PublicKeys, path: impl Into<PathBuf>) -> Self {
+        self.signed = Some(Signed { keys, place: Place::File(path.into()) });
+        self
+    }
+
+    /// As [`OpenOptions::signed_in`], with the signatures that lie beside the image with this path
+    /// ([`signature::read_beside`]).
+    #[must_use]
+    pub fn signed_beside(mut self, keys: PublicKeys, image: impl Into<PathBuf>) -> Self {
+        self.signed = Some(Signed { keys, place: Place::Beside(image.into()) });
         self
     }
 
@@ -372,11 +415,8 @@ impl OpenOptions {
         if content != wanted {
             return Err(Error::OtherContent { expected: wanted, found: Some(content) });
         }
-        if let Some(Signed { keys, signature }) = &self.signed {
-            let signature = signature.as_deref().or(attached).ok_or(SignatureError::Missing {
-                advice: "give its file or layout, IMAGE.minisig or IMAGE.cosign, or have the holder load it with one",
-            })?;
-            keys.verify(&content, signature)?;
+        if let Some(signed) = &self.signed {
+            signed.check(&content, attached)?;
         }
         match verify {
             Verify::Stored => {}

@@ -120,8 +120,8 @@ pub fn layout(content: &[u8; 32], payload: &[u8], signature: &[u8]) -> Vec<(Path
     files
 }
 
-/// Whether a directory holds nothing but a signature of a content as [`layout`] makes it, or the beginning of one, which
-/// may give way to another.
+/// Whether a directory holds nothing but a signature of a content as [`layout`] makes it, or the beginning of one,
+/// which may give way to another.
 pub fn is_replaceable(directory: &Path) -> bool {
     let is_ours = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.is_ok_and(|entry| {

@@ -3,15 +3,16 @@
 //!
 //! What the payload binds is the content, in one of two ways:
 //!
-//! * the claim [`CLAIM`] among the optional ones, `"daxfs-content": "blake3:HASH"`. So a registry's signature of whatever
-//!   artifact has the image in it counts: `cosign sign --key KEY -a daxfs-content=blake3:HASH REGISTRY/NAME@sha256:...`;
+//! * the claim [`CLAIM`] among the optional ones, `"daxfs-content": "blake3:HASH"`. So a registry's signature of
+//!   whatever artifact has the image in it counts: `cosign sign --key KEY -a daxfs-content=blake3:HASH
+//!   REGISTRY/NAME@sha256:...`;
 //! * without the claim the digest of the manifest, which is then that of [`manifest`]: an OCI artifact with the
 //!   [statement](super::statement) as its one layer, the same bytes wherever they are computed.
 //!
 //! What [`layout`] makes has both, so `openssl dgst -sha256 -verify` takes the payload, and cosign the layout.
 //!
-//! In texts a signature is one line: an OCI descriptor of the payload, with the payload in `data` and the signature among
-//! the annotations, as a manifest with signatures has it.
+//! In texts a signature is one line: an OCI descriptor of the payload, with the payload in `data` and the signature
+//! among the annotations, as a manifest with signatures has it.
 
 mod layout;
 
@@ -134,8 +135,8 @@ struct Optional {
     others: serde_json::Map<String, serde_json::Value>,
 }
 
-/// What is to be signed of a content: compact JSON. `reference` is the name of the image, for people; nothing is bound by
-/// it. `time` is in seconds since 1970.
+/// What is to be signed of a content: compact JSON. `reference` is the name of the image, for people; nothing is bound
+/// by it. `time` is in seconds since 1970.
 pub fn payload(content: &[u8; 32], reference: &str, time: u64) -> Vec<u8> {
     let others = [("creator", "daxfs-pack".into()), ("timestamp", time.into())];
     let payload = Payload {

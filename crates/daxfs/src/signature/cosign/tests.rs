@@ -9,7 +9,8 @@ const SECRET: &str = include_str!("../../../tests/cosign/key.pem");
 const MINISIGN_KEY: &str = include_str!("../../../tests/minisign/minisign.pub");
 const MINISIGN: &str = include_str!("../../../tests/minisign/statement.minisig");
 
-/// By openssl, of a payload as `cosign sign -a daxfs-content=...` signs it for a registry's artifact, of a hash of zeros.
+/// By openssl, of a payload as `cosign sign -a daxfs-content=...` signs it for a registry's artifact, of a hash of
+/// zeros.
 const CLAIM_LINE: &str = include_str!("../../../tests/cosign/claim.json");
 
 fn keys() -> PublicKeys {
