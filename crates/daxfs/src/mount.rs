@@ -71,13 +71,8 @@ impl Image {
                 format!("{:#x} bytes at {:#x} of a dma-buf of {whole:#x}", region.len(), region.offset());
             return refuse(&format!("it lies in {part}, and the kernel mounts only all of one"));
         }
-        let mut options = self.options().clone().strict(true).page_size(dmabuf::page_size());
-        if self.lazy().is_some() {
-            // The kernel does not ask file by file.
-            options = options.verify(Verify::Full);
-        }
-        let backing = match backing {
-            None => None,
+        let (backing, contents) = match backing {
+            None => (None, None),
             Some(path) => {
                 // By a path that means the same to the kernel, whatever happens to links on the way.
                 let named =
@@ -87,11 +82,10 @@ impl Image {
                 if !file.info().is_some_and(|info| info.kind == FdKind::File) {
                     return refuse(&format!("{}: the kernel reads a backing file only", path.display()));
                 }
-                options = options.backing(file).split();
-                Some(path)
+                (Some(path), Some(file))
             }
         };
-        let checked = options.open_region(region.clone())?;
+        let checked = self.checked(contents)?;
         if !self.is_there()? {
             return Err(Error::BeingReplaced { generation: checked.generation() });
         }
@@ -123,13 +117,46 @@ impl Image {
         }
         Ok(dmabuf::mount(memory, at, backing.as_deref())?)
     }
+
+    /// The image as it is there now, opened as this one was, by the kernel's rules, with its contents in `backing` if it
+    /// is split.
+    fn checked(&self, backing: Option<Region>) -> Result<Image> {
+        let mut options = self.options().clone().strict(true).page_size(dmabuf::page_size());
+        if self.lazy().is_some() {
+            // The kernel does not ask file by file.
+            options = options.verify(Verify::Full);
+        }
+        if let Some(backing) = backing {
+            options = options.backing(backing).split();
+        }
+        options.open_region(self.region().clone())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
 
-    use crate::{Error, Image, Region};
+    use crate::{Error, Image, OpenOptions, Region, Verify};
+
+    /// The kernel does not ask file by file, so all are compared before it gets an image that was opened lazily.
+    #[test]
+    fn what_was_opened_lazily_is_compared_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let [tree, path] = ["tree", "image"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("a"), "a file").unwrap();
+        mkimage::Packer::new().input(&tree).plan().unwrap().write_file(&path).unwrap();
+        let open = |verify| OpenOptions::new().verify(verify).open(&path).unwrap();
+        open(Verify::Lazy).checked(None).unwrap();
+        let at = open(Verify::Stored).file("a").unwrap().extent().unwrap().offset;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"A", at).unwrap();
+        let error = open(Verify::Lazy).checked(None).unwrap_err();
+        assert!(matches!(error, Error::WrongHash { .. }), "{error}");
+        open(Verify::Stored).checked(None).unwrap();
+    }
 
     #[test]
     fn what_the_kernel_does_not_take_is_refused() {
