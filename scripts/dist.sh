@@ -33,10 +33,28 @@ inside_tools() {
         cargo install --quiet --locked --debug --root /tools --version "$CYCLONEDX" cargo-cyclonedx
 }
 
+# Compilers and linkers that link against the oldest C library, and the whole environment of the parts that compile. Each
+# tool's own option for zig has a linker of its own, and cargo compiles everything again for another linker, what runs
+# while building too. So the linkers of all targets are set, and the same for wheels and commands.
+use_zig() {
+    local target arch name
+    export CARGO_ZIGBUILD_ZIG_PATH=/tools/bin/python-zig
+    for target in "${TARGETS[@]}"; do
+        arch=${target%%-*} name=${target//-/_}
+        # Without checks that zig adds, and with symbols, which it would leave out.
+        printf '#!/bin/sh\nexec cargo-zigbuild zig cc -- -g -fno-sanitize=all -target %s "$@"\n' \
+            "$arch-linux-gnu.$GLIBC" >"/tmp/$arch-cc"
+        printf '#!/bin/sh\nexec cargo-zigbuild zig ar -- "$@"\n' >"/tmp/$arch-ar"
+        chmod +x "/tmp/$arch-cc" "/tmp/$arch-ar"
+        export "CARGO_TARGET_${name^^}_LINKER=/tmp/$arch-cc" "CC_$name=/tmp/$arch-cc" "AR_$name=/tmp/$arch-ar"
+    done
+}
+
 inside_wheels() {
     local target
+    use_zig
     for target in "${TARGETS[@]}"; do
-        maturin build --release --locked --zig --target "$target" --compatibility manylinux2014 --out /out
+        maturin build --release --locked --target "$target" --compatibility manylinux2014 --out /out
         mkdir -p "/tmp/wheel/$target"
         python3 -m zipfile -e "/out/daxfs-$VERSION-"*"_${target%%-*}.whl" "/tmp/wheel/$target"
         any_pages "/tmp/wheel/$target/daxfs/"_daxfs*.so "$target"
@@ -66,8 +84,10 @@ old_enough() {
 
 inside_commands() {
     local target name tree program shell
+    use_zig
+    # The wheel's package has no programs, but its features: with it, what the wheels compiled is taken as it is.
+    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-cli -p mkimage -p daxfs-python --bins
     for target in "${TARGETS[@]}"; do
-        cargo zigbuild --release --locked --target "$target.$GLIBC" -p daxfs-cli -p mkimage --bins
         for program in daxfs daxfs-pack; do
             old_enough "/target/$target/release/$program"
             any_pages "/target/$target/release/$program" "$target"
@@ -106,7 +126,8 @@ inside_crates() {
     for crate in "${CRATES[@]}"; do packages+=(-p "$crate"); done
     # Without a public place that it could name, a manifest has no repository. Everything else is there.
     grep -q '^repository' Cargo.toml || options+=(--no-metadata)
-    cargo package "${options[@]}" "${packages[@]}" 2>&1 | tee $log
+    # Debugging information is of no use here.
+    CARGO_PROFILE_DEV_DEBUG=0 cargo package "${options[@]}" "${packages[@]}" 2>&1 | tee $log
     if grep -q '^warning' $log; then fail "cargo package warns"; fi
     for crate in "${CRATES[@]}"; do cp "/target/package/$crate-$VERSION.crate" /out/; done
 }
@@ -123,7 +144,9 @@ if [ "${1:-}" = inside ]; then
     cd /source
     for part in "$@"; do
         printf '\n--- %s\n' "$part"
+        SECONDS=0
         "inside_$part"
+        printf -- '--- %s: %d s\n' "$part" $SECONDS
     done
     exit
 fi
