@@ -23,7 +23,8 @@ use crate::{source, unlocked};
 ///     for memory. The opened image is returned; when it and all that came from it are gone, so is the memory.
 /// align: large files start at multiples of it (default 2 MiB).
 /// align_tensors: what the tensors of safetensors files are moved to multiples of: 256 bytes by default, a number, or a
-///     page ("page"); False is exact=True. The index keeps what is needed to make the source's exact bytes again (File.original()).
+///     page ("page"); False is exact=True. The index keeps what is needed to make the source's exact bytes again
+///     (File.original()).
 /// exact: pack all files byte for byte: no tensor is moved.
 /// dedupe: store files with the same contents once.
 /// overlay: room for what kernels that mount the image write: bytes, or bytes and buckets of the hash table over them.
@@ -43,7 +44,8 @@ use crate::{source, unlocked};
 /// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
 ///     memory, since hashing takes as long as packing into it.
 /// format: version of the format, 8 or 5.
-/// block_size: page size of the machine that will mount the image.
+/// block_size: page size of the machine that will mount the image: 4096 (the default), 16384 or 65536, or "page" for
+///     this one's.
 /// huge_pages: pages of a memfd: "auto", "no", "thp", "2M" or "1G".
 /// numa: the NUMA node that new memory lies on.
 /// replace: replace the image that a device holds; readers of the old one notice (see Image.refresh).
@@ -52,8 +54,9 @@ use crate::{source, unlocked};
 /// threads: how many threads copy; None for as many as there are processors.
 #[pyfunction]
 #[pyo3(signature = (
-    sources=None, output=None, *, into=None, align=None, align_tensors=None, exact=false, overlay=None, empty=false, split=None,
-    dedupe=false, links="auto", exclude=None, include=None, weights_only=false, mode=None, skip_special=false, plain=false, hash=None, format=8, block_size=4096, huge_pages="auto", numa=None, replace=false,
+    sources=None, output=None, *, into=None, align=None, align_tensors=None, exact=false, overlay=None, empty=false,
+    split=None, dedupe=false, links="auto", exclude=None, include=None, weights_only=false, mode=None,
+    skip_special=false, plain=false, hash=None, format=8, block_size=None, huge_pages="auto", numa=None, replace=false,
     sync=true, verify=false, threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -78,7 +81,7 @@ pub fn pack<'py>(
     plain: bool,
     hash: Option<bool>,
     format: u32,
-    block_size: u32,
+    block_size: Option<BlockSize>,
     huge_pages: &str,
     numa: Option<u32>,
     replace: bool,
@@ -117,7 +120,6 @@ pub fn pack<'py>(
         .plain(plain)
         .hash(hash.unwrap_or_else(|| target.stays()))
         .format(parse_format(format)?)
-        .block_size(block_size)
         .huge_pages(huge_pages)
         .numa(numa)
         .replace(replace)
@@ -143,6 +145,15 @@ pub fn pack<'py>(
     if let Some(count) = threads {
         packer = packer.threads(count);
     }
+    packer = match block_size {
+        Some(BlockSize::Bytes(bytes)) => packer.block_size(bytes),
+        Some(BlockSize::Page(name)) if name == "page" => packer.block_size(page_size()?),
+        Some(BlockSize::Page(name)) => {
+            let message = format!("block_size is 4096, 16384, 65536 or \"page\", not {name:?}");
+            return Err(PyValueError::new_err(message));
+        }
+        None => packer,
+    };
     packer = match align_tensors {
         Some(AlignTensors::On(true)) => packer.tensor_alignment(Some(DEFAULT_TENSOR_ALIGN)),
         Some(AlignTensors::On(false)) => packer.exact(true),
@@ -193,6 +204,15 @@ pub enum AlignTensors {
     On(bool),
     #[pyo3(transparent)]
     Bytes(u64),
+    #[pyo3(transparent)]
+    Page(String),
+}
+
+/// What `block_size` may be.
+#[derive(FromPyObject)]
+pub enum BlockSize {
+    #[pyo3(transparent)]
+    Bytes(u32),
     #[pyo3(transparent)]
     Page(String),
 }
@@ -255,6 +275,13 @@ fn inputs(sources: &Bound<'_, PyAny>) -> PyResult<Vec<PathBuf>> {
         return Ok(vec![source::path(sources)?]);
     }
     sources.try_iter()?.map(|path| source::path(&path?)).collect()
+}
+
+/// This machine's, as the packer takes a size of blocks.
+fn page_size() -> PyResult<u32> {
+    let bytes = dmabuf::page_size();
+    u32::try_from(bytes)
+        .map_err(|_| PyValueError::new_err(format!("block_size: pages of {bytes} bytes are too large")))
 }
 
 fn parse_format(version: u32) -> PyResult<Format> {

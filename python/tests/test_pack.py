@@ -85,6 +85,8 @@ def test_options(tree: Path, tmp_path: Path) -> None:
     with daxfs.pack(tree, block_size=65536) as image:
         assert image.block_size == 65536
         assert [f.extent[0] % 65536 for f in image.values() if f.size and f.extent] == [0] * 8
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert daxfs.pack(tree, tmp_path / "page.daxfs", block_size="page")["block_size"] == page
     with daxfs.pack(tree, align=4096, threads=1, huge_pages="no", sync=False, verify=True) as image:
         assert image["sub/large.bin"].extent is not None
 
@@ -213,6 +215,8 @@ def test_refusals(tree: Path, tmp_path: Path) -> None:
     for options in ({"format": 7}, {"block_size": 1000}, {"align": 3}, {"huge_pages": "3M"}, {"align_tensors": "x"}):
         with pytest.raises(ValueError, match=r"format|block|align|huge_pages"):
             daxfs.pack(tree, **options)
+    with pytest.raises(ValueError, match='^block_size is 4096, 16384, 65536 or "page", not "4096"$'):
+        daxfs.pack(tree, block_size="4096")  # type: ignore[call-overload]
     for source in (5, [5], [None]):
         with pytest.raises(TypeError):
             daxfs.pack(source)  # type: ignore[call-overload]
