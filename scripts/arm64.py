@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Runs test programs for Arm under emulation, and tells what cannot pass there from what is wrong.
 
-    arm64.py run BUILT KNOWN         under the emulator of programs, one program after the other
-    arm64.py init BUILT FOLDER       put the programs into a guest's first file system, with a list for its init
-    arm64.py read BUILT KNOWN LOG    what that guest printed
-    arm64.py kernel                  the folder with a kernel of 64 KiB pages, fetched first where it is not there
+    arm64.py run BUILT KNOWN [PACKAGE...]       under the emulator of programs, one program after the other
+    arm64.py init BUILT FOLDER [PACKAGE...]     put the programs into a guest's first file system, with a list of them
+    arm64.py read BUILT KNOWN LOG [PACKAGE...]  what that guest printed
+    arm64.py kernel                             the folder with a kernel of 64 KiB pages, fetched where it is not there
 
-BUILT is what `cargo test --no-run --message-format json` printed. KNOWN has a line for each test that cannot pass
-there: program, test, and why; in both names * stands for anything. A test that fails and is not there is a failure; one
-that is there and passes is said, so that the list shrinks. The status is 1 if any failed.
+BUILT is what `cargo build --tests --message-format json` printed; without names of packages all are meant. KNOWN has a
+line for each test that cannot pass there: program, test, and why; in both names * stands for anything. A test that
+fails and is not there is a failure; one that is there and passes is said, so that the list shrinks. The status is 1 if
+any failed.
 
 Debian has kernels of 4 and 16 KiB pages for Arm, Ubuntu one of 64 KiB. DAXFS_UBUNTU_MIRROR is another mirror to fetch
 it from; its hash is known.
@@ -51,6 +52,7 @@ class Program:
     name: str
     path: str
     folder: Path
+    package: str
 
     @property
     def label(self) -> str:
@@ -116,15 +118,23 @@ class Sums:
         return 1 if self.failed or not self.passed else 0
 
 
-def programs(built: Path) -> list[Program]:
-    """Return the test programs in cargo's messages."""
+def programs(built: Path, packages: tuple[str, ...]) -> list[Program]:
+    """Return the test programs in cargo's messages, of some packages or of all."""
     found = []
     for line in built.read_text().splitlines():
         message = json.loads(line)
         if message.get("reason") == "compiler-artifact" and message.get("executable") and message["profile"]["test"]:
             name = message["target"]["name"]
-            found.append(Program(name, message["executable"], Path(message["manifest_path"]).parent))
-    return sorted(found, key=lambda program: program.label)
+            folder = Path(message["manifest_path"]).parent
+            # URL#VERSION where the folder has the package's name, URL#NAME@VERSION elsewhere.
+            package, at, _ = message["package_id"].rpartition("#")[2].partition("@")
+            found.append(Program(name, message["executable"], folder, package if at else folder.name))
+    if missing := set(packages) - {program.package for program in found}:
+        raise SystemExit(f"arm64.py: no tests of {', '.join(sorted(missing))}")
+    return sorted(
+        (program for program in found if not packages or program.package in packages),
+        key=lambda program: program.label,
+    )
 
 
 def known(path: Path) -> list[Known]:
@@ -152,10 +162,10 @@ def emulate(program: Program) -> tuple[str, str]:
     return done.stdout.decode(errors="replace"), f"ended with status {done.returncode}"
 
 
-def run(built: Path, rows: Path) -> int:
+def run(built: Path, rows: Path, *packages: str) -> int:
     """Run all under the emulator of programs."""
     sums = Sums(known(rows))
-    for program in programs(built):
+    for program in programs(built, packages):
         start = time.monotonic()
         output, ended = emulate(program)
         sums.add(program.label, output, ended)
@@ -163,16 +173,17 @@ def run(built: Path, rows: Path) -> int:
     return sums.report()
 
 
-def init(built: Path, folder: Path) -> int:
+def init(built: Path, folder: Path, *packages: str) -> int:
     """Lay the programs out for a guest, without their debugging information, each where it was built."""
     lines = []
-    for program in programs(built):
+    wanted = programs(built, packages)
+    for program in wanted:
         target = folder / program.path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["aarch64-linux-gnu-strip", "-o", target, program.path], check=True)  # noqa: S603, S607
         lines.append(f"{program.label} {program.folder} {program.path}\n")
     # The commands and examples, which the tests start.
-    for path in {Path(program.path).parents[1] for program in programs(built)}:
+    for path in {Path(program.path).parents[1] for program in wanted}:
         for file in path.iterdir():
             if file.is_file() and os.access(file, os.X_OK):
                 subprocess.run(  # noqa: S603
@@ -193,7 +204,7 @@ def printed(log: str) -> Iterator[tuple[str, str, str]]:
         yield label, output, f"ended with status {ended.split()[0]}" if ended else "did not end"
 
 
-def read(built: Path, rows: Path, log: Path) -> int:
+def read(built: Path, rows: Path, log: Path, *packages: str) -> int:
     """Count what a guest printed. Programs that it did not get to have failed."""
     sums = Sums(known(rows))
     seen = set()
@@ -201,7 +212,7 @@ def read(built: Path, rows: Path, log: Path) -> int:
     for label, output, ended in printed(log.read_text(errors="replace").replace("\r", "")):
         seen.add(label)
         sums.add(label, output, ended)
-    for program in programs(built):
+    for program in programs(built, packages):
         if program.label not in seen:
             sums.add(program.label, "", "was not started: the guest ended before")
     return sums.report()
@@ -245,10 +256,11 @@ def main(arguments: list[str]) -> int:
         "kernel": (0, kernel),
     }
     verb = verbs.get(arguments[0]) if arguments else None
-    if verb is None or len(arguments) - 1 != verb[0]:
+    if verb is None or len(arguments) - 1 < verb[0] or (verb[0] == 0 and len(arguments) > 1):
         print(__doc__, file=sys.stderr)
         return 2
-    return verb[1](*(Path(argument) for argument in arguments[1:]))
+    count = verb[0] + 1
+    return verb[1](*(Path(argument) for argument in arguments[1:count]), *arguments[count:])
 
 
 if __name__ == "__main__":

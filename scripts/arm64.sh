@@ -3,9 +3,10 @@
 #
 #   scripts/arm64.sh test [PACKAGE...]   the Rust tests, under the emulator of Arm programs; all crates, or some
 #   scripts/arm64.sh wheel               the wheel of `make dist` in Arm's Python: the README's example
-#   scripts/arm64.sh pages 16k|64k [PACKAGE...]    the tests on a kernel with such pages, in an emulated machine; without
-#                                        names of packages, those of the crates below the holder
+#   scripts/arm64.sh pages 16k|64k [PACKAGE...]    the tests on a kernel with such pages, in an emulated machine;
+#                                        without names of packages, those of the crates that may be published
 #
+# All crates are built once, with what tests start, whatever is run: of some alone, dependencies have other features.
 # What cannot pass is in scripts/arm64-emulator.txt and scripts/arm64-pages.txt, test by test; see scripts/arm64.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,33 +19,30 @@ fail() {
 TARGET=aarch64-unknown-linux-gnu
 out=target/arm64
 cargo=${CARGO_HOME:-$HOME/.cargo}
-packages=()
 
 # in_system OPTION... COMMAND...: the project lies at /project, as it is seen, and what is built below it.
 in_system() {
     local proxy=()
     [ -z "${https_proxy:-}" ] || proxy=(--env "https_proxy=$https_proxy")
     mkdir -p "$cargo" $out
-    scripts/debian.sh run rust --arm64 --show "$PWD=/project" --bind "$PWD/$out=/project/target/arm64" --bind "$cargo=/cargo" \
-        --env CARGO_HOME=/cargo --env CARGO_TARGET_DIR=/project/target/arm64 --env CARGO_TERM_PROGRESS_WHEN=never \
+    scripts/debian.sh run rust --arm64 --show "$PWD=/project" --bind "$PWD/$out=/project/target/arm64" \
+        --bind "$cargo=/cargo" --env CARGO_HOME=/cargo --env CARGO_TARGET_DIR=/project/target/arm64 \
+        --env CARGO_TERM_PROGRESS_WHEN=never \
         --env CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
         --env CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc "${proxy[@]}" "$@"
 }
 
-# The commands and examples too: tests start them. The list of what was built goes to $out/built.json.
+# The list of what was built goes to $out/built.json. Without debugging information: nobody debugs here.
 build() {
-    local selected=() package
-    for package in "${packages[@]}"; do selected+=(-p "$package"); done
-    in_system bash -c 'cd /project && target=$1 && shift &&
-        cargo build --quiet --locked --target "$target" --bins &&
-        cargo test --quiet --locked --target "$target" --no-run --lib --bins --tests --message-format json "$@" \
-            >/project/target/arm64/built.json' build $TARGET "${selected[@]}"
+    in_system --env CARGO_PROFILE_DEV_DEBUG=0 bash -c 'cd /project && cargo build --quiet --locked --target "$1" \
+        --bins --tests --message-format json >/project/target/arm64/built.json' build $TARGET
 }
 
+# The C compiler is for tests that compile what they load.
 run_tests() {
-    packages=("$@")
     build
-    in_system python3 /project/scripts/arm64.py run /project/target/arm64/built.json /project/scripts/arm64-emulator.txt
+    in_system --env CC=aarch64-linux-gnu-gcc python3 /project/scripts/arm64.py run /project/target/arm64/built.json \
+        /project/scripts/arm64-emulator.txt "$@"
 }
 
 wheel() {
@@ -114,11 +112,11 @@ INIT
 }
 
 pages() {
-    local size=${1:-} guest=$out/guest kernel=()
+    local size=${1:-} guest=$out/guest kernel=() packages
     case $size in 16k | 64k) ;; *) fail "pages 16k or pages 64k" ;; esac
     shift
     packages=("$@")
-    [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-cli)
+    [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-holder daxfs-cli)
     if [ "$size" = 64k ]; then kernel=(--show "$(python3 scripts/arm64.py kernel)=/kernel"); fi
     build
     rm -rf "$guest"
@@ -126,13 +124,14 @@ pages() {
     # Nothing but what the tests read: golden files, the list of tests that cannot pass.
     git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/project"
     in_system --bind "$PWD/$guest=/guest" bash -ec '
-        python3 /project/scripts/arm64.py init /project/target/arm64/built.json /guest/root
+        python3 /project/scripts/arm64.py init /project/target/arm64/built.json /guest/root "$@"
         mkdir -p /guest/root/lib
-        cp -L /usr/lib/aarch64-linux-gnu/{libc.so.6,libm.so.6,libgcc_s.so.1,ld-linux-aarch64.so.1} /guest/root/lib/'
+        cp -L /usr/lib/aarch64-linux-gnu/{libc.so.6,libm.so.6,libgcc_s.so.1,ld-linux-aarch64.so.1} \
+            /guest/root/lib/' init "${packages[@]}"
     scripts/debian.sh run machine --show "$PWD/scripts=/scripts" --bind "$PWD/$guest=/guest" "${kernel[@]}" \
         bash /scripts/arm64.sh inside_guest "$size"
     in_system --bind "$PWD/$guest=/guest" python3 /project/scripts/arm64.py read /project/target/arm64/built.json \
-        /project/scripts/arm64-pages.txt /guest/log
+        /project/scripts/arm64-pages.txt /guest/log "${packages[@]}"
 }
 
 case ${1:-} in

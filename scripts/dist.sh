@@ -5,8 +5,8 @@
 #   scripts/dist.sh PART...      some of: wheels commands sdist crates sbom
 #   scripts/dist.sh tools        the folder of the tools, made if it is not there
 #
-# It runs in Debian 13 with the backports' Rust (scripts/debian.sh), as root. Tools are of locked versions: scripts/dist.txt
-# and those below; SHA256SUMS covers every file, and BUILD names the commit and the versions.
+# It runs in Debian 13 with the backports' Rust (scripts/debian.sh), as root. Tools are of locked versions:
+# scripts/dist.txt and those below; SHA256SUMS covers every file, and BUILD names the commit and the versions.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,9 +33,9 @@ inside_tools() {
         cargo install --quiet --locked --debug --root /tools --version "$CYCLONEDX" cargo-cyclonedx
 }
 
-# Compilers and linkers that link against the oldest C library, and the whole environment of the parts that compile. Each
-# tool's own option for zig has a linker of its own, and cargo compiles everything again for another linker, what runs
-# while building too. So the linkers of all targets are set, and the same for wheels and commands.
+# Compilers and linkers that link against the oldest C library. Each tool's own option for zig has a linker of its own,
+# and for another linker cargo compiles everything again, what runs while building too. So the linkers of all targets
+# are set, and the same for wheels and commands.
 use_zig() {
     local target arch name
     export CARGO_ZIGBUILD_ZIG_PATH=/tools/bin/python-zig
@@ -187,7 +187,10 @@ fi
 parts=("$@")
 [ $# -gt 0 ] || parts=(wheels commands sdist crates sbom)
 for part in "${parts[@]}"; do
-    case $part in wheels | commands | sdist | crates | sbom) ;; *) echo "dist.sh: no part named $part" >&2; exit 2 ;; esac
+    case $part in
+        wheels | commands | sdist | crates | sbom) ;;
+        *) echo "dist.sh: no part named $part" >&2; exit 2 ;;
+    esac
 done
 
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
