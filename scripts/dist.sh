@@ -200,10 +200,15 @@ tools=$(tools)
 # Another commit's results are no part of this release.
 if [ $# -eq 0 ] || ! grep -qsx "commit $commit" $out/BUILD; then rm -rf $out; fi
 source=target/dist/source
-rm -rf $source
 mkdir -p $source target/dist/target $out
-# With times of now: cargo compares them with those of the last build.
-git archive "$commit" | tar -xm -C $source
+# What is the same as in the commit that was built before keeps its time, by which cargo knows it.
+(
+    git=$(git rev-parse --absolute-git-dir)
+    cd $source
+    export GIT_DIR=$git GIT_WORK_TREE=. GIT_INDEX_FILE=$PWD/../index
+    git read-tree --reset -u "$commit"
+    git clean -qfdx
+)
 in_system --bind "$tools=/tools" --bind "$PWD/$source=/source" --bind "$PWD/target/dist/target=/target" \
     --bind "$PWD/$out=/out" --env CARGO_TARGET_DIR=/target --env "VERSION=$version" \
     --env "SOURCE_DATE_EPOCH=$(git show -s --format=%ct "$commit")" \
