@@ -67,7 +67,7 @@ inside_wheel() {
         --target /tmp/site -r /project/scripts/test-dist.txt
     # In a folder of its own: into one with programs pip puts no more of them.
     /tmp/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --only-binary=:all: \
-        --platform manylinux2014_aarch64 --target /tmp/own /release/daxfs-*_aarch64.whl
+        --platform manylinux_2_28_aarch64 --target /tmp/own /release/daxfs-*_aarch64.whl
     # The scripts that pip writes begin with the interpreter that installs.
     sed -i "1s,.*,#!/tmp/arm/usr/bin/$python," /tmp/own/bin/daxfs /tmp/own/bin/daxfs-pack
     export PYTHONHOME=/tmp/arm/usr PYTHONPATH=/tmp/own:/tmp/site

@@ -12,8 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CYCLONEDX=0.5.9
 TARGETS=(x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu)
-# The oldest C library that programs and wheels run with: that of manylinux2014, which Rust's own floor is too.
-GLIBC=2.17
+# The oldest C library that programs and wheels run with. Version 2.27 brought memfd_create, and this one, also of 2018,
+# is the next that wheels have a tag for.
+GLIBC=2.28
 CRATES=(dmabuf daxfs mkimage daxfs-holder daxfs-cli)
 out=dist/release
 
@@ -54,9 +55,10 @@ inside_wheels() {
     local target
     use_zig
     for target in "${TARGETS[@]}"; do
-        maturin build --release --locked --target "$target" --compatibility manylinux2014 --out /out
+        maturin build --release --locked --target "$target" --compatibility "manylinux_${GLIBC/./_}" --out /out
         mkdir -p "/tmp/wheel/$target"
         python3 -m zipfile -e "/out/daxfs-$VERSION-"*"_${target%%-*}.whl" "/tmp/wheel/$target"
+        everything_there "/tmp/wheel/$target/daxfs/"_daxfs*.so
         any_pages "/tmp/wheel/$target/daxfs/"_daxfs*.so "$target"
     done
 }
@@ -69,6 +71,14 @@ any_pages() {
             aarch64*) ((align >= 65536)) || fail "$1 has parts at multiples of $align: some kernels cannot load it" ;;
         esac
     done
+}
+
+# everything_there LIBRARY: what a library lacks is no error of a linker. What no library of its own has is Python's.
+everything_there() {
+    local lacking
+    lacking=$(readelf --dyn-syms -W "$1" | awk '$5 == "GLOBAL" && $7 == "UND" && $8 !~ /@/ { print $8 }' |
+        grep -vE '^_?Py' || true)
+    [ -z "$lacking" ] || fail "$1 needs what no library of that age has: $lacking"
 }
 
 # old_enough FILE: the program needs the C library alone, and no newer one than it says.
@@ -200,7 +210,9 @@ tools=$(tools)
 # Another commit's results are no part of this release.
 if [ $# -eq 0 ] || ! grep -qsx "commit $commit" $out/BUILD; then rm -rf $out; fi
 source=target/dist/source
-mkdir -p $source target/dist/target $out
+# Programs that were linked for another C library are not up to date, and cargo does not know.
+target=target/dist/glibc-$GLIBC
+mkdir -p $source "$target" $out
 # What is the same as in the commit that was built before keeps its time, by which cargo knows it.
 (
     git=$(git rev-parse --absolute-git-dir)
@@ -209,7 +221,7 @@ mkdir -p $source target/dist/target $out
     git read-tree --reset -u "$commit"
     git clean -qfdx
 )
-in_system --bind "$tools=/tools" --bind "$PWD/$source=/source" --bind "$PWD/target/dist/target=/target" \
+in_system --bind "$tools=/tools" --bind "$PWD/$source=/source" --bind "$PWD/$target=/target" \
     --bind "$PWD/$out=/out" --env CARGO_TARGET_DIR=/target --env "VERSION=$version" \
     --env "SOURCE_DATE_EPOCH=$(git show -s --format=%ct "$commit")" \
     --env CARGO_PROFILE_RELEASE_DEBUG=0 --env CARGO_PROFILE_RELEASE_STRIP=debuginfo \
