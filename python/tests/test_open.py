@@ -271,6 +271,13 @@ def test_signed(tree: Path, tmp_path: Path) -> None:
         daxfs.open(image, key=key, signature=tmp_path / "none")
     with pytest.raises(ValueError, match="give key"):
         daxfs.open(image, signature=signature)
+    # A refreshed image has its own signature, which is read again.
+    old = daxfs.open(image, key=key)
+    (tree / "new").write_text("new")
+    subprocess.run([tool, "-q", tree, "-o", image, "--sign", keys / "minisign.key"], check=True)
+    new = old.refresh()
+    assert new is not None
+    assert new["new"].read_bytes() == b"new"
 
 
 def test_signed_as_cosign_does(tree: Path, tmp_path: Path) -> None:
