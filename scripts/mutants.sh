@@ -30,6 +30,7 @@ files() {
         case $file in
             crates/dmabuf/*) echo "dmabuf $file" ;;
             crates/daxfs/*) echo "daxfs $file" ;;
+            crates/protocol/*) echo "daxfs-protocol $file" ;;
             crates/holder/*) echo "daxfs-holder $file" ;;
             *) echo "mutants.sh: $file is of no crate that is tested so" >&2; exit 2 ;;
         esac
@@ -41,7 +42,7 @@ read -ra wanted <<<"${MUTANTS_FILES:-}"
 if [ ${#wanted[@]} -eq 0 ]; then
     mapfile -t wanted < <(git ls-files 'crates/dmabuf/src/*.rs' 'crates/daxfs/src/region/*.rs' 'crates/daxfs/src/snapshot/*.rs' \
         'crates/daxfs/src/image*.rs' 'crates/daxfs/src/file.rs' 'crates/daxfs/src/generation.rs' 'crates/daxfs/src/tensor/*.rs' \
-        'crates/daxfs/src/holder/*.rs' 'crates/holder/src/*.rs')
+        'crates/protocol/src/*.rs' 'crates/holder/src/*.rs')
 fi
 shard=()
 [ -z "${1:-}" ] || shard=(--shard "$1")

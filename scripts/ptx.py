@@ -20,12 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
-    "crates/daxfs/src/device/cuda/hash.cu",
+    "crates/device/src/cuda/hash.cu",
     "examples/rust/05-cuda-gather/gather.cu",
     "examples/rust/06-cuda-walk/walk.cu",
 )
 # The oldest GPUs that the kernels run on; drivers compile them for what they find.
-OPTIONS = ("--gpu-architecture=compute_70", "--std=c++14", f"--include-path={ROOT / 'crates/daxfs/include'}")
+OPTIONS = ("--gpu-architecture=compute_70", "--std=c++14", f"--include-path={ROOT / 'crates/device/include'}")
 NO_COMPILER = 77
 
 

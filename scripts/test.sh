@@ -237,9 +237,9 @@ long_abuse() {
 long_docs() {
     local -x RUSTDOCFLAGS="-D warnings"
     local feature
-    cargo doc --locked --quiet --no-deps -p daxfs || return
+    cargo doc --locked --quiet --no-deps -p daxfs-device || return
     for feature in cuda vulkan; do
-        cargo doc --locked --quiet --no-deps -p daxfs --features "$feature" || return
+        cargo doc --locked --quiet --no-deps -p daxfs-device --features "$feature" || return
     done
 }
 

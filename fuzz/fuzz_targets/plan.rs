@@ -10,7 +10,7 @@ mod forge;
 use std::sync::OnceLock;
 
 use daxfs::Image;
-use daxfs::device::Plan;
+use daxfs_device::Plan;
 use forge::Forge;
 use libfuzzer_sys::fuzz_target;
 
@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(placement.identity(), again.identity());
         for assigned in placement.tensors() {
             let (tensor, assigned) = assigned.expect("what was placed");
-            if let daxfs::device::placement::Assigned::Part { dim, range, .. } = &assigned {
+            if let daxfs_device::placement::Assigned::Part { dim, range, .. } = &assigned {
                 let size = tensor.shape()[*dim];
                 assert!(range.start <= range.end && range.end <= size, "{}: {range:?}", tensor.name());
             }

@@ -11,8 +11,8 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 use daxfs::Tensor;
-use daxfs::device::{Place, TensorSlice};
 use daxfs::dlpack::{self, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+use daxfs_device::{Place, TensorSlice};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -99,8 +99,8 @@ unsafe trait Managed: Sized {
     const NAME: &'static CStr;
 
     /// As memory of one of its devices.
-    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs::Result<NonNull<Self>>;
-    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>>;
+    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs_device::Result<NonNull<Self>>;
+    fn copy(tensor: &Tensor) -> daxfs_device::Result<NonNull<Self>>;
     fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)>;
 }
 
@@ -108,23 +108,23 @@ unsafe trait Managed: Sized {
 unsafe impl Managed for DLManagedTensorVersioned {
     const NAME: &'static CStr = c"dltensor_versioned";
 
-    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs::Result<NonNull<Self>> {
+    fn lend(lent: Lent<'_>, device: DLDevice) -> daxfs_device::Result<NonNull<Self>> {
         match lent {
             Lent::Host(tensor) => {
                 let read_only = !tensor.file().region().is_writable();
-                dlpack::export_versioned(tensor, read_only, device)
+                Ok(dlpack::export_versioned(tensor, read_only, device)?)
             }
             Lent::Device { tensor, place, read_only, .. } => {
-                dlpack::export_place_versioned(tensor, place, read_only, device)
+                daxfs_device::dlpack::export_versioned(tensor, place, read_only, device)
             }
             Lent::Part { tensor, slice, read_only, .. } => {
-                dlpack::export_slice_versioned(tensor, slice, read_only, device)
+                daxfs_device::dlpack::export_slice_versioned(tensor, slice, read_only, device)
             }
         }
     }
 
-    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>> {
-        dlpack::copy_versioned(tensor)
+    fn copy(tensor: &Tensor) -> daxfs_device::Result<NonNull<Self>> {
+        Ok(dlpack::copy_versioned(tensor)?)
     }
 
     fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)> {
@@ -137,16 +137,16 @@ unsafe impl Managed for DLManagedTensor {
     const NAME: &'static CStr = c"dltensor";
 
     // Host memory of a GPU, which alone is of two devices, is not lent in this form.
-    fn lend(lent: Lent<'_>, _device: DLDevice) -> daxfs::Result<NonNull<Self>> {
+    fn lend(lent: Lent<'_>, _device: DLDevice) -> daxfs_device::Result<NonNull<Self>> {
         match lent {
-            Lent::Host(tensor) => dlpack::export_legacy(tensor),
-            Lent::Device { tensor, place, .. } => dlpack::export_place_legacy(tensor, place),
-            Lent::Part { tensor, slice, .. } => dlpack::export_slice_legacy(tensor, slice),
+            Lent::Host(tensor) => Ok(dlpack::export_legacy(tensor)?),
+            Lent::Device { tensor, place, .. } => daxfs_device::dlpack::export_legacy(tensor, place),
+            Lent::Part { tensor, slice, .. } => daxfs_device::dlpack::export_slice_legacy(tensor, slice),
         }
     }
 
-    fn copy(tensor: &Tensor) -> daxfs::Result<NonNull<Self>> {
-        dlpack::copy_legacy(tensor)
+    fn copy(tensor: &Tensor) -> daxfs_device::Result<NonNull<Self>> {
+        Ok(dlpack::copy_legacy(tensor)?)
     }
 
     fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)> {

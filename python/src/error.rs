@@ -6,10 +6,10 @@
 //! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
 
 use daxfs::TensorError;
-use daxfs::device::DeviceError;
 use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
 use daxfs::signature::SignatureError;
+use daxfs_device::DeviceError;
 use pyo3::exceptions::{
     PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
     PyRuntimeError, PyTimeoutError, PyUserWarning, PyValueError,
@@ -176,6 +176,12 @@ impl<T> OrRaise<T> for Result<T, daxfs::Error> {
     }
 }
 
+impl<T> OrRaise<T> for Result<T, daxfs_device::Error> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_device(&error))
+    }
+}
+
 impl<T> OrRaise<T> for Result<T, mkimage::Error> {
     fn or_raise(self) -> PyResult<T> {
         self.map_err(|error| from_pack(&error))
@@ -238,13 +244,20 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
             Some(number) => os_error("open", &path.to_string_lossy(), number),
             None => PyOSError::new_err(error.to_string()),
         },
+        _ => raise(error.to_string(), |types| &types.format),
+    }
+}
+
+fn from_device(error: &daxfs_device::Error) -> PyErr {
+    use daxfs_device::Error;
+    match error {
+        Error::Image(error) => from_daxfs(error),
         Error::Device(DeviceError::OutOfMemory { .. } | DeviceError::OutOfHostMemory { .. }) => {
             raise(error.to_string(), |types| &types.device_memory)
         }
         Error::Device(DeviceError::NotPlaced { .. }) => raise(error.to_string(), |types| &types.not_placed),
         Error::Plan(_) => PyValueError::new_err(error.to_string()),
-        Error::Device(_) => device(error.to_string()),
-        _ => raise(error.to_string(), |types| &types.format),
+        _ => device(error.to_string()),
     }
 }
 

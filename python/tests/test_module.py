@@ -48,7 +48,7 @@ def test_everything_is_documented() -> None:
 
 def test_the_header_for_kernels_is_in_the_package() -> None:
     header = (Path(daxfs.get_include()) / "daxfs_device.h").read_text()
-    assert header == (Path(__file__).parents[2] / "crates/daxfs/include/daxfs_device.h").read_text()
+    assert header == (Path(__file__).parents[2] / "crates/device/include/daxfs_device.h").read_text()
 
 
 def test_version() -> None:

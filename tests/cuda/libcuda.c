@@ -326,7 +326,7 @@ static int run_copy(struct copy copy) {
 
 // The numbers of a thread; only the first dimension is used.
 static _Thread_local struct { unsigned x; } gridDim, blockIdx, blockDim, threadIdx;
-#include "../../crates/daxfs/src/device/cuda/hash.cu"
+#include "../../crates/device/src/cuda/hash.cu"
 #include "../../examples/rust/05-cuda-gather/gather.cu"
 #include "../../examples/rust/06-cuda-walk/walk.cu"
 

@@ -17,7 +17,7 @@ pub fn build_driver(folder: &Path, flags: &[&str]) {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let status = Command::new(compiler)
         .args(["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", "-I"])
-        .arg(project_root().join("crates/daxfs/include"))
+        .arg(project_root().join("crates/device/include"))
         .args(flags)
         .arg("-o")
         .arg(&new)

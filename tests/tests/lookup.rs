@@ -1,10 +1,10 @@
 //! Files found as a kernel on a device finds them: `daxfs_device.h`, compiled as C and as C++, on a block of
-//! `daxfs::device::Lookup`.
+//! `daxfs_device::Lookup`.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
-use daxfs::device::Lookup;
 use daxfs::{Entry, File, FileType, Image, OpenOptions, Region};
+use daxfs_device::Lookup;
 use daxfs_tests::golden::{Golden, project_root};
 use mkimage::{Links, Packer};
 use std::fs;
@@ -20,7 +20,7 @@ fn program(folder: &Path, compiler: &str, language: &str) -> Option<PathBuf> {
         .args(["-x", language, "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
         .arg(&program)
         .arg("-I")
-        .arg(project_root().join("crates/daxfs/include"))
+        .arg(project_root().join("crates/device/include"))
         .arg(project_root().join("tests/cuda/lookup.c"))
         .output()
         .ok()?;
@@ -139,7 +139,7 @@ fn the_header_needs_no_other_where_there_is_none() {
             "-D__CUDACC_RTC__",
         ])
         .args(["-D__host__=", "-D__device__=", "-I"])
-        .arg(project_root().join("crates/daxfs/include"))
+        .arg(project_root().join("crates/device/include"))
         .arg(source)
         .output();
     let Ok(output) = output else { return eprintln!("not run: no c++") };

@@ -4,7 +4,7 @@ use crate::args::SourcesArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, escape, human};
-use daxfs::holder::default_socket;
+use daxfs_protocol::default_socket;
 use dmabuf::Mounted;
 use dmabuf::survey::{self, Access};
 use serde::Serialize;

@@ -5,8 +5,8 @@
 mod common;
 
 use common::holder::{Done, Place, Process, until};
-use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
+use daxfs_protocol::{Connection, HolderError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;

@@ -13,8 +13,6 @@ use std::ptr::NonNull;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-#[cfg(feature = "cuda")]
-use crate::device::{Place, TensorSlice, cuda};
 use crate::tensor::safetensors::read_exact;
 use crate::tensor::strides;
 use crate::{Dtype, Result, Tensor, TensorError};
@@ -53,23 +51,13 @@ impl DLDevice {
     /// Ordinary memory of the host, `kDLCPU`.
     pub const CPU: Self = Self { device_type: 1, device_id: 0 };
     /// Host memory that CUDA has pinned, `kDLCUDAHost`. numpy takes it, torch does not (seen in 2.11 and 2.15) and is
-    /// to be given it as the GPU's (`DLDevice::gpu`).
+    /// to be given it as the GPU's.
     pub const CUDA_HOST: Self = Self { device_type: 3, device_id: 0 };
     /// Host memory that ROCm has pinned, `kDLROCMHost`.
     pub const ROCM_HOST: Self = Self { device_type: 11, device_id: 0 };
 
-    /// A GPU of CUDA, `kDLCUDA`.
-    #[cfg(feature = "cuda")]
-    pub fn gpu(device: &cuda::Device) -> Self {
-        // Nobody has 2^31 devices.
-        Self { device_type: 2, device_id: i32::try_from(device.ordinal()).unwrap_or(i32::MAX) }
-    }
-
-    /// Where memory lies: on a GPU of CUDA, or in the host where a GPU reads it.
-    #[cfg(feature = "cuda")]
-    pub fn of(buffer: &cuda::Buffer) -> Self {
-        if buffer.is_resident() { Self::gpu(buffer.device()) } else { Self::CUDA_HOST }
-    }
+    /// `device_type` of a GPU of CUDA, `kDLCUDA`.
+    pub const CUDA: i32 = 2;
 
     /// True when pointers to the device's memory are pointers of the CPU.
     pub fn is_host(self) -> bool {
@@ -225,91 +213,6 @@ pub fn export_legacy(tensor: &Tensor) -> Result<NonNull<DLManagedTensor>> {
     Ok(lend_legacy(Array::of(tensor, DLDevice::CPU)?, Box::new(tensor.clone())))
 }
 
-/// Lends a tensor out where it lies in a GPU's memory, in the form of DLPack 1.x: `place` is what
-/// [`MappedImage::tensor`](crate::device::MappedImage::tensor) gave for it. `device` is what the consumer is told that
-/// the memory is: [`DLDevice::of`] its buffer, or [`DLDevice::gpu`] also for host memory that this GPU reads in place,
-/// by the GPU's address. The bytes are there already, so every stream of the consumer may use them at once.
-///
-/// # Errors
-/// [`TensorError::NotExportable`] as for [`export_versioned`], for a place that is not as long as the tensor, for one
-/// of a device that DLPack's consumers do not share, and for a `device` that is none of the two;
-/// [`TensorError::NotWritable`] for a writable loan of memory that this process's kernels may only read
-/// ([`cuda::Buffer::is_writable`]).
-#[cfg(feature = "cuda")]
-pub fn export_place_versioned(
-    tensor: &Tensor,
-    place: &Place,
-    read_only: bool,
-    device: DLDevice,
-) -> Result<NonNull<DLManagedTensorVersioned>> {
-    lend_place(tensor, Array::at(tensor, place, device)?, place, read_only)
-}
-
-#[cfg(feature = "cuda")]
-fn lend_place(
-    tensor: &Tensor,
-    array: Array,
-    place: &Place,
-    read_only: bool,
-) -> Result<NonNull<DLManagedTensorVersioned>> {
-    if !read_only && !place.buffer().as_cuda().is_some_and(cuda::Buffer::is_writable) {
-        return Err(TensorError::NotWritable { tensor: tensor.name().into() }.into());
-    }
-    let flags = if read_only { FLAG_READ_ONLY } else { 0 };
-    Ok(lend_versioned(array, Box::new(place.clone()), flags))
-}
-
-/// Lends a part of a tensor out where it lies in a GPU's memory, with its strides, in the form of DLPack 1.x: `slice`
-/// is what [`MappedImage::slice`](crate::device::MappedImage::slice) gave for it.
-///
-/// # Errors
-/// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for types of less than 8 bits.
-#[cfg(feature = "cuda")]
-pub fn export_slice_versioned(
-    tensor: &Tensor,
-    slice: &TensorSlice,
-    read_only: bool,
-    device: DLDevice,
-) -> Result<NonNull<DLManagedTensorVersioned>> {
-    lend_place(tensor, Array::part(tensor, slice, device)?, slice.place(), read_only)
-}
-
-/// Like [`export_place_versioned`], in the form before DLPack 1, for a copy in the device's own memory. This form
-/// cannot say that the memory is read-only: the consumer must be known not to write, which would be a fault of its
-/// kernel.
-///
-/// # Errors
-/// As for [`export_place_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
-#[cfg(feature = "cuda")]
-pub fn export_place_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManagedTensor>> {
-    lend_place_legacy(tensor, Array::at(tensor, place, own(place))?, place)
-}
-
-/// Like [`export_slice_versioned`], in the form before DLPack 1, as [`export_place_legacy`].
-///
-/// # Errors
-/// As for [`export_slice_versioned`], and [`TensorError::NotExportable`] for host memory, which belongs to others too.
-#[cfg(feature = "cuda")]
-pub fn export_slice_legacy(tensor: &Tensor, slice: &TensorSlice) -> Result<NonNull<DLManagedTensor>> {
-    lend_place_legacy(tensor, Array::part(tensor, slice, own(slice.place()))?, slice.place())
-}
-
-/// Where a place lies. One that is not CUDA's has no device here, and is refused whatever is said of it.
-#[cfg(feature = "cuda")]
-fn own(place: &Place) -> DLDevice {
-    place.buffer().as_cuda().map_or(DLDevice::CUDA_HOST, DLDevice::of)
-}
-
-#[cfg(feature = "cuda")]
-fn lend_place_legacy(tensor: &Tensor, array: Array, place: &Place) -> Result<NonNull<DLManagedTensor>> {
-    if array.device.is_host() {
-        return Err(
-            fault(tensor, "host memory that others share is lent to consumers of DLPack 1 only").into()
-        );
-    }
-    Ok(lend_legacy(array, Box::new(place.clone())))
-}
-
 /// Copies a tensor into memory of the consumer's own, aligned to [`COPY_ALIGNMENT`], which it may write.
 ///
 /// Works for files in pieces, too. See [`export_versioned`] for ownership.
@@ -354,8 +257,10 @@ fn copied(tensor: &Tensor) -> Result<(Array, Box<dyn Any + Send>)> {
     Ok((array, Box::new(lines)))
 }
 
-/// A tensor in the terms of DLPack.
-struct Array {
+/// A tensor, or a part of one, in the terms of DLPack: for memory that is not the image's own, such as a device's.
+/// [`lend_versioned`] and [`lend_legacy`] make a loan of it.
+#[derive(Debug, Clone)]
+pub struct Array {
     data: *mut c_void,
     device: DLDevice,
     ndim: i32,
@@ -376,45 +281,34 @@ impl Array {
         Ok(Self { data, ..Self::describe(tensor, device)? })
     }
 
-    /// The array of the tensor's bytes in a device's memory.
-    #[cfg(feature = "cuda")]
-    fn at(tensor: &Tensor, place: &Place, device: DLDevice) -> Result<Self> {
-        let data = Self::address(tensor, place, device)?;
-        if place.len() != tensor.nbytes() {
-            return Err(fault(tensor, "the place is not that of the whole tensor").into());
-        }
-        Ok(Self { data, ..Self::describe(tensor, device)? })
+    /// All of the tensor, at `address` of `device`.
+    ///
+    /// # Errors
+    /// [`TensorError::NotExportable`] as for [`export_versioned`], but for what is said of devices.
+    pub fn at(tensor: &Tensor, address: u64, device: DLDevice) -> Result<Self> {
+        Ok(Self { data: pointer(tensor, address)?, ..Self::describe(tensor, device)? })
     }
 
-    /// The array of a part of the tensor in a device's memory.
-    #[cfg(feature = "cuda")]
-    fn part(tensor: &Tensor, slice: &TensorSlice, device: DLDevice) -> Result<Self> {
+    /// A part of the tensor, at `address` of `device`; `shape` and `strides` count elements.
+    ///
+    /// # Errors
+    /// As for [`Array::at`], and [`TensorError::NotExportable`] for types of less than 8 bits.
+    pub fn part(
+        tensor: &Tensor,
+        shape: &[u64],
+        strides: &[u64],
+        address: u64,
+        device: DLDevice,
+    ) -> Result<Self> {
         let whole = Self::describe(tensor, DLDevice::CPU)?;
-        if whole.dtype.lanes != 1 || slice.dtype() != tensor.dtype() {
-            return Err(fault(tensor, "parts are lent of whole-byte types, and with their own tensor").into());
+        if whole.dtype.lanes != 1 {
+            return Err(fault(tensor, "parts are lent of whole-byte types").into());
         }
         let too_large = || fault(tensor, "its dimensions do not fit 63 bits");
-        let shape = signed(slice.shape()).ok_or_else(too_large)?;
-        let strides = signed(slice.strides()).ok_or_else(too_large)?;
+        let shape = signed(shape).ok_or_else(too_large)?;
+        let strides = signed(strides).filter(|strides| strides.len() == shape.len()).ok_or_else(too_large)?;
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
-        let data = Self::address(tensor, slice.place(), device)?;
-        Ok(Self { data, device, ndim, shape, strides, ..whole })
-    }
-
-    /// The pointer to a place on a device.
-    #[cfg(feature = "cuda")]
-    fn address(tensor: &Tensor, place: &Place, device: DLDevice) -> Result<*mut c_void> {
-        let buffer =
-            place.buffer().as_cuda().ok_or_else(|| fault(tensor, "no consumer shares this device"))?;
-        // The CPU's address need not be the GPU's.
-        let start = match buffer.host_address() {
-            _ if device == DLDevice::gpu(buffer.device()) => buffer.address(),
-            Some(address) if device == DLDevice::of(buffer) => address as u64,
-            _ => return Err(fault(tensor, "its memory is not that of the device asked for").into()),
-        };
-        let address =
-            usize::try_from(start + place.offset()).map_err(|_| fault(tensor, "its address does not fit"))?;
-        Ok(std::ptr::without_provenance_mut(address))
+        Ok(Self { data: pointer(tensor, address)?, device, ndim, shape, strides, ..whole })
     }
 
     /// Everything but the data.
@@ -430,6 +324,12 @@ impl Array {
         let ndim = i32::try_from(shape.len()).map_err(|_| too_large())?;
         Ok(Self { data: std::ptr::null_mut(), device, ndim, dtype, shape, strides })
     }
+}
+
+/// An address of a device as the structs have it.
+fn pointer(tensor: &Tensor, address: u64) -> Result<*mut c_void> {
+    let address = usize::try_from(address).map_err(|_| fault(tensor, "its address does not fit"))?;
+    Ok(std::ptr::without_provenance_mut(address))
 }
 
 fn fault(tensor: &Tensor, why: &'static str) -> TensorError {
@@ -491,7 +391,16 @@ fn lend<M>(array: Array, owner: Box<dyn Any + Send>, managed: impl FnOnce(DLTens
     NonNull::from(Box::leak(loan)).cast()
 }
 
-fn lend_versioned(array: Array, owner: Box<dyn Any + Send>, flags: u64) -> NonNull<DLManagedTensorVersioned> {
+/// Lends memory out in the form of DLPack 1.x, with [`FLAG_READ_ONLY`] and its neighbours; `owner` is dropped by the
+/// deleter. See [`export_versioned`] for ownership.
+///
+/// What follows the pointer trusts it: whoever makes the [`Array`] says that its memory holds the tensor for as long as
+/// `owner` lives.
+pub fn lend_versioned(
+    array: Array,
+    owner: Box<dyn Any + Send>,
+    flags: u64,
+) -> NonNull<DLManagedTensorVersioned> {
     lend(array, owner, |dl_tensor| DLManagedTensorVersioned {
         version: VERSION,
         manager_ctx: std::ptr::null_mut(),
@@ -501,7 +410,9 @@ fn lend_versioned(array: Array, owner: Box<dyn Any + Send>, flags: u64) -> NonNu
     })
 }
 
-fn lend_legacy(array: Array, owner: Box<dyn Any + Send>) -> NonNull<DLManagedTensor> {
+/// Like [`lend_versioned`], in the form before DLPack 1, which cannot say that the memory is read-only: the consumer must
+/// be known not to write.
+pub fn lend_legacy(array: Array, owner: Box<dyn Any + Send>) -> NonNull<DLManagedTensor> {
     lend(array, owner, |dl_tensor| DLManagedTensor {
         dl_tensor,
         manager_ctx: std::ptr::null_mut(),

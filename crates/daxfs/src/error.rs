@@ -326,16 +326,6 @@ pub enum Error {
     /// A tensor header, index or checkpoint is wrong, or a tensor is missing.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-
-    /// A device lacks something, refuses the memory, or failed.
-    #[cfg(any(feature = "vulkan", feature = "cuda"))]
-    #[error(transparent)]
-    Device(#[from] crate::device::DeviceError),
-
-    /// A placement plan is wrong, or cannot be followed for an image.
-    #[cfg(feature = "cuda")]
-    #[error(transparent)]
-    Plan(#[from] crate::device::placement::PlanError),
 }
 
 impl Error {
@@ -493,7 +483,8 @@ pub(crate) fn hex(hash: &[u8; 32]) -> String {
 }
 
 /// Bytes of a name or path as readable text: printable UTF-8 as it is, all else escaped.
-pub(crate) struct Escaped<'a>(pub &'a [u8]);
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
@@ -84,6 +85,31 @@ impl File {
             Content::Pieces(pieces) => pieces.len(),
             _ => 1,
         }
+    }
+
+    /// Where the file's bytes lie: pieces in order and without gaps, none for an empty file, and more than one only when
+    /// it was changed after packing.
+    ///
+    /// # Errors
+    /// [`Error::NoContents`] when they are not in the image.
+    pub fn pieces(&self) -> Result<Cow<'_, [Piece]>> {
+        let one = |source, range: &Range<u64>| {
+            let len = range.end.saturating_sub(range.start);
+            let piece = (len > 0).then_some(Piece { start: 0, len, source });
+            Ok(Cow::Owned(piece.into_iter().collect()))
+        };
+        match self.entry.content() {
+            Content::Image(range) => one(PieceSource::Image(range.start), range),
+            Content::Backing(range) => one(PieceSource::Backing(range.start), range),
+            Content::Pieces(pieces) => Ok(Cow::Borrowed(pieces)),
+            Content::Elsewhere(why) => Err(Error::NoContents { path: self.path(), why }),
+            _ => Ok(Cow::Owned(Vec::new())),
+        }
+    }
+
+    /// True when it was changed after packing, so that the packer's records say nothing of its bytes.
+    pub fn is_changed(&self) -> bool {
+        matches!(self.entry.content(), Content::Pieces(_))
     }
 
     /// The region that its extent lies in: the image's, or the backing file's for a split image.

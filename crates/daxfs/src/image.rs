@@ -98,11 +98,14 @@ impl Image {
     /// # Errors
     /// [`Error::Holder`] when a holder cannot be asked; [`Error::Memory`] when the memory cannot be asked.
     pub fn is_current(&self) -> Result<bool> {
-        Ok(self.region().is_current()? && self.is_there()?)
+        Ok(self.region().is_current()? && self.is_in_place()?)
     }
 
     /// True while no other image was written into the same memory, whatever its source means now.
-    pub(crate) fn is_there(&self) -> Result<bool> {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the memory cannot be asked.
+    pub fn is_in_place(&self) -> Result<bool> {
         Ok(self.region().provenance() == Provenance::Sealed || self.region().stamp()? == self.0.stamp)
     }
 
@@ -111,9 +114,8 @@ impl Image {
         &self.0.options
     }
 
-    /// True when its bytes were compared with hashes, or are at their first use: copies on devices have to be, too.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn is_expected(&self) -> bool {
+    /// True when its bytes were compared with hashes, or are at their first use: copies of them have to be, too.
+    pub fn is_compared(&self) -> bool {
         self.0.options.compares()
     }
 
@@ -147,8 +149,7 @@ impl Image {
     }
 
     /// True for clones of one opened image.
-    #[cfg(any(feature = "vulkan", feature = "cuda"))]
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
+    pub fn ptr_eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 

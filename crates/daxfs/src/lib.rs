@@ -49,8 +49,7 @@
 //!   the bound or rule. Nothing panics on bad input.
 //! * An entry, file, tensor or exported array holds the image, so the memory stays mapped as long as it is used.
 //!
-//! With the features `vulkan` and `cuda`, the module `device` gives an image to a device and says where each file lies
-//! there.
+//! The crate `daxfs-device` gives an image to a device and says where each file lies there.
 //!
 //! Format versions 5 and 8 are read; the structs are in [`mod@format`].
 
@@ -58,8 +57,6 @@
 
 mod budget;
 mod content;
-#[cfg(any(feature = "vulkan", feature = "cuda"))]
-pub mod device;
 mod entry;
 mod error;
 mod faults;
@@ -67,7 +64,6 @@ mod file;
 mod foreign;
 pub mod format;
 mod generation;
-pub mod holder;
 mod image;
 mod mount;
 mod nearest;
@@ -84,16 +80,17 @@ pub mod dlpack;
 pub use content::{
     DirectoryHasher, content_hash, content_hash_by, is_content, join_content_hash, parse_content_hash,
 };
+pub use daxfs_protocol as holder;
 pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer, VerityDigest};
 pub use entry::{Entry, FileType, Metadata, Walk};
-pub use error::{Error, Result, Rule};
+pub use error::{Error, Escaped, Result, Rule};
 pub use faults::explain_faults;
 pub use file::{Extent, File};
 pub use foreign::Foreign;
 pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use original::Original;
 pub use region::{Opened, Part, Provenance, Region, Source};
-pub use snapshot::ViewKind;
+pub use snapshot::{Piece, PieceSource, ViewKind};
 pub use superblock::Superblock;
 pub use tensor::{
     Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,

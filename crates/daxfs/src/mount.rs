@@ -86,7 +86,7 @@ impl Image {
             }
         };
         let checked = self.checked(contents)?;
-        if !self.is_there()? {
+        if !self.is_in_place()? {
             return Err(Error::BeingReplaced { generation: checked.generation() });
         }
         let superblock = checked.superblock();

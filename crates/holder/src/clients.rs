@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use daxfs::holder::message::{Refusal, Reply, Request};
+use daxfs_protocol::message::{Refusal, Reply, Request};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use crate::access::may_control;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use daxfs::holder::message::Reply;
-use daxfs::holder::wire::DESCRIPTORS_MAX;
+use daxfs_protocol::message::Reply;
+use daxfs_protocol::wire::DESCRIPTORS_MAX;
 use dmabuf::Peer;
 use nix::sys::epoll::EpollFlags;
 

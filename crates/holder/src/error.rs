@@ -50,7 +50,7 @@ pub enum Error {
     },
     /// No holder answers, but one was to be taken over.
     #[error("takeover: {0}")]
-    Takeover(#[source] daxfs::holder::HolderError),
+    Takeover(#[source] daxfs_protocol::HolderError),
     /// A signal came while it waited for another holder to hand over.
     #[error("ended by a signal before the other holder had handed over; that one goes on")]
     Interrupted,

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use daxfs::holder::wire::{Builder, Fields, Frame, MESSAGE_MAX, WireError};
+use daxfs_protocol::wire::{Builder, Fields, Frame, MESSAGE_MAX, WireError};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::{Memory, Packer};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

@@ -1,6 +1,6 @@
 //! The holder: a small server that keeps packed images in memory and passes their descriptors to clients.
 //!
-//! Clients attach over a Unix socket with one message each way (`daxfs::holder` has their side and the protocol) and
+//! Clients attach over a Unix socket with one message each way (`daxfs_protocol` has their side and the protocol) and
 //! are independent afterwards. The holder can be replaced without a gap: by systemd's descriptor store, or by a
 //! takeover, in which a new process receives every descriptor and the listening socket from the old one.
 //!

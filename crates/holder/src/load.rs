@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
 use daxfs::signature::{self, PublicKeys, SIGNATURE_MAX, SignatureError};
 use daxfs::{Image, Provenance};
+use daxfs_protocol::message::{ImageInfo, MemoryKind, Role};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

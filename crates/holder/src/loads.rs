@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use daxfs::holder::message::{Refusal, Reply};
+use daxfs_protocol::message::{Refusal, Reply};
 
 use crate::access::Access;
 use crate::crash::crash_point;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use daxfs::holder::message::{ImageInfo, Refusal};
+use daxfs_protocol::message::{ImageInfo, Refusal};
 
 use crate::config::LostLines;
 use crate::table::Table;

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use daxfs::holder::message::Role;
+use daxfs_protocol::message::Role;
 use nix::sys::stat::fstat;
 
 use crate::access::Access;

@@ -6,8 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use daxfs::holder::message::{ImageInfo, MemoryKind, Role};
 use daxfs::signature::{PublicKeys, SIGNATURE_MAX, SignatureError};
+use daxfs_protocol::message::{ImageInfo, MemoryKind, Role};
 use dmabuf::{FdKind, HugePages, Memfd, Seals};
 
 use crate::error::{Error, Result};

@@ -9,8 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use daxfs::holder::Connection;
-use daxfs::holder::message::{Reply, Request};
+use daxfs_protocol::Connection;
+use daxfs_protocol::message::{Reply, Request};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use daxfs::holder::message::{DeviceCopy, is_valid_name};
+use daxfs_protocol::message::{DeviceCopy, is_valid_name};
 
 /// What a stored descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

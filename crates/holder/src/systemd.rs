@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::holder::message::{DeviceCopy, Role};
+use daxfs_protocol::message::{DeviceCopy, Role};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::access::Access;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use daxfs::holder::message::{DeviceCopy, ImageInfo, Refusal};
+use daxfs_protocol::message::{DeviceCopy, ImageInfo, Refusal};
 
 use crate::access::Access;
 use crate::limits::Reservation;
@@ -189,7 +189,7 @@ impl Table {
 mod tests {
     use super::*;
     use crate::limits::Budget;
-    use daxfs::holder::message::{MemoryKind, Role};
+    use daxfs_protocol::message::{MemoryKind, Role};
 
     fn ready(budget: &Budget) -> Ready {
         let info = ImageInfo {

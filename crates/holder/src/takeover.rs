@@ -10,8 +10,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daxfs::holder::Connection as Client;
-use daxfs::holder::message::{Refusal, Reply, Request};
+use daxfs_protocol::Connection as Client;
+use daxfs_protocol::message::{Refusal, Reply, Request};
 use nix::sys::signalfd::SignalFd;
 
 use crate::access::Access;
@@ -257,9 +257,9 @@ pub(crate) fn take_over(config: &Config, budget: &Budget, signals: &SignalFd) ->
         received = client.receive();
     };
     let unexpected = || {
-        Error::Takeover(daxfs::holder::HolderError::Protocol {
+        Error::Takeover(daxfs_protocol::HolderError::Protocol {
             socket: socket.to_owned(),
-            source: daxfs::holder::wire::WireError::Field {
+            source: daxfs_protocol::wire::WireError::Field {
                 field: "reply",
                 what: "not a part of a takeover",
             },

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use daxfs::Image;
-use daxfs::holder::message::Request;
+use daxfs_protocol::message::Request;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use support::{Place, Start, be_process, descriptors, tensor, wait_for};
 

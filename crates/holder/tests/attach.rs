@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use daxfs::holder::message::{COPIES_MAX, DeviceCopy, MemoryKind, Refusal, Reply, Request, Version};
-use daxfs::holder::{Connection, HolderError};
 use daxfs::{Image, OpenOptions};
+use daxfs_protocol::message::{COPIES_MAX, DeviceCopy, MemoryKind, Refusal, Reply, Request, Version};
+use daxfs_protocol::{Connection, HolderError};
 use support::{
     Done, Place, Process, Start, be_process, hash_of, hex, identity, is_root_for, is_used, packed, tensor,
     wait_for,
@@ -268,7 +268,7 @@ fn who_may_attach_and_control() {
         let socket = as_user(uid, connect).unwrap();
         dmabuf::send_fds(socket.as_fd(), &Request::Health.encode(), &[writer.as_fd()]).unwrap();
         drop(writer);
-        let mut buffer = vec![0; daxfs::holder::wire::MESSAGE_MAX];
+        let mut buffer = vec![0; daxfs_protocol::wire::MESSAGE_MAX];
         let (len, _) = dmabuf::recv_fds(socket.as_fd(), &mut buffer, 0).unwrap();
         let reply = Reply::decode(&buffer[..len], 0).unwrap();
         assert!(matches!(&reply, Reply::Error { refusal, .. } if *refusal == expected), "{reply:?}");

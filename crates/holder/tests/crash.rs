@@ -7,7 +7,7 @@ mod support;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::holder::message::{Reply, Request};
+use daxfs_protocol::message::{Reply, Request};
 use support::supervisor::Supervisor;
 use support::{Place, Process, Start, be_process, identity, is_used, memfds, tensor, wait_for};
 
@@ -121,7 +121,7 @@ fn a_killed_load_or_swap_loses_nothing_that_was_acknowledged() {
             }
             assert_no_orphans(&place, &holder);
             if place.list().len() == 2 {
-                let drop = daxfs::holder::message::Request::Drop { name: "fresh".into() };
+                let drop = daxfs_protocol::message::Request::Drop { name: "fresh".into() };
                 place.connect().request(&drop, &[]).unwrap();
             }
             assert_no_orphans(&place, &holder);

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use daxfs::holder::message::Request;
-use daxfs::holder::{Connection, HolderError};
+use daxfs_protocol::message::Request;
+use daxfs_protocol::{Connection, HolderError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Place, Start, be_process, is_root_for, wait_for, write_whole};

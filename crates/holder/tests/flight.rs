@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use daxfs::Image;
-use daxfs::holder::message::{Reply, Request};
-use daxfs::holder::wire::{DESCRIPTORS_MAX, MESSAGE_MAX};
+use daxfs_protocol::message::{Reply, Request};
+use daxfs_protocol::wire::{DESCRIPTORS_MAX, MESSAGE_MAX};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::{
     PATIENCE, Place, Process, Start, be_process, descriptors, hash_of, is_root_for, not_run, tensor,

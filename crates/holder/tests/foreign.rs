@@ -8,9 +8,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use daxfs::holder::HolderError;
-use daxfs::holder::message::MemoryKind;
 use daxfs::{Image, OpenOptions};
+use daxfs_protocol::HolderError;
+use daxfs_protocol::message::MemoryKind;
 use dmabuf::{HugePages, Mapping, Memfd, Seals};
 use support::{Place, Start, be_process, identity, packed, tensor};
 

@@ -7,8 +7,8 @@ mod support;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use daxfs::holder::HolderError;
-use daxfs::holder::message::{ImageInfo, MemoryKind, Refusal, Reply, Request};
+use daxfs_protocol::HolderError;
+use daxfs_protocol::message::{ImageInfo, MemoryKind, Refusal, Reply, Request};
 use support::{Place, Start, be_process, is_root_for};
 
 #[test]

@@ -10,8 +10,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use daxfs::holder::HolderError;
-use daxfs::holder::message::{MemoryKind, Refusal};
+use daxfs_protocol::HolderError;
+use daxfs_protocol::message::{MemoryKind, Refusal};
 use dmabuf::{HugePages, Seals};
 use nix::fcntl::OFlag;
 use support::{Place, Start, be_process, hash_of, is_root_for, tensor, wait_for, write_whole};
@@ -123,7 +123,7 @@ fn a_holder_of_root_reads_nothing_that_the_client_may_not_read() {
     assert_eq!(names, ["own"]);
 
     // With the group, its files.
-    place.connect().request(&daxfs::holder::message::Request::Drop { name: "own".into() }, &[]).unwrap();
+    place.connect().request(&daxfs_protocol::message::Request::Drop { name: "own".into() }, &[]).unwrap();
     let lines = attempts(&place, &format!("--groups={GROUP}"), "with");
     assert!(lines.contains(&"group loaded SealedMemfd".to_owned()), "{lines:?}");
     assert_eq!(tensor(&place.open("group")), vec![3; 1000]);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use daxfs::Image;
-use daxfs::holder::message::MemoryKind;
+use daxfs_protocol::message::MemoryKind;
 use dmabuf::{HugePages, Memfd, Seals};
 use support::{Place, Start, be_process, identity, packed, tensor};
 

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::Image;
-use daxfs::holder::HolderError;
-use daxfs::holder::message::{DeviceCopy, Refusal, Reply, Request};
+use daxfs_protocol::HolderError;
+use daxfs_protocol::message::{DeviceCopy, Refusal, Reply, Request};
 use support::supervisor::Supervisor;
 use support::{
     Place, Process, Start, be_process, hash_of, identity, is_root_for, is_used, keep_copies, kept_copies,
@@ -521,8 +521,8 @@ fn what_the_supervisor_has_no_room_for_is_not_acknowledged() {
     load("a", false, &[]).unwrap();
     load("b", false, &[]).unwrap();
     let full = |result: Result<_, _>| {
-        let error: daxfs::holder::HolderError =
-            result.map(|_: daxfs::holder::message::ImageInfo| ()).unwrap_err();
+        let error: daxfs_protocol::HolderError =
+            result.map(|_: daxfs_protocol::message::ImageInfo| ()).unwrap_err();
         assert!(error.to_string().contains("at most 3 descriptors"), "{error}");
     };
     full(load("listed", false, &["allow-uid=7"]));

@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxfs::Image;
-use daxfs::holder::HolderError;
-use daxfs::holder::message::{Refusal, Reply, Request};
+use daxfs_protocol::HolderError;
+use daxfs_protocol::message::{Refusal, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{
@@ -71,7 +71,7 @@ fn clients_attach_throughout() {
     assert_eq!(after.len(), before.len());
     for (before, after) in before.iter().zip(&after) {
         assert!(after.attaches > before.attaches);
-        let same = daxfs::holder::message::ImageInfo { attaches: before.attaches, ..after.clone() };
+        let same = daxfs_protocol::message::ImageInfo { attaches: before.attaches, ..after.clone() };
         assert_eq!(&same, before);
     }
     assert!(held.is_current().unwrap());

@@ -8,8 +8,8 @@ use std::error::Error;
 use std::io::Cursor;
 use std::marker::PhantomData;
 
-use daxfs::device::vulkan::ash::{self, vk};
-use daxfs::device::vulkan::{Buffer, Device};
+use daxfs_device::vulkan::ash::{self, vk};
+use daxfs_device::vulkan::{Buffer, Device};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -11,8 +11,8 @@ use std::io::{Write, stdout};
 
 use compute::{Shader, Words};
 use daxfs::Dtype;
-use daxfs::device::Device;
-use daxfs::device::vulkan::Binding;
+use daxfs_device::vulkan::Binding;
+use daxfs_device::{Device, ImageExt};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args_os().skip(1);
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     // The first device of this machine; without a loader or a driver the error says what to install.
-    let device = Device::vulkan(0)?;
+    let device = Device::open("vulkan", 0)?;
     let vulkan = device.as_vulkan().ok_or("not a Vulkan device")?;
     let mapped = image.map(&device)?;
     let place = mapped.tensor(&table)?.one()?;

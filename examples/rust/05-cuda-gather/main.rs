@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
-use daxfs::device::{Device, Place};
 use daxfs::{Dtype, Tensor};
+use daxfs_device::{Device, ImageExt, Place};
 
 /// Bytes that one thread copies at a time.
 const QUAD: u64 = 16;
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     // First: where there is no driver this is an error that says what is missing, and cudarc would panic.
-    let device = Device::cuda(0)?;
+    let device = Device::open("cuda", 0)?;
     let gather = Gather::new()?;
     let mut out = stdout().lock();
 

@@ -1,7 +1,7 @@
 //! Lets an NVIDIA GPU walk a directory of an image without the host, and prints what it found there:
 //! `cargo run --bin 06-cuda-walk -- IMAGE DIRECTORY`.
 //!
-//! The image and a block of tables (`daxfs::device::Lookup`) lie in the GPU's memory. The kernel finds the directory,
+//! The image and a block of tables (`daxfs_device::Lookup`) lie in the GPU's memory. The kernel finds the directory,
 //! its entries and their bytes by the functions of `daxfs_device.h`; it is `walk.cu`, compiled by `scripts/ptx.py`.
 
 #![allow(unsafe_code, reason = "starts a kernel with addresses")]
@@ -11,7 +11,7 @@ use std::io::{Write, stdout};
 
 use cudarc::driver::{CudaContext, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits};
 use cudarc::nvrtc::Ptx;
-use daxfs::device::{Device, Lookup};
+use daxfs_device::{Device, ImageExt, Lookup};
 
 /// What the kernel says of an entry.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let entries: Vec<_> = folder.children().collect();
 
     // First: where there is no driver this is an error that says what is missing, and cudarc would panic.
-    let device = Device::cuda(0)?;
+    let device = Device::open("cuda", 0)?;
     let gpu = device.as_cuda().ok_or("not a CUDA device")?;
     let resident = image.to(&device)?;
     let [buffer] = resident.buffers() else { return Err("the image is not in one piece".into()) };

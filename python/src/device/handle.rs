@@ -3,8 +3,8 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::device::cuda::Shared;
 use daxfs::holder::message::DeviceCopy;
+use daxfs_device::{Device, Shared};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -138,9 +138,10 @@ pub fn attach(
 ) -> PyResult<DeviceImage> {
     let shared = shared(memory, size, uuid)?;
     let device = open(py, device)?;
+    let target = Device::Cuda(device.clone());
     let attach = || match plan {
-        Some(plan) => device.attach_placed(&plan.place(image)?, &shared),
-        None => device.attach(image, &shared),
+        Some(plan) => target.attach_placed(&plan.place(image)?, &shared),
+        None => target.attach(image, &shared),
     };
     let mapped = py.detach(attach).or_raise()?;
     Ok(DeviceImage::new(Held::new(mapped, device)))

@@ -3,8 +3,8 @@
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::device::{Placement, Route};
 use daxfs::{Entry, FileType};
+use daxfs_device::{Placement, Route};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyString};
@@ -170,7 +170,7 @@ impl DeviceImage {
     /// whose own descriptor can be passed, and for a split one.
     fn share(&self, py: Python<'_>) -> PyResult<DeviceHandle> {
         let held = self.exportable()?;
-        let shared = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::share).transpose());
+        let shared = py.detach(|| held.buffer().and_then(daxfs_device::Buffer::share).transpose());
         shared.or_raise()?.map(DeviceHandle::new).ok_or_else(|| error::device("there is no memory to share"))
     }
 
@@ -203,7 +203,8 @@ impl DeviceImage {
             return Err(PyValueError::new_err(format!("expected \"dma-buf\", got {kind:?}")));
         }
         let held = self.exportable()?;
-        let fd = py.detach(|| held.buffer().map(daxfs::device::cuda::Buffer::export_dma_buf).transpose());
+        let buffer = held.buffer().and_then(daxfs_device::Buffer::as_cuda);
+        let fd = py.detach(|| buffer.map(daxfs_device::cuda::Buffer::export_dma_buf).transpose());
         let fd = fd.or_raise()?.ok_or_else(|| error::device("there is no memory to export"))?;
         Ok(fd.into_raw_fd())
     }

@@ -1,6 +1,6 @@
 //! `daxfs.DeviceLookup`: the block by which kernels find files themselves.
 
-use daxfs::device::{Buffer, Lookup, cuda};
+use daxfs_device::{Buffer, Lookup, cuda};
 use pyo3::prelude::*;
 
 use super::Held;
@@ -37,7 +37,7 @@ impl DeviceLookup {
             .detach(|| {
                 let lookup = Lookup::of(mapped.image())?;
                 let block = held.device.copy(lookup.as_bytes())?;
-                Ok::<_, daxfs::Error>((lookup, block))
+                Ok::<_, daxfs_device::Error>((lookup, block))
             })
             .or_raise()?;
         Ok(Self { lookup, block: Some(block), held })

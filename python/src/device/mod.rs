@@ -17,10 +17,10 @@ mod upload;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use daxfs::device::placement::Assigned;
-use daxfs::device::{self, Device, MappedImage, Place, Places, cuda};
 use daxfs::dlpack::DLDevice;
 use daxfs::holder::message;
+use daxfs_device::placement::Assigned;
+use daxfs_device::{Buffer, Device, DeviceName, ImageExt, MapOptions, MappedImage, Place, Places, cuda};
 use pyo3::exceptions::{PyAttributeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -50,31 +50,32 @@ pub fn devices(py: Python<'_>) -> PyResult<Vec<String>> {
 
 /// The device that Python code named: "cuda" is "cuda:0".
 pub fn open(py: Python<'_>, text: &str) -> PyResult<cuda::Device> {
-    let number = cuda::parse_ordinal(text).ok_or_else(|| {
+    let name = named(text).filter(|name| !name.is_host()).ok_or_else(|| {
         PyValueError::new_err(format!("a device is \"cuda\" or \"cuda:N\", N counted from 0, not {text:?}"))
     })?;
-    py.detach(|| cuda::Device::open(number)).or_raise()
+    py.detach(|| cuda::Device::open(name.number())).or_raise()
 }
 
 /// The device that Python code named to copy to, and whether the copy is to be in host memory for it.
 fn open_target(py: Python<'_>, text: &str) -> PyResult<(cuda::Device, bool)> {
-    let (number, in_host) = match (cuda::parse_ordinal(text), cuda::parse_host_ordinal(text)) {
-        (Some(number), _) => (number, false),
-        (None, Some(number)) => (number, true),
-        (None, None) => {
-            return Err(PyValueError::new_err(format!(
-                "a device is \"cuda\" or \"cuda:N\", or \"cuda-host:N\" for the host memory beside one, N counted \
-                 from 0, not {text:?}"
-            )));
-        }
-    };
-    Ok((py.detach(|| cuda::Device::open(number)).or_raise()?, in_host))
+    let name = named(text).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "a device is \"cuda\" or \"cuda:N\", or \"cuda-host:N\" for the host memory beside one, N counted from \
+             0, not {text:?}"
+        ))
+    })?;
+    Ok((py.detach(|| cuda::Device::open(name.number())).or_raise()?, name.is_host()))
+}
+
+/// The name of a GPU, or of host memory beside one.
+fn named(text: &str) -> Option<DeviceName> {
+    text.parse().ok().filter(|name: &DeviceName| name.family() == "cuda")
 }
 
 /// Gives an image's memory to a device, without a copy.
 pub fn map(py: Python<'_>, image: &daxfs::Image, device: &str, piece: Option<u64>) -> PyResult<DeviceImage> {
     let device = open(py, device)?;
-    let mut options = device::MapOptions::new();
+    let mut options = MapOptions::new();
     if let Some(bytes) = piece {
         options = options.max_piece(bytes);
     }
@@ -97,12 +98,12 @@ impl Placed {
 
     /// Whether the bytes are in the device's own memory.
     fn is_resident(&self) -> bool {
-        self.buffer().is_some_and(cuda::Buffer::is_resident)
+        self.buffer().is_some_and(Buffer::is_resident)
     }
 
     /// Whether kernels of this process may write.
     fn is_writable(&self) -> bool {
-        self.buffer().is_some_and(cuda::Buffer::is_writable)
+        self.buffer().is_some_and(Buffer::is_writable)
     }
 
     /// Whether something of a tensor is there: all of them are, without a plan.
@@ -136,8 +137,8 @@ impl Placed {
     }
 
     /// The first buffer, which is the only one of an image in the device's own memory.
-    fn buffer(&self) -> Option<&cuda::Buffer> {
-        self.mapped.buffers().first().and_then(device::Buffer::as_cuda)
+    fn buffer(&self) -> Option<&Buffer> {
+        self.mapped.buffers().first()
     }
 
     /// The device's address of a place.
@@ -149,8 +150,8 @@ impl Placed {
     fn dl_devices(&self) -> Devices {
         let host = Devices { own: DLDevice::CUDA_HOST, gpu: None };
         self.buffer().map_or(host, |buffer| Devices {
-            own: DLDevice::of(buffer),
-            gpu: Some(DLDevice::gpu(buffer.device())),
+            own: buffer.dl_device().unwrap_or(DLDevice::CUDA_HOST),
+            gpu: buffer.dl_gpu(),
         })
     }
 
@@ -165,12 +166,12 @@ impl Placed {
                     // The places are in order and as long as all of the target together.
                     let len = usize::try_from(place.len()).unwrap_or(usize::MAX).min(left.len());
                     let (part, rest) = left.split_at_mut(len);
-                    if let Some(buffer) = place.buffer().as_cuda().filter(|_| !part.is_empty()) {
-                        buffer.copy_to_host(place.offset(), part)?;
+                    if !part.is_empty() {
+                        place.buffer().read(place.offset(), part)?;
                     }
                     left = rest;
                 }
-                Ok::<_, daxfs::Error>(())
+                Ok::<_, daxfs_device::Error>(())
             })
             .or_raise()
         })

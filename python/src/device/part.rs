@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use daxfs::device::{Place, TensorSlice};
+use daxfs_device::{Place, TensorSlice};
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict, PyEllipsis, PySlice, PyTuple};
@@ -160,10 +160,10 @@ impl DeviceTensorPart {
         let len = usize::try_from(self.place().len()).map_err(|_| no_memory())?;
         let picked = py.detach(|| {
             let mut bytes = vec![0; len];
-            if let Some(buffer) = self.place().buffer().as_cuda().filter(|_| len > 0) {
-                buffer.copy_to_host(self.place().offset(), &mut bytes)?;
+            if len > 0 {
+                self.place().buffer().read(self.place().offset(), &mut bytes)?;
             }
-            Ok::<_, daxfs::Error>(if self.slice.is_contiguous() { bytes } else { self.pick(&bytes) })
+            Ok::<_, daxfs_device::Error>(if self.slice.is_contiguous() { bytes } else { self.pick(&bytes) })
         });
         Ok(PyBytes::new(py, &picked.or_raise()?))
     }

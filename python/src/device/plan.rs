@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use daxfs::device::{Placement, Plan};
+use daxfs_device::{Placement, Plan};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -44,7 +44,7 @@ impl Ranked {
     }
 
     /// What the rank holds of an image.
-    pub fn place(&self, image: &daxfs::Image) -> daxfs::Result<Placement> {
+    pub fn place(&self, image: &daxfs::Image) -> daxfs_device::Result<Placement> {
         self.plan.place(image, self.rank)
     }
 }

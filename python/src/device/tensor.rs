@@ -1,6 +1,6 @@
 //! `daxfs.DeviceTensor`: a tensor in a GPU's memory, lent out by its address, as DLPack or by CUDA's array interface.
 
-use daxfs::device::Place;
+use daxfs_device::Place;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
@@ -28,7 +28,7 @@ impl DeviceTensor {
         Self { tensor, held }
     }
 
-    fn place(&self) -> daxfs::Result<Place> {
+    fn place(&self) -> daxfs_device::Result<Place> {
         self.held.mapped.tensor(&self.tensor)?.one()
     }
 

@@ -4,8 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{Device, DeviceError, MappedImage};
+use daxfs_device::{Device, DeviceError, ImageExt, MappedImage, UploadOptions};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
@@ -106,7 +105,7 @@ pub fn to(
         let answer = callback.bind(py).call1(step)?;
         if answer.is(PyBool::new(py, false)) {
             let cancelled = DeviceError::Cancelled { device: device.name().into() };
-            return Err(daxfs::Error::from(cancelled)).or_raise();
+            return Err(daxfs_device::Error::from(cancelled)).or_raise();
         }
         Ok(())
     };

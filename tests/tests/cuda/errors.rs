@@ -1,7 +1,7 @@
 //! What is missing or fails is an error value that says so, and leaves nothing behind.
 
-use daxfs::device::{Device, DeviceError, MapOptions, Route};
-use daxfs::{Error, Image};
+use daxfs::Image;
+use daxfs_device::{Device, DeviceError, Error, ImageExt, MapOptions, Route};
 use mkimage::{HugePages, Memory};
 
 use crate::support::{
@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 fn unavailable() -> String {
-    let error = Device::cuda(0).unwrap_err();
+    let error = Device::open("cuda", 0).unwrap_err();
     assert!(matches!(error, Error::Device(DeviceError::Unavailable { .. })), "{error}");
     error.to_string()
 }
@@ -18,7 +18,7 @@ fn unavailable() -> String {
 fn without_a_driver() {
     with_library("errors::without_a_driver", no_library, &[], || {
         // Where the machine has a driver it is found; then there is nothing to see.
-        if let Err(error) = Device::cuda(0) {
+        if let Err(error) = Device::open("cuda", 0) {
             let text = error.to_string();
             assert!(text.contains("libcuda.so.1") && text.contains("it needs an NVIDIA driver"), "{text}");
         }
@@ -44,7 +44,7 @@ fn with_a_driver_that_does_not_start() {
 fn devices_that_are_not_there_or_cannot() {
     let settings = [("DAXFS_FAKE_CUDA_ATTRIBUTES", "103=0,99=0,124=0")];
     simulated("errors::devices_that_are_not_there_or_cannot", &settings, || {
-        let error = Device::cuda(7).unwrap_err();
+        let error = Device::open("cuda", 7).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::NoSuchDevice { number: 7, .. })), "{error}");
         let error = image().to(&device()).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::Unavailable { .. })), "{error}");
@@ -134,17 +134,17 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
 }
 
 /// Uses every call of the list twice at least.
-fn everything() -> daxfs::Result<()> {
-    use daxfs::device::cuda::UploadOptions;
+fn everything() -> daxfs_device::Result<()> {
+    use daxfs_device::UploadOptions;
     let image = image();
     let shared = Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap();
     let options = UploadOptions::new().threads(2).piece(1 << 20).verify(true);
     for _ in 0..2 {
-        let device = Device::cuda(0)?;
+        let device = Device::open("cuda", 0)?;
         let resident = image.to_with(&device, &options)?;
         let buffer = resident.buffers()[0].as_cuda().unwrap();
         buffer.export_dma_buf()?;
-        device.as_cuda().unwrap().attach(&image, &buffer.share()?)?;
+        device.attach(&image, &buffer.share()?)?;
         shared.map(&device)?;
     }
     Ok(())
@@ -162,7 +162,7 @@ fn buffers_of_a_device_that_registers_no_memory() {
         ];
         let is_done = simulated(TEST, &settings, || {
             let image = image();
-            let options = daxfs::device::cuda::UploadOptions::new().threads(1).piece(1 << 20);
+            let options = daxfs_device::UploadOptions::new().threads(1).piece(1 << 20);
             let copy = image.to_with(&device(), &options);
             match &copy {
                 Ok(resident) => crate::support::check(&image, resident),
@@ -216,7 +216,7 @@ fn buffers_that_cannot_be_waited_for_are_kept() {
             ("DAXFS_FAKE_CUDA_ATTRIBUTES", attributes),
         ];
         let is_done = simulated(TEST, &settings, || {
-            let options = daxfs::device::cuda::UploadOptions::new().threads(1);
+            let options = daxfs_device::UploadOptions::new().threads(1);
             let error = image().to_with(&device(), &options).unwrap_err();
             assert!(error.to_string().contains("cuEventRecord"), "{error}");
             // Handle, range and mapping of the device's memory, and the context; the buffers, and the event of one.

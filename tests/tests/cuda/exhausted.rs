@@ -2,8 +2,8 @@
 
 use std::ffi::c_int;
 
-use daxfs::device::{DeviceError, MappedImage};
-use daxfs::{Error, Image};
+use daxfs::Image;
+use daxfs_device::{DeviceError, Error, ImageExt, MappedImage};
 use libloading::{Library, Symbol};
 
 use crate::support::{MIB, check, device, image, is_real, live, on_a_gpu};

@@ -8,10 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{Device, DeviceError, Route};
+use daxfs::Image;
 use daxfs::holder::message::DeviceCopy;
-use daxfs::{Error, Image};
+use daxfs_device::UploadOptions;
+use daxfs_device::{Device, DeviceError, Error, ImageExt, Route};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
 
@@ -126,7 +126,10 @@ fn a_copy_that_was_given_to_the_holder_serves_all() {
         check(&image, &kept);
         assert_eq!(holder.image().to(&device()).unwrap().memory().route(), Route::Copy);
         let error = kept.keep().unwrap_err();
-        assert!(matches!(&error, Error::Holder(error) if error.is_not_found()), "{error}");
+        assert!(
+            matches!(&error, Error::Image(daxfs::Error::Holder(error)) if error.is_not_found()),
+            "{error}"
+        );
         assert!(error.to_string().contains("another one by now"), "{error}");
         // Who has an image can have it on the device, whatever its name means now, and whether a holder is there.
         assert_eq!(route(&image, &plain), Route::Copy);
@@ -234,7 +237,7 @@ fn all_devices_get_copies() {
         );
         assert_eq!(holder.json(&["ps", "--json"])["images"][0]["copies"].as_array().unwrap().len(), 3);
         for number in 0..3 {
-            let resident = holder.image().to(&Device::cuda(number).unwrap()).unwrap();
+            let resident = holder.image().to(&Device::open("cuda", number).unwrap()).unwrap();
             assert_eq!(resident.memory().route(), Route::Descriptor);
         }
     });

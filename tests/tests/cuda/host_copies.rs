@@ -4,10 +4,10 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daxfs::device::cuda::{Shared, UploadOptions};
-use daxfs::device::{Plan, Route};
 use daxfs::holder::message::DeviceCopy;
 use daxfs::{Image, OpenOptions};
+use daxfs_device::{ImageExt, Shared, UploadOptions};
+use daxfs_device::{Plan, Route};
 use serde_json::Value;
 
 use crate::holder::{Holder, PATIENCE};

@@ -6,11 +6,12 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use daxfs::device::cuda::{Buffer, Shared, UploadOptions};
-use daxfs::device::{Device, DeviceError, MappedImage, Place, Route};
 use daxfs::dlpack::DLDevice;
 use daxfs::holder::message::DeviceCopy;
-use daxfs::{Error, Image, Part, Region};
+use daxfs::{Image, Part, Region};
+use daxfs_device::cuda::Buffer;
+use daxfs_device::{Device, DeviceError, MappedImage, Place, Route};
+use daxfs_device::{Error, ImageExt, Shared, UploadOptions};
 
 use crate::sharing::outlives;
 use crate::support::{bytes, check, device, files, image, live, on_a_gpu, simulated};
@@ -53,7 +54,7 @@ fn gpu_and_cpu_read_it_at_the_same_address() {
         let memory = buffer(&copy);
         assert_eq!(memory.host_address(), usize::try_from(memory.address()).ok());
         assert!(!memory.is_writable());
-        assert_eq!(DLDevice::of(memory), DLDevice::CUDA_HOST);
+        assert_eq!(copy.buffers()[0].dl_device(), Some(DLDevice::CUDA_HOST));
         let error = memory.export_dma_buf().unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::NotExportable { .. })), "{error}");
         assert!(error.to_string().contains("makes no dma-buf of its host memory"), "{error}");
@@ -161,7 +162,7 @@ fn readers_map_it_for_reading() {
             let copy = image.to_with(&gpu, &in_host()).unwrap();
             check_all(&image, &copy);
             assert_eq!(rights(&copy), "r--s");
-            let attached = gpu.as_cuda().unwrap().attach(&image, &buffer(&copy).share().unwrap()).unwrap();
+            let attached = gpu.attach(&image, &buffer(&copy).share().unwrap()).unwrap();
             assert_eq!(rights(&attached), "r--s");
             assert_eq!(rights(&image.to_with(&gpu, &in_host().writable(true)).unwrap()), "rw-s");
         });
@@ -177,7 +178,7 @@ fn it_outlives_the_process_that_filled_it() {
     const TEST: &str = "host_memory::it_outlives_the_process_that_filled_it";
     outlives(TEST, &in_host(), |shared, image| {
         assert_eq!(shared.uuid, DeviceCopy::HOST);
-        let attach = |shared: &Shared| device().as_cuda().unwrap().attach(image, shared).unwrap();
+        let attach = |shared: &Shared| device().attach(image, shared).unwrap();
         let attached = attach(&shared);
         assert_eq!(attached.memory().route(), Route::Descriptor);
         drop(shared);
@@ -195,15 +196,21 @@ fn every_gpu_reads_it() {
         let image = image();
         let copy = image.to_with(&device(), &in_host()).unwrap();
         let share = || buffer(&copy).share().unwrap();
-        let other = Device::cuda(1).unwrap();
+        let other = Device::open("cuda", 1).unwrap();
         // Whatever the UUID says: the descriptor is of host memory.
         for uuid in [DeviceCopy::HOST, device().as_cuda().unwrap().uuid(), [9; 16]] {
-            let attached = other.as_cuda().unwrap().attach(&image, &Shared { uuid, ..share() }).unwrap();
+            let attached = other.attach(&image, &Shared { uuid, ..share() }).unwrap();
             check_all(&image, &attached);
         }
-        let attach = |shared: Shared| device().as_cuda().unwrap().attach(&image, &shared).unwrap_err();
+        let attach = |shared: Shared| device().attach(&image, &shared).unwrap_err();
         let error = attach(Shared { size: 4096, ..share() });
-        assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { bound: 4096, .. })), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Image(daxfs::Error::Memory(dmabuf::Error::OutOfBounds { bound: 4096, .. }))
+            ),
+            "{error}"
+        );
         let error = attach(Shared { size: share().size * 2, ..share() });
         assert!(matches!(error, Error::Device(DeviceError::Driver { .. })), "{error}");
         let error = attach(Shared { fd: fs::File::open("/dev/zero").unwrap().into(), ..share() });
@@ -276,7 +283,7 @@ fn every_call_that_fails_is_an_error_and_leaves_nothing() {
             let everything = || {
                 let (image, device) = (image(), device());
                 let copy = image.to_with(&device, &in_host())?;
-                device.as_cuda().unwrap().attach(&image, &buffer(&copy).share()?)
+                device.attach(&image, &buffer(&copy).share()?)
             };
             let error = everything().unwrap_err();
             assert!(matches!(error, Error::Device(DeviceError::Driver { code: 999, .. })), "{error:?}");

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{DeviceError, MappedImage};
-use daxfs::{Error, Image};
+use daxfs::Image;
+use daxfs_device::UploadOptions;
+use daxfs_device::{DeviceError, Error, ImageExt, MappedImage};
 use mkimage::{HugePages, Memory, Packer};
 
 use crate::support::{MIB, bytes, device, has_context, live, on_a_gpu, read, simulated};

@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::placement::{Assigned, PartLayout};
-use daxfs::device::{Device, DeviceError, MappedImage, Placement, Plan, Route, TensorSlice};
-use daxfs::{Error, Image, Tensor, dlpack};
+use daxfs::{Image, Tensor};
+use daxfs_device::UploadOptions;
+use daxfs_device::placement::{Assigned, PartLayout};
+use daxfs_device::{Device, DeviceError, Error, ImageExt, MappedImage, Placement, Plan, Route, TensorSlice};
 use mkimage::{HugePages, Memory};
 use serde_json::Value;
 
@@ -129,7 +129,7 @@ fn parts_with_gaps_are_views_of_the_whole_tensor() {
         let part = resident.part(&w).unwrap();
         assert_eq!((part.shape(), part.strides(), part.is_contiguous()), (&[256, 2][..], &[4, 1][..], false));
         assert!(elements(&part, 4) == columns(&image, 1));
-        let loan = dlpack::export_slice_versioned(&w, &part, true, GPU).unwrap();
+        let loan = daxfs_device::dlpack::export_slice_versioned(&w, &part, true, GPU).unwrap();
         // SAFETY: the loan is live until its deleter is called, below.
         let managed = unsafe { loan.as_ref() };
         assert_eq!(managed.dl_tensor.data.addr() as u64, part.place().address().unwrap());
@@ -163,7 +163,7 @@ fn another_process_attaches_by_the_same_plan() {
         let placement = place(&other, PLAN, 1);
         assert_eq!(placement.identity(), resident.placement().unwrap().identity());
         drop((resident, image));
-        let attached = device().as_cuda().unwrap().attach_placed(&placement, &shared).unwrap();
+        let attached = device().attach_placed(&placement, &shared).unwrap();
         assert_eq!(attached.memory().route(), Route::Descriptor);
         check_rank(&other, &attached, 1);
         // Each part is of one image, whatever bytes another one has at the same place.
@@ -172,8 +172,11 @@ fn another_process_attaches_by_the_same_plan() {
             let error = attached.part(&tensor(&stranger, name)).unwrap_err();
             assert!(matches!(error, Error::Device(DeviceError::OtherImage { .. })), "{name}: {error}");
         }
-        let error = device().as_cuda().unwrap().attach(&other, &shared).unwrap_err();
-        assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { .. })), "{error}");
+        let error = device().attach(&other, &shared).unwrap_err();
+        assert!(
+            matches!(error, Error::Image(daxfs::Error::Memory(dmabuf::Error::OutOfBounds { .. }))),
+            "{error}"
+        );
     });
 }
 
@@ -233,7 +236,7 @@ fn the_command_gives_each_rank_its_own() {
         assert_eq!(upload(&turned), ["\"cuda:2\" 0 true", "\"cuda:1\" 1 false"]);
         let image = holder.image();
         for (number, rank) in [(0, 0), (1, 1), (2, 0)] {
-            let resident = place(&image, PLAN, rank).to(&Device::cuda(number).unwrap()).unwrap();
+            let resident = place(&image, PLAN, rank).to(&Device::open("cuda", number).unwrap()).unwrap();
             assert_eq!(resident.memory().route(), Route::Descriptor);
             check_rank(&image, &resident, rank);
         }
@@ -253,7 +256,7 @@ fn a_holder_has_its_first_images_placed() {
         let holder = Holder::start(&plan);
         let image = holder.image();
         let route = |number: usize, rank: usize| {
-            let resident = place(&image, PLAN, rank).to(&Device::cuda(number).unwrap()).unwrap();
+            let resident = place(&image, PLAN, rank).to(&Device::open("cuda", number).unwrap()).unwrap();
             resident.memory().route()
         };
         let start = Instant::now();
@@ -262,7 +265,7 @@ fn a_holder_has_its_first_images_placed() {
             thread::sleep(Duration::from_millis(20));
         }
         assert_eq!((route(0, 0), route(1, 1)), (Route::Copy, Route::Copy));
-        assert_eq!(image.to(&Device::cuda(1).unwrap()).unwrap().memory().route(), Route::Descriptor);
+        assert_eq!(image.to(&Device::open("cuda", 1).unwrap()).unwrap().memory().route(), Route::Descriptor);
     });
 }
 

@@ -6,10 +6,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use daxfs::device::cuda::{UploadOptions, devices};
-use daxfs::device::{Device, DeviceError, MapOptions, Route, TensorSlice};
+use daxfs::Image;
 use daxfs::dlpack::{self, DLDevice};
-use daxfs::{Error, Image};
+use daxfs_device::{Device, DeviceError, MapOptions, Route, TensorSlice};
+use daxfs_device::{Error, ImageExt, UploadOptions, cuda::devices};
 use mkimage::{HugePages, Memory, Packer};
 
 use crate::support::{
@@ -111,7 +111,7 @@ fn rights_that_a_driver_does_not_take_away_are_given_anew() {
 fn a_lookup_block_lies_beside_the_image() {
     on_a_gpu("resident::a_lookup_block_lies_beside_the_image", || {
         let (image, device) = (image(), device());
-        let lookup = daxfs::device::Lookup::of(&image).unwrap();
+        let lookup = daxfs_device::Lookup::of(&image).unwrap();
         let block = device.as_cuda().unwrap().copy(lookup.as_bytes()).unwrap();
         let mut bytes = vec![0; lookup.as_bytes().len()];
         block.copy_to_host(0, &mut bytes).unwrap();
@@ -137,7 +137,7 @@ fn an_image_that_is_replaced_while_it_is_copied_is_none() {
             true
         });
         let error = image.to_with(&device(), &options).unwrap_err();
-        assert!(matches!(error, Error::BeingReplaced { .. }), "{error}");
+        assert!(matches!(error, Error::Image(daxfs::Error::BeingReplaced { .. })), "{error}");
         drop(options);
         let image = image.refresh().unwrap().unwrap();
         check_files(&image);
@@ -192,19 +192,19 @@ fn host_memory_is_read_in_place() {
 #[test]
 fn what_dlpack_lends_keeps_the_memory() {
     on_a_gpu("resident::what_dlpack_lends_keeps_the_memory", || {
-        let device = Device::cuda(0).unwrap();
+        let device = Device::open("cuda", 0).unwrap();
         let image = image();
         let resident = image.to(&device).unwrap();
         let tensor = image.tensors().unwrap().get("w").unwrap();
         let place = resident.tensor(&tensor).unwrap().one().unwrap();
-        let loan = dlpack::export_place_versioned(&tensor, &place, true, GPU).unwrap();
+        let loan = daxfs_device::dlpack::export_versioned(&tensor, &place, true, GPU).unwrap();
         let address = place.address().unwrap();
         let short = place.split(100).remove(0);
-        let error = dlpack::export_place_versioned(&tensor, &short, true, GPU).unwrap_err();
+        let error = daxfs_device::dlpack::export_versioned(&tensor, &short, true, GPU).unwrap_err();
         assert!(error.to_string().contains("whole tensor"), "{error}");
         for (what, writable) in [(image.to(&device).unwrap(), false), (writable(&image, &device), true)] {
             let place = what.tensor(&tensor).unwrap().one().unwrap();
-            let loan = dlpack::export_place_versioned(&tensor, &place, false, GPU);
+            let loan = daxfs_device::dlpack::export_versioned(&tensor, &place, false, GPU);
             assert_eq!(loan.is_ok(), writable);
             if let Ok(loan) = loan {
                 end(loan);
@@ -249,7 +249,7 @@ fn parts_of_tensors_are_views() {
         assert_eq!((part.shape(), part.strides(), part.is_contiguous()), (&[256, 2][..], &[4, 1][..], false));
         let wanted: Vec<u8> = whole.chunks(16).flat_map(|row| row[4..12].to_vec()).collect();
         assert!(elements(&part) == wanted);
-        let loan = dlpack::export_slice_versioned(&tensor, &part, true, GPU).unwrap();
+        let loan = daxfs_device::dlpack::export_slice_versioned(&tensor, &part, true, GPU).unwrap();
         // SAFETY: the loan is live until its deleter is called, below.
         let lent = unsafe { &loan.as_ref().dl_tensor };
         assert_eq!(lent.data.addr() as u64, part.place().address().unwrap());
@@ -276,7 +276,7 @@ fn parts_of_tensors_are_views() {
             assert!(error.to_string().contains(why), "{error}");
         }
         let part = resident.slice(&packed, 0, 1..3).unwrap();
-        assert!(dlpack::export_slice_versioned(&packed, &part, true, GPU).is_err());
+        assert!(daxfs_device::dlpack::export_slice_versioned(&packed, &part, true, GPU).is_err());
     });
 }
 
@@ -288,17 +288,17 @@ fn host_memory_is_lent_for_reading_by_its_own_address() {
         let tensor = image.tensors().unwrap().get("w").unwrap();
         let place = mapped.tensor(&tensor).unwrap().one().unwrap();
         for device in [DLDevice::CUDA_HOST, GPU] {
-            assert!(dlpack::export_place_versioned(&tensor, &place, false, device).is_err());
+            assert!(daxfs_device::dlpack::export_versioned(&tensor, &place, false, device).is_err());
         }
         for device in [DLDevice::CPU, DLDevice { device_id: 1, ..GPU }] {
-            let error = dlpack::export_place_versioned(&tensor, &place, true, device).unwrap_err();
+            let error = daxfs_device::dlpack::export_versioned(&tensor, &place, true, device).unwrap_err();
             assert!(error.to_string().contains("device asked for"), "{error}");
         }
-        assert!(dlpack::export_place_legacy(&tensor, &place).is_err());
+        assert!(daxfs_device::dlpack::export_legacy(&tensor, &place).is_err());
         // By the address of who is to read it.
         let host = place.buffer().as_cuda().unwrap().host_address().unwrap() as u64 + place.offset();
         for (device, address) in [(DLDevice::CUDA_HOST, host), (GPU, place.address().unwrap())] {
-            let loan = dlpack::export_place_versioned(&tensor, &place, true, device).unwrap();
+            let loan = daxfs_device::dlpack::export_versioned(&tensor, &place, true, device).unwrap();
             // SAFETY: the loan is live until its deleter is called, below.
             let lent = unsafe { &loan.as_ref().dl_tensor };
             assert_eq!((lent.data.addr() as u64, lent.device), (address, device));
@@ -307,7 +307,7 @@ fn host_memory_is_lent_for_reading_by_its_own_address() {
     });
 }
 
-fn writable(image: &Image, device: &Device) -> daxfs::device::MappedImage {
+fn writable(image: &Image, device: &Device) -> daxfs_device::MappedImage {
     image.to_with(device, &UploadOptions::new().writable(true)).unwrap()
 }
 

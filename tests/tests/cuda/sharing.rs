@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use daxfs::device::cuda::{Shared, UploadOptions};
-use daxfs::device::{Device, DeviceError, Route};
-use daxfs::{Error, Image};
+use daxfs::Image;
+use daxfs_device::{Device, DeviceError, Route};
+use daxfs_device::{Error, ImageExt, Shared, UploadOptions};
 use dmabuf::{recv_fds, send_fds};
 
 use crate::support::{check, device, image, live, on_a_gpu, simulated};
@@ -78,7 +78,7 @@ pub fn outlives(test: &str, options: &UploadOptions, read: fn(Shared, &Image)) {
 fn memory_outlives_the_process_that_filled_it() {
     const TEST: &str = "sharing::memory_outlives_the_process_that_filled_it";
     outlives(TEST, &UploadOptions::new(), |shared, image| {
-        let attached = device().as_cuda().unwrap().attach(image, &shared).unwrap();
+        let attached = device().attach(image, &shared).unwrap();
         assert_eq!(attached.memory().route(), Route::Descriptor);
         drop(shared);
         check(image, &attached);
@@ -92,8 +92,8 @@ fn only_the_memory_of_this_device_and_image_is_attached() {
         let image = image();
         let resident = image.to(&device()).unwrap();
         let share = || resident.buffers()[0].as_cuda().unwrap().share().unwrap();
-        let attach = |device: &Device, shared: &Shared| device.as_cuda().unwrap().attach(&image, shared);
-        let other = Device::cuda(1).unwrap();
+        let attach = |device: &Device, shared: &Shared| device.attach(&image, shared);
+        let other = Device::open("cuda", 1).unwrap();
         let error = attach(&other, &share()).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::OtherDevice { .. })), "{error}");
         assert!(error.to_string().starts_with("the memory lies on device "), "{error}");
@@ -104,7 +104,13 @@ fn only_the_memory_of_this_device_and_image_is_attached() {
 
         let short = Shared { size: 4096, ..share() };
         let error = attach(&device(), &short).unwrap_err();
-        assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { bound: 4096, .. })), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Image(daxfs::Error::Memory(dmabuf::Error::OutOfBounds { bound: 4096, .. }))
+            ),
+            "{error}"
+        );
         let long = Shared { size: share().size * 2, ..share() };
         let error = attach(&device(), &long).unwrap_err();
         assert!(matches!(error, Error::Device(DeviceError::Driver { .. })), "{error}");

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{DeviceError, MapOptions, MappedImage};
-use daxfs::{Error, Image, OpenOptions, Region};
+use daxfs::{Image, OpenOptions, Region};
+use daxfs_device::UploadOptions;
+use daxfs_device::{DeviceError, Error, ImageExt, MapOptions, MappedImage};
 use mkimage::{HugePages, Memory, Packer};
 
 use crate::support::{MIB, bytes, check, device, image, is_real, live, on_a_gpu, pack, simulated};
@@ -18,7 +18,7 @@ fn shared() -> Image {
     Image::from_fd(pack(&Memory::SharedMemfd(HugePages::No))).unwrap()
 }
 
-fn copy(image: &Image, options: &UploadOptions) -> daxfs::Result<MappedImage> {
+fn copy(image: &Image, options: &UploadOptions) -> daxfs_device::Result<MappedImage> {
     let resident = image.to_with(&device(), options)?;
     check(image, &resident);
     Ok(resident)

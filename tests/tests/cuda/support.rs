@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use daxfs::device::{Device, MappedImage};
 use daxfs::dlpack::DLDevice;
 use daxfs::{File, FileType, Image};
+use daxfs_device::{Device, MappedImage};
 use mkimage::{HugePages, Memory, Packer};
 
 pub const MIB: u64 = 1 << 20;
@@ -163,7 +163,7 @@ pub fn files(image: &Image) -> Vec<File> {
 }
 
 pub fn device() -> Device {
-    Device::cuda(0).unwrap()
+    Device::open("cuda", 0).unwrap()
 }
 
 /// Every file and tensor is on the device what it is in the image, each in one place.
@@ -182,7 +182,7 @@ pub fn check(image: &Image, on_device: &MappedImage) {
 }
 
 /// What the device has at a place.
-pub fn read(place: &daxfs::device::Place) -> Vec<u8> {
+pub fn read(place: &daxfs_device::Place) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(place.len()).unwrap()];
     place.buffer().as_cuda().unwrap().copy_to_host(place.offset(), &mut bytes).unwrap();
     bytes

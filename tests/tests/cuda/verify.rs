@@ -4,10 +4,10 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::device::cuda::UploadOptions;
-use daxfs::device::{DeviceError, MappedImage, Plan, Route};
 use daxfs::holder::message::DeviceCopy;
-use daxfs::{Error, Image, OpenOptions, Region};
+use daxfs::{Image, OpenOptions, Region};
+use daxfs_device::UploadOptions;
+use daxfs_device::{DeviceError, Error, ImageExt, MappedImage, Plan, Route};
 use daxfs_tests::golden::Golden;
 use daxfs_tests::overlay::Overlay;
 use mkimage::{HugePages, Memory, Packer};
@@ -175,7 +175,7 @@ fn hashes_that_do_not_add_up_are_noticed() {
         let record = bytes.windows(32).position(|window| window == old).unwrap();
         bytes[record..record + 32].copy_from_slice(new.as_bytes());
         let error = Image::from_bytes(bytes).unwrap().to(&device()).unwrap().verify().unwrap_err();
-        let Error::OtherContent { expected, found } = error else { panic!("{error}") };
+        let Error::Image(daxfs::Error::OtherContent { expected, found }) = error else { panic!("{error}") };
         assert_eq!(Some(expected), image.content_hash());
         assert_ne!(Some(expected), found);
     });

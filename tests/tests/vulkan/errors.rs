@@ -4,9 +4,9 @@ use std::env;
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use daxfs::device::vulkan::{self, Binding};
-use daxfs::device::{Device, DeviceError, MapOptions, Route};
-use daxfs::{Error, Image, Region};
+use daxfs::{Image, Region};
+use daxfs_device::vulkan::{self, Binding};
+use daxfs_device::{Device, DeviceError, Error, ImageExt, MapOptions, Route};
 use dmabuf::{HugePages, Seals};
 use mkimage::Memory;
 
@@ -18,7 +18,7 @@ const ROLE: &str = "DAXFS_VULKAN_TEST_WITHOUT";
 #[test]
 fn without_loader_or_driver_there_is_an_error_that_says_what_is_needed() {
     if env::var_os(ROLE).is_some() {
-        for error in [Device::vulkan(0).unwrap_err(), vulkan::devices().unwrap_err()] {
+        for error in [Device::open("vulkan", 0).unwrap_err(), vulkan::devices().unwrap_err()] {
             let Error::Device(DeviceError::Unavailable { needs, .. }) = &error else { panic!("{error:?}") };
             assert!(needs.contains("libvulkan1") || needs.contains("mesa-vulkan-drivers"), "{error}");
             assert!(error.to_string().contains("is not available: it needs"), "{error}");
@@ -42,7 +42,7 @@ fn without_loader_or_driver_there_is_an_error_that_says_what_is_needed() {
 #[test]
 fn a_device_that_is_not_there_is_named_with_those_that_are() {
     let Some(device) = device() else { return };
-    let error = Device::vulkan(99).unwrap_err();
+    let error = Device::open("vulkan", 99).unwrap_err();
     assert!(matches!(error, Error::Device(DeviceError::NoSuchDevice { number: 99, .. })), "{error:?}");
     assert!(error.to_string().contains(device.name()), "{error}");
     assert_eq!(vulkan::devices().unwrap()[0], device.name());
@@ -89,7 +89,10 @@ fn memory_that_cannot_be_imported_is_refused_with_every_reason() {
     assert_eq!(mapped.range(5000, 1).unwrap()[0].len(), 1);
     for len in [0, 5002] {
         let error = device.map(&odd, len, &MapOptions::new()).unwrap_err();
-        assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { .. })), "{error}");
+        assert!(
+            matches!(error, Error::Image(daxfs::Error::Memory(dmabuf::Error::OutOfBounds { .. }))),
+            "{error}"
+        );
     }
 }
 
@@ -106,7 +109,7 @@ fn files_of_other_images_and_ranges_outside_are_refused() {
     let file = one.file("file-4096").unwrap();
     for (offset, len) in [(0, 4097), (4097, 0), (u64::MAX, 2)] {
         let error = mapped.file_range(&file, offset, len).unwrap_err();
-        assert!(matches!(error, Error::OutsideFile { len: 4096, .. }), "{error}");
+        assert!(matches!(error, Error::Image(daxfs::Error::OutsideFile { len: 4096, .. })), "{error}");
     }
     // A clone is the same image.
     let clone: Image = one.clone();
@@ -128,6 +131,6 @@ fn what_is_too_long_to_bind_is_split() {
     let error = Binding::of(place).unwrap_err();
     assert!(matches!(error, Error::Device(DeviceError::TooLongToBind { .. })), "{error}");
     let parts = place.split(bound / 4096 * 4096);
-    assert_eq!(parts.iter().map(daxfs::device::Place::len).sum::<u64>(), len);
+    assert_eq!(parts.iter().map(daxfs_device::Place::len).sum::<u64>(), len);
     assert!(parts.iter().all(|part| Binding::of(part).unwrap().is_some()));
 }

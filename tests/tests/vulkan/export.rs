@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use daxfs::device::{Device, DeviceError, Route};
-use daxfs::{Error, Image};
+use daxfs::Image;
+use daxfs_device::{Device, DeviceError, Error, ImageExt, Route};
 use dmabuf::{FdKind, HugePages};
 use mkimage::Memory;
 
@@ -45,7 +45,7 @@ fn an_image_that_the_device_copied_opens_from_the_exported_dma_buf() {
     }
 
     // Another device imports it.
-    let other = Device::vulkan(0).unwrap();
+    let other = Device::open("vulkan", 0).unwrap();
     let mapped = copy.map(&other).unwrap();
     assert_eq!(mapped.memory().route(), Route::Descriptor);
     let hasher = Hasher::new(&other);
@@ -59,6 +59,9 @@ fn lengths_that_cannot_be_are_refused() {
     let vulkan = device.as_vulkan().unwrap();
     for len in [0, vulkan.limits().max_buffer + 1, u64::MAX] {
         let error = vulkan.allocate(len).unwrap_err();
-        assert!(matches!(error, Error::Memory(dmabuf::Error::OutOfBounds { .. })), "{error}");
+        assert!(
+            matches!(error, Error::Image(daxfs::Error::Memory(dmabuf::Error::OutOfBounds { .. }))),
+            "{error}"
+        );
     }
 }

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxfs::device::vulkan::ash::{self, vk};
-use daxfs::device::vulkan::{self, EXTENSIONS, Enabled, RawDevice};
-use daxfs::device::{Device, Route};
+use daxfs_device::vulkan::ash::{self, vk};
+use daxfs_device::vulkan::{self, EXTENSIONS, Enabled, RawDevice};
+use daxfs_device::{Device, ImageExt, Route};
 use dmabuf::HugePages;
 use mkimage::Memory;
 

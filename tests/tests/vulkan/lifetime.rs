@@ -1,5 +1,6 @@
 //! Memory lives as long as anything uses it, and no longer.
 
+use daxfs_device::ImageExt;
 use std::os::fd::AsFd;
 use std::thread;
 

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use daxfs::device::{DeviceError, MapOptions, MappedImage, Route};
-use daxfs::{Error, Image, OpenOptions, Part, Region};
+use daxfs::{Image, OpenOptions, Part, Region};
+use daxfs_device::{DeviceError, Error, ImageExt, MapOptions, MappedImage, Route};
 use daxfs_tests::golden::Golden;
 use daxfs_tests::vgem;
 use dmabuf::{HugePages, Mapping, Memfd};
@@ -111,7 +111,7 @@ fn a_file_over_several_pieces_has_several_places() {
     for source in sources(device, &folder) {
         let image = open(&source.fd);
         let mapped = image.map_with(device, &MapOptions::new().max_piece(3 * MIB)).unwrap();
-        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();
+        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs_device::Buffer::len).collect();
         assert!(lengths.len() > 2, "{}: {lengths:?}", source.what);
         assert!(lengths[..lengths.len() - 1].iter().all(|&len| len == 2 * MIB), "{lengths:?}");
 
@@ -155,7 +155,7 @@ fn more_than_4_gib_is_cut() {
             continue;
         }
         let mapped = device.map(&region, len, &MapOptions::new().route(route)).unwrap();
-        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs::device::Buffer::len).collect();
+        let lengths: Vec<_> = mapped.buffers().iter().map(daxfs_device::Buffer::len).collect();
         assert!(lengths.len() > 1 && lengths.iter().all(|&len| len <= 4 << 30), "{lengths:?}");
         assert_eq!((lengths[0], lengths.iter().sum::<u64>()), (edge, len), "{route}");
         let places = mapped.range(edge - 4096, 8192).unwrap();
@@ -197,7 +197,7 @@ fn golden_images_with_changes_and_backing_files() {
                     assert_eq!(byte, [0], "{what}: a hole is zeros");
                     refused += 1;
                 }
-                Err(Error::NoContents { .. }) => refused += 1,
+                Err(Error::Image(daxfs::Error::NoContents { .. })) => refused += 1,
                 Err(error) => panic!("{what}: {error}"),
             }
         }

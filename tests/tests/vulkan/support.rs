@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use daxfs::device::vulkan::{self, Binding};
-use daxfs::device::{Device, DeviceError, Place};
-use daxfs::{Error, File, Image, Region};
+use daxfs::{File, Image, Region};
+use daxfs_device::vulkan::{self, Binding};
+use daxfs_device::{Device, DeviceError, Error, Place};
 use daxfs_tests::{devices, vgem, words};
 use dmabuf::{Access, CpuAccess, HugePages, Mapping, Memfd};
 use mkimage::{Memory, Packer};
@@ -28,7 +28,7 @@ pub fn device() -> Option<Device> {
 /// says that it did not run.
 fn first(is_enough: fn(&vulkan::Enabled) -> bool) -> Option<Device> {
     let required = env::var_os("DAXFS_REQUIRE_VULKAN").is_some();
-    let why = match Device::vulkan(0) {
+    let why = match Device::open("vulkan", 0) {
         Ok(device) => match device.as_vulkan().unwrap().enabled() {
             enabled if is_enough(&enabled) => return Some(device),
             lacking => format!("{} lacks something: {lacking:?}", device.name()),

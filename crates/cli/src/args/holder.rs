@@ -3,8 +3,8 @@
 use super::upload::{Gpu, UploadArgs, parse_gpu};
 use super::{parse_size, parse_tensor_alignment};
 use clap::{Args, Subcommand, ValueEnum};
-use daxfs::holder::message::is_valid_name;
 use daxfs_holder::Target;
+use daxfs_protocol::message::is_valid_name;
 use dmabuf::HugePages;
 use mkimage::{Links, Packer};
 use std::ffi::{OsStr, OsString};
@@ -78,7 +78,7 @@ pub struct SocketArgs {
 impl SocketArgs {
     /// The socket that is meant.
     pub fn path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(daxfs::holder::default_socket)
+        self.socket.clone().unwrap_or_else(daxfs_protocol::default_socket)
     }
 }
 

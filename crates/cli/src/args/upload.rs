@@ -2,7 +2,7 @@
 
 use super::holder::{SocketArgs, parse_name};
 use clap::Args;
-use daxfs::device::cuda;
+use daxfs_device::DeviceName;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -58,7 +58,9 @@ impl FromStr for Gpu {
             "cuda-host:all" => {
                 return Err("one copy in host memory serves all GPUs: give it as cuda-host:N".to_owned());
             }
-            _ => cuda::parse_ordinal(text).map(Self::One).or(cuda::parse_host_ordinal(text).map(Self::Host)),
+            _ => cuda(text).map(|name| {
+                if name.is_host() { Self::Host(name.number()) } else { Self::One(name.number()) }
+            }),
         };
         gpu.ok_or_else(|| "expected cuda:N, such as cuda:0, cuda:all, or cuda-host:N".to_owned())
     }
@@ -76,8 +78,16 @@ impl fmt::Display for Gpu {
 
 /// Reads one GPU.
 pub(super) fn parse_gpu(text: &str) -> Result<usize, String> {
-    if cuda::parse_host_ordinal(text).is_some() {
-        return Err("a rank's part is copied to a GPU's own memory: cuda:N".to_owned());
+    match cuda(text) {
+        Some(name) if name.is_host() => {
+            Err("a rank's part is copied to a GPU's own memory: cuda:N".to_owned())
+        }
+        Some(name) => Ok(name.number()),
+        None => Err("expected cuda:N, such as cuda:0".to_owned()),
     }
-    cuda::parse_ordinal(text).ok_or_else(|| "expected cuda:N, such as cuda:0".to_owned())
+}
+
+/// The name of a GPU, or of host memory beside one: devices of other families have no memory that is shared.
+fn cuda(text: &str) -> Option<DeviceName> {
+    text.parse().ok().filter(|name: &DeviceName| name.family() == "cuda")
 }

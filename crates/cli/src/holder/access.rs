@@ -4,8 +4,8 @@ use super::unexpected;
 use crate::args::AccessArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
-use daxfs::holder::Connection;
-use daxfs::holder::message::{Reply, Request};
+use daxfs_protocol::Connection;
+use daxfs_protocol::message::{Reply, Request};
 use serde::Serialize;
 use std::io::Write;
 

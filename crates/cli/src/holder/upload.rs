@@ -6,10 +6,9 @@ use crate::output::{Outcome, Output};
 use crate::placements;
 use crate::progress::Progress;
 use crate::text::human;
-use daxfs::device::cuda::{self, UploadOptions};
-use daxfs::device::{Device, Placement, Route};
-use daxfs::holder::message::uuid_text;
 use daxfs::{Image, OpenOptions};
+use daxfs_device::{Device, ImageExt, Placement, Route, UploadOptions, cuda};
+use daxfs_protocol::message::uuid_text;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -58,12 +57,12 @@ pub fn run(
         expect.map_or_else(OpenOptions::new, |hash| OpenOptions::new().expect(hash)).open(source)?;
     let mut copies = Vec::new();
     for (number, placement) in targets(args, &image)? {
-        let device = Device::cuda(number)?;
+        let device = Device::open("cuda", number)?;
         let in_host = args.place.is_none() && matches!(args.device, Gpu::Host(_));
         let size = placement.as_ref().map_or(image.superblock().total_size, Placement::len);
         let options = UploadOptions::new().verify(verify).in_host(in_host);
         let copied = copy(&image, placement.as_ref(), &device, options, args.quiet)?;
-        let uuid = device.as_cuda().filter(|_| !in_host).map(|device| uuid_text(&device.uuid()));
+        let uuid = device.uuid().filter(|_| !in_host).map(|uuid| uuid_text(&uuid));
         let text = if in_host { Gpu::Host(number) } else { Gpu::One(number) }.to_string();
         let device_name = device.name().to_owned();
         let rank = placement.as_ref().map(Placement::rank);

@@ -284,7 +284,6 @@ impl OpenOptions {
     }
 
     /// True when bytes of files are compared with hashes, when the image is opened or later, or were proven otherwise.
-    #[cfg(feature = "cuda")]
     pub(super) fn compares(&self) -> bool {
         let compared = matches!(self.verify, Some(Verify::Full | Verify::Lazy));
         compared || self.expect.is_some() || self.verity.is_some() || self.signed.is_some()

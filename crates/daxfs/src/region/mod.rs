@@ -16,7 +16,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-#[cfg(feature = "cuda")]
 use dmabuf::DirectFile;
 use dmabuf::{
     CpuAccess, FdInfo, FdKind, HugePages, Mapping, Memfd, MemoryClass, Mounted, PageStats, Seals,
@@ -192,9 +191,12 @@ impl Region {
         Self::from_fd(memfd.into())
     }
 
-    /// Copies bytes out of the region. A file that was cut short is an error, where that can be, and so is a device
-    /// that has gone.
-    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    /// Copies `bytes.len()` bytes from `offset` on out of the region. A file that was cut short is an error, where that
+    /// can be seen, and so is a device that has gone.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) for a range that is not within the region, and for what the system says.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let mut target = SharedBytesMut::from_slice(bytes);
         if self.pread(offset, &mut target)? {
             return Ok(());
@@ -215,8 +217,7 @@ impl Region {
 
     /// A regular file to be read around the page cache; `None` for other memory, for what was written to a private
     /// mapping of it, and where the file system refuses that.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn direct(&self) -> Option<DirectFile> {
+    pub fn direct(&self) -> Option<DirectFile> {
         match &*self.memory {
             Memory::Mapped { fd, info, .. } if matches!(info.kind, FdKind::File) && !self.is_writable() => {
                 DirectFile::open(fd.as_fd())

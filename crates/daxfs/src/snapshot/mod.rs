@@ -78,9 +78,10 @@ pub(crate) struct Directory {
     children: Range<u32>,
 }
 
-/// Part of a file that was changed after packing.
+/// Part of a file: see [`File::pieces`](crate::File::pieces).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
+#[non_exhaustive]
+pub struct Piece {
     /// First byte in the file.
     pub start: u64,
     /// Bytes.
@@ -101,7 +102,8 @@ fn check_changed_size(ino: u64, size: u64, packed: u64, region: u64, page: u64) 
 
 /// Where a piece lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PieceSource {
+#[non_exhaustive]
+pub enum PieceSource {
     /// At this offset of the image.
     Image(u64),
     /// At this offset of the backing file.

@@ -36,7 +36,7 @@ use crate::{File, Result, SharedBytes};
 
 /// Strides of a packed array in C order, in elements. Empty dimensions count as 1, as in torch. `None` if a stride does
 /// not fit 64 bits.
-pub(crate) fn strides(shape: &[u64]) -> Option<Vec<u64>> {
+pub fn strides(shape: &[u64]) -> Option<Vec<u64>> {
     let mut strides = vec![1; shape.len()];
     let mut step = 1_u64;
     for (stride, &dim) in strides.iter_mut().zip(shape).rev() {

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use daxfs::Image;
-use daxfs::holder::message::{DeviceCopy, ImageInfo, Reply, Request};
-use daxfs::holder::{Address, Connection, HolderError};
 use daxfs::signature::PublicKeys;
 use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
+use daxfs_protocol::message::{DeviceCopy, ImageInfo, Reply, Request};
+use daxfs_protocol::{Address, Connection, HolderError};
 
 /// Set in processes that are to be a holder: `socket`, `mode` in octal, `control` uid or nothing, `takeover` or
 /// nothing, most connections or nothing, separated by new lines.

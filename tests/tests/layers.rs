@@ -1,0 +1,102 @@
+//! The layers of DESIGN.md: what each crate may stand on, and which modules may hold `unsafe` code.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use daxfs_tests::golden::project_root;
+use serde_json::Value;
+
+/// Each crate of ours, and those of ours that it may depend on; what it does not name it may not use.
+const LAYERS: [(&str, &[&str]); 8] = [
+    ("dmabuf", &[]),
+    ("daxfs-protocol", &["dmabuf"]),
+    ("daxfs", &["daxfs-protocol", "dmabuf"]),
+    ("daxfs-device", &["daxfs", "daxfs-protocol", "dmabuf"]),
+    ("mkimage", &["daxfs", "daxfs-protocol", "dmabuf"]),
+    // Never the devices: a holder keeps descriptors of their memory, and no driver.
+    ("daxfs-holder", &["daxfs", "daxfs-protocol", "dmabuf", "mkimage"]),
+    ("daxfs-cli", &["daxfs", "daxfs-device", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"]),
+    ("daxfs-python", &["daxfs", "daxfs-cli", "daxfs-device", "daxfs-protocol", "dmabuf", "mkimage"]),
+];
+
+fn packages() -> Vec<Value> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(project_root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(metadata["packages"].take()).unwrap()
+}
+
+#[test]
+fn crates_stand_on_lower_layers_only() {
+    let layers: BTreeMap<_, _> = LAYERS.into_iter().collect();
+    let mut seen = BTreeSet::new();
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        let Some(allowed) = layers.get(name) else { continue };
+        seen.insert(name.to_owned());
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let on = dependency["name"].as_str().unwrap();
+            // Tests may use what lies above.
+            if dependency["kind"] != "dev" && layers.contains_key(on) {
+                assert!(allowed.contains(&on), "{name} must not depend on {on}");
+            }
+        }
+    }
+    assert_eq!(seen.len(), LAYERS.len(), "{seen:?}");
+}
+
+/// A program sees the same types of `daxfs`, whatever else is built with it: its one feature takes a library in, and
+/// without it keys of that kind are refused.
+#[test]
+fn the_reader_has_no_features_that_change_it() {
+    let daxfs = packages().into_iter().find(|package| package["name"] == "daxfs").unwrap();
+    let features: Vec<_> = daxfs["features"].as_object().unwrap().keys().collect();
+    assert_eq!(features, ["p256"]);
+    let source = project_root().join("crates/daxfs/src");
+    visit(&source, &mut |path, text| {
+        let gates = text.lines().filter(|line| line.contains("cfg(") && line.contains("feature"));
+        let is_key = path.starts_with(source.join("signature"));
+        assert!(is_key || gates.count() == 0, "{}: a feature decides what there is", path.display());
+    });
+}
+
+/// Modules of the reader that may allow `unsafe` code, each with its proofs; all others forbid it.
+const UNSAFE: [&str; 3] = ["dlpack.rs", "dlpack_tests.rs", "region/"];
+
+#[test]
+fn unsafe_code_of_the_reader_is_in_few_modules() {
+    let source = project_root().join("crates/daxfs/src");
+    let mut places = Vec::new();
+    visit(&source, &mut |path, text| {
+        let name = path.strip_prefix(&source).unwrap().to_str().unwrap().to_owned();
+        let is_unsafe = text.lines().any(|line| {
+            let code = line.trim_start();
+            !code.starts_with("//")
+                && (code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl"))
+        });
+        if is_unsafe && !UNSAFE.iter().any(|allowed| name.starts_with(allowed)) {
+            places.push(name);
+        }
+    });
+    assert_eq!(places, Vec::<String>::new(), "unsafe code outside of {UNSAFE:?}");
+}
+
+fn visit(folder: &Path, each: &mut dyn FnMut(&Path, &str)) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            visit(&path, each);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            each(&path, &fs::read_to_string(&path).unwrap());
+        }
+    }
+}
