@@ -49,6 +49,7 @@ system() {
     has readelf || packages+=(binutils) # torch without CUDA
     has debootstrap || packages+=(debootstrap) # the guest with systemd
     has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
+    [ -e /etc/OpenCL/vendors/pocl.icd ] || packages+=(pocl-opencl-icd ocl-icd-libopencl1) # an OpenCL device
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
     has openssl || packages+=(openssl) # the same for those of cosign
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)

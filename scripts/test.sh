@@ -58,6 +58,8 @@ clippy() {
 rust() {
     # The builder of other images is there, or a test fails.
     if [ -x .venv/bin/python ]; then local -x DAXFS_PYTHON=$PWD/.venv/bin/python; fi
+    # Where the driver is installed, the tests of OpenCL run, or fail.
+    if [ -e /etc/OpenCL/vendors/pocl.icd ]; then local -x DAXFS_REQUIRE_OPENCL=1; fi
     # The commands too: tests across the crates start them.
     cargo build --locked --quiet --bins --tests --examples || return
     if cargo nextest --version >/dev/null 2>&1; then
@@ -238,7 +240,7 @@ long_docs() {
     local -x RUSTDOCFLAGS="-D warnings"
     local feature
     cargo doc --locked --quiet --no-deps -p daxfs-device || return
-    for feature in cuda vulkan; do
+    for feature in cuda opencl vulkan; do
         cargo doc --locked --quiet --no-deps -p daxfs-device --features "$feature" || return
     done
 }

@@ -84,6 +84,26 @@ fn the_vulkan_example_looks_rows_up() {
     );
 }
 
+/// PoCL is enough; `make test` installs it as root. Where there is no driver the example says what it needs.
+#[test]
+fn the_opencl_example_looks_rows_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = tables(dir.path());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_07-opencl-lookup"));
+    let output = command.arg(&image).args(["embed", "7", "0", "10"]).output().unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() && std::env::var_os("DAXFS_REQUIRE_OPENCL").is_none() {
+        assert!(errors.contains("Unavailable") || errors.contains("NoSuchDevice"), "{errors}");
+        return eprintln!("not run: {errors}");
+    }
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(text.contains("160 bytes by mapping, no copy"), "{text}");
+    let rows: Vec<_> = text.lines().skip(1).collect();
+    let wanted =
+        ["row 7: [7.0, 7.25, 7.5, 7.75]", "row 0: [0.0, 0.25, 0.5, 0.75]", "row 10: [0.0, 0.0, 0.0, 0.0]"];
+    assert_eq!(rows, wanted);
+}
+
 /// An image with a table of ten rows of four, of which row n begins with n, and a directory of files of words.
 fn tables(folder: &Path) -> PathBuf {
     let source = folder.join("in");

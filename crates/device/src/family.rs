@@ -7,7 +7,7 @@ use std::fmt;
 use daxfs::dlpack::DLDevice;
 
 use crate::backend::{Backend, Memory};
-use crate::{DeviceError, Result, Shared, cuda, vulkan};
+use crate::{DeviceError, Result, Shared, cuda, opencl, vulkan};
 
 /// Makes the enums from the rows: documentation, variant, module, name in texts, and the method that gives the module's
 /// own type.
@@ -102,6 +102,8 @@ macro_rules! families {
 families! {
     /// A device of the CUDA driver.
     Cuda = cuda, "cuda", as_cuda;
+    /// A device of an OpenCL driver.
+    OpenCl = opencl, "opencl", as_opencl;
     /// A device of a Vulkan driver.
     Vulkan = vulkan, "vulkan", as_vulkan;
 }

@@ -17,6 +17,7 @@
 //! | name | family | feature |
 //! |---|---|---|
 //! | `cuda:N` | NVIDIA GPUs: [`mod@cuda`] | `cuda` |
+//! | `opencl:N` | OpenCL devices, PoCL on processors among them: [`mod@opencl`] | `opencl` |
 //! | `vulkan:N` | GPUs and software drivers of Vulkan: [`mod@vulkan`] | `vulkan` |
 //!
 //! A feature compiles a family in. No type changes with it: a device of a family that is not there is
@@ -43,7 +44,7 @@
 //! mapping is read-only, and changes the image for everybody where it is not.
 
 #![cfg_attr(
-    not(all(feature = "cuda", feature = "vulkan")),
+    not(all(feature = "cuda", feature = "opencl", feature = "vulkan")),
     allow(
         dead_code,
         unreachable_code,
@@ -53,7 +54,7 @@
     )
 )]
 
-#[cfg(not(all(feature = "cuda", feature = "vulkan")))]
+#[cfg(not(all(feature = "cuda", feature = "opencl", feature = "vulkan")))]
 mod absent;
 mod backend;
 mod copy;
@@ -65,6 +66,8 @@ mod family;
 mod image;
 mod lookup;
 mod map;
+#[cfg(feature = "opencl")]
+pub mod opencl;
 mod options;
 mod part;
 mod place;
@@ -85,6 +88,11 @@ pub mod vulkan;
 mod cuda {
     pub type Device = crate::absent::Device<'c'>;
     pub type Buffer = crate::absent::Buffer<'c'>;
+}
+#[cfg(not(feature = "opencl"))]
+mod opencl {
+    pub type Device = crate::absent::Device<'o'>;
+    pub type Buffer = crate::absent::Buffer<'o'>;
 }
 #[cfg(not(feature = "vulkan"))]
 mod vulkan {
@@ -117,6 +125,11 @@ struct GuideDoctests;
 #[cfg(all(doctest, feature = "cuda"))]
 #[doc = include_str!("../../../docs/cuda.md")]
 struct CudaGuideDoctests;
+
+/// Compiles the example of the guide.
+#[cfg(all(doctest, feature = "opencl"))]
+#[doc = include_str!("../../../docs/opencl.md")]
+struct OpenClGuideDoctests;
 
 /// Compiles the example of the page on plans.
 #[cfg(doctest)]

@@ -35,9 +35,7 @@ use crate::error::{Escaped, hex};
 use text::Part;
 pub use text::{canonical, read, read_beside};
 
-/// Longest signature, in bytes, or longest sum of several: minisign's own have about 400, those of cosign about 1000.
-/// It fits into one text of a message to a holder.
-pub const SIGNATURE_MAX: usize = 4000;
+pub use daxfs_protocol::message::SIGNATURE_MAX;
 
 /// Longest file of public keys, in bytes.
 pub const KEYS_MAX: usize = 64 << 10;

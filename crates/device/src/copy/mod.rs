@@ -4,7 +4,8 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod ring;
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
+#[cfg(feature = "cuda")]
 mod ring_tests;
 pub(crate) mod segments;
 #[cfg(feature = "cuda")]
