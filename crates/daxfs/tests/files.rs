@@ -165,23 +165,27 @@ fn a_writer_that_fails_ends_the_writing() {
     }
 }
 
-/// A file of which some pages were changed after packing, and some are only there as a length.
+/// A file of which some pages were changed after packing, and some are only there as a length; what was not changed lies in
+/// the image, or in a backing file.
 #[test]
 fn files_in_pieces() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("tree");
-    tree(&root);
-    let mut bytes = {
-        Packer::new()
-            .input(root.join("long"))
-            .plain(true)
-            .plan()
-            .unwrap()
-            .write_file(dir.path().join("image"))
-            .unwrap();
-        fs::read(dir.path().join("image")).unwrap()
-    };
-    let ino = Image::open(dir.path().join("image")).unwrap().file("long").unwrap().ino();
+    for is_split in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let [root, path, contents] = ["tree", "image", "contents"].map(|name| dir.path().join(name));
+        tree(&root);
+        let packer = Packer::new().input(root.join("long")).plain(true);
+        packer.split(is_split.then(|| contents.clone())).plan().unwrap().write_file(&path).unwrap();
+        let mut options = OpenOptions::new();
+        if is_split {
+            options = options.backing(Region::open(&contents).unwrap());
+        }
+        let ino = Image::open(&path).unwrap().file("long").unwrap().ino();
+        pieces(fs::read(&path).unwrap(), ino, &options);
+    }
+}
+
+/// Changes a file of an image, and checks what it has then.
+fn pieces(mut bytes: Vec<u8>, ino: u64, options: &OpenOptions) {
     let mut overlay = Overlay::new(16, 8);
     // 3 pages longer than the base has it.
     let len = LEN + 3 * 4096;
@@ -198,7 +202,7 @@ fn files_in_pieces() {
     wanted[70 * 4096..71 * 4096].fill(2);
     wanted[71 * 4096..72 * 4096].fill(3);
     wanted[len / 4096 * 4096..].fill(4);
-    let image = Image::from_region(Region::from_bytes(bytes)).unwrap();
+    let image = options.open_region(Region::from_bytes(bytes)).unwrap();
     let file = image.file("long").unwrap();
     check(&file, &wanted);
     for offset in [4095, 4096, 70 * 4096 - 1, 70 * 4096 + 5, 71 * 4096 - 1, LEN - 1, LEN, len - 1] {

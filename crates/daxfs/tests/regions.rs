@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -194,6 +194,11 @@ fn private_pages_are_of_this_process_alone() {
     assert!(region.is_writable());
     assert_eq!((region.provenance(), region.offset()), (Provenance::Shared, 0), "this process may write");
     assert!(region.as_slice().is_err());
+    // Named as a source, too.
+    let named = format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd());
+    let opened = OpenOptions::new().private(true).open(&named).unwrap();
+    assert!(opened.region().is_writable() && opened.region().provenance() == Provenance::Shared);
+    assert_eq!(Region::open(&named).unwrap().provenance(), Provenance::Sealed);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("image"), &image).unwrap();
     let opened = OpenOptions::new().private(true).open(dir.path().join("image")).unwrap();
