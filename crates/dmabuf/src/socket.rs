@@ -92,8 +92,8 @@ pub fn listen_seqpacket(path: &Path, mode: u32, group: Option<u32>) -> Result<Ow
 fn set_rights(path: &Path, mode: u32, group: Option<u32>) -> Result<()> {
     let subject = || path.display().to_string();
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file =
-        fs::openat(fs::CWD, path, flags, Mode::empty()).map_err(|e| Error::os("open", subject(), e))?;
+    let file = rustix::io::retry_on_intr(|| fs::openat(fs::CWD, path, flags, Mode::empty()))
+        .map_err(|e| Error::os("open", subject(), e))?;
     let found = fs::fstat(&file).map_err(|e| Error::os("fstat", subject(), e))?;
     // A second name could be of a socket that somebody else serves.
     let is_own = FileType::from_raw_mode(found.st_mode) == FileType::Socket

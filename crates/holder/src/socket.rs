@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use daxfs_protocol::Connection;
 use daxfs_protocol::message::{Reply, Request};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -162,7 +163,8 @@ fn ask_pid(path: &Path) -> Option<i32> {
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    file: Flock<File>,
+    /// Closing it gives the lock back, which cannot fail.
+    file: File,
 }
 
 impl Lock {
@@ -184,21 +186,21 @@ impl Lock {
             if !opened.is_file() {
                 return Err(Error::Occupied { socket: path, what: "no regular file".to_owned() });
             }
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
                     // Whoever had it may have removed it meanwhile: then it locks nothing.
                     let now = std::fs::symlink_metadata(&path).map(|now| (now.dev(), now.ino()));
                     if now.is_ok_and(|now| now == (opened.dev(), opened.ino())) {
                         return Ok(Self { path, file });
                     }
                 }
-                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
                     if Instant::now() > deadline {
                         return Err(Error::Locked { pid: owner(&opened), path });
                     }
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                Err((_, error)) => return Err(failed("lock", error.into())),
+                Err(error) => return Err(failed("lock", error.into())),
             }
         }
     }
@@ -278,7 +280,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let squatted = File::create(dir.path().join("s.lock")).unwrap();
-        let lock = Flock::lock(squatted, FlockArg::LockExclusive).unwrap();
+        flock(&squatted, FlockOperation::LockExclusive).unwrap();
+        let lock = squatted;
         let error = Listener::bind(&path, 0o600, None).unwrap_err();
         let own = std::process::id();
         assert!(matches!(error, Error::Locked { pid, .. } if pid.cast_unsigned() == own), "{error}");

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
@@ -63,8 +64,13 @@ pub fn begin(form: Log) -> anyhow::Result<Begun> {
     // Signals are the holder's, which waits for them: the thread must not take them.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_MAX);
-    let (writer, guard) = builder.thread_name("log").finish(stderr);
+    // Without a thread the library panics, and has no other way to say so.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let made = panic::catch_unwind(AssertUnwindSafe(|| builder.thread_name("log").finish(stderr)));
+    panic::set_hook(hook);
     before.thread_set_mask()?;
+    let (writer, guard) = made.map_err(|_| anyhow!("log: no thread can be started for it"))?;
     let dropped = writer.error_counter();
     let lost = LostLines::new(move || {
         unwritten.load(Ordering::Relaxed).saturating_add(dropped.dropped_lines() as u64)

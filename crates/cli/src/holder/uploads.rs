@@ -24,7 +24,10 @@ impl Uploads {
         let (socket, uploads) = (args.socket.path(), Self(Arc::default()));
         let background = Self(Arc::clone(&uploads.0));
         let targets = targets(args);
-        std::thread::spawn(move || {
+        if targets.is_empty() {
+            return uploads;
+        }
+        let work = move || {
             for (name, arguments) in
                 names.iter().flat_map(|name| targets.iter().map(move |arguments| (name, arguments)))
             {
@@ -36,7 +39,10 @@ impl Uploads {
                     Err(error) => tracing::error!(name, %into, %error, "no copy on the GPU"),
                 }
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().name("upload".into()).spawn(work) {
+            tracing::error!(%error, "no copies on GPUs");
+        }
         uploads
     }
 
