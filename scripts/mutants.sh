@@ -75,8 +75,7 @@ while read -r crate; do
     run "$crate" "$output/$crate" "${MUTANTS_TESTS:-$all}" "${options[@]}" "${shard[@]}"
     missed=$output/$crate/mutants.out/missed.txt
     if [ -n "${MUTANTS_TESTS:-}" ] && [ -s "$missed" ]; then
-        # By their whole names, as patterns that stand for themselves.
-        options=()
+        # By their whole names, as patterns that stand for themselves; those that delete a field come all the same.
         while read -r name; do options+=(--re "^$(sed 's/[][\\.*^$+?(){}|]/\\&/g' <<<"$name")\$"); done <"$missed"
         : >"$missed"
         run "$crate" "$output/$crate-again" "$all" "${options[@]}"
