@@ -5,6 +5,7 @@
 mod info;
 mod reply;
 mod request;
+mod verb;
 
 pub use info::{
     COPIES_MAX, DeviceCopy, ImageInfo, MemoryKind, NAME_MAX, PAGE_MAX, Role, SIGNATURE_MAX, is_valid_name,

@@ -1,6 +1,7 @@
 //! What the holder answers.
 
 use super::info::{DeviceCopy, ImageInfo};
+use super::verb::reply as verb;
 use crate::wire::{Builder, Fields, Frame, WireError};
 
 pub(super) fn write_ids(builder: &mut Builder, ids: &[u32]) {
@@ -187,26 +188,26 @@ impl Reply {
 
     /// As a message.
     pub fn encode(&self) -> Vec<u8> {
-        let begin = |verb| Builder::new(verb, u32::try_from(self.descriptors()).unwrap_or(0));
+        let begin = |number| Builder::new(number, u32::try_from(self.descriptors()).unwrap_or(0));
         let builder = match self {
-            Self::Ok => begin(0x80),
+            Self::Ok => begin(verb::OK),
             Self::Error { refusal, text } => {
-                let mut builder = begin(0x81);
+                let mut builder = begin(verb::ERROR);
                 builder.u32(refusal.code()).bytes(text.as_bytes());
                 builder
             }
             Self::Attached(info) => {
-                let mut builder = begin(0x82);
+                let mut builder = begin(verb::ATTACHED);
                 info.write(&mut builder);
                 builder
             }
             Self::Current { generation, inode } => {
-                let mut builder = begin(0x83);
+                let mut builder = begin(verb::CURRENT);
                 builder.u64(*generation).u64(*inode);
                 builder
             }
             Self::Page { images, more } => {
-                let mut builder = begin(0x84);
+                let mut builder = begin(verb::PAGE);
                 builder.u8(u8::from(*more)).u32(u32::try_from(images.len()).unwrap_or(u32::MAX));
                 for info in images {
                     info.write(&mut builder);
@@ -214,27 +215,27 @@ impl Reply {
                 builder
             }
             Self::Progress { done, total } => {
-                let mut builder = begin(0x85);
+                let mut builder = begin(verb::PROGRESS);
                 builder.u64(*done).u64(*total);
                 builder
             }
             Self::Warning { text } => {
-                let mut builder = begin(0x8d);
+                let mut builder = begin(verb::WARNING);
                 builder.bytes(text.as_bytes());
                 builder
             }
             Self::Loaded(info) => {
-                let mut builder = begin(0x86);
+                let mut builder = begin(verb::LOADED);
                 info.write(&mut builder);
                 builder
             }
             Self::Health { pid, images, bytes, uptime } => {
-                let mut builder = begin(0x87);
+                let mut builder = begin(verb::HEALTH);
                 builder.u32(*pid).u64(*images).u64(*bytes).u64(*uptime);
                 builder
             }
             Self::Handover { info, uids, gids } => {
-                let mut builder = begin(0x89);
+                let mut builder = begin(verb::HANDOVER);
                 info.write(&mut builder);
                 for ids in [uids, gids] {
                     write_ids(&mut builder, ids);
@@ -242,24 +243,24 @@ impl Reply {
                 builder
             }
             Self::Access { before, after } => {
-                let mut builder = begin(0x8c);
+                let mut builder = begin(verb::ACCESS);
                 for ids in [&before.0, &before.1, &after.0, &after.1] {
                     write_ids(&mut builder, ids);
                 }
                 builder
             }
             Self::Copy { size } => {
-                let mut builder = begin(0x8a);
+                let mut builder = begin(verb::COPY);
                 builder.u64(*size);
                 builder
             }
             Self::HandoverCopy(copy) => {
-                let mut builder = begin(0x8b);
+                let mut builder = begin(verb::HANDOVER_COPY);
                 copy.write(&mut builder);
                 builder
             }
             Self::Socket { next_generation, supervised } => {
-                let mut builder = begin(0x88);
+                let mut builder = begin(verb::SOCKET);
                 builder.u64(*next_generation).u8((*supervised).into());
                 builder
             }
@@ -275,8 +276,8 @@ impl Reply {
         let frame = Frame::parse(message, descriptors)?;
         let mut fields = Fields::new(frame.body);
         let reply = match frame.verb {
-            0x80 => Self::Ok,
-            0x81 => {
+            verb::OK => Self::Ok,
+            verb::ERROR => {
                 let code = fields.u32("refusal")?;
                 let known = Refusal::ALL.into_iter().find(|refusal| refusal.code() == code);
                 let refusal = known.unwrap_or(Refusal::Failed);
@@ -284,40 +285,44 @@ impl Reply {
                 let text = String::from_utf8_lossy(fields.bytes("text")?).into_owned();
                 Self::Error { refusal, text }
             }
-            0x82 => Self::Attached(ImageInfo::read(&mut fields)?),
-            0x83 => Self::Current { generation: fields.u64("generation")?, inode: fields.u64("inode")? },
-            0x84 => {
+            verb::ATTACHED => Self::Attached(ImageInfo::read(&mut fields)?),
+            verb::CURRENT => {
+                Self::Current { generation: fields.u64("generation")?, inode: fields.u64("inode")? }
+            }
+            verb::PAGE => {
                 let more = fields.u8("more")? != 0;
                 let count = fields.u32("count")?;
                 // No allocation by the count: the body bounds how many can be read.
                 let images = (0..count).map(|_| ImageInfo::read(&mut fields)).collect::<Result<_, _>>()?;
                 Self::Page { images, more }
             }
-            0x85 => Self::Progress { done: fields.u64("done")?, total: fields.u64("total")? },
-            0x86 => Self::Loaded(ImageInfo::read(&mut fields)?),
-            0x87 => Self::Health {
+            verb::PROGRESS => Self::Progress { done: fields.u64("done")?, total: fields.u64("total")? },
+            verb::LOADED => Self::Loaded(ImageInfo::read(&mut fields)?),
+            verb::HEALTH => Self::Health {
                 pid: fields.u32("pid")?,
                 images: fields.u64("images")?,
                 bytes: fields.u64("bytes")?,
                 uptime: fields.u64("uptime")?,
             },
-            0x88 => Self::Socket {
+            verb::SOCKET => Self::Socket {
                 next_generation: fields.u64("generation")?,
                 supervised: fields.u8("supervised")? != 0,
             },
-            0x89 => Self::Handover {
+            verb::HANDOVER => Self::Handover {
                 info: ImageInfo::read(&mut fields)?,
                 uids: read_ids(&mut fields)?,
                 gids: read_ids(&mut fields)?,
             },
-            0x8a => Self::Copy { size: fields.u64("size")? },
-            0x8b => Self::HandoverCopy(DeviceCopy::read(&mut fields)?),
-            0x8c => {
+            verb::COPY => Self::Copy { size: fields.u64("size")? },
+            verb::HANDOVER_COPY => Self::HandoverCopy(DeviceCopy::read(&mut fields)?),
+            verb::ACCESS => {
                 let mut both = || Ok((read_ids(&mut fields)?, read_ids(&mut fields)?));
                 Self::Access { before: both()?, after: both()? }
             }
-            0x8d => Self::Warning { text: String::from_utf8_lossy(fields.bytes("text")?).into_owned() },
-            verb => return Err(WireError::Verb(verb)),
+            verb::WARNING => {
+                Self::Warning { text: String::from_utf8_lossy(fields.bytes("text")?).into_owned() }
+            }
+            other => return Err(WireError::Verb(other)),
         };
         fields.end()?;
         if descriptors != reply.descriptors() {

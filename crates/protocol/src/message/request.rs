@@ -2,6 +2,7 @@
 
 use super::info::{DeviceCopy, read_name};
 use super::reply::{read_ids, write_ids};
+use super::verb::request as verb;
 use crate::wire::{Builder, Fields, Frame, WireError};
 
 /// What a client asks.
@@ -103,25 +104,25 @@ impl Request {
 
     /// As a message.
     pub fn encode(&self) -> Vec<u8> {
-        let begin = |verb| Builder::new(verb, u32::try_from(self.descriptors()).unwrap_or(0));
+        let begin = |number| Builder::new(number, u32::try_from(self.descriptors()).unwrap_or(0));
         let builder = match self {
             Self::Attach { name, expect } => {
-                let mut builder = begin(1);
+                let mut builder = begin(verb::ATTACH);
                 builder.bytes(name.as_bytes()).hash(expect.as_ref());
                 builder
             }
             Self::Current { name } => {
-                let mut builder = begin(2);
+                let mut builder = begin(verb::CURRENT);
                 builder.bytes(name.as_bytes());
                 builder
             }
             Self::List { after } => {
-                let mut builder = begin(3);
+                let mut builder = begin(verb::LIST);
                 builder.bytes(after.as_bytes());
                 builder
             }
             Self::Load { name, replace, options } => {
-                let mut builder = begin(4);
+                let mut builder = begin(verb::LOAD);
                 builder.bytes(name.as_bytes()).u8(u8::from(*replace));
                 builder.u8(u8::try_from(options.len()).unwrap_or(u8::MAX));
                 for option in options.iter().take(usize::from(u8::MAX)) {
@@ -130,26 +131,26 @@ impl Request {
                 builder
             }
             Self::Drop { name } => {
-                let mut builder = begin(5);
+                let mut builder = begin(verb::DROP);
                 builder.bytes(name.as_bytes());
                 builder
             }
-            Self::Stop => begin(6),
-            Self::Health => begin(7),
-            Self::Takeover => begin(8),
-            Self::TakeoverDone => begin(9),
+            Self::Stop => begin(verb::STOP),
+            Self::Health => begin(verb::HEALTH),
+            Self::Takeover => begin(verb::TAKEOVER),
+            Self::TakeoverDone => begin(verb::TAKEOVER_DONE),
             Self::Keep { of, copy } => {
-                let mut builder = begin(10);
+                let mut builder = begin(verb::KEEP);
                 copy.write(of.write(&mut builder));
                 builder
             }
             Self::Copy { of, device, placement } => {
-                let mut builder = begin(11);
+                let mut builder = begin(verb::COPY);
                 of.write(&mut builder).raw(device).raw(placement);
                 builder
             }
             Self::Access { name, change } => {
-                let mut builder = begin(12);
+                let mut builder = begin(verb::ACCESS);
                 builder.bytes(name.as_bytes()).u8(u8::from(change.is_some()));
                 for ids in change.iter().flat_map(|(uids, gids)| [uids, gids]) {
                     write_ids(&mut builder, ids);
@@ -168,28 +169,30 @@ impl Request {
         let frame = Frame::parse(message, descriptors)?;
         let mut fields = Fields::new(frame.body);
         let request = match frame.verb {
-            1 => Self::Attach { name: read_name(&mut fields)?, expect: fields.hash("expect")? },
-            2 => Self::Current { name: read_name(&mut fields)? },
-            3 => Self::List { after: fields.text("after")? },
-            4 => {
+            verb::ATTACH => Self::Attach { name: read_name(&mut fields)?, expect: fields.hash("expect")? },
+            verb::CURRENT => Self::Current { name: read_name(&mut fields)? },
+            verb::LIST => Self::List { after: fields.text("after")? },
+            verb::LOAD => {
                 let name = read_name(&mut fields)?;
                 let replace = fields.u8("replace")? != 0;
                 let count = fields.u8("options")?;
                 let options = (0..count).map(|_| fields.text("option")).collect::<Result<_, _>>()?;
                 Self::Load { name, replace, options }
             }
-            5 => Self::Drop { name: read_name(&mut fields)? },
-            6 => Self::Stop,
-            7 => Self::Health,
-            8 => Self::Takeover,
-            9 => Self::TakeoverDone,
-            10 => Self::Keep { of: Version::read(&mut fields)?, copy: DeviceCopy::read(&mut fields)? },
-            11 => Self::Copy {
+            verb::DROP => Self::Drop { name: read_name(&mut fields)? },
+            verb::STOP => Self::Stop,
+            verb::HEALTH => Self::Health,
+            verb::TAKEOVER => Self::Takeover,
+            verb::TAKEOVER_DONE => Self::TakeoverDone,
+            verb::KEEP => {
+                Self::Keep { of: Version::read(&mut fields)?, copy: DeviceCopy::read(&mut fields)? }
+            }
+            verb::COPY => Self::Copy {
                 of: Version::read(&mut fields)?,
                 device: fields.array("device")?,
                 placement: fields.array("placement")?,
             },
-            12 => {
+            verb::ACCESS => {
                 let name = read_name(&mut fields)?;
                 let change = match fields.u8("change")? {
                     0 => None,
@@ -197,7 +200,7 @@ impl Request {
                 };
                 Self::Access { name, change }
             }
-            verb => return Err(WireError::Verb(verb)),
+            other => return Err(WireError::Verb(other)),
         };
         fields.end()?;
         if descriptors != request.descriptors() {
