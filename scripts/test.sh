@@ -279,7 +279,7 @@ asan() {
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
     local -x RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0
-    cargo +nightly test --locked --no-fail-fast --target "$host" --target-dir target/asan -p dmabuf -p daxfs --lib --tests
+    cargo +nightly test --locked --no-fail-fast --target "$host" --target-dir target/asan -p dmabuf -p daxfs-protocol -p daxfs -p daxfs-device --lib --tests
 }
 
 mutants() {
