@@ -116,7 +116,7 @@ pages() {
     case $size in 16k | 64k) ;; *) fail "pages 16k or pages 64k" ;; esac
     shift
     packages=("$@")
-    [ $# -gt 0 ] || packages=(dmabuf daxfs mkimage daxfs-holder daxfs-cli)
+    [ $# -gt 0 ] || packages=(dmabuf daxfs-protocol daxfs mkimage daxfs-device daxfs-holder daxfs-cli)
     if [ "$size" = 64k ]; then kernel=(--show "$(python3 scripts/arm64.py kernel)=/kernel"); fi
     build
     rm -rf "$guest"
