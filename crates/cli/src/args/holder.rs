@@ -1,10 +1,10 @@
 //! Verbs of the holder: start it, ask it, control it.
 
+use super::socket::{SocketArgs, parse_name};
 use super::upload::{Gpu, UploadArgs, parse_gpu};
 use super::{parse_size, parse_tensor_alignment};
 use clap::{Args, Subcommand, ValueEnum};
 use daxfs_holder::Target;
-use daxfs_protocol::message::is_valid_name;
 use dmabuf::HugePages;
 use mkimage::{Links, Packer};
 use std::ffi::{OsStr, OsString};
@@ -65,21 +65,6 @@ pub enum HolderVerb {
     /// Packs a directory for a holder with the rights of who asked it; started by `daxfs serve` alone
     #[command(hide = true)]
     Helper,
-}
-
-/// Where the holder is.
-#[derive(Debug, Clone, Args)]
-pub struct SocketArgs {
-    /// Socket of the holder; by default $DAXFS_SOCKET, else $XDG_RUNTIME_DIR/daxfs.sock, else /run/daxfs.sock
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-}
-
-impl SocketArgs {
-    /// The socket that is meant.
-    pub fn path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(daxfs_protocol::default_socket)
-    }
 }
 
 /// Arguments of `daxfs serve`.
@@ -433,13 +418,6 @@ fn parse_named_source(value: &OsStr) -> Result<NamedSource, String> {
         }),
         _ => Err("expected NAME=SOURCE, such as llama=weights/".to_owned()),
     }
-}
-
-pub(super) fn parse_name(text: &str) -> Result<String, String> {
-    if is_valid_name(text) {
-        return Ok(text.to_owned());
-    }
-    Err("a name has 1 to 128 letters, digits, '.', '_' or '-' and begins with none of '.' and '-'".to_owned())
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

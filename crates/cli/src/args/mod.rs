@@ -2,16 +2,17 @@
 
 mod holder;
 mod image;
+mod socket;
 mod upload;
 
 pub use holder::{
-    AccessArgs, DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, SocketArgs,
-    StopArgs,
+    AccessArgs, DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, StopArgs,
 };
 pub use image::{
     CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, PlaceArgs, StatArgs,
     TreeArgs, VerifyArgs,
 };
+pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};
 
 use clap::error::ErrorKind;

@@ -1,6 +1,6 @@
 //! Copies on GPUs: the verb `upload`, and how GPUs are named.
 
-use super::holder::{SocketArgs, parse_name};
+use super::socket::{SocketArgs, parse_name};
 use clap::Args;
 use daxfs_device::DeviceName;
 use std::fmt;

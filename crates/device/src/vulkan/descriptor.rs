@@ -12,7 +12,7 @@ use dmabuf::{FdInfo, FdKind, Seals};
 
 use super::buffer::Buffer;
 use super::device::Device;
-use super::import::{Dedicated, Draft, allocate, first_type, reason};
+use super::draft::{Dedicated, Draft, allocate, first_type, reason};
 use crate::spans::Cut;
 use daxfs::Region;
 

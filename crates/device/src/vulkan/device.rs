@@ -7,8 +7,8 @@ use std::sync::{Arc, MutexGuard};
 
 use ash::{ext, khr, vk};
 
-use super::load::{Keep, device_name};
-use super::owner::{Allocation, Owner};
+use super::load::device_name;
+use super::owner::{Allocation, Keep, Owner};
 
 /// What is enabled on a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use dmabuf::FdKind;
 
 use super::buffer::Buffer;
 use super::device::Device;
+use super::draft::{Dedicated, Draft, allocate};
 use super::failed;
-use super::import::{Dedicated, Draft, allocate};
 use crate::DeviceError;
 use crate::Result;
 

@@ -3,7 +3,6 @@
 #![allow(unsafe_code, reason = "loads a library and calls Vulkan")]
 
 use std::ffi::CStr;
-use std::sync::Arc;
 
 use ash::{ext, khr, vk};
 
@@ -229,6 +228,3 @@ fn logical_device(
     };
     Ok((device, enabled))
 }
-
-/// For types that keep a caller's device alive.
-pub(super) type Keep = Arc<dyn std::any::Any + Send + Sync>;

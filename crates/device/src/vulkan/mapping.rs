@@ -10,7 +10,7 @@ use dmabuf::page_size;
 
 use super::buffer::Buffer;
 use super::device::Device;
-use super::import::{Dedicated, Draft, allocate, first_type, reason};
+use super::draft::{Dedicated, Draft, allocate, first_type, reason};
 use crate::spans::Cut;
 use daxfs::Region;
 

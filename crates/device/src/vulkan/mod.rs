@@ -35,6 +35,7 @@ mod binding;
 mod buffer;
 mod descriptor;
 mod device;
+mod draft;
 mod export;
 mod import;
 mod load;

@@ -7,11 +7,10 @@
 #![allow(unsafe_code, reason = "destroys Vulkan objects")]
 
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use ash::vk;
 
-use super::load::Keep;
 use daxfs::Region;
 
 /// Buffers and the memory that they are bound to.
@@ -37,6 +36,9 @@ impl Allocation {
         drop(self.region);
     }
 }
+
+/// For types that keep a caller's device alive.
+pub(super) type Keep = Arc<dyn std::any::Any + Send + Sync>;
 
 /// Who made the instance and the device.
 pub(super) enum Owner {
