@@ -134,7 +134,8 @@ impl TensorBase {
         self.tensor.nbytes()
     }
 
-    /// Largest power of two, up to 2 MiB, that divides the position in the image's memory.
+    /// Largest power of two, up to 2 MiB, that divides both the address of the image's memory and the position in it: the
+    /// address of the array is a multiple of it. Beyond a page it may differ from process to process.
     #[getter]
     fn alignment(&self) -> u64 {
         self.tensor.alignment()

@@ -112,8 +112,11 @@ def test_place(tensors: daxfs.Tensors, name: str) -> None:
     assert tensor.file.read_at(tensor.offset, tensor.nbytes) == SPECS[name].data
     assert tensor.file.extent is not None
     place = tensor.file.extent[0] + tensor.offset
-    assert place % tensor.alignment == 0
-    assert tensor.alignment == 2 << 20 or place % (2 * tensor.alignment) != 0
+    address = tensor.numpy().ctypes.data if tensor.nbytes else place
+    start = address - place if tensor.nbytes else 0
+    assert start % 4096 == place % tensor.alignment == address % tensor.alignment == 0
+    twice = 2 * tensor.alignment
+    assert not tensor.nbytes or tensor.alignment == 2 << 20 or place % twice != 0 or start % twice != 0
 
 
 @pytest.mark.parametrize("name", SPECS)

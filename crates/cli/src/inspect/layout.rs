@@ -1,6 +1,6 @@
 //! What lies where in an image: every byte belongs to exactly one piece.
 
-use crate::place::metadata_extent;
+use crate::place::{alignment_of, metadata_extent};
 use crate::text::escape;
 use daxfs::{Dtype, Entry, File, FileType, Image, Tensors, ViewKind, format};
 use std::collections::{BTreeMap, HashSet};
@@ -282,14 +282,16 @@ fn tensors_of(file: &File) -> daxfs::Result<Vec<TensorMap>> {
             let tensor = tensor?;
             let shown = tensor.name().len().saturating_add(size_of_val::<[u64]>(tensor.shape()));
             file.image().charge("tensors to show", (shown as u64).saturating_mul(2).saturating_add(ROW))?;
+            let offset = base.map(|base| base.saturating_add(tensor.offset()));
             Ok(TensorMap {
                 name: tensor.name().to_owned(),
                 dtype: tensor.dtype(),
                 shape: tensor.shape().to_vec(),
                 nbytes: tensor.nbytes(),
                 in_file: tensor.offset(),
-                offset: base.map(|base| base.saturating_add(tensor.offset())),
-                alignment: tensor.alignment(),
+                offset,
+                // Of the place in the image, which is the same wherever this process has mapped it.
+                alignment: offset.map_or(1, alignment_of),
             })
         })
         .collect::<daxfs::Result<Vec<_>>>()?;

@@ -146,14 +146,18 @@ impl Tensor {
         self.file.range_as_slice(self.offset(), self.nbytes())
     }
 
-    /// The largest power of two, at most [`Tensor::MAX_ALIGNMENT`], that divides the offset of the data in its
-    /// region. Every region begins on a multiple of 4096, also one of bytes of this process, so up to that the
-    /// pointer is aligned as well; whether it is beyond that depends on where the region was mapped. 1 for files in
-    /// pieces, which have no one offset.
+    /// The largest power of two, at most [`Tensor::MAX_ALIGNMENT`], that divides both the address that the region is
+    /// mapped at and the offset of the data in it: the address of [`Tensor::bytes`] is a multiple of it.
+    ///
+    /// The address is new with each mapping. A mapping begins on a page of the machine, or the offset of a
+    /// [`Part`](crate::Part) behind one, and the bytes of [`Region::from_bytes`](crate::Region::from_bytes) on a multiple
+    /// of 4096: up to that the value is the same in all processes, beyond it may differ. 1 for files in pieces, which
+    /// have no one address.
     pub fn alignment(&self) -> u64 {
         let Some(extent) = self.file.extent() else { return 1 };
         let offset = extent.offset.saturating_add(self.offset());
-        if offset == 0 { Self::MAX_ALIGNMENT } else { Self::MAX_ALIGNMENT.min(1 << offset.trailing_zeros()) }
+        let start = self.file.region().view().as_ptr().addr() as u64;
+        1 << (start | offset | Self::MAX_ALIGNMENT).trailing_zeros()
     }
 }
 
