@@ -93,7 +93,7 @@ pub use region::{Opened, Part, Provenance, Region, Source};
 pub use snapshot::{Piece, PieceSource, ViewKind};
 pub use superblock::Superblock;
 pub use tensor::{
-    Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError, TensorInfo, Tensors,
+    Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Rows, Tensor, TensorError, TensorInfo, Tensors,
 };
 pub use verify::Verify;
 

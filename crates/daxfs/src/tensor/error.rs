@@ -350,6 +350,63 @@ pub enum TensorError {
         why: &'static str,
     },
 
+    /// A tensor has another number of dimensions than the caller takes.
+    #[error("tensor {tensor:?}: {dtype}{shape:?} has {} dimensions, not {wanted}", shape.len())]
+    WrongRank {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+        /// How many were asked for.
+        wanted: usize,
+    },
+
+    /// A tensor has elements of another type than the caller takes.
+    #[error(
+        "tensor {tensor:?}: its elements are {dtype} ({} bits), which are not values of {wanted} ({size} bytes); take \
+         its bytes, or an unsigned integer of its size for the bits",
+        dtype.bits()
+    )]
+    WrongType {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Rust's name of the type that was asked for.
+        wanted: &'static str,
+        /// Bytes of that type.
+        size: usize,
+    },
+
+    /// A tensor lies at an address that the caller's type does not allow.
+    #[error(
+        "tensor {tensor:?}: it lies at {address:#x}, but {wanted} takes a multiple of {align} bytes; copy it, or pack the \
+         image with --align-tensors"
+    )]
+    Misaligned {
+        /// The tensor.
+        tensor: String,
+        /// Where its elements begin.
+        address: u64,
+        /// Rust's name of the type that was asked for.
+        wanted: &'static str,
+        /// Alignment of that type.
+        align: usize,
+    },
+
+    /// Rows that a tensor does not have.
+    #[error("tensor {tensor:?}: rows {}..{} are outside of the {count} that it has", range.start, range.end)]
+    OutsideRows {
+        /// The tensor.
+        tensor: String,
+        /// What was asked for.
+        range: std::ops::Range<u64>,
+        /// Its first dimension; 0 for a scalar.
+        count: u64,
+    },
+
     /// A writable export of memory that is mapped read-only: the first write would kill the process.
     #[error("tensor {tensor:?}: its memory is mapped read-only; open the image copy-on-write to write to it")]
     NotWritable {

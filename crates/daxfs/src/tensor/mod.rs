@@ -17,6 +17,7 @@ mod names;
 pub mod safetensors;
 mod select;
 mod set;
+mod typed;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) use select::usable_index;
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
 pub use select::{is_checkpoint, is_safetensors, shard_sets};
 pub use set::Tensors;
+pub use typed::Rows;
 
 use crate::{File, Result, SharedBytes};
 
@@ -177,3 +179,5 @@ impl fmt::Debug for Tensor {
 pub(crate) mod test_image;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod typed_tests;
