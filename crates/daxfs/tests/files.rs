@@ -12,7 +12,7 @@ mod forge;
 mod overlay;
 
 use std::fs;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -83,6 +83,42 @@ fn check(file: &File, wanted: &[u8]) {
         assert_eq!(file.read_at(offset, &mut [1; 8]).unwrap(), 0);
     }
     assert_eq!(file.read_at(0, &mut []).unwrap(), 0);
+    check_reader(file, wanted);
+}
+
+/// What `file` gives as a stream.
+fn check_reader(file: &File, wanted: &[u8]) {
+    let len = wanted.len() as u64;
+    let mut reader = file.reader();
+    let mut copied = Vec::new();
+    assert_eq!(std::io::copy(&mut reader, &mut copied).unwrap(), len);
+    assert!(copied == wanted);
+    assert_eq!((reader.stream_position().unwrap(), reader.read(&mut [1; 8]).unwrap()), (len, 0));
+
+    let half = len / 2;
+    assert_eq!(reader.seek(SeekFrom::Start(half)).unwrap(), half);
+    let mut rest = Vec::new();
+    assert_eq!(reader.read_to_end(&mut rest).unwrap() as u64, len - half);
+    assert!(rest == wanted[wanted.len() / 2..]);
+    let last = len.min(3);
+    assert_eq!(reader.seek(SeekFrom::End(-last.cast_signed())).unwrap(), len - last);
+    let mut other = reader.clone();
+    let mut bytes = [0; 3];
+    let bytes = &mut bytes[..len.min(3) as usize];
+    other.read_exact(bytes).unwrap();
+    assert!(wanted.ends_with(bytes));
+    assert_eq!(reader.stream_position().unwrap(), len - last, "a clone has a position of its own");
+    assert_eq!(reader.seek(SeekFrom::Current(7)).unwrap(), len - last + 7);
+    assert_eq!(reader.read(&mut [1; 8]).unwrap(), 0, "behind the end");
+
+    let before = reader.seek(SeekFrom::Start(1)).unwrap();
+    for to in [SeekFrom::Current(-2), SeekFrom::End(-1 - len.cast_signed()), SeekFrom::Current(i64::MIN)] {
+        assert_eq!(reader.seek(to).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    }
+    assert_eq!(reader.stream_position().unwrap(), before);
+    reader.seek(SeekFrom::Start(u64::MAX)).unwrap();
+    assert_eq!(reader.read(&mut [1; 8]).unwrap(), 0);
+    assert!(reader.seek(SeekFrom::Current(1)).is_err());
 }
 
 #[test]
@@ -237,4 +273,8 @@ fn files_whose_contents_are_elsewhere() {
     assert!(
         is_elsewhere(file.copy_to(&mut Vec::new()).unwrap_err()) && is_elsewhere(file.hash().unwrap_err())
     );
+    let error = file.reader().read(&mut [0; 8]).unwrap_err();
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    assert!(matches!(inner, Some(Error::NoContents { path, .. }) if path == b"/long"), "{error:?}");
+    assert_eq!(error.to_string(), file.to_vec().unwrap_err().to_string());
 }
