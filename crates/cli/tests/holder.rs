@@ -10,6 +10,7 @@ use daxfs_protocol::{Connection, HolderError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -90,6 +91,26 @@ fn load_list_swap_drop_stop() {
     assert!(place.run(&["health"]).error().contains("no holder answers"));
     assert_eq!(new.file("/config.json").unwrap().to_vec().unwrap(), b"{}\n", "clients outlive the holder");
     assert!(new.is_current().is_err());
+}
+
+#[test]
+fn health_waits_for_a_holder_that_is_starting() {
+    let place = Place::new();
+    assert_eq!(place.run(&["health", "--wait", "0"]).status, 2);
+    // What listens here first answers nothing, so the command has to ask again.
+    let listener = dmabuf::listen_seqpacket(&place.socket(), 0o600, None).unwrap();
+    let mut waiting = place.command(&["health", "--wait", "600", "--json"]);
+    let mut waiting = Process(waiting.stdout(Stdio::piped()).spawn().unwrap());
+    until("it asks", || dmabuf::accept_seqpacket(listener.as_fd()).unwrap().is_some());
+    drop(listener);
+    fs::remove_file(place.socket()).unwrap();
+    let holder = place.serve(&["m=IMAGE"]);
+    assert_eq!(waiting.end(), Some(0));
+    let answer: serde_json::Value = serde_json::from_reader(waiting.stdout.take().unwrap()).unwrap();
+    assert_eq!(
+        (answer["pid"].as_u64(), answer["images"].as_u64()),
+        (Some(holder.child.id().into()), Some(1))
+    );
 }
 
 #[test]

@@ -38,7 +38,11 @@ pub enum HolderVerb {
     ///
     /// Clients that have the old image keep it, and can ask whether it is still current. The name may also be new. Who
     /// may attach stays as it was (`daxfs access` changes it), and so does the kind of memory, unless --into or --shared
-    /// says otherwise.
+    /// says otherwise. Until the new image is complete the machine needs memory for both.
+    #[command(
+        after_help = "Examples:\n  daxfs swap llama new-weights/\n  daxfs swap llama new-weights.daxfs\n  \
+        daxfs swap llama new-weights.daxfs --expect blake3:..."
+    )]
     Swap(LoadArgs),
     /// Show who may attach to an image, or change it
     ///
@@ -156,7 +160,7 @@ pub struct PsArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  daxfs load llama weights/\n  daxfs load llama weights/ --weights-only --allow-gid 1000\n  \
-    daxfs swap llama new-weights.daxfs"
+    daxfs load lora adapters.daxfs"
 )]
 pub struct LoadArgs {
     /// Name for the image: letters, digits, '.', '_' and '-'
@@ -371,10 +375,15 @@ pub struct StopArgs {
 
 /// Arguments of `daxfs health`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs health --json\n  \
+    daxfs serve llama=weights/ & daxfs health --wait 60 && daxfs ls daxfs://llama")]
 pub struct HealthArgs {
     /// The holder.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Wait up to SECONDS for a holder to answer: one that was just started answers when its images are loaded
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    pub wait: u32,
     /// Print JSON: {"pid": ..., "images": ..., "bytes": ..., "uptime": ...}
     #[arg(long)]
     pub json: bool,

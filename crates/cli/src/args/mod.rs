@@ -50,7 +50,7 @@ Examples:
   daxfs cat model.daxfs /config.json
   daxfs inspect --svg map.svg model.daxfs
   daxfs verify model.daxfs weights/
-  daxfs serve llama=weights/ & daxfs ls daxfs://llama
+  daxfs serve llama=weights/ & daxfs health --wait 60 && daxfs ls daxfs://llama
   daxfs-pack weights/ --into memfd -- sh -c 'daxfs tree $DAXFS_IMAGE'";
 
 /// Look into DAXFS images, and keep them in memory for other processes.

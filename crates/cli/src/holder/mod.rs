@@ -21,11 +21,15 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// How long the answer to a request may take that the holder works on for as long as it has to. A holder that dies
 /// closes the connection, which ends the wait at once.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Time between two questions to a holder that does not answer yet.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs a verb; `expect` is the content hash that a load must have, and `verify` that a copy on a device is compared.
 ///
@@ -124,8 +128,17 @@ struct HealthJson {
 }
 
 fn health(args: &HealthArgs, out: &mut Output) -> anyhow::Result<Outcome> {
-    let mut connection = Connection::open(&args.socket.path())?;
-    match connection.request(&Request::Health, &[])?.0 {
+    let begin = Instant::now();
+    let wait = Duration::from_secs(args.wait.into());
+    let reply = loop {
+        let left = wait.saturating_sub(begin.elapsed());
+        match ask_health(&args.socket.path(), left) {
+            Ok(reply) => break reply,
+            Err(error) if left.is_zero() || !may_answer_later(&error) => return Err(error.into()),
+            Err(_) => std::thread::sleep(PAUSE.min(left)),
+        }
+    };
+    match reply {
         Reply::Health { pid, images, bytes, uptime } => {
             if args.json {
                 json::write(out, &HealthJson { pid, images, bytes, uptime })?;
@@ -137,6 +150,21 @@ fn health(args: &HealthArgs, out: &mut Output) -> anyhow::Result<Outcome> {
         }
         reply => unexpected(&reply),
     }
+}
+
+/// Asks once. The socket of a holder that loads its first images accepts connections before they are answered: the
+/// answer may take as long as there is time `left`.
+fn ask_health(socket: &Path, left: Duration) -> Result<Reply, HolderError> {
+    let mut connection = Connection::open(socket)?;
+    if !left.is_zero() {
+        connection.set_timeout(left)?;
+    }
+    Ok(connection.request(&Request::Health, &[])?.0)
+}
+
+/// True where a holder that is starting may be the cause.
+fn may_answer_later(error: &HolderError) -> bool {
+    matches!(error, HolderError::Unreachable { .. } | HolderError::Timeout { .. }) || error.is_disconnect()
 }
 
 /// Seconds the short way: the two largest units.
