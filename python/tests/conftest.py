@@ -88,7 +88,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ROOT = Path(__file__).parents[2]
-FAKE_CUDA, HEADERS = ROOT / "tests" / "cuda" / "libcuda.c", ROOT / "crates" / "daxfs" / "include"
+FAKE_CUDA, HEADERS = ROOT / "tests" / "cuda" / "libcuda.c", ROOT / "crates" / "device" / "include"
 
 
 def build_fake_cuda(folder: Path, *flags: str) -> Path:
