@@ -46,7 +46,7 @@ LEFT_OUT = {
     "plans.md": {"gpu": 1},
 }
 # More than all blocks of a document take on a busy machine; only a command that does not end waits so long.
-PATIENCE = 60
+PATIENCE = 300
 
 
 @dataclass(frozen=True)
