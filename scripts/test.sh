@@ -240,6 +240,11 @@ long_docs() {
     local -x RUSTDOCFLAGS="-D warnings"
     local feature
     cargo doc --locked --quiet --no-deps -p daxfs-device || return
+    # No family of devices needs another one, and no type changes with them.
+    for feature in cuda,opencl cuda,vulkan opencl,vulkan; do
+        cargo clippy --locked --quiet -p daxfs-device --features "$feature" -- -D warnings || return
+    done
+    cargo test --locked --quiet -p daxfs-device --lib family || return
     for feature in cuda opencl vulkan; do
         cargo doc --locked --quiet --no-deps -p daxfs-device --features "$feature" || return
     done

@@ -1,5 +1,5 @@
-//! What stands for a family of devices that is not compiled in: types without values, so every `match` has the same arms
-//! whatever features there are.
+//! What stands for a family of devices that is not compiled in: types without values, so every `match` has the same
+//! arms whatever features there are.
 
 #![forbid(unsafe_code)]
 

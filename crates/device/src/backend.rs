@@ -40,8 +40,8 @@ pub(crate) trait Backend: Debug {
         Err(self.not_resident("map it, which copies nothing").into())
     }
 
-    /// BLAKE3 hashes of places, computed by the device, in their order; `None` where it cannot compute them. `advance` is
-    /// told of bytes that are done, and may end it.
+    /// BLAKE3 hashes of places, computed by the device, in their order; `None` where it cannot compute them. `advance`
+    /// is told of bytes that are done, and may end it.
     fn hash(&self, _: &[Place], _advance: Advance<'_>) -> Result<Option<Vec<Hash>>> {
         Ok(None)
     }

@@ -14,10 +14,10 @@ use daxfs::{Tensor, TensorError};
 use crate::{Place, Result, TensorSlice};
 
 /// Lends a tensor out where it lies in a device's memory, in the form of DLPack 1.x: `place` is what
-/// [`MappedImage::tensor`](crate::MappedImage::tensor) gave for it. `device` is what the consumer is told that the memory
-/// is: [`Buffer::dl_device`](crate::Buffer::dl_device), or [`Buffer::dl_gpu`](crate::Buffer::dl_gpu) also for host memory
-/// that this GPU reads in place, by the GPU's address. The bytes are there already, so every stream of the consumer may
-/// use them at once.
+/// [`MappedImage::tensor`](crate::MappedImage::tensor) gave for it. `device` is what the consumer is told that the
+/// memory is: [`Buffer::dl_device`](crate::Buffer::dl_device), or [`Buffer::dl_gpu`](crate::Buffer::dl_gpu) also for
+/// host memory that this GPU reads in place, by the GPU's address. The bytes are there already, so every stream of the
+/// consumer may use them at once.
 ///
 /// # Errors
 /// [`TensorError::NotExportable`] as for [`daxfs::dlpack::export_versioned`], for a place that is not as long as the
@@ -43,8 +43,8 @@ pub fn export_legacy(tensor: &Tensor, place: &Place) -> Result<NonNull<DLManaged
     Ok(lend_legacy(whole(tensor, place, device)?, Box::new(place.clone())))
 }
 
-/// Lends a part of a tensor out where it lies in a device's memory, with its strides, in the form of DLPack 1.x: `slice`
-/// is what [`MappedImage::slice`](crate::MappedImage::slice) gave for it.
+/// Lends a part of a tensor out where it lies in a device's memory, with its strides, in the form of DLPack 1.x:
+/// `slice` is what [`MappedImage::slice`](crate::MappedImage::slice) gave for it.
 ///
 /// # Errors
 /// As for [`export_versioned`], and [`TensorError::NotExportable`] for types of less than 8 bits.

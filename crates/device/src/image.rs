@@ -101,7 +101,8 @@ impl MappedImage {
     ///
     /// # Errors
     /// [`DeviceError::OtherImage`], [`DeviceError::Hole`] for a file that was changed after packing and has one,
-    /// [`daxfs::Error::NoContents`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold all of it.
+    /// [`daxfs::Error::NoContents`], and [`DeviceError::NotPlaced`] when there is a placement that does not hold all
+    /// of it.
     pub fn file(&self, file: &File) -> Result<Places> {
         self.file_range(file, 0, file.len())
     }

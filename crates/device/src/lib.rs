@@ -16,9 +16,9 @@
 //!
 //! | name | family | feature |
 //! |---|---|---|
-//! | `cuda:N` | NVIDIA GPUs: [`mod@cuda`] | `cuda` |
-//! | `opencl:N` | OpenCL devices, PoCL on processors among them: [`mod@opencl`] | `opencl` |
-//! | `vulkan:N` | GPUs and software drivers of Vulkan: [`mod@vulkan`] | `vulkan` |
+//! | `cuda:N` | NVIDIA GPUs: `cuda` | `cuda` |
+//! | `opencl:N` | OpenCL devices, PoCL on processors among them: `opencl` | `opencl` |
+//! | `vulkan:N` | GPUs and software drivers of Vulkan: `vulkan` | `vulkan` |
 //!
 //! A feature compiles a family in. No type changes with it: a device of a family that is not there is
 //! [`DeviceError::Unavailable`], as it is where the machine has no driver.
@@ -26,11 +26,11 @@
 //! # From a file to a place
 //!
 //! [`ImageExt::map`] gives a [`MappedImage`]: the image's [`Region`](daxfs::Region) as one or more buffers of the
-//! device, read in place. [`ImageExt::to`] gives the same of a copy in the device's own memory. A driver bounds the size
-//! of a buffer, so a long region that is read in place is cut into pieces, each a multiple of 2 MiB and at most 4 GiB
-//! (Vulkan) or 64 GiB (CUDA) long, and a file that crosses from one piece into the next has several places. That is
-//! said, not hidden: [`MappedImage::file`] returns [`Places`], and [`Places::one`] is an error that names their number
-//! when there are several.
+//! device, read in place. [`ImageExt::to`] gives the same of a copy in the device's own memory. A driver bounds the
+//! size of a buffer, so a long region that is read in place is cut into pieces, each a multiple of 2 MiB and at most 4
+//! GiB (Vulkan), 64 GiB (CUDA) or what the driver says (OpenCL) long, and a file that crosses from one piece into the
+//! next has several places. That is said, not hidden: [`MappedImage::file`] returns [`Places`], and [`Places::one`] is
+//! an error that names their number when there are several.
 //!
 //! # Lifetime
 //!

@@ -163,7 +163,13 @@ fn node(image: &Image, entry: &Entry) -> Node {
     let (kind, offset, len) = match target.file() {
         Ok(file) => {
             let place = match file.pieces().as_deref() {
-                Ok([Piece { source: PieceSource::Image(at), .. }]) => *at,
+                _ if file.is_changed() => SCATTERED,
+                // A device has the image, and nothing of the region behind it.
+                Ok([Piece { source: PieceSource::Image(at), len, .. }])
+                    if at.checked_add(*len).is_some_and(|end| end <= image.superblock().total_size) =>
+                {
+                    *at
+                }
                 _ if file.is_empty() => 0,
                 _ => SCATTERED,
             };

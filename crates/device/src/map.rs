@@ -107,8 +107,8 @@ impl MappedRegion {
     /// Places of a range of the region, in order; one without bytes for an empty range.
     ///
     /// # Errors
-    /// [`daxfs::Error::Memory`] when the range is outside of what was mapped, and [`DeviceError::NotPlaced`] when a placement
-    /// has none of it, or not all.
+    /// [`daxfs::Error::Memory`] when the range is outside of what was mapped, and [`DeviceError::NotPlaced`] when a
+    /// placement has none of it, or not all.
     pub fn range(&self, offset: u64, len: u64) -> Result<Vec<Place>> {
         self.places(offset, len, 0)
     }
@@ -148,13 +148,14 @@ pub(super) fn not_placed(what: String, placement: &Placement, has: &'static str)
 }
 
 impl Device {
-    /// Gives the first `len` bytes of a region to the device, without a copy. For images there is [`ImageExt::map`](crate::ImageExt::map).
+    /// Gives the first `len` bytes of a region to the device, without a copy. For images there is
+    /// [`ImageExt::map`](crate::ImageExt::map).
     ///
     /// The descriptor is duplicated: the region's own stays as it is.
     ///
     /// # Errors
-    /// [`DeviceError::NotImportable`] says for each route why it does not do; [`daxfs::Error::Memory`] when the region is
-    /// shorter than `len`, or `len` is 0.
+    /// [`DeviceError::NotImportable`] says for each route why it does not do; [`daxfs::Error::Memory`] when the region
+    /// is shorter than `len`, or `len` is 0.
     pub fn map(&self, region: &Region, len: u64, options: &MapOptions) -> Result<MappedRegion> {
         if len == 0 || len > region.len() {
             return Err(dmabuf::Error::OutOfBounds { offset: 0, len, bound: region.len() }.into());

@@ -8,7 +8,8 @@ use std::sync::Arc;
 /// Told how many bytes of how many are done; `false` ends the copy.
 type Progress = dyn Fn(u64, u64) -> bool + Send + Sync;
 
-/// How an image is copied into a device's memory.
+/// How an image is copied into a device's memory. Threads, pieces, [`UploadOptions::register`] and
+/// [`UploadOptions::direct`] are for CUDA; OpenCL is written to by one thread.
 #[derive(Clone)]
 pub struct UploadOptions {
     pub(crate) threads: usize,
@@ -96,10 +97,10 @@ impl UploadOptions {
 
     /// Makes the copy in host memory of the device's NUMA node, which the driver allocates, instead of the device's
     /// own. The device reads it over the link, at the speed of pinned memory, and the CPU at the same addresses. It is
-    /// passed on as memory of the device is ([`Buffer::share`](crate::Buffer::share), [`MappedImage::keep`]), and every process that attaches
-    /// to it, with whichever GPU of the machine, reads the same pages without pinning anything. A holder has such a
-    /// copy besides those on devices, and neither is taken for the other. The threads fill the memory themselves, so
-    /// [`UploadOptions::register`] changes nothing.
+    /// passed on as memory of the device is ([`Buffer::share`](crate::Buffer::share), [`MappedImage::keep`]), and
+    /// every process that attaches to it, with whichever GPU of the machine, reads the same pages without pinning
+    /// anything. A holder has such a copy besides those on devices, and neither is taken for the other. The threads
+    /// fill the memory themselves, so [`UploadOptions::register`] changes nothing.
     ///
     /// [`MappedImage::keep`]: crate::MappedImage::keep
     #[must_use]
@@ -111,9 +112,9 @@ impl UploadOptions {
     /// Pins the image's own pages, a quarter of a GiB at a time, and lets the device fetch them from there, instead of
     /// reading them into pinned buffers. It saves the processors a copy and costs the pinning, which takes two to four
     /// times as long with pages of 4 KiB (measured on an H100 with 16 processors): for where processors are few or
-    /// busy, or pages are huge. What cannot be pinned (see [`Image::map`](crate::ImageExt::map)) is read as without this.
-    /// A memfd that this process has mapped for the same device by `Image::map` is pinned already, and always fetched
-    /// from there.
+    /// busy, or pages are huge. What cannot be pinned (see [`Image::map`](crate::ImageExt::map)) is read as without
+    /// this. A memfd that this process has mapped for the same device by `Image::map` is pinned already, and always
+    /// fetched from there.
     #[must_use]
     pub fn register(mut self, register: bool) -> Self {
         self.register = register;

@@ -46,8 +46,8 @@ impl Place {
         self.start
     }
 
-    /// The device's address of the first byte, where the device has addresses, at whatever alignment the image gives it;
-    /// valid while the place lives.
+    /// The device's address of the first byte, where the device has addresses, at whatever alignment the image gives
+    /// it; valid while the place lives.
     pub fn address(&self) -> Option<u64> {
         // No overflow: the buffer's addresses are valid to its end.
         self.buffer.address().map(|address| address + self.offset)

@@ -57,9 +57,9 @@ impl Device {
     ///
     /// # Errors
     /// [`DeviceError::OtherDevice`] for memory of another GPU, [`daxfs::Error::Memory`] when it is shorter than the
-    /// image, [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the memory,
-    /// [`DeviceError::NotResident`] for a device whose memory is not shared, and [`DeviceError::Unavailable`] for a
-    /// split image, and for host memory where the driver has none to allocate.
+    /// image, [`DeviceError::Driver`] when the descriptor is none of the driver's or the size is not that of the
+    /// memory, [`DeviceError::NotResident`] for a device whose memory is not shared, and [`DeviceError::Unavailable`]
+    /// for a split image, and for host memory where the driver has none to allocate.
     pub fn attach(&self, image: &Image, shared: &Shared) -> Result<MappedImage> {
         if image.backing().is_some_and(|region| !region.is_empty()) {
             let what = "a split image, whose files lie in a second memory,".into();
@@ -151,15 +151,15 @@ pub(crate) fn checked(copy: MappedImage, options: &UploadOptions) -> Result<Mapp
 
 impl MappedImage {
     /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of the driver's. From then on
-    /// [`ImageExt::to`](crate::ImageExt::to), or [`Placement::to`] by a placement that is the same, maps it in every process that attaches to
-    /// the image, also when this one has ended. It goes when the holder drops or swaps the image, or ends without
-    /// another one that takes over; those who have mapped it keep it. Of copies in host memory it has one for all
-    /// devices.
+    /// [`ImageExt::to`](crate::ImageExt::to), or [`Placement::to`] by a placement that is the same, maps it in every
+    /// process that attaches to the image, also when this one has ended. It goes when the holder drops or swaps the
+    /// image, or ends without another one that takes over; those who have mapped it keep it. Of copies in host memory
+    /// it has one for all devices.
     ///
     /// # Errors
     /// [`DeviceError::NotKept`] for an image that came from no holder, lies in memory that could change, or is split,
-    /// for a copy that kernels may write to, and on a device whose memory is not shared; [`daxfs::Error::Holder`] when the holder does not let
-    /// this user load images, or the name means another image by now.
+    /// for a copy that kernels may write to, and on a device whose memory is not shared; [`daxfs::Error::Holder`] when
+    /// the holder does not let this user load images, or the name means another image by now.
     pub fn keep(&self) -> Result<()> {
         let refuse = |why| DeviceError::NotKept { device: self.memory().device().name().into(), why };
         let attachment = self.image().region().attachment();

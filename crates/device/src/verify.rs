@@ -58,8 +58,8 @@ impl MappedImage {
     /// that of the image's index ([`Index::file_hash`](daxfs::Index::file_hash)), and the hashes together that of the
     /// whole content ([`Image::content_hash`](daxfs::Image::content_hash)). Files that the index has no hash of (an
     /// image that was packed without hashes or was written to, the index itself) are hashed on the host, too. What no
-    /// file holds is not compared: metadata, which is read on the host only, and the space between files. What a rank of
-    /// a plan holds are parts of files, so all of it is hashed on the host, too.
+    /// file holds is not compared: metadata, which is read on the host only, and the space between files. What a rank
+    /// of a plan holds are parts of files, so all of it is hashed on the host, too.
     ///
     /// The device computes the hashes, so that no byte of a file in its memory goes over the link; what is in host
     /// memory does, once. That takes 36 MiB of its memory meanwhile, or 2 where there are no more. Where the driver
@@ -67,9 +67,9 @@ impl MappedImage {
     /// everything is copied back and hashed on the host instead; [`Verified::on_device`] tells.
     ///
     /// # Errors
-    /// [`DeviceError::Mismatch`] names a file that is another on the device; [`Error::OtherContent`] for hashes in the
-    /// index that do not add up to its content hash; [`DeviceError::NotResident`] for an image that is only mapped,
-    /// [`DeviceError::OutOfMemory`], [`DeviceError::Driver`], and [`Error::Tensor`] for a broken index.
+    /// [`DeviceError::Mismatch`] names a file that is another on the device; [`daxfs::Error::OtherContent`] for hashes
+    /// in the index that do not add up to its content hash; [`DeviceError::NotResident`] for an image that is only
+    /// mapped, [`DeviceError::OutOfMemory`], [`DeviceError::Driver`], and [`daxfs::Error::Tensor`] for a broken index.
     pub fn verify(&self) -> Result<Verified> {
         self.verify_with(|_, _| true)
     }

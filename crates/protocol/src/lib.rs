@@ -1,4 +1,5 @@
-//! The protocol between a holder of DAXFS images and its clients, and the client: attach to an image that another process keeps in memory.
+//! The protocol between a holder of DAXFS images and its clients, and the client: attach to an image that another
+//! process keeps in memory.
 //!
 //! A holder (`daxfs serve`) keeps descriptors of packed images and passes them to whoever may connect to its socket.
 //! Attaching costs one message each way, whatever the size of the image; afterwards the client is independent: the
@@ -9,7 +10,8 @@
 //! | `daxfs://NAME` | at the default socket, see [`default_socket`] |
 //! | `daxfs+unix:///path/to.sock/NAME` | at that socket |
 //!
-//! `daxfs::Image::open` and `daxfs::Region::open` take both, and `daxfs::holder` is this crate. The protocol is in [`wire`] and [`message`].
+//! `daxfs::Image::open` and `daxfs::Region::open` take both, and `daxfs::holder` is this crate. The protocol is in
+//! [`wire`] and [`message`].
 
 #![forbid(unsafe_code)]
 

@@ -33,6 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("{name} is no table of F32: {} {:?}", table.dtype(), table.shape()).into());
     };
 
+    if width == 0 {
+        return Err(format!("{name} has no columns").into());
+    }
+
     // The first device of this machine; without a loader or a driver the error says what to install.
     let device = Device::parse("opencl:0")?;
     let opencl = device.as_opencl().ok_or("not an OpenCL device")?;
@@ -55,8 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut index =
         unsafe { Buffer::<u32>::create(opencl.context(), CL_MEM_READ_ONLY, indices.len(), null) }?;
     // SAFETY: as above.
-    let gathered =
-        unsafe { Buffer::<f32>::create(opencl.context(), CL_MEM_WRITE_ONLY, rows.len().max(1), null) }?;
+    let gathered = unsafe { Buffer::<f32>::create(opencl.context(), CL_MEM_WRITE_ONLY, rows.len(), null) }?;
     // SAFETY: buffer and slice are equally long, and the call blocks until the slice is read.
     unsafe { queue.enqueue_write_buffer(&mut index, CL_BLOCKING, 0, &indices, &[]) }?;
     let mut run = ExecuteKernel::new(&kernel);
@@ -67,13 +70,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let done = unsafe {
         run.set_arg(&memory.handle()).set_arg(&place.offset()).set_arg(&height).set_arg(&width);
         run.set_arg(&index).set_arg(&gathered);
-        run.set_global_work_sizes(&[indices.len(), columns.max(1)]).enqueue_nd_range(queue)
+        run.set_global_work_sizes(&[indices.len(), columns]).enqueue_nd_range(queue)
     };
     done?.wait()?;
     // SAFETY: buffer and slice are equally long, and the call blocks until the slice is filled.
     unsafe { queue.enqueue_read_buffer(&gathered, CL_BLOCKING, 0, &mut rows, &[]) }?;
 
-    for (index, row) in indices.iter().zip(rows.chunks(columns.max(1))) {
+    for (index, row) in indices.iter().zip(rows.chunks(columns)) {
         writeln!(out, "row {index}: {row:?}")?;
     }
     Ok(())

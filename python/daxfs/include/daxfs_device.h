@@ -1,1 +1,1 @@
-../../../crates/daxfs/include/daxfs_device.h
+../../../crates/device/include/daxfs_device.h

@@ -1,5 +1,5 @@
-//! What [`ring`](super::ring) needs of threads: a module of its own, so that `tests/tests/loom.rs` can put loom's in its
-//! place, and has the very same ring run in every order that there is.
+//! What [`ring`](super::ring) needs of threads: a module of its own, so that `tests/tests/loom.rs` can put loom's in
+//! its place, and has the very same ring run in every order that there is.
 
 #![forbid(unsafe_code)]
 

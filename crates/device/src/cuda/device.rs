@@ -193,8 +193,8 @@ impl Device {
     }
 }
 
-/// A device's context that is current for this thread: who has a reference to such a value knows that it is. Code of the
-/// caller's, which may make another one current and leave it so, is run only when there is none.
+/// A device's context that is current for this thread: who has a reference to such a value knows that it is. Code of
+/// the caller's, which may make another one current and leave it so, is run only when there is none.
 pub(super) struct Current<'a> {
     device: &'a Device,
     /// Not to be sent: the stack is the thread's.

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`Image::to`](crate::ImageExt::to) | in the device's memory | one copy, at the speed of the link |
 //! | [`UploadOptions::in_host`] | in host memory of the driver's, read over the link | one copy, by processors |
-//! | [`Device::attach`] | in either, where another process put them | nothing |
+//! | [`Device::attach`](crate::Device::attach) | in either, where another process put them | nothing |
 //! | [`Image::map`](crate::ImageExt::map) | in host memory, read over the link | nothing is copied, the pages are pinned |
 //!
 //! # Which descriptor is what

@@ -81,6 +81,9 @@ impl Buffer {
             .filter(|&end| end <= self.len())
             .and_then(|_| usize::try_from(offset).ok());
         let at = at.ok_or_else(outside)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         // SAFETY: the buffer has these bytes (just checked), and the call blocks until all of them are read.
         unsafe { self.device().queue().enqueue_read_buffer(&self.0.memory, CL_BLOCKING, at, bytes, &[]) }
             .map_err(|code| failed(self.device().name(), "clEnqueueReadBuffer", code))?;

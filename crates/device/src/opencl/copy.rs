@@ -24,10 +24,18 @@ impl Device {
         options: &UploadOptions,
     ) -> Result<Buffer> {
         let len = segments.len();
-        if len > self.0.max_buffer || options.is_in_host() {
-            let what = format!("one buffer of {len} bytes on {}", self.name());
-            let needs = format!("at most {} bytes, in the device's own memory", self.0.max_buffer);
-            return Err(DeviceError::Unavailable { what, needs }.into());
+        let source_len = segments.source_len();
+        if len == 0 || source_len > region.len() {
+            return Err(dmabuf::Error::OutOfBounds { offset: 0, len: source_len, bound: region.len() }.into());
+        }
+        let unavailable = |what: String, needs: String| DeviceError::Unavailable { what, needs };
+        if options.is_in_host() {
+            let needs = "a device of another family; image.map reads the host's memory in place".into();
+            return Err(unavailable(format!("a copy in host memory for {}", self.name()), needs).into());
+        }
+        if len > self.0.max_buffer {
+            let needs = format!("an image, or a rank's part of one, of at most {} bytes", self.0.max_buffer);
+            return Err(unavailable(format!("one buffer of {len} bytes on {}", self.name()), needs).into());
         }
         let failed = |call, code| failed(self.name(), call, code);
         let size = usize::try_from(len).map_err(|_| dmabuf::Error::OutOfBounds {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use opencl3::command_queue::CommandQueue;
 use opencl3::context::Context;
-use opencl3::device::{CL_DEVICE_TYPE_ALL, Device as Handle};
-use opencl3::error_codes::DLOPEN_RUNTIME_LOAD_FAILED;
+use opencl3::device::{CL_DEVICE_TYPE_ALL, CL_DEVICE_TYPE_CPU, Device as Handle};
+use opencl3::error_codes::{ClError, DLOPEN_RUNTIME_LOAD_FAILED};
 use opencl3::kernel::Kernel;
 use opencl3::platform::get_platforms;
 use opencl3::types::cl_device_id;
@@ -22,9 +22,9 @@ pub struct Device(pub(super) Arc<Inner>);
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) name: String,
-    extensions: String,
     pub(super) max_buffer: u64,
     pub(super) shares_memory: bool,
+    pub(super) is_processor: bool,
     pub(super) context: Context,
     pub(super) queue: CommandQueue,
     /// Compiled at the first import. One thread at a time sets its arguments.
@@ -52,18 +52,29 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn handles() -> Result<Vec<cl_device_id>, DeviceError> {
-    let platforms = get_platforms().map_err(|code| match code.0 {
-        DLOPEN_RUNTIME_LOAD_FAILED => DeviceError::Unavailable {
-            what: "OpenCL".into(),
-            needs: "a loader, libOpenCL.so (package ocl-icd-libopencl1), and a driver such as PoCL (pocl-opencl-icd)".into(),
-        },
-        _ => failed("the loader", "clGetPlatformIDs", code),
-    })?;
+    let platforms = match get_platforms() {
+        // The loader has no driver.
+        Err(code) if code.0 == NO_PLATFORM => Vec::new(),
+        found => found.map_err(failed_to_start)?,
+    };
     // A platform without a device answers with an error, which is no reason to hide the devices of the others.
     Ok(platforms
         .iter()
         .flat_map(|platform| platform.get_devices(CL_DEVICE_TYPE_ALL).unwrap_or_default())
         .collect())
+}
+
+/// `CL_PLATFORM_NOT_FOUND_KHR`.
+const NO_PLATFORM: i32 = -1001;
+
+fn failed_to_start(code: ClError) -> DeviceError {
+    match code.0 {
+        DLOPEN_RUNTIME_LOAD_FAILED => DeviceError::Unavailable {
+            what: "OpenCL".into(),
+            needs: "a loader, libOpenCL.so (package ocl-icd-libopencl1), and a driver such as PoCL (pocl-opencl-icd)".into(),
+        },
+        _ => failed("the loader", "clGetPlatformIDs", code),
+    }
 }
 
 impl Device {
@@ -89,9 +100,9 @@ impl Device {
         let queue = CommandQueue::create_default(&context, 0);
         let queue = queue.map_err(|code| failed(&name, "clCreateCommandQueue", code))?;
         Ok(Self(Arc::new(Inner {
-            extensions: handle.extensions().map_err(asked)?,
             max_buffer: handle.max_mem_alloc_size().map_err(asked)?,
             shares_memory: handle.host_unified_memory().map_err(asked)?,
+            is_processor: handle.dev_type().map_err(asked)? & CL_DEVICE_TYPE_CPU != 0,
             name,
             context,
             queue,
@@ -112,9 +123,5 @@ impl Device {
     /// The queue. Others may be made in the context.
     pub fn queue(&self) -> &CommandQueue {
         &self.0.queue
-    }
-
-    pub(super) fn has(&self, extension: &str) -> bool {
-        self.0.extensions.split_ascii_whitespace().any(|name| name == extension)
     }
 }

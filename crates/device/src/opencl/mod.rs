@@ -4,14 +4,13 @@
 //!
 //! | memory | route | needs |
 //! |---|---|---|
-//! | dma-buf | descriptor | `cl_khr_external_memory_dma_buf`, or Arm's `cl_arm_import_memory_dma_buf` |
 //! | anything that is mapped | mapping (`CL_MEM_USE_HOST_PTR`) | a device that shares the host's memory, such as a CPU (PoCL) or an integrated GPU |
 //!
 //! A device with memory of its own may copy the pages that it is given, so mappings are refused there: copy
 //! ([`ImageExt::to`](crate::ImageExt::to)), which is one buffer of at most `CL_DEVICE_MAX_MEM_ALLOC_SIZE` bytes.
 //!
-//! There are drivers that take a descriptor and give other memory. So after every import the device sums up samples of
-//! what it sees, and an import whose sums are not those of the host's bytes is refused.
+//! There are drivers that take memory and show the device other bytes. So after every import the device sums up
+//! samples of what it sees, and an import whose sums are not those of the host's bytes is refused.
 //!
 //! A place is [`Buffer::handle`] and an offset: OpenCL has no addresses.
 

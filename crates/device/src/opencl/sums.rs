@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use daxfs::Region;
 use opencl3::error_codes::ClError;
-use opencl3::kernel::{ExecuteKernel, Kernel};
+use opencl3::kernel::Kernel;
 use opencl3::memory::{Buffer as Memory, CL_MEM_COPY_HOST_PTR, CL_MEM_READ_WRITE, ClMem};
 use opencl3::program::Program;
 use opencl3::types::CL_BLOCKING;
@@ -49,15 +49,20 @@ impl Device {
             )
         };
         let sums = sums.map_err(said)?;
-        let mut run = ExecuteKernel::new(&kernel);
-        let (handle, end) = (buffer.handle(), buffer.len());
-        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "the arguments of one call")]
-        // SAFETY: types and order are those of the kernel's parameters; both buffers are of its context and live until it
-        // has run. Each item reads below `end`, the length of the buffer, and writes its own sum.
-        let done = unsafe {
-            run.set_arg(&handle).set_arg(&step).set_arg(&SAMPLE).set_arg(&end).set_arg(&sums.get());
-            run.set_global_work_size(found.len()).enqueue_nd_range(&self.0.queue)
-        };
+        let (handle, end, output, items) = (buffer.handle(), buffer.len(), sums.get(), [found.len()]);
+        // SAFETY: the kernel's first parameter is a buffer; this one is of its context and lives until it has run.
+        unsafe { kernel.set_arg(0, &handle) }.map_err(said)?;
+        for (number, value) in [(1, &step), (2, &SAMPLE), (3, &end)] {
+            // SAFETY: these parameters are `ulong`.
+            unsafe { kernel.set_arg(number, value) }.map_err(said)?;
+        }
+        // SAFETY: as for the first; this buffer has a `ulong` for each item.
+        unsafe { kernel.set_arg(4, &output) }.map_err(said)?;
+        let null = std::ptr::null();
+        // SAFETY: one dimension, whose size lives for the call. All parameters are set, and no other thread sets them
+        // meanwhile. Each item reads below `end`, the length of the buffer, and writes its own sum.
+        let done =
+            unsafe { self.0.queue.enqueue_nd_range_kernel(kernel.get(), 1, null, items.as_ptr(), null, &[]) };
         done.and_then(|event| event.wait()).map_err(said)?;
         // SAFETY: the call blocks until all of `found`, which is as long as the buffer, is written.
         unsafe { self.0.queue.enqueue_read_buffer(&sums, CL_BLOCKING, 0, &mut found, &[]) }.map_err(said)?;

@@ -28,7 +28,7 @@ pub const MAX_RANKS: usize = 4096;
 ///     ]
 /// }"#)?;
 /// assert_eq!(plan.ranks(), 2);
-/// # Ok::<_, daxfs::Error>(())
+/// # Ok::<_, daxfs_device::Error>(())
 /// ```
 ///
 /// The first rule whose pattern fits a name decides. A tensor that no rule names is whole on every rank, and a file

@@ -343,10 +343,11 @@ fn short_path(entry: &Entry) -> Option<Vec<u8>> {
 /// The file's bytes in the image's region.
 fn extent(file: &File) -> Result<Range<u64>, PlanError> {
     let why = match file.pieces().as_deref() {
+        Ok(_) if file.is_changed() => "it was changed after packing and lies in pieces",
         Ok([]) => return Ok(0..0),
         Ok([Piece { source: PieceSource::Image(at), len, .. }]) => return Ok(*at..at + len),
         Ok([Piece { source: PieceSource::Backing(_), .. }]) => "it lies in a backing file",
-        Ok(_) => "it was changed after packing and lies in pieces",
+        Ok(_) => "it lies in pieces",
         Err(_) => "its contents are not in the image",
     };
     Err(PlanError::NotInOnePlace { path: file.path(), why })

@@ -11,8 +11,8 @@ use crate::{DeviceError, Place};
 ///
 /// Devices bind storage buffers at multiples of [`Limits::storage_alignment`](super::Limits::storage_alignment), and
 /// tensors lie where the image has them. So the binding begins at the multiple below the place, and the shader adds
-/// [`delta`](Self::delta) bytes. The packer puts tensors on 256 bytes unless told otherwise, which is the largest alignment
-/// that Vulkan allows a device to ask for: the delta is 0 then.
+/// [`delta`](Self::delta) bytes. The packer puts tensors on 256 bytes unless told otherwise, which is the largest
+/// alignment that Vulkan allows a device to ask for: the delta is 0 then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Binding {

@@ -8,8 +8,8 @@ pub const NAME_MAX: usize = 128;
 /// Copies of one image on devices at most.
 pub const COPIES_MAX: usize = 32;
 
-/// Longest signature of an image's content, in bytes, or longest sum of several: minisign's own have about 400, those of
-/// cosign about 1000. It fits into one text of a message.
+/// Longest signature of an image's content, in bytes, or longest sum of several: minisign's own have about 400, those
+/// of cosign about 1000. It fits into one text of a message.
 pub const SIGNATURE_MAX: usize = 4000;
 
 /// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.

@@ -26,8 +26,8 @@ pub enum Request {
         /// Empty at first.
         after: String,
     },
-    /// Hold what the one descriptor is: a directory (packed with the client's rights), an image file (copied into memory),
-    /// or memory that holds an image (kept as it is where nobody can write it, else copied).
+    /// Hold what the one descriptor is: a directory (packed with the client's rights), an image file (copied into
+    /// memory), or memory that holds an image (kept as it is where nobody can write it, else copied).
     Load {
         /// Under this name.
         name: String,
