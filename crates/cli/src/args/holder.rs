@@ -82,7 +82,7 @@ pub struct ServeArgs {
     /// Where to listen.
     #[command(flatten)]
     pub socket: SocketArgs,
-    /// Memory for images, unless a load says otherwise: memfd (huge pages where they can be had), memfd:4K,
+    /// Memory for images, unless a load says otherwise: memfd (huge pages where the kernel gives them), memfd:4K,
     /// memfd:2M, memfd:1G (hugetlb pool), udmabuf, heap:NAME (a dma-heap); or cuda:N, cuda:all or cuda-host:N: a
     /// memfd, and copies of the images given here in a GPU's memory, or in host memory that GPUs read in place, made
     /// as by `daxfs upload`
@@ -190,7 +190,7 @@ pub struct LoadArgs {
     /// How a directory is packed.
     #[command(flatten)]
     pub packing: PackingArgs,
-    /// User who may attach; may be given several times. Without any, and without groups, whoever may connect
+    /// User who may attach; may be given several times. Without users and groups everybody who may connect
     #[arg(long, value_name = "UID")]
     pub allow_uid: Vec<u32>,
     /// Group whose members may attach; may be given several times
@@ -340,7 +340,7 @@ pub struct AccessArgs {
     /// Group whose members may attach from now on; may be given several times
     #[arg(long, value_name = "GID")]
     pub allow_gid: Vec<u32>,
-    /// Whoever may connect may attach
+    /// Everybody who may connect may attach
     #[arg(long, conflicts_with_all = ["allow_uid", "allow_gid"])]
     pub everybody: bool,
     /// Print JSON: {"name": NAME, "before": {"uids": [...], "gids": [...]}, "after": {...}}

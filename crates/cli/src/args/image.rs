@@ -31,7 +31,7 @@ pub enum ImageVerb {
     /// Show what a placement plan gives each of several GPUs of an image
     ///
     /// For each rank: bytes, the tensors that it has as a whole, and those of which it has a part: CONTIGUOUS ones,
-    /// whose bytes follow each other in the image, too, GATHERED ones, which are copied together, and STRIDED ones,
+    /// whose bytes also follow each other in the image, GATHERED ones, which are copied together, and STRIDED ones,
     /// views of the whole tensor. Rules that decide nothing are named. No GPU is needed.
     Place(PlaceArgs),
     /// Check an image, alone or against its source directory
