@@ -257,19 +257,7 @@ fn a_stored_hash_is_not_believed() {
 
     // A file beside the index, which the tree hash leaves out.
     let hash = packed(&fixture);
-    let directory = Image::open(fixture.image()).unwrap().entry("/.daxfs").unwrap();
-    assert_eq!(directory.children().len(), 1);
-    let inode = fixture.inode_of("/.daxfs");
-    let file = fs::File::open(fixture.image()).unwrap();
-    let (mut array, mut other) = ([0; 8], vec![0; 272]);
-    file.read_exact_at(&mut array, inode + 24).unwrap();
-    let array = 4096 + u64::from_le_bytes(array);
-    file.read_exact_at(&mut other, array).unwrap();
-    other[16..21].copy_from_slice(b"extra");
-    // The index gets a second name, and the link count that goes with it.
-    fixture.poke(fixture.inode_of("/.daxfs/index") + 32, &2u32.to_le_bytes());
-    fixture.poke(array + 272, &other);
-    fixture.poke(inode + 16, &(2u64 * 271).to_le_bytes());
+    fixture.add_beside_index();
     let refused = expecting(&fixture.image(), hash).unwrap_err().to_string();
     assert!(refused.contains("/.daxfs must hold the index and nothing else"), "{refused}");
 }

@@ -86,6 +86,33 @@ fn verify_takes_the_signature_of_this_content_alone() {
     assert!(verify("DIR/key.pub").error().contains("no content hash"));
 }
 
+/// No hash and no signature covers what lies beside the index, so there is nothing.
+#[test]
+fn nothing_is_beside_the_index_of_what_is_signed() {
+    let fixture = signed();
+    fs::remove_dir_all(fixture.tree()).unwrap();
+    fs::create_dir(fixture.tree()).unwrap();
+    fs::write(fixture.tree().join("config.json"), "{}").unwrap();
+    fixture.pack(|packer| packer);
+    sign(&fixture.image());
+    fixture.add_beside_index();
+    let run = fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]);
+    differs(&run, "index: /.daxfs/extra: /.daxfs must hold the index and nothing else");
+    // Without an index the place is as empty, and it is no link.
+    let place = fixture.tree().join("_daxfs");
+    let verify = || {
+        fixture.pack(|packer| packer.plain(true));
+        fixture.rename_to_index_directory();
+        fixture.run(&["verify", "IMAGE"])
+    };
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("evil.py"), "evil").unwrap();
+    differs(&verify(), "index: /.daxfs/evil.py: /.daxfs must hold the index and nothing else");
+    fs::rename(&place, fixture.tree().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &place).unwrap();
+    differs(&verify(), "index: /.daxfs: /.daxfs must hold the index and nothing else");
+}
+
 #[test]
 fn opening_takes_the_signature_of_this_content_alone() {
     let fixture = signed();

@@ -76,6 +76,20 @@ pub fn is_content(path: &[u8]) -> bool {
     rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
 }
 
+/// What is in the place of the index, `/.daxfs`, and is not the index: [`is_content`] is false of it, so that no hash
+/// covers it, and nothing may be there. An image with a content to rely on has none.
+pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
+    let place = image.root().child(DIR);
+    // In the stead of the directory a link or a file is left out of hashes just so.
+    let (directory, other) = match place {
+        Some(place) if place.file_type() == FileType::Directory => (Some(place), None),
+        other => (None, other),
+    };
+    let children = directory.into_iter().flat_map(|directory| directory.children());
+    let is_index = |child: &Entry| child.name() == NAME.as_bytes() && child.file_type() == FileType::File;
+    other.into_iter().chain(children.filter(move |child| !is_index(child)))
+}
+
 /// Reads a content hash as people write it: 64 hexadecimal digits, with or without `blake3:` before them. `None` for
 /// anything else.
 ///
@@ -159,9 +173,7 @@ pub fn content_hash_by<E: From<Error>>(
 pub(crate) fn stated_content(image: &Image) -> Result<Option<([u8; 32], Hashes)>> {
     let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
     index.check(image)?;
-    // The tree hash leaves the directory of the index out, which therefore may hold nothing else.
-    let own = image.entry_no_follow(DIR)?;
-    if let Some(other) = own.children().find(|child| child.name() != NAME.as_bytes()) {
+    if let Some(other) = beside_index(image).next() {
         let (place, rule) = ("directory".into(), "/.daxfs must hold the index and nothing else");
         return Err(TensorError::Index { place, rule, found: escaped(&other.path()) }.into());
     }

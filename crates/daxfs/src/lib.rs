@@ -79,7 +79,8 @@ mod verify;
 pub mod dlpack;
 
 pub use content::{
-    DirectoryHasher, content_hash, content_hash_by, is_content, join_content_hash, parse_content_hash,
+    DirectoryHasher, beside_index, content_hash, content_hash_by, is_content, join_content_hash,
+    parse_content_hash,
 };
 pub use daxfs_protocol as holder;
 pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer, VerityDigest};

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::text::hex;
 use blake2::Blake2b512;
 use daxfs::signature::{PublicKeys, Scheme};
-use daxfs::{Error, FileType, Image, Original};
+use daxfs::{Entry, Error, FileType, Image, Original, format};
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -134,13 +134,20 @@ pub fn compare(image: &Image, keys: Option<&PublicKeys>, quiet: bool, findings: 
         covered.push(jobs.add(image, path, signed, findings));
     }
     jobs.run(image, quiet, findings);
-    each_in_order(image, |path, entry| {
+    let mut check = |path: &[u8], entry: &Entry| {
         for covered in covered.iter().filter(|covered| !covered.has(path)) {
             let kind = if entry.file_type() == FileType::Symlink { "a link" } else { "a file" };
             let text = format!("{kind} that {} does not cover", crate::text::escape(&covered.path));
             findings.differ(Kind::Manifest, Some(path), text);
         }
-    });
+    };
+    each_in_order(image, &mut check);
+    // An index that does not count, as that of an image which was changed after packing, is compared with nothing else.
+    if !matches!(image.index(), Ok(Some(_)))
+        && let Ok(index) = image.entry_no_follow(format::index::PATH)
+    {
+        check(format::index::PATH.as_bytes(), &index);
+    }
 }
 
 /// Reads a signature: what it says, or what is wrong with it.

@@ -195,6 +195,10 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
             None
         }
     };
+    for other in daxfs::beside_index(&image) {
+        let text = "/.daxfs must hold the index and nothing else: no hash and no signature covers this";
+        findings.differ(Kind::Index, Some(&other.path()), text);
+    }
     let mut sound = true;
     if let Some(index) = index {
         findings.facts.indexed = true;

@@ -78,6 +78,31 @@ impl Fixture {
         image.superblock().inode_table.start + (ino - 1) * 64
     }
 
+    /// Gives the index a second name beside it, `/.daxfs/extra`, and the link count that goes with it. Behind the names of
+    /// that directory must be room, as in small images.
+    pub fn add_beside_index(&self) {
+        let directory = Image::open(self.image()).unwrap().entry("/.daxfs").unwrap();
+        assert_eq!(directory.children().len(), 1);
+        let inode = self.inode_of("/.daxfs");
+        let file = fs::File::open(self.image()).unwrap();
+        let (mut array, mut other) = ([0; 8], vec![0; 272]);
+        file.read_exact_at(&mut array, inode + 24).unwrap();
+        let array = 4096 + u64::from_le_bytes(array);
+        file.read_exact_at(&mut other, array).unwrap();
+        other[16..21].copy_from_slice(b"extra");
+        self.poke(self.inode_of("/.daxfs/index") + 32, &2u32.to_le_bytes());
+        self.poke(array + 272, &other);
+        self.poke(inode + 16, &(2u64 * 271).to_le_bytes());
+    }
+
+    /// Gives what is named `_daxfs` in the root the name of the index's directory, which no packer takes.
+    pub fn rename_to_index_directory(&self) {
+        let bytes = fs::read(self.image()).unwrap();
+        let at: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"_daxfs\0")).collect();
+        assert_eq!(at.len(), 1);
+        self.poke(at[0] as u64, b".");
+    }
+
     /// Runs `daxfs ARGS`, where `IMAGE` stands for the image, `TREE` for the tree and `DIR/x` for a path beside them.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Run {
         Run::of(Command::new(DAXFS).args(args.iter().map(|arg| self.expand(arg.as_ref()))))
