@@ -54,6 +54,7 @@
 
 mod advice;
 mod again;
+mod beneath;
 mod cache;
 mod class;
 mod describe;
@@ -82,6 +83,7 @@ mod wide;
 
 pub use advice::PageStats;
 pub use again::uninterrupted;
+pub use beneath::open_beneath;
 pub use class::{MemoryClass, syncs_reads};
 pub use describe::{
     FdInfo, FdKind, describe, duplicate, open_no_follow, open_read_only, reopen, same_open_file,

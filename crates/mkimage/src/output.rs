@@ -97,10 +97,23 @@ impl Output {
             }
             _ => {}
         }
-        let name = path.file_name().ok_or_else(|| refuse("names no file"))?.to_owned();
         let parent = parent(path);
         let directory = open(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io("open", parent, errno))?;
+        Output::create_in(directory, path, readers)
+    }
+
+    /// As [`Output::create`], of a file whose directory is open; its path is for errors, but for the name. What has the
+    /// name and is no directory gives way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] when `path` names no file.
+    pub(crate) fn create_in(directory: OwnedFd, path: &Path, readers: Readers) -> Result<Output> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| Error::Output { path: path.to_path_buf(), why: "names no file".to_owned() })?;
+        let (name, parent) = (name.to_owned(), parent(path));
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let first = readers.first();
         let (fd, temporary) = match openat(&directory, ".", flags, first) {
@@ -167,14 +180,16 @@ impl Output {
     }
 
     fn sync_directory(&self, sync: bool) -> Result<()> {
-        if !sync {
-            return Ok(());
-        }
-        match fsync(&self.directory) {
-            // Some file systems have nothing to sync in a directory.
-            Ok(()) | Err(Errno::EINVAL | Errno::EROFS) => Ok(()),
-            Err(errno) => Err(Error::io("sync", parent(&self.path), errno)),
-        }
+        if sync { sync_directory(&self.directory, parent(&self.path)) } else { Ok(()) }
+    }
+}
+
+/// Brings the names in a directory to the disk; `path` is for errors.
+pub(crate) fn sync_directory(directory: impl AsFd, path: &Path) -> Result<()> {
+    match fsync(directory) {
+        // Some file systems have nothing to sync in a directory.
+        Ok(()) | Err(Errno::EINVAL | Errno::EROFS) => Ok(()),
+        Err(errno) => Err(Error::io("sync", path, errno)),
     }
 }
 

@@ -49,7 +49,7 @@ impl Signed {
 /// Directories are left out as if they were not there, or are no signature where one is named.
 pub(super) fn read_layout(
     _path: &Path,
-    _open: impl Fn(&Path) -> dmabuf::Result<OwnedFd>,
+    _open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
 ) -> Option<Result<String, SignatureError>> {
     None
 }

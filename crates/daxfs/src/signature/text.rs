@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use minisign_verify::{Error, Signature};
@@ -31,10 +31,13 @@ impl Part {
 /// [`SignatureError::Read`], [`SignatureError::TooLong`], [`SignatureError::NotASignature`] when it is no text,
 /// [`SignatureError::NotALayout`].
 pub fn read(path: &Path) -> Result<String, SignatureError> {
-    match cosign::read_layout(path, dmabuf::open_read_only) {
-        Some(read) => read,
-        None => read_file(path, SIGNATURE_MAX, dmabuf::open_read_only),
+    let open = |name: &Path| dmabuf::open_read_only(&path.join(name));
+    if path.is_dir()
+        && let Some(read) = cosign::read_layout(path, &open)
+    {
+        return read;
     }
+    read_file(path, SIGNATURE_MAX, dmabuf::open_read_only)
 }
 
 /// Reads the signatures beside an image ([`beside`](super::beside), [`layout_beside`]), bounded; `None` where none is
@@ -48,15 +51,24 @@ pub fn read_beside(image: &Path) -> Result<Option<String>, SignatureError> {
         read => read?,
     };
     let layout = layout_beside(image);
-    let is_directory = layout.symlink_metadata().is_ok_and(|found| found.is_dir());
-    if is_directory && let Some(read) = cosign::read_layout(&layout, dmabuf::open_no_follow) {
+    if layout.symlink_metadata().is_ok_and(|found| found.is_dir())
+        && let Some(read) = found_layout(&layout)?
+    {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        text.push_str(&read?);
+        text.push_str(&read);
     }
     bounded(&text)?;
     Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
+/// The signatures in a layout that nobody has named, through no link; `None` where there is no index.
+fn found_layout(path: &Path) -> Result<Option<String>, SignatureError> {
+    let failed = |error| SignatureError::Read { path: path.to_owned(), source: into_io(error) };
+    let directory = dmabuf::open_no_follow(path).map_err(failed)?;
+    let open = |name: &Path| dmabuf::open_beneath(directory.as_fd(), name);
+    cosign::read_layout(path, &open).transpose()
 }
 
 /// A signature without what nobody signed: the untrusted comment of minisign, lines behind its four, and whatever else

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -120,97 +119,126 @@ pub fn layout(content: &[u8; 32], payload: &[u8], signature: &[u8]) -> Vec<(Path
     files
 }
 
-/// Whether a directory holds nothing but a signature of a content as [`layout`] makes it, or the beginning of one,
-/// which may give way to another.
-pub fn is_replaceable(directory: &Path) -> bool {
-    let is_ours = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| {
-            ["oci-layout", "blobs", "index.json"].iter().any(|name| entry.file_name() == OsStr::new(name))
-        })
-    };
-    if !std::fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_ours)) {
-        return false;
+/// The blobs that a signature of a content leads to, each below the layout, where an index is one that [`layout`] makes:
+/// they may give way to another signature with it. `None` for any other index. `open` opens a file of the layout.
+///
+/// # Errors
+/// As for [`read`](crate::signature::read): the index is none, or is not there.
+pub fn replaceable_blobs(
+    path: &Path,
+    open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
+) -> Result<Option<Vec<PathBuf>>, SignatureError> {
+    let layout = Layout { path, open };
+    let index = layout.index()?;
+    let [image, signed] = index.manifests.as_slice() else { return Ok(None) };
+    let is_own = image.artifact_type.as_deref() == Some(CONTENT_TYPE)
+        && signed.annotations.get(KIND).is_some_and(|kind| kind == KIND_SIGNATURES);
+    if !is_own {
+        return Ok(None);
     }
-    match read_json::<Index>(&directory.join("index.json"), &dmabuf::open_no_follow) {
-        Err(SignatureError::Read { source, .. }) => source.kind() == ErrorKind::NotFound,
-        Err(_) => false,
-        Ok(index) => {
-            let [image, signed] = index.manifests.as_slice() else { return false };
-            image.artifact_type.as_deref() == Some(CONTENT_TYPE)
-                && signed.annotations.get(KIND).is_some_and(|kind| kind == KIND_SIGNATURES)
+    let mut digests = Vec::new();
+    for descriptor in [image, signed] {
+        digests.push(descriptor.digest.clone());
+        // What a damaged manifest led to stays.
+        let text = layout.blob(descriptor, JSON_MAX).unwrap_or_default();
+        if let Ok(manifest) = serde_json::from_str::<Manifest>(&text) {
+            digests.push(manifest.config.digest);
+            digests.extend(manifest.layers.into_iter().map(|layer| layer.digest));
         }
     }
+    Ok(Some(digests.iter().filter_map(|digest| blob(digest)).collect()))
 }
 
-/// The signatures in a layout, each a line; `None` where the path is no directory, or one without an `index.json`.
+/// Whether a file below a layout is one that [`layout`] writes before the index, whole: `oci-layout`, or a blob that has
+/// its own SHA-256 as its name.
+pub fn is_part(name: &Path, bytes: &[u8]) -> bool {
+    (name == Path::new("oci-layout") && bytes == VERSION)
+        || (bytes.len() <= JSON_MAX && blob(&super::digest(bytes)).as_deref() == Some(name))
+}
+
+/// The signatures in a layout, each a line; `None` where the path is no directory, or one without an `index.json`. Files
+/// of it are opened by their names below it.
 pub(in crate::signature) fn read_layout(
     path: &Path,
-    open: impl Fn(&Path) -> dmabuf::Result<OwnedFd>,
+    open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
 ) -> Option<Result<String, SignatureError>> {
-    if !path.is_dir() {
-        return None;
-    }
-    let index = match read_json::<Index>(&path.join("index.json"), &open) {
+    let layout = Layout { path, open };
+    let index = match layout.index() {
         Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => return None,
         index => index,
     };
-    Some(index.and_then(|index| read_index(path, &index, &open)))
+    Some(index.and_then(|index| layout.signatures(&index)))
 }
 
-fn read_index(
-    path: &Path,
-    index: &Index,
-    open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
-) -> Result<String, SignatureError> {
-    let refuse = |why: &str| SignatureError::NotALayout { path: path.to_owned(), why: why.to_owned() };
-    let too_many = || refuse("more than 64 manifests or layers");
-    if index.manifests.len() > PARTS_MAX {
-        return Err(too_many());
+/// A layout that is read.
+struct Layout<'a> {
+    /// For errors.
+    path: &'a Path,
+    open: &'a dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
+}
+
+impl Layout<'_> {
+    fn refuse(&self, why: impl Into<String>) -> SignatureError {
+        SignatureError::NotALayout { path: self.path.to_owned(), why: why.into() }
     }
-    let (mut lines, mut layers) = (String::new(), 0_usize);
-    for descriptor in &index.manifests {
-        // An index within this one has images for machines, and no signatures.
-        if descriptor.media_type == INDEX_TYPE {
-            continue;
-        }
-        let text = read_blob(path, descriptor, JSON_MAX, open)?;
-        let manifest: Manifest = serde_json::from_str(&text)
-            .map_err(|error| refuse(&format!("the manifest {} is none: {error}", descriptor.digest)))?;
-        layers = layers.saturating_add(manifest.layers.len());
-        if layers > PARTS_MAX {
+
+    fn read(&self, name: &Path, max: usize) -> Result<String, SignatureError> {
+        read_file(&self.path.join(name), max, |_| (self.open)(name))
+    }
+
+    fn index(&self) -> Result<Index, SignatureError> {
+        let name = Path::new("index.json");
+        let none = |error| SignatureError::NotALayout {
+            path: self.path.join(name),
+            why: format!("it is no index: {error}"),
+        };
+        serde_json::from_str(&self.read(name, JSON_MAX)?).map_err(none)
+    }
+
+    fn signatures(&self, index: &Index) -> Result<String, SignatureError> {
+        let too_many = || self.refuse("more than 64 manifests or layers");
+        if index.manifests.len() > PARTS_MAX {
             return Err(too_many());
         }
-        for layer in manifest.layers.iter().filter(|layer| layer.media_type == super::PAYLOAD_TYPE) {
-            let payload = read_blob(path, layer, SIGNATURE_MAX, open)?;
-            lines.push_str(&Signed::of(layer, payload.into_bytes())?.text());
-            if lines.len() > SIGNATURE_MAX {
-                return Err(SignatureError::TooLong { what: path.display().to_string(), max: SIGNATURE_MAX });
+        let (mut lines, mut layers) = (String::new(), 0_usize);
+        for descriptor in &index.manifests {
+            // An index within this one has images for machines, and no signatures.
+            if descriptor.media_type == INDEX_TYPE {
+                continue;
+            }
+            let text = self.blob(descriptor, JSON_MAX)?;
+            let manifest: Manifest = serde_json::from_str(&text).map_err(|error| {
+                self.refuse(format!("the manifest {} is none: {error}", descriptor.digest))
+            })?;
+            layers = layers.saturating_add(manifest.layers.len());
+            if layers > PARTS_MAX {
+                return Err(too_many());
+            }
+            for layer in manifest.layers.iter().filter(|layer| layer.media_type == super::PAYLOAD_TYPE) {
+                let payload = self.blob(layer, SIGNATURE_MAX)?;
+                lines.push_str(&Signed::of(layer, payload.into_bytes())?.text());
+                if lines.len() > SIGNATURE_MAX {
+                    let what = self.path.display().to_string();
+                    return Err(SignatureError::TooLong { what, max: SIGNATURE_MAX });
+                }
             }
         }
+        if lines.is_empty() {
+            return Err(self.refuse("no manifest in it has a layer of simple signing"));
+        }
+        Ok(lines)
     }
-    if lines.is_empty() {
-        return Err(refuse("no manifest in it has a layer of simple signing"));
-    }
-    Ok(lines)
-}
 
-/// The bytes that a descriptor names, and no others.
-fn read_blob(
-    path: &Path,
-    descriptor: &Descriptor,
-    max: usize,
-    open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
-) -> Result<String, SignatureError> {
-    let refuse = |why: &str| {
-        let why = format!("{:?} {why}", descriptor.digest);
-        SignatureError::NotALayout { path: path.to_owned(), why }
-    };
-    let blob = path.join(blob(&descriptor.digest).ok_or_else(|| refuse("is no SHA-256"))?);
-    let text = read_file(&blob, max, open)?;
-    if !descriptor.is_of(text.as_bytes()) {
-        return Err(refuse("is not what lies under this name"));
+    /// The bytes that a descriptor names, and no others.
+    fn blob(&self, descriptor: &Descriptor, max: usize) -> Result<String, SignatureError> {
+        let refuse = |why: &str| self.refuse(format!("{:?} {why}", descriptor.digest));
+        let name = blob(&descriptor.digest).ok_or_else(|| refuse("is no SHA-256"))?;
+        let text = self.read(&name, max)?;
+        if !descriptor.is_of(text.as_bytes()) {
+            return Err(refuse("is not what lies under this name"));
+        }
+        Ok(text)
     }
-    Ok(text)
 }
 
 /// Where the bytes of a digest lie.
@@ -218,14 +246,4 @@ fn blob(digest: &str) -> Option<PathBuf> {
     let digits = digest.strip_prefix("sha256:")?;
     let is_hash = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     is_hash.then(|| Path::new("blobs/sha256").join(digits))
-}
-
-fn read_json<T: for<'a> Deserialize<'a>>(
-    path: &Path,
-    open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
-) -> Result<T, SignatureError> {
-    let text = read_file(path, JSON_MAX, open)?;
-    let none =
-        |error| SignatureError::NotALayout { path: path.to_owned(), why: format!("it is no index: {error}") };
-    serde_json::from_str(&text).map_err(none)
 }

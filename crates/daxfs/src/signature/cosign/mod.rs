@@ -29,7 +29,7 @@ use crate::error::{Escaped, hex};
 use crate::parse_content_hash;
 
 pub(super) use layout::read_layout;
-pub use layout::{MANIFEST_TYPE, is_replaceable, layout, manifest};
+pub use layout::{MANIFEST_TYPE, is_part, layout, manifest, replaceable_blobs};
 
 /// Media type of a payload.
 pub const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";

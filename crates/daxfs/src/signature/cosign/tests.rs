@@ -150,7 +150,22 @@ fn layouts_are_read_whole_or_refused() {
     let payload = payload(&[7; 32], "m", 9);
     let files = layout(&[7; 32], &payload, &sign(&payload));
     write(&path, &files);
-    assert!(is_replaceable(&path) && !is_replaceable(dir.path()));
+    let mut blobs =
+        replaceable_blobs(&path, &|name| dmabuf::open_read_only(&path.join(name))).unwrap().unwrap();
+    blobs.sort();
+    let mut own: Vec<_> = files.iter().map(|(name, _)| name.clone()).collect();
+    own.retain(|name| name.starts_with("blobs"));
+    own.sort();
+    assert_eq!(blobs, own);
+    let is_part = |name: &str, bytes: &[u8]| is_part(Path::new(name), bytes);
+    assert!(
+        files
+            .iter()
+            .all(|(name, bytes)| name.ends_with("index.json") || is_part(name.to_str().unwrap(), bytes))
+    );
+    assert!(
+        !is_part("oci-layout", b"{") && !is_part("index.json", b"{}") && !is_part("blobs/sha256/a", b"a")
+    );
     let text = read_beside(&image).unwrap().unwrap();
     assert_eq!(text, line(&payload, &sign(&payload)));
     assert_eq!(read(&path).unwrap(), text);
@@ -195,6 +210,14 @@ fn layouts_are_read_whole_or_refused() {
     assert_eq!(read(&path).unwrap(), text);
     std::fs::remove_file(&path).unwrap();
     std::fs::rename(dir.path().join("elsewhere"), &path).unwrap();
+    for inner in ["blobs", "blobs/sha256"] {
+        std::fs::rename(path.join(inner), dir.path().join("elsewhere")).unwrap();
+        symlink(dir.path().join("elsewhere"), path.join(inner)).unwrap();
+        assert!(matches!(read_beside(&image), Err(SignatureError::Read { .. })), "{inner}");
+        assert_eq!(read(&path).unwrap(), text);
+        std::fs::remove_file(path.join(inner)).unwrap();
+        std::fs::rename(dir.path().join("elsewhere"), path.join(inner)).unwrap();
+    }
     std::fs::rename(&index, dir.path().join("index")).unwrap();
     symlink("../index", &index).unwrap();
     assert!(matches!(read_beside(&image), Err(SignatureError::Read { .. })));
