@@ -230,21 +230,19 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         Error::OutsideSource { .. } | Error::PhysicalMount { .. } | Error::NotMountable { .. } => {
             source(error.to_string())
         }
-        Error::BeingReplaced { .. } | Error::Changing { .. } => raise(error.to_string(), |types| &types.base),
         Error::Write(error) => PyOSError::new_err(error.to_string()),
         Error::NotContiguous { .. } => PyBufferError::new_err(error.to_string()),
-        Error::NoContents { .. } => raise(error.to_string(), |types| &types.base),
-        Error::NotFound { .. }
-        | Error::NotADirectory { .. }
-        | Error::NotAFile { .. }
-        | Error::NotALink { .. }
-        | Error::TooManyLinks { .. } => not_found(error.to_string()),
         Error::Tensor(fault) => from_tensor(fault),
         Error::Signature(SignatureError::Read { path, source }) => match source.raw_os_error() {
             Some(number) => os_error("open", &path.to_string_lossy(), number),
             None => PyOSError::new_err(error.to_string()),
         },
-        _ => raise(error.to_string(), |types| &types.format),
+        Error::Signature(_) | Error::NoHashes { .. } => raise(error.to_string(), |types| &types.format),
+        error if error.is_format() || error.is_other_content() => {
+            raise(error.to_string(), |types| &types.format)
+        }
+        error if error.is_not_found() => not_found(error.to_string()),
+        _ => raise(error.to_string(), |types| &types.base),
     }
 }
 
@@ -264,30 +262,32 @@ fn from_device(error: &daxfs_device::Error) -> PyErr {
 fn from_holder(error: &HolderError) -> PyErr {
     match error {
         error if error.is_not_found() => not_found(error.to_string()),
+        // As where this process finds it.
+        error if error.is_other_content() => raise(error.to_string(), |types| &types.format),
         HolderError::Refused { refusal: Refusal::NotAllowed, .. } => {
             PyPermissionError::new_err(error.to_string())
         }
         // By its number: who may not connect gets a PermissionError, whatever listens there.
         HolderError::System { source, .. } => from_memory(source),
         HolderError::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
-        HolderError::Unreachable { .. }
-        | HolderError::Closed { .. }
-        | HolderError::NotAsSaid { .. }
-        | HolderError::Protocol { .. } => PyConnectionError::new_err(error.to_string()),
+        HolderError::NotAsSaid { .. } | HolderError::Protocol { .. } => {
+            PyConnectionError::new_err(error.to_string())
+        }
+        error if error.is_unreachable() => PyConnectionError::new_err(error.to_string()),
         _ => source(error.to_string()),
     }
 }
 
 fn from_tensor(fault: &TensorError) -> PyErr {
     match innermost(fault) {
-        TensorError::NoTensor { .. } | TensorError::NoTensors { .. } | TensorError::NoVariant { .. } => {
-            not_found(fault.to_string())
-        }
         TensorError::VariantOfFile { .. } => PyValueError::new_err(fault.to_string()),
-        TensorError::NotExportable { .. } => PyBufferError::new_err(fault.to_string()),
-        TensorError::Ambiguous { .. } => raise(fault.to_string(), |types| &types.base),
-        // A shard or tensor that a checkpoint promises and does not have makes it invalid.
-        _ => raise(fault.to_string(), |types| &types.format),
+        TensorError::NotExportable { .. } | TensorError::NotWritable { .. } => {
+            PyBufferError::new_err(fault.to_string())
+        }
+        // First, since a shard or tensor that a checkpoint promises and does not have makes it invalid.
+        inner if inner.is_format() => raise(fault.to_string(), |types| &types.format),
+        inner if inner.is_not_found() => not_found(fault.to_string()),
+        _ => raise(fault.to_string(), |types| &types.base),
     }
 }
 

@@ -91,10 +91,10 @@ def test_expect(holder: Holder, tmp_path: Path) -> None:
     assert content is not None
     daxfs.open(address, expect=content).close()
     daxfs.open(address, expect=f"blake3:{content}").close()
-    with pytest.raises(daxfs.DaxfsError, match="other content"):
+    with pytest.raises(daxfs.FormatError, match="other content"):
         daxfs.open(address, expect="blake3:" + "0" * 64)
     holder.daxfs("swap", "llama", weights(tmp_path / "two", 2))
-    with pytest.raises(daxfs.DaxfsError, match="other content"):
+    with pytest.raises(daxfs.FormatError, match="other content"):
         daxfs.open(address, expect=content)
 
 

@@ -340,15 +340,77 @@ impl Error {
         }
     }
 
-    /// True when a path, shard or tensor does not exist (as opposed to being broken).
+    /// True when a name means nothing of the kind that was asked for: no such path, file or tensor in an image, no such
+    /// image at a holder, no such source. A checkpoint that lacks one of its shards is [`Error::is_format`] as well.
     pub fn is_not_found(&self) -> bool {
         match self {
-            Self::NotFound { .. } => true,
+            Self::NotFound { .. }
+            | Self::NotADirectory { .. }
+            | Self::NotAFile { .. }
+            | Self::NotALink { .. }
+            | Self::TooManyLinks { .. } => true,
             Self::Tensor(error) => error.is_not_found(),
             Self::Holder(error) => error.is_not_found(),
             Self::Memory(error) => error.io_kind() == std::io::ErrorKind::NotFound,
             _ => false,
         }
+    }
+
+    /// True when the image, or a safetensors file or checkpoint in it, breaks a rule of its format or a limit, or is
+    /// something else: to open it again is of no use.
+    pub fn is_format(&self) -> bool {
+        match self {
+            Self::TooSmall { .. }
+            | Self::NotAnImage { .. }
+            | Self::Foreign { .. }
+            | Self::UnsupportedVersion { .. }
+            | Self::UnknownFlags { .. }
+            | Self::OutOfBounds { .. }
+            | Self::Overlap { .. }
+            | Self::Invalid { .. }
+            | Self::MetadataLimit { .. }
+            | Self::FilesOverlap { .. } => true,
+            Self::Tensor(error) => error.is_format(),
+            Self::Memory(error) => matches!(error, dmabuf::Error::OutOfBounds { .. }),
+            Self::Holder(_)
+            | Self::Source { .. }
+            | Self::OutsideSource { .. }
+            | Self::PhysicalMount { .. }
+            | Self::NotMountable { .. }
+            | Self::OtherContent { .. }
+            | Self::OtherVerity { .. }
+            | Self::WrongHash { .. }
+            | Self::NoHashes { .. }
+            | Self::Signature(_)
+            | Self::Cancelled
+            | Self::BeingReplaced { .. }
+            | Self::Changing { .. }
+            | Self::NotFound { .. }
+            | Self::NotADirectory { .. }
+            | Self::NotAFile { .. }
+            | Self::NotALink { .. }
+            | Self::TooManyLinks { .. }
+            | Self::NotImmutable(_)
+            | Self::NotContiguous { .. }
+            | Self::NoContents { .. }
+            | Self::OutsideFile { .. }
+            | Self::Write(_) => false,
+        }
+    }
+
+    /// True when there is an image, and it has other content than was expected, whoever found that: this process by the
+    /// image's content hash, by the digest of its file or by the bytes of its files, or the holder.
+    pub fn is_other_content(&self) -> bool {
+        match self {
+            Self::OtherContent { .. } | Self::OtherVerity { .. } | Self::WrongHash { .. } => true,
+            Self::Holder(error) => error.is_other_content(),
+            _ => false,
+        }
+    }
+
+    /// True when the holder is not there, does not answer, or ended meanwhile: the same request may succeed later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Holder(error) if error.is_unreachable())
     }
 
     /// The operating system's error number, where there is one.
@@ -507,6 +569,7 @@ impl fmt::Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::holder::message::Refusal;
 
     #[test]
     fn messages_give_place_found_and_bound() {
@@ -523,5 +586,60 @@ mod tests {
         let error = Error::NotFound { path: b"a\n\xff/\xc3\xa9".to_vec(), near: Vec::new() };
         assert_eq!(error.to_string(), "a\\n\\xff/é: no such file or directory in the image");
         assert!(error.is_not_found());
+    }
+    #[test]
+    fn errors_are_of_the_groups_that_they_belong_to() {
+        let socket = std::path::PathBuf::from("/s");
+        let system = |number| dmabuf::Error::Os {
+            op: "connect",
+            subject: "/s".into(),
+            source: std::io::Error::from_raw_os_error(number),
+        };
+        let refused = |refusal| {
+            Error::from(HolderError::Refused { socket: socket.clone(), refusal, text: String::new() })
+        };
+        let unreachable =
+            |number| Error::from(HolderError::Unreachable { socket: socket.clone(), source: system(number) });
+        let hash = [0; 32];
+        let (refused_connection, no_entry, denied, reset) = (111, 2, 13, 104);
+        for (error, groups) in [
+            (Error::NotFound { path: Vec::new(), near: Vec::new() }, "not found"),
+            (Error::NotAFile { path: Vec::new(), kind: crate::FileType::Directory }, "not found"),
+            (system(no_entry).into(), "not found"),
+            (refused(Refusal::NoSuchName), "not found"),
+            (TensorError::NoTensors { place: String::new() }.into(), "not found"),
+            (
+                TensorError::MissingShard { shard: String::new(), path: String::new() }.into(),
+                "not found, format",
+            ),
+            (TensorError::Empty.into(), "format"),
+            (Error::NotAnImage { found: 0 }, "format"),
+            (dmabuf::Error::OutOfBounds { offset: 0, len: 1, bound: 0 }.into(), "format"),
+            (Error::OtherContent { expected: hash, found: None }, "other content"),
+            (Error::WrongHash { path: Vec::new(), expected: hash, found: hash }, "other content"),
+            (refused(Refusal::OtherContent), "other content"),
+            (unreachable(refused_connection), "unreachable"),
+            (unreachable(no_entry), "unreachable"),
+            (HolderError::Closed { socket: socket.clone() }.into(), "unreachable"),
+            (
+                HolderError::Timeout { socket: socket.clone(), timeout: std::time::Duration::ZERO }.into(),
+                "unreachable",
+            ),
+            (HolderError::System { socket: socket.clone(), source: system(reset) }.into(), "unreachable"),
+            (HolderError::System { socket: socket.clone(), source: system(denied) }.into(), ""),
+            (refused(Refusal::NotAllowed), ""),
+            (system(denied).into(), ""),
+            (Error::BeingReplaced { generation: 1 }, ""),
+            (Error::Cancelled, ""),
+        ] {
+            let found = [
+                (error.is_not_found(), "not found"),
+                (error.is_format(), "format"),
+                (error.is_other_content(), "other content"),
+                (error.is_unreachable(), "unreachable"),
+            ];
+            let found: Vec<_> = found.into_iter().filter_map(|(is, name)| is.then_some(name)).collect();
+            assert_eq!(found.join(", "), groups, "{error:?}");
+        }
     }
 }

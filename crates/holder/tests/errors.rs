@@ -71,6 +71,7 @@ fn nobody_there_and_somebody_who_does_not_answer_differ() {
     let place = Place::new();
     let error = Connection::open(&place.socket).unwrap_err();
     assert!(matches!(error, HolderError::Unreachable { .. }), "{error}");
+    assert!(error.is_unreachable() && !error.is_disconnect(), "nobody was ever there");
     let mut holder = place.serve(&Start::default());
     let pid = Pid::from_raw(holder.0.id().cast_signed());
     kill(pid, Signal::SIGSTOP).unwrap();
@@ -81,6 +82,7 @@ fn nobody_there_and_somebody_who_does_not_answer_differ() {
     let error = connection.request(&Request::Health, &[]).unwrap_err();
     assert!(matches!(error, HolderError::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("does not answer within 0.1 s"), "{error}");
+    assert!(error.is_unreachable() && !error.is_disconnect());
     kill(pid, Signal::SIGCONT).unwrap();
     // The reply that comes late is nobody's.
     wait_for("the holder", || place.pid().is_some());
@@ -90,4 +92,5 @@ fn nobody_there_and_somebody_who_does_not_answer_differ() {
     let error = Connection::open(&place.socket).unwrap_err();
     assert!(matches!(error, HolderError::Unreachable { .. }), "{error}");
     assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::ECONNREFUSED as i32));
+    assert!(error.is_unreachable() && error.is_disconnect(), "it was killed");
 }

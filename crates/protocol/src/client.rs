@@ -115,15 +115,27 @@ impl HolderError {
         matches!(self, Self::Refused { refusal: Refusal::NoSuchName, .. })
     }
 
-    /// True when the connection ended before the answer: the holder was replaced or died meanwhile.
+    /// True when the holder has other content under that name than was expected.
+    pub fn is_other_content(&self) -> bool {
+        matches!(self, Self::Refused { refusal: Refusal::OtherContent, .. })
+    }
+
+    /// True when the holder was replaced or died: the connection ended before the answer, or the socket is there and
+    /// nobody listens at it any more, as after a kill.
     pub fn is_disconnect(&self) -> bool {
         match self {
             Self::Closed { .. } => true,
+            Self::Unreachable { source, .. } => source.io_kind() == ErrorKind::ConnectionRefused,
             Self::System { source, .. } => {
                 matches!(source.io_kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
             }
             _ => false,
         }
+    }
+
+    /// True when no holder answered: none is there, it is stopped or busy, or it ended meanwhile.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. }) || self.is_disconnect()
     }
 
     /// The errno, where the system refused.

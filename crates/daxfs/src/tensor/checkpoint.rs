@@ -114,7 +114,7 @@ impl Checkpoint {
             image.charge("paths of shards", path.len() as u64)?;
             match image.file(&path) {
                 Ok(file) => files.push((path, file)),
-                Err(error) if error.is_not_found() => missing.push((shard.clone(), path)),
+                Err(Error::NotFound { .. }) => missing.push((shard.clone(), path)),
                 Err(error) => return Err(error),
             }
         }

@@ -407,6 +407,19 @@ pub enum TensorError {
         count: u64,
     },
 
+    /// Rows of a packed type that do not begin and end with a byte.
+    #[error("tensor {tensor:?}: rows {}..{} of {dtype}{shape:?} are no whole bytes", range.start, range.end)]
+    PartialRows {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+        /// What was asked for.
+        range: std::ops::Range<u64>,
+    },
+
     /// A writable export of memory that is mapped read-only: the first write would kill the process.
     #[error("tensor {tensor:?}: its memory is mapped read-only; open the image copy-on-write to write to it")]
     NotWritable {
@@ -428,6 +441,51 @@ impl TensorError {
             | Self::NoTensor { .. }
             | Self::NoTensors { .. } => true,
             _ => false,
+        }
+    }
+
+    /// True when a file, an index or a checkpoint breaks a rule, one that promises a shard or tensor which is not there
+    /// included. False for what was asked of valid ones.
+    pub fn is_format(&self) -> bool {
+        match self {
+            Self::InFile { fault, .. } => fault.is_format(),
+            Self::Empty
+            | Self::NotSafetensors { .. }
+            | Self::TooShort { .. }
+            | Self::HeaderTooLong { .. }
+            | Self::DocumentTooLong { .. }
+            | Self::HeaderOutsideFile { .. }
+            | Self::NotText { .. }
+            | Self::Json { .. }
+            | Self::DuplicateKey { .. }
+            | Self::UnknownDtype { .. }
+            | Self::Offsets { .. }
+            | Self::Overflow { .. }
+            | Self::PartialByte { .. }
+            | Self::Size { .. }
+            | Self::DataEnd { .. }
+            | Self::OutsideFile { .. }
+            | Self::Index { .. }
+            | Self::IndexHash { .. }
+            | Self::IndexMismatch { .. }
+            | Self::ShardPath { .. }
+            | Self::MissingShard { .. }
+            | Self::MissingShards { .. }
+            | Self::IncompleteShards { .. }
+            | Self::TensorInTwoShards { .. }
+            | Self::MissingTensor { .. } => true,
+            Self::NoTensor { .. }
+            | Self::NoTensors { .. }
+            | Self::Ambiguous { .. }
+            | Self::NoVariant { .. }
+            | Self::VariantOfFile { .. }
+            | Self::NotExportable { .. }
+            | Self::WrongRank { .. }
+            | Self::WrongType { .. }
+            | Self::Misaligned { .. }
+            | Self::OutsideRows { .. }
+            | Self::PartialRows { .. }
+            | Self::NotWritable { .. } => false,
         }
     }
 
@@ -504,8 +562,11 @@ mod tests {
 
     #[test]
     fn not_found_is_seen_through_the_file() {
-        let missing = TensorError::MissingShard { shard: "x".into(), path: "/x".into() };
-        assert!(missing.in_file(b"/i.json").is_not_found());
-        assert!(!TensorError::TooShort { len: 3 }.is_not_found());
+        let missing = TensorError::MissingShard { shard: "x".into(), path: "/x".into() }.in_file(b"/i.json");
+        assert!(missing.is_not_found() && missing.is_format());
+        let short = TensorError::TooShort { len: 3 };
+        assert!(!short.is_not_found() && short.is_format());
+        let none = TensorError::NoTensors { place: "/".into() };
+        assert!(none.is_not_found() && !none.is_format());
     }
 }

@@ -102,7 +102,7 @@ pub(crate) fn default_tensors(image: &Image, variant: Option<&str>) -> Result<Te
 /// what errors call them, with a `*` in place of the number.
 pub(crate) fn tensors_at(image: &Image, path: &[u8], variant: Option<&str>) -> Result<Tensors> {
     let entry = match image.entry(path) {
-        Err(error) if error.is_not_found() => return shards_at(image, path)?.ok_or(error),
+        Err(error @ Error::NotFound { .. }) => return shards_at(image, path)?.ok_or(error),
         found => found?,
     };
     if entry.file_type() == FileType::Directory {

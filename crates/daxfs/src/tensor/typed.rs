@@ -49,7 +49,7 @@ impl Tensor {
     /// The rows in a range of the first dimension, which lie one after the other.
     ///
     /// # Errors
-    /// [`TensorError::OutsideRows`], also for a scalar, which has no rows; [`TensorError::PartialByte`] for rows of packed
+    /// [`TensorError::OutsideRows`], also for a scalar, which has no rows; [`TensorError::PartialRows`] for rows of packed
     /// types that do not begin and end with a byte.
     pub fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
         let (count, row) = match self.shape() {
@@ -59,19 +59,16 @@ impl Tensor {
         if self.shape().is_empty() || range.start > range.end || range.end > count {
             return Err(self.fault(TensorError::OutsideRows { tensor: self.name().into(), range, count }));
         }
-        let bytes_of = |rows| {
-            let shape = [&[rows], row].concat();
-            self.dtype().size_of(&shape).map_err(|_| {
-                self.fault(TensorError::PartialByte {
-                    tensor: self.name().into(),
-                    dtype: self.dtype(),
-                    shape,
-                })
-            })
+        let bytes_of = |rows| self.dtype().size_of(&[&[rows], row].concat());
+        let (Ok(offset), Ok(end)) = (bytes_of(range.start), bytes_of(range.end)) else {
+            return Err(self.fault(TensorError::PartialRows {
+                tensor: self.name().into(),
+                dtype: self.dtype(),
+                shape: self.shape().to_vec(),
+                range,
+            }));
         };
-        let offset = bytes_of(range.start)?;
-        let nbytes = bytes_of(range.end)?.saturating_sub(offset);
-        Ok(Rows { tensor: self, range, offset, nbytes })
+        Ok(Rows { tensor: self, range, offset, nbytes: end.saturating_sub(offset) })
     }
 
     /// Bytes of the tensor as elements.

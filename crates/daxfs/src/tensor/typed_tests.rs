@@ -131,7 +131,7 @@ fn rows_of_packed_types_are_whole_bytes() {
     assert_eq!(w.rows(0..2).unwrap().as_slice().unwrap(), [1, 2, 3]);
     assert_eq!(w.rows(2..4).unwrap().as_slice().unwrap(), [4, 5, 6]);
     for range in [0..1, 1..2, 1..4] {
-        assert!(matches!(fault(w.rows(range)), TensorError::PartialByte { .. }));
+        assert!(matches!(fault(w.rows(range)), TensorError::PartialRows { .. }));
     }
 }
 
