@@ -28,12 +28,12 @@ pub fn dump(image: &Image) -> String {
             FileType::Symlink => {
                 ('l', String::from("-"), format!("-> {}", entry.read_link().unwrap().escape_ascii()))
             }
-            FileType::Special => ('?', String::from("-"), String::from("-")),
             FileType::File => {
                 let file = entry.file().unwrap();
                 let place = file.extent().map_or(String::from("pieces"), |at| format!("{:#x}", at.offset));
                 ('-', place, short(Some(&file.hash().unwrap())))
             }
+            _ => ('?', String::from("-"), String::from("-")),
         };
         writeln!(
             text,

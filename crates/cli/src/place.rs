@@ -21,7 +21,7 @@ pub fn metadata_extent(image: &Image, entry: &Entry) -> Option<Range<u64>> {
     let len = match entry.file_type() {
         FileType::Directory => (metadata.size / format::DIRENT_SIZE).checked_mul(format::DIRENT_STRIDE)?,
         FileType::Symlink => metadata.size.checked_add(1)?,
-        FileType::File | FileType::Special => return None,
+        _ => return None,
     };
     let slot = metadata.ino.checked_sub(1)?.checked_mul(size_of::<format::Inode>() as u64)?;
     let field = superblock.inode_table.start.checked_add(slot)?;

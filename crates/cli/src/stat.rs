@@ -142,7 +142,7 @@ fn contents(image: &Image, entry: &Entry) -> (Contents, String) {
             ),
             None => (Contents::Changed, own.clone()),
         },
-        FileType::Special => (Contents::Empty, own.clone()),
+        _ => (Contents::Empty, own.clone()),
     };
     (contents, region.provenance().to_string())
 }

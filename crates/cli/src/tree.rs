@@ -73,8 +73,8 @@ fn label(entry: &Entry) -> anyhow::Result<String> {
     let name = escape(entry.name());
     Ok(match entry.file_type() {
         FileType::Symlink => format!("{name} -> {}", escape(entry.read_link()?)),
-        FileType::Special => format!("{name} [{}]", kind_name(entry.metadata().mode)),
         FileType::File | FileType::Directory => name,
+        _ => format!("{name} [{}]", kind_name(entry.metadata().mode)),
     })
 }
 
@@ -84,7 +84,7 @@ impl Totals {
         match entry.file_type() {
             FileType::Directory => Some(self.below.get(&entry.metadata().ino).copied().unwrap_or(0)),
             FileType::File => Some(entry.metadata().size.into()),
-            FileType::Symlink | FileType::Special => None,
+            _ => None,
         }
     }
 
@@ -141,7 +141,7 @@ fn sum(top: &Entry) -> Totals {
                 }
             }
             FileType::Symlink => totals.links = totals.links.saturating_add(1),
-            FileType::Special => totals.special = totals.special.saturating_add(1),
+            _ => totals.special = totals.special.saturating_add(1),
         }
     }
     totals

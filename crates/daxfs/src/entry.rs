@@ -12,6 +12,7 @@ use crate::{File, Image};
 
 /// Type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FileType {
     /// Regular file.
     File,
@@ -19,7 +20,8 @@ pub enum FileType {
     Directory,
     /// Symbolic link.
     Symlink,
-    /// FIFO, socket or device node, as upstream's packers store them: listed, never opened.
+    /// FIFO, socket or device node, as upstream's packers store them: listed, never opened, as any type that a later
+    /// release tells from these.
     Special,
 }
 

@@ -19,6 +19,7 @@ use crate::{Entry, Image, Original, Provenance, Region};
 
 /// Where a file lies in its region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Extent {
     /// First byte, from the start of the region ([`File::region`]).
     pub offset: u64,

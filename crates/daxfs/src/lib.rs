@@ -83,7 +83,12 @@ pub use content::{
     parse_content_hash,
 };
 pub use daxfs_protocol as holder;
-pub use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut, Transfer, VerityDigest};
+/// Why memory cannot be had, mapped or asked; inside [`Error::Memory`].
+pub use dmabuf::Error as MemoryError;
+pub use dmabuf::{
+    CpuAccess, DirectFile, FdInfo, FdKind, MemoryClass, PageStats, Seals, SharedBytes, SharedBytesMut,
+    Transfer, VerityDigest,
+};
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Escaped, Result, Rule};
 pub use faults::explain_faults;

@@ -14,6 +14,7 @@ use crate::format::{self, v5, v8};
 /// Where the regions of an image lie. All ranges are bytes from the start of the region that holds the image,
 /// and were checked to lie in it and not to overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Superblock {
     /// Format version: 5 or 8.
     pub version: u32,
@@ -40,6 +41,24 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// An image of version 8 with nothing but a base image of one inode, at `base`: where it ends the image ends.
+    pub fn of_base(base: Range<u64>, block_size: u32) -> Self {
+        let slot = size_of::<format::Inode>() as u64;
+        Self {
+            version: v8::VERSION,
+            block_size,
+            total_size: base.end,
+            inode_table: base.start..base.start.saturating_add(slot),
+            base: Some(base),
+            inode_count: 1,
+            overlay: None,
+            overlay_buckets: 0,
+            page_cache: None,
+            branch_table: None,
+            delta_region: None,
+        }
+    }
+
     /// Reads and checks a copy of the superblock's 4096 bytes, for a region of `len` bytes. `header` is a copy of
     /// 4096 bytes at any offset, for the headers of the regions. Blocks have to have the size `page`, if there is one.
     pub(crate) fn parse(

@@ -96,19 +96,21 @@ fn len(fd: &OwnedFd) -> u64 {
 
 /// The truth about [`image`].
 fn info(size: u64) -> ImageInfo {
-    ImageInfo {
-        name: "llama".into(),
-        generation: 3,
-        size,
-        kind: MemoryKind::SealedMemfd,
-        page_size: 4096,
-        content_hash: None,
-        device: [0; 16],
-        loaded: 1,
-        attaches: 0,
-        roles: vec![Role::Image],
-        copies: Vec::new(),
-    }
+    let mut info = ImageInfo::new("llama", MemoryKind::SealedMemfd, size);
+    (info.generation, info.page_size, info.loaded) = (3, 4096, 1);
+    info
+}
+
+/// [`info`] with something else about it.
+fn other(size: u64, change: impl FnOnce(&mut ImageInfo)) -> ImageInfo {
+    let mut info = info(size);
+    change(&mut info);
+    info
+}
+
+/// An image of a listing.
+fn named(name: impl Into<String>) -> ImageInfo {
+    other(1, |info| info.name = name.into())
 }
 
 /// What opening an image ends in, when an attach is answered so.
@@ -145,11 +147,10 @@ fn a_true_signature_of_other_bytes_is_no_proof() {
     forged[at] ^= 1;
     for (bytes, is_true) in [(bytes, true), (forged, false)] {
         let (image, text) = (sealed(&bytes), sealed(signature.as_bytes()));
-        let info = ImageInfo {
-            content_hash: Some(content),
-            roles: vec![Role::Image, Role::Signature],
-            ..info(len(&image))
-        };
+        let info = other(len(&image), |info| {
+            info.content_hash = Some(content);
+            info.roles = vec![Role::Image, Role::Signature];
+        });
         let liar = Liar::new(move |_| {
             let fds = vec![image.try_clone().unwrap(), text.try_clone().unwrap()];
             vec![(Reply::Attached(info.clone()).encode(), fds)]
@@ -187,7 +188,7 @@ fn sizes_and_kinds_are_compared_with_the_descriptor() {
         assert!(text.contains(&format!("says {other} bytes")) && text.contains(&size.to_string()), "{text}");
     }
     for kind in [MemoryKind::DmaBuf, MemoryKind::CudaVmm, MemoryKind::DeviceDmaBuf, MemoryKind::File] {
-        wrong(ImageInfo { kind, ..info(size) }, &fd);
+        wrong(other(size, |info| info.kind = kind), &fd);
     }
     // Sealed by its word only.
     let open = Memfd::create("open", size, HugePages::No).unwrap();
@@ -218,13 +219,13 @@ fn what_does_not_fit_the_question_is_an_error() {
     let fd = image();
     let size = len(&fd);
     let copy = || fd.try_clone().unwrap();
-    let other = ImageInfo { name: "other".into(), ..info(size) };
-    let none = ImageInfo { roles: vec![Role::Metadata], ..info(size) };
-    let two = ImageInfo { roles: vec![Role::Image, Role::Device], ..info(size) };
+    let renamed = other(size, |info| info.name = "other".into());
+    let none = other(size, |info| info.roles = vec![Role::Metadata]);
+    let two = other(size, |info| info.roles = vec![Role::Image, Role::Device]);
     type Right = fn(&HolderError) -> bool;
     let protocol: Right = |error| matches!(error, HolderError::Protocol { .. });
     let cases: [(&str, ImageInfo, usize, Right); 5] = [
-        ("another image", other, 1, protocol),
+        ("another image", renamed, 1, protocol),
         ("no image at all", none, 1, |error| matches!(error, HolderError::Memory { .. })),
         ("a descriptor too few", two, 1, protocol),
         ("a descriptor too many", info(size), 2, protocol),
@@ -300,7 +301,7 @@ fn listed(pages: Vec<Vec<&'static str>>) -> Result<Vec<String>, HolderError> {
     let mut pages = pages.into_iter();
     let liar = Liar::new(move |_| {
         let names = pages.next().unwrap_or_default();
-        let images = names.into_iter().map(|name| ImageInfo { name: name.into(), ..info(1) }).collect();
+        let images = names.into_iter().map(named).collect();
         plain(&Reply::Page { images, more: pages.len() > 0 })
     });
     Ok(liar.connect().list()?.into_iter().map(|info| info.name).collect())
@@ -327,7 +328,7 @@ fn a_listing_must_advance_and_end() {
     let mut count = 0;
     let liar = Liar::new(move |_| {
         let name = |at| format!("n{:020}", count + at);
-        let images = (0..24).map(|at| ImageInfo { name: name(at), ..info(1) }).collect();
+        let images = (0..24).map(|at| named(name(at))).collect();
         count += 24;
         plain(&Reply::Page { images, more: true })
     });

@@ -87,6 +87,7 @@ impl FdKind {
 
 /// What [`describe`] finds out.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct FdInfo {
     /// Kind of memory.
     pub kind: FdKind,
@@ -101,6 +102,13 @@ pub struct FdInfo {
     /// Where `/proc/self/fd` says the descriptor leads (`/memfd:NAME (deleted)`, `/dmabuf:NAME`, a path). For
     /// people only: a file may have been renamed or replaced since. `None` without a mounted `/proc`.
     pub path: Option<PathBuf>,
+}
+
+impl FdInfo {
+    /// Memory of which only this is known, for code that plans before there is a descriptor, and for tests.
+    pub fn new(kind: FdKind, len: u64) -> Self {
+        Self { kind, len, writable: false, dev: 0, ino: 0, path: None }
+    }
 }
 
 /// Finds out what `fd` is.

@@ -386,19 +386,11 @@ pub fn describe(image: &Image) -> Result<ImageInfo> {
         if huge { pages.page_size.max(2 << 20) } else { pages.page_size }
     });
     let loaded = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(ImageInfo {
-        name: String::new(),
-        generation: 0,
-        size: region.len(),
-        kind,
-        page_size,
-        content_hash: image.content_hash(),
-        device: [0; 16],
-        loaded,
-        attaches: 0,
-        roles: vec![Role::Image],
-        copies: Vec::new(),
-    })
+    let mut info = ImageInfo::new("", kind, region.len());
+    info.page_size = page_size;
+    info.content_hash = image.content_hash();
+    info.loaded = loaded;
+    Ok(info)
 }
 
 #[cfg(test)]

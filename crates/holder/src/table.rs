@@ -155,15 +155,17 @@ impl Table {
     }
 
     /// Puts an image under a name, in one step, and returns the one that it replaces.
-    pub fn put(&mut self, name: &str, ready: Ready) -> Option<Held> {
-        let info = ImageInfo { name: name.to_owned(), generation: self.next_generation, ..ready.info };
-        self.adopt(Ready { info, ..ready })
+    pub fn put(&mut self, name: &str, mut ready: Ready) -> Option<Held> {
+        name.clone_into(&mut ready.info.name);
+        ready.info.generation = self.next_generation;
+        self.adopt(ready)
     }
 
     /// Puts an image back under the name and generation that it had with another holder. Its copies follow one by one.
     pub fn adopt(&mut self, ready: Ready) -> Option<Held> {
         self.continue_at(ready.info.generation.saturating_add(1));
-        let info = ImageInfo { copies: Vec::new(), ..ready.info };
+        let mut info = ready.info;
+        info.copies = Vec::new();
         let held = Held {
             fds: ready.fds.into(),
             access: ready.access.unwrap_or_default(),
@@ -189,22 +191,10 @@ impl Table {
 mod tests {
     use super::*;
     use crate::limits::Budget;
-    use daxfs_protocol::message::{MemoryKind, Role};
+    use daxfs_protocol::message::MemoryKind;
 
     fn ready(budget: &Budget) -> Ready {
-        let info = ImageInfo {
-            name: String::new(),
-            generation: 0,
-            size: 10,
-            kind: MemoryKind::SealedMemfd,
-            page_size: 4096,
-            content_hash: None,
-            device: [0; 16],
-            loaded: 0,
-            attaches: 0,
-            roles: vec![Role::Image],
-            copies: Vec::new(),
-        };
+        let info = ImageInfo::new("", MemoryKind::SealedMemfd, 10);
         Ready { info, fds: Vec::new(), access: None, reservation: budget.adopt(10) }
     }
 

@@ -71,7 +71,8 @@ fn clients_attach_throughout() {
     assert_eq!(after.len(), before.len());
     for (before, after) in before.iter().zip(&after) {
         assert!(after.attaches > before.attaches);
-        let same = daxfs_protocol::message::ImageInfo { attaches: before.attaches, ..after.clone() };
+        let mut same = after.clone();
+        same.attaches = before.attaches;
         assert_eq!(&same, before);
     }
     assert!(held.is_current().unwrap());

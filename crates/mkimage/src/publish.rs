@@ -143,19 +143,7 @@ mod tests {
 
     /// A superblock whose base image is at `range`.
     fn at(range: std::ops::Range<u64>) -> Superblock {
-        Superblock {
-            version: 8,
-            block_size: 4096,
-            total_size: range.end,
-            inode_table: range.start..range.start + 64,
-            base: Some(range),
-            inode_count: 1,
-            overlay: None,
-            overlay_buckets: 0,
-            page_cache: None,
-            branch_table: None,
-            delta_region: None,
-        }
+        Superblock::of_base(range, 4096)
     }
 
     #[test]

@@ -310,8 +310,8 @@ impl<'a> Work<'a> {
                 }
                 self.written.files = self.written.files.saturating_add(1);
             }
-            FileType::Special => self.written.skipped = self.written.skipped.saturating_add(1),
             FileType::Directory => (),
+            _ => self.written.skipped = self.written.skipped.saturating_add(1),
         }
         Ok(())
     }

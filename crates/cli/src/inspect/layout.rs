@@ -192,7 +192,7 @@ impl Layout {
                         files.push(file);
                     }
                 }
-                FileType::Special => (),
+                _ => (),
             }
         }
         for (number, file) in files.iter().enumerate() {

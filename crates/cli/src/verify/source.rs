@@ -220,7 +220,7 @@ impl Comparison<'_> {
             FileType::Directory => return true,
             FileType::Symlink => self.symlink(entry, parent, name),
             FileType::File => self.file(entry, parent, name, stat, by_link),
-            FileType::Special => (),
+            _ => (),
         }
         false
     }

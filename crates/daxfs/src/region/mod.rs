@@ -31,6 +31,7 @@ use crate::{Error, Result, Superblock};
 
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Provenance {
     /// Proven immutable: a memfd sealed against writing, shrinking and growing, bytes that only this process owns, or a
     /// file with fs-verity ([`Region::verity`]), of which a page that the disk has lost or changed is SIGBUS.

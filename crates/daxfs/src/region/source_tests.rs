@@ -91,8 +91,7 @@ fn parts_stay_within_their_object() {
 
 #[test]
 fn physical_memory_is_never_taken_whole() {
-    let (kind, len) = (FdKind::Physical, u64::MAX);
-    let info = FdInfo { kind, len, writable: false, dev: 0, ino: 0, path: None };
+    let info = FdInfo::new(FdKind::Physical, u64::MAX);
     let error = Part { offset: 4096, len: None }.of(&info).unwrap_err();
     assert!(matches!(error, Error::Memory(dmabuf::Error::Invalid { .. })), "{error}");
     assert!(error.to_string().contains("phys:ADDRESS+LENGTH"), "{error}");

@@ -50,6 +50,7 @@ pub fn strides(shape: &[u64]) -> Option<Vec<u64>> {
 
 /// What a header or the index says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TensorInfo {
     /// Name.
     pub name: String,

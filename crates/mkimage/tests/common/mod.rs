@@ -56,7 +56,7 @@ pub fn list_image(image: &Image) -> Listing {
             FileType::Directory => Node::Directory { mode, owner },
             FileType::Symlink => Node::Symlink { owner, target: entry.read_link().unwrap().to_vec() },
             FileType::File => Node::File { mode, owner, contents: entry.file().unwrap().to_vec().unwrap() },
-            FileType::Special => panic!("{:?} is special", entry.path()),
+            _ => panic!("{:?} is special", entry.path()),
         };
         if !entry.path().starts_with(b"/.daxfs") {
             listing.insert(entry.path(), node);

@@ -97,6 +97,7 @@ impl Role {
 
 /// What the holder says of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImageInfo {
     /// Name, see [`is_valid_name`].
     pub name: String,
@@ -120,6 +121,25 @@ pub struct ImageInfo {
     pub roles: Vec<Role>,
     /// Copies in the memory of devices.
     pub copies: Vec<DeviceCopy>,
+}
+
+impl ImageInfo {
+    /// An image in host memory that nobody attached to yet, of which one descriptor is given, and nothing else is known.
+    pub fn new(name: impl Into<String>, kind: MemoryKind, size: u64) -> Self {
+        Self {
+            name: name.into(),
+            generation: 0,
+            size,
+            kind,
+            page_size: 0,
+            content_hash: None,
+            device: [0; 16],
+            loaded: 0,
+            attaches: 0,
+            roles: vec![Role::Image],
+            copies: Vec::new(),
+        }
+    }
 }
 
 /// A copy of an image in the memory of a device, or in host memory that a driver allocated for devices.
