@@ -123,17 +123,55 @@ impl Image {
     /// this image keep their memory, whose bytes may be replaced in turn. On devices, what the processor has cached of
     /// the place where the new image lies is dropped first, which takes longer the larger it is.
     ///
+    /// What [`OpenOptions::expect`] and [`OpenOptions::expect_verity`] said is asked of the new image as well: where its
+    /// content is new, [`Image::refresh_with`] takes the new hash. The promise of [`Region::assume_immutable`] was made
+    /// for the memory of this image and ends with it: the new region has the provenance that is found, and slices need the
+    /// promise again.
+    ///
     /// # Errors
     /// As for [`Image::is_current`] and [`OpenOptions::open`]; [`Error::BeingReplaced`] while another image is written
     /// in this one's place.
     pub fn refresh(&self) -> Result<Option<Self>> {
+        self.refresh_with(&self.0.options)
+    }
+
+    /// As [`Image::refresh`], with other options, which the new image keeps for its own refreshes: the way to accept the
+    /// content hash of a new release. Memory that was given mapped copy-on-write ([`Region::from_fd_private`]) stays so
+    /// whatever [`OpenOptions::private`] says.
+    ///
+    /// ```
+    /// # fn follow(image: &daxfs::Image, announced: [u8; 32]) -> daxfs::Result<Option<daxfs::Image>> {
+    /// let next = match image.refresh() {
+    ///     Err(error) if error.is_other_content() => {
+    ///         image.refresh_with(&image.options().clone().expect(announced))?
+    ///     }
+    ///     next => next?,
+    /// };
+    /// # Ok(next) }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`Image::refresh`].
+    pub fn refresh_with(&self, options: &OpenOptions) -> Result<Option<Self>> {
         if self.is_current()? {
             return Ok(None);
         }
-        self.0.options.open_one(self.region().reopen()?, true).map(Some)
+        let given_private = self.region().is_writable() && !self.0.options.is_private();
+        let region = self.region().reopen(given_private || options.is_private())?;
+        options.open_one(region, true).map(Some)
     }
 
-    /// Number of the image in its region: 0 where none was before it, and higher with each that `--replace` puts there.
+    /// What is higher in each image that follows this one under the same name: the holder's number, as `daxfs ps` shows
+    /// it, for an image that came from a holder, and [`Image::generation`] otherwise. Image files that take each other's
+    /// place at a path have no number: 0. For those, and across holders, [`Image::content_hash`] tells images apart.
+    pub fn version(&self) -> u64 {
+        self.region()
+            .attachment()
+            .map_or_else(|| self.generation(), |attachment| attachment.info().generation)
+    }
+
+    /// Number of the image in its region: 0 where none was before it, and higher with each that `--replace` puts there. A
+    /// holder's swap gives new memory, where it is 0 again; [`Image::version`] counts both.
     pub fn generation(&self) -> u64 {
         self.0.stamp.number()
     }

@@ -245,3 +245,57 @@ fn pages_come_into_being_and_are_counted() {
     assert_eq!(pages.mapped, region.len().next_multiple_of(dmabuf::page_size()));
     assert!(region.cpu_access().unwrap().is_none() && region.verity().is_none());
 }
+
+/// After a release the content is new, and so is the hash that is expected of it.
+#[test]
+fn an_image_is_refreshed_to_the_content_that_is_expected_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let release = |bytes: &[u8]| {
+        std::fs::write(dir.path().join("f"), bytes).unwrap();
+        let plan = mkimage::Packer::new().input(dir.path().join("f")).plan().unwrap();
+        plan.write_file(&path).unwrap();
+        Image::open(&path).unwrap().content_hash().unwrap()
+    };
+    let first = release(b"first");
+    let image = OpenOptions::new().expect(first).open(&path).unwrap();
+    assert!(image.refresh_with(&OpenOptions::new().expect([1; 32])).unwrap().is_none(), "it is current");
+
+    let second = release(b"second");
+    let error = image.refresh().unwrap_err();
+    assert!(error.is_other_content() && !error.is_not_found(), "{error}");
+    let unexpected = image.refresh_with(&image.options().clone().expect([1; 32])).unwrap_err();
+    assert!(matches!(&unexpected, Error::OtherContent { found: Some(found), .. } if *found == second));
+    let image = image.refresh_with(&image.options().clone().expect(second)).unwrap().unwrap();
+    assert_eq!(image.file("f").unwrap().to_vec().unwrap(), b"second");
+    assert_eq!(image.options().expected(), Some(second));
+    assert!(image.refresh().unwrap().is_none());
+
+    // Options decide on how the new image is mapped.
+    let third = release(b"third");
+    let private = image.refresh_with(&OpenOptions::new().expect(third).private(true)).unwrap().unwrap();
+    assert!(private.region().is_writable() && !image.region().is_writable());
+    release(b"first");
+    let shared = private.refresh_with(&OpenOptions::new().expect(first)).unwrap().unwrap();
+    assert!(!shared.region().is_writable());
+    assert_eq!((shared.version(), shared.generation()), (0, 0));
+}
+
+/// Who promised that nobody writes to an image did not promise it of the next one.
+#[test]
+fn a_promise_ends_with_the_image_that_it_was_made_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, image(b"first")).unwrap();
+    #[allow(unsafe_code, reason = "the promise that is tested")]
+    // SAFETY: nobody but this test has the file, and it is replaced by another file, not written.
+    let trusted = unsafe { Region::open(&path).unwrap().assume_immutable() };
+    let trusted = Image::from_region(trusted).unwrap();
+    assert_eq!(trusted.file("f").unwrap().as_slice().unwrap(), b"first");
+    std::fs::write(dir.path().join("next"), image(b"second")).unwrap();
+    std::fs::rename(dir.path().join("next"), &path).unwrap();
+    let next = trusted.refresh().unwrap().unwrap();
+    assert_eq!(next.region().provenance(), Provenance::Shared);
+    assert!(matches!(next.file("f").unwrap().as_slice(), Err(Error::NotImmutable(_))));
+    assert_eq!(trusted.file("f").unwrap().as_slice().unwrap(), b"first");
+}

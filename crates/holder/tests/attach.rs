@@ -102,6 +102,8 @@ fn a_swap_is_seen_by_new_clients_only_and_drop_ends_it() {
     let new = place.open("llama");
     assert_eq!((old.is_current().unwrap(), new.is_current().unwrap()), (false, true));
     assert_eq!((tensor(&old), tensor(&new)), (vec![1; 1000], vec![2; 1000]));
+    assert_eq!((old.version(), old.generation(), new.version(), new.generation()), (1, 0, 2, 0));
+    assert_eq!(old.refresh().unwrap().unwrap().version(), 2);
     let (old_memory, new_memory) =
         (identity(old.region().fd().unwrap()), identity(new.region().fd().unwrap()));
     drop(old);

@@ -263,6 +263,11 @@ impl OpenOptions {
         self.sealed_copy
     }
 
+    /// Whether [`OpenOptions::private`] was asked for.
+    pub fn is_private(&self) -> bool {
+        self.private
+    }
+
     /// The content hash of [`OpenOptions::expect`].
     pub fn expected(&self) -> Option<[u8; 32]> {
         self.expect

@@ -241,7 +241,8 @@ impl Region {
         }
     }
 
-    /// Declares the region immutable, so that it hands out slices.
+    /// Declares the region immutable, so that it hands out slices. The promise is for this region alone:
+    /// [`Image::refresh`](crate::Image::refresh) opens another one, which has no promise.
     ///
     /// # Safety
     /// Nobody, in this process or any other, on this machine or any device, may write to the memory or truncate
@@ -404,10 +405,10 @@ impl Region {
     }
 
     /// Opens the source again: its name, or the descriptor where there is none that stays.
-    pub(crate) fn reopen(&self) -> Result<Self> {
+    pub(crate) fn reopen(&self, private: bool) -> Result<Self> {
         match (self.source(), &*self.memory) {
             (Some(source @ (Source::Path { .. } | Source::Holder(_))), _) => {
-                Self::open_source(source.clone(), None, self.is_writable())
+                Self::open_source(source.clone(), None, private)
             }
             (_, Memory::Mapped { fd, offset, .. }) => {
                 let fd = fd.try_clone().map_err(|source| dmabuf::Error::Os {
@@ -416,8 +417,8 @@ impl Region {
                     source,
                 })?;
                 let part = Part { offset: *offset, len: Some(self.len()) };
-                let region = Self::map(fd, part, self.is_writable())?;
-                let provenance = if self.is_writable() { Provenance::Shared } else { region.provenance };
+                let region = Self::map(fd, part, private)?;
+                let provenance = if private { Provenance::Shared } else { region.provenance };
                 Ok(Self { source: self.source.clone(), provenance, ..region })
             }
             (_, Memory::Owned(_)) => Ok(self.clone()),
