@@ -39,7 +39,7 @@ enum Contents {
     Pieces { pieces: usize },
     /// Somewhere in an overlay or a log.
     Changed,
-    /// Not to be had.
+    /// It cannot be found out.
     Unavailable { why: String },
 }
 

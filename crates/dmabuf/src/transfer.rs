@@ -207,7 +207,7 @@ impl<'a> Transfer<'a> {
 
 /// As [`wait_writable`], without EINTR; signals do not make it wait longer.
 fn wait_through_signals(fd: BorrowedFd<'_>, patience: Option<Duration>) -> io::Result<()> {
-    // An end that no clock reaches is none.
+    // Without an end when the patience is longer than the clock can count.
     let end = patience.and_then(|patience| Instant::now().checked_add(patience));
     loop {
         match wait_writable(fd, end.map(|end| end.saturating_duration_since(Instant::now()))) {

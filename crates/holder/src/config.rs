@@ -15,7 +15,7 @@ use crate::helper::Helper;
 /// Where images are put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// memfd: `memfd` (transparent huge pages where they can be had), `memfd:4K`, `memfd:2M`, `memfd:1G`.
+    /// memfd: `memfd` (transparent huge pages where the kernel gives them), `memfd:4K`, `memfd:2M`, `memfd:1G`.
     Memfd(HugePages),
     /// `udmabuf`: a dma-buf over a memfd.
     Udmabuf,

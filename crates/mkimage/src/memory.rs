@@ -141,7 +141,7 @@ pub(crate) fn create(
     }
 }
 
-/// Finds out before all the work whether a udmabuf of `len` bytes is to be had.
+/// Finds out before all the work whether the kernel would make a udmabuf of `len` bytes.
 fn check_udmabuf(len: u64) -> Result<()> {
     udmabuf_from(&Memfd::create("daxfs", dmabuf::page_size(), HugePages::No)?)?;
     match udmabuf_limit() {

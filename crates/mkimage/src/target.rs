@@ -129,7 +129,7 @@ impl Target {
             _ => {
                 let (huge, blocks) = (Size(huge), Size(blocks));
                 Some(format!(
-                    "pages of {size}: {huge} of {blocks} were to be had, the rest is ordinary pages"
+                    "pages of {size}: {huge} of {blocks} were available, the rest is ordinary pages"
                 ))
             }
         }

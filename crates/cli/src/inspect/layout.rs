@@ -83,7 +83,7 @@ pub struct FileMap {
     pub extent: Option<Range<u64>>,
     /// True when the extent is in the image itself.
     pub in_image: bool,
-    /// Tensors of a safetensors file, or why there are none to be had.
+    /// Tensors of a safetensors file, or why they cannot be read.
     pub tensors: Option<Result<Vec<TensorMap>, String>>,
 }
 

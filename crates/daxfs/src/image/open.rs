@@ -339,7 +339,7 @@ impl OpenOptions {
         let may_change =
             source.provenance() == Provenance::Shared && source.len() >= format::SUPERBLOCK_SIZE as u64;
         let before = if may_change { Some(source.stamp()?) } else { None };
-        // What is no image is not copied to find that out.
+        // Memory without an image is refused before anything is copied.
         let copies = self.sealed_copy && before.as_ref().is_none_or(Stamp::is_of_image);
         if let Some(expected) = &self.verity
             && source.verity() != Some(expected)

@@ -23,7 +23,7 @@ pub(crate) fn parts(len: usize, part: usize, work: impl Fn(usize) -> bool + Sync
     };
     thread::scope(|scope| {
         for _ in 1..threads.min(len.div_ceil(part)) {
-            // A thread that cannot be had is not missed.
+            // When the system refuses a thread, the others do its part.
             let _ = thread::Builder::new().spawn_scoped(scope, each);
         }
         each();
@@ -40,7 +40,7 @@ pub(crate) fn run(count: usize, stop: &AtomicBool, work: impl Fn() -> Result<()>
             guard.is_done = result.is_ok();
             result
         };
-        // A thread that cannot be had is not missed: this one does all the work that is left.
+        // When the system refuses a thread, the others do its part, and in the end this one.
         let spawn = |_| thread::Builder::new().spawn_scoped(scope, guarded).ok();
         let others: Vec<_> = (1..count).filter_map(spawn).collect();
         let first = guarded();

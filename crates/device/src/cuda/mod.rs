@@ -12,15 +12,15 @@
 //!
 //! # Which descriptor is what
 //!
-//! Three kinds go by the name of GPU memory, and none does for another. [`Buffer::share`] gives the driver's own, which
-//! only CUDA imports, be it of the device's memory or of the host's; [`Buffer::export_dma_buf`] gives a dma-buf, which
-//! other drivers import and CUDA on a discrete GPU does not; and host memory has the memfd that it came from. Neither
-//! of the first two can be mapped by mmap(2), so metadata is always read from the host's image.
+//! Descriptors of GPU memory are of three kinds that do not replace each other. [`Buffer::share`] gives the driver's
+//! own, which only CUDA imports, be it of the device's memory or of the host's; [`Buffer::export_dma_buf`] gives a
+//! dma-buf, which other drivers import and CUDA on a discrete GPU does not; and host memory has the memfd that it came
+//! from. Neither of the first two can be mapped by mmap(2), so metadata is always read from the host's image.
 //!
 //! # What is there
 //!
-//! [`MappedImage::verify`](crate::MappedImage::verify) compares a copy with the image, whoever made it: kernels
-//! of this library hash each file in the device's memory.
+//! [`MappedImage::verify`](crate::MappedImage::verify) compares a copy with the image, also one that another process
+//! made: kernels of this library hash each file in the device's memory.
 //!
 //! # Within a process
 //!
