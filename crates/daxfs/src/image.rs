@@ -300,12 +300,12 @@ impl Image {
     fn resolve(&self, path: &[u8], follow: bool) -> Result<u32> {
         let tree = self.tree();
         if let Some(node) = tree.find(path) {
-            // A path that ends in `/` names a directory, so a link there is followed, and nothing else will do.
-            let ends_in_slash = path.ends_with(b"/");
+            // A link there is followed, and nothing but a directory will do.
+            let names_directory = names_directory(path);
             match tree.node(node).file_type {
                 FileType::Directory => return Ok(node),
-                FileType::Symlink if follow || ends_in_slash => {}
-                _ if ends_in_slash => return Err(Error::NotADirectory { path: path.to_vec() }),
+                FileType::Symlink if follow || names_directory => {}
+                _ if names_directory => return Err(Error::NotADirectory { path: path.to_vec() }),
                 _ => return Ok(node),
             }
         }
@@ -321,13 +321,13 @@ impl Image {
     fn walk_from(&self, directory: u32, path: &[u8], follow: bool) -> Result<u32> {
         let tree = self.tree();
         let not_found = || Error::NotFound { path: path.to_vec(), near: Vec::new() };
-        let follow_last = follow || path.ends_with(b"/");
+        let follow_last = follow || names_directory(path);
         // Components still to walk, the next one last.
         let mut pending: Vec<&[u8]> = reversed_components(path);
         let mut current = if path.starts_with(b"/") { 0 } else { directory };
         let mut links = 0_usize;
-        // A slash at the end names a directory, in the target of the last link, too.
-        let mut needs_directory = path.ends_with(b"/");
+        // In the target of the last link, too.
+        let mut needs_directory = names_directory(path);
         while let Some(name) = pending.pop() {
             if tree.node(current).file_type != FileType::Directory {
                 return Err(Error::NotADirectory { path: path.to_vec() });
@@ -346,7 +346,7 @@ impl Image {
                     if target.starts_with(b"/") {
                         current = 0;
                     }
-                    needs_directory |= pending.is_empty() && target.ends_with(b"/");
+                    needs_directory |= pending.is_empty() && names_directory(target);
                     pending.extend(reversed_components(target));
                 }
                 _ => current = child,
@@ -419,6 +419,11 @@ impl Image {
     pub fn content_hash(&self) -> Option<[u8; 32]> {
         self.index().ok().flatten().and_then(Index::content_hash)
     }
+}
+
+/// Whether a path ends in `/` or `/.`, and so names a directory.
+fn names_directory(path: &[u8]) -> bool {
+    path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
 /// Components of a path in reverse, so that the next one is popped first.

@@ -30,6 +30,7 @@ fn made(dir: &Path) -> Image {
         ("a", "dir"),
         ("dir/to-file", "through"),
         ("top/", "slash"),
+        ("top/.", "dot"),
         ("nowhere", "dangling"),
         ("self", "self"),
         ("..", "a/b/parent"),
@@ -63,6 +64,7 @@ fn paths_lead_where_the_kernel_would_go() {
         ("a/up", "/top"),
         ("dir", "/a"),
         ("dir/", "/a"),
+        ("dir/.", "/a"),
         ("dir/../top", "/top"),
         ("through", "/a/b/file"),
         ("a/b/parent/to-file", "/a/b/file"),
@@ -75,6 +77,7 @@ fn paths_lead_where_the_kernel_would_go() {
     for (path, leads_to, kind) in [
         ("dir", "/dir", FileType::Symlink),
         ("dir/", "/a", FileType::Directory),
+        ("dir/.", "/a", FileType::Directory),
         ("a/up", "/a/up", FileType::Symlink),
         ("dir/up", "/a/up", FileType::Symlink),
         ("dangling", "/dangling", FileType::Symlink),
@@ -108,7 +111,19 @@ fn paths_that_lead_nowhere() {
             other => panic!("{other:?}"),
         }
     }
-    for path in ["top/", "top/x", "top/..", "a/to-file/", "through/", "slash", "a/b/file/x"] {
+    for path in [
+        "top/",
+        "top/x",
+        "top/..",
+        "a/to-file/",
+        "through/",
+        "slash",
+        "a/b/file/x",
+        "top/.",
+        "top//.",
+        "a/up/.",
+        "dot",
+    ] {
         let error = image.entry(path).unwrap_err();
         assert!(
             matches!(&error, Error::NotADirectory { path: named } if named == path.as_bytes()),
