@@ -14,6 +14,9 @@ const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 /// Before 1.0 the files were the subjects of the statement.
 const OLD_PREDICATE_TYPE: &str = "https://model_signing/Digests/v0.1";
 
+/// Most signatures of one statement: each is compared with every key, and tools write one.
+const MOST_SIGNATURES: usize = 16;
+
 /// What is left out of a tree whose signature does not say what is.
 const GIT: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
@@ -63,8 +66,8 @@ pub struct Signed {
     pub resources: Vec<Resource>,
     /// Files and directories that were left out, relative as well.
     pub ignored: Vec<String>,
-    /// The bytes that were signed.
-    message: Vec<u8>,
+    /// SHA-256 of the bytes that were signed.
+    digest: [u8; 32],
     /// In DER.
     signatures: Vec<Vec<u8>>,
 }
@@ -143,6 +146,10 @@ impl Signed {
         if envelope.payload_type != PAYLOAD_TYPE {
             return Err(format!("holds {:?}, and no in-toto statement", envelope.payload_type));
         }
+        if envelope.signatures.len() > MOST_SIGNATURES {
+            let count = envelope.signatures.len();
+            return Err(format!("has {count} signatures, more than {MOST_SIGNATURES}"));
+        }
         let payload = decode(&envelope.payload).ok_or("has a payload that is no base64")?;
         let statement: Statement = serde_json::from_slice(&payload)
             .map_err(|error| format!("has a payload that is no in-toto statement of a model: {error}"))?;
@@ -158,12 +165,13 @@ impl Signed {
             other => return Err(format!("says {other:?} of its subject, which is not known here")),
         };
         let signatures = envelope.signatures.iter().filter_map(|signature| decode(&signature.sig)).collect();
-        Ok(Self { resources, ignored, message: to_be_signed(&payload), signatures })
+        let digest = Sha256::digest(to_be_signed(&payload)).into();
+        Ok(Self { resources, ignored, digest, signatures })
     }
 
     /// Whether one of the keys has signed it.
     pub fn is_by(&self, keys: &daxfs::signature::PublicKeys) -> bool {
-        self.signatures.iter().any(|signature| keys.has_signed(&self.message, signature))
+        self.signatures.iter().any(|signature| keys.has_signed(&self.digest, signature))
     }
 }
 

@@ -15,7 +15,7 @@ impl Key {
         Err(SignatureError::NoP256 { what: what.to_owned() })
     }
 
-    pub(super) fn has_signed(&self, _message: &[u8], _signature: &[u8]) -> bool {
+    pub(super) fn has_signed(&self, _digest: &[u8; 32], _signature: &[u8]) -> bool {
         match *self {}
     }
 }

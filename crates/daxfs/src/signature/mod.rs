@@ -337,11 +337,11 @@ impl PublicKeys {
         Err(refused.unwrap_or(SignatureError::OtherKey { keys: self.count() }))
     }
 
-    /// Whether one of the keys on P-256 has made `signature`, in DER, over the SHA-256 of `message`.
-    pub fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+    /// Whether one of the keys on P-256 has made `signature`, in DER, of the message whose SHA-256 is `digest`.
+    pub fn has_signed(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
         self.0.iter().any(|key| match key {
             Key::Minisign(_) => false,
-            Key::P256(key) => key.has_signed(message, signature),
+            Key::P256(key) => key.has_signed(digest, signature),
         })
     }
 

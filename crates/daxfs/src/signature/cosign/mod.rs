@@ -17,7 +17,7 @@
 mod layout;
 
 use base64ct::{Base64, Encoding};
-use p256::ecdsa::signature::Verifier;
+use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use p256::ecdsa::{DerSignature, VerifyingKey};
 use p256::pkcs8::DecodePublicKey;
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,10 @@ impl Key {
         Ok(VerifyingKey::from_public_key_pem(pem).ok().map(Self))
     }
 
-    /// Whether it made this signature, in DER.
-    pub(super) fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
-        DerSignature::try_from(signature).is_ok_and(|signature| self.0.verify(message, &signature).is_ok())
+    /// Whether it made this signature, in DER, of what has this SHA-256.
+    pub(super) fn has_signed(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
+        DerSignature::try_from(signature)
+            .is_ok_and(|signature| self.0.verify_prehash(digest, &signature).is_ok())
     }
 }
 
@@ -254,7 +255,7 @@ impl Signed {
 
     /// Whether this key has made it.
     pub(super) fn is_by(&self, key: &Key) -> bool {
-        key.has_signed(&self.bytes, &self.signature)
+        key.has_signed(&Sha256::digest(&self.bytes).into(), &self.signature)
     }
 
     /// Whether it is one of this content.
