@@ -8,6 +8,7 @@ use base64ct::{Base64, Encoding};
 use common::{Fixture, Run};
 use daxfs::Image;
 use mkimage::Signer;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -200,6 +201,79 @@ fn each_tree_has_its_own() {
     assert!(run.text().contains("signature: the image has no signature"), "{run:?}");
 }
 
+/// What a link to a directory leads to may be left out of what was signed, so all that is behind it counts.
+#[test]
+fn links_to_directories_hide_nothing() {
+    let fixture = signed("sha256.sig");
+    let tree = fixture.tree();
+    let evil = tree.join(".git/evil");
+    fs::create_dir_all(tree.join(".git")).unwrap();
+    fs::rename(tree.join("sub"), &evil).unwrap();
+    symlink(".git/evil", tree.join("sub")).unwrap();
+    fixture.pack(|packer| packer);
+    verify(&fixture).ok();
+    fs::create_dir(evil.join("deep")).unwrap();
+    fs::write(evil.join("deep/modeling_evil.py"), "evil").unwrap();
+    fixture.pack(|packer| packer);
+    let hidden = "/sub: a link that leads to /sub/deep/modeling_evil.py, which /model.sig does not cover";
+    differs(&verify(&fixture), &[hidden]);
+    // Nor does a link in it.
+    fs::remove_dir_all(evil.join("deep")).unwrap();
+    symlink("..", evil.join("up")).unwrap();
+    fixture.pack(|packer| packer);
+    differs(&verify(&fixture), &["/sub: a link that leads to /sub/up, which /model.sig does not cover"]);
+}
+
+/// In the cache of a hub the signature is a link, as every file is.
+#[test]
+fn a_signature_may_be_a_link() {
+    let fixture = signed("sha256.sig");
+    let (tree, snapshot) = (fixture.tree(), fixture.path("snapshot"));
+    fs::rename(&tree, &snapshot).unwrap();
+    fs::create_dir_all(tree.join("blobs")).unwrap();
+    fs::rename(snapshot.join("model.sig"), tree.join("blobs/1")).unwrap();
+    symlink("../blobs/1", snapshot.join("model.sig")).unwrap();
+    fs::rename(&snapshot, tree.join("snapshot")).unwrap();
+    fixture.pack(|packer| packer);
+    assert!(verify(&fixture).ok().contains("3 files of /snapshot/model.sig"));
+    fs::write(tree.join("snapshot/config.json"), "{}").unwrap();
+    fixture.pack(|packer| packer);
+    differs(&verify(&fixture), &["/snapshot/config.json: SHA-256 is "]);
+    fs::remove_file(tree.join("blobs/1")).unwrap();
+    fixture.pack(|packer| packer);
+    let run = verify(&fixture);
+    assert!(run.status == 1 && run.text().contains("manifest: /snapshot/model.sig: "), "{run:?}");
+}
+
+/// Who has signed the content has signed the `model.sig` in it as well, whoever made that.
+#[test]
+fn the_signature_of_the_content_comes_first() {
+    let fixture = signed("sha256.sig");
+    state(&fixture, |payload| payload.replace("\"name\": \"t\"", "\"name\": \"u\""));
+    let keyed = || fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]);
+    differs(&keyed(), &["/model.sig: its signature was made by no key that is accepted"]);
+    let content = Image::open(fixture.image()).unwrap().content_hash().unwrap();
+    let signer = Signer::open(&key("cosign/key.pem"), None).unwrap();
+    signer.write(&content, &fixture.image(), false).unwrap();
+    let said = keyed().ok();
+    assert!(said.contains("/model.sig (digests alone: its signature was not checked"), "{said}");
+    // Its digests count all the same.
+    state(&fixture, |payload| payload.replace("\"config.json\"", "\"config.yaml\""));
+    let content = Image::open(fixture.image()).unwrap().content_hash().unwrap();
+    signer.write(&content, &fixture.image(), true).unwrap();
+    let lines =
+        ["/config.yaml: is in /model.sig, and not in", "/config.json: a file that /model.sig does not"];
+    differs(&keyed(), &lines);
+    // Without a content that could be signed nothing of it is.
+    fixture.pack(|packer| packer.plain(true));
+    fs::write(fixture.tree().join("model.sig"), fs::read(stock("sha256.sig")).unwrap()).unwrap();
+    fixture.pack(|packer| packer.plain(true));
+    fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]).ok();
+    assert!(
+        fixture.run(&["verify", "IMAGE", "--key", "DIR/minisign.pub"]).error().contains("no content hash")
+    );
+}
+
 /// More trees than are looked at, and tables beyond the budget, end in a word.
 #[test]
 fn signatures_are_bounded() {
@@ -217,4 +291,66 @@ fn signatures_are_bounded() {
         payload.replace("\".github\"", &many.join(","))
     });
     differs(&verify(&fixture), &["leaves out more than 256 paths"]);
+    let fixture = signed("sha256.sig");
+    let path = fixture.tree().join("model.sig");
+    let mut bundle: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let signatures = bundle["dsseEnvelope"]["signatures"].as_array_mut().unwrap();
+    let first = signatures[0].clone();
+    for (count, valid) in [(16, true), (17, false)] {
+        bundle["dsseEnvelope"]["signatures"] = vec![first.clone(); count].into();
+        fs::write(&path, bundle.to_string()).unwrap();
+        fixture.pack(|packer| packer);
+        match verify(&fixture) {
+            run if valid => drop(run.ok()),
+            run => differs(&run, &["has 17 signatures, more than 16"]),
+        }
+    }
+}
+
+/// The tables of a signature are charged, each name with the path of its directory.
+#[test]
+fn signatures_cost_what_they_take() {
+    let fixture = Fixture { dir: tempfile::tempdir().unwrap() };
+    let deep: PathBuf = std::iter::repeat_n("n".repeat(200), 15).collect();
+    fs::create_dir_all(fixture.tree().join(&deep)).unwrap();
+    let pack = |dir: &Path, bundle: &str| {
+        let dir = fixture.tree().join(dir);
+        fs::write(dir.join("a"), "x").unwrap();
+        fs::write(dir.join("model.sig"), bundle).unwrap();
+        fixture.pack(|packer| packer);
+        fs::remove_file(dir.join("model.sig")).unwrap();
+    };
+    let verify = |limit: &str| fixture.run(&["verify", "IMAGE", "--max-metadata", limit]);
+    let bundle = bundle_of("a", b"x", 1500);
+    // About 215 KiB, each byte of which costs eight; and 1500 paths of 3000 bytes, each of which is kept twice.
+    pack(Path::new("."), &bundle);
+    assert!(verify("1M").error().contains("files of a model.sig"));
+    verify("6M").ok();
+    pack(&deep, &bundle);
+    assert!(verify("6M").error().contains("files of a model.sig"));
+    verify("16M").ok();
+}
+
+/// A bundle that names one file again and again, and that nobody has signed.
+fn bundle_of(name: &str, bytes: &[u8], count: usize) -> String {
+    let digest = Sha256::digest(bytes);
+    let mut all = Sha256::new();
+    (0..count).for_each(|_| all.update(digest));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let resource = serde_json::json!({"name": name, "algorithm": "sha256", "digest": hex(&digest)});
+    let statement = serde_json::json!({
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "t", "digest": {"sha256": hex(&all.finalize())}}],
+        "predicateType": "https://model_signing/signature/v1.0",
+        "predicate": {"serialization": {"method": "files"}, "resources": vec![resource; count]},
+    });
+    let bundle = serde_json::json!({
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "dsseEnvelope": {
+            "payload": Base64::encode_string(statement.to_string().as_bytes()),
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [{"sig": ""}],
+        },
+    });
+    bundle.to_string()
 }

@@ -2,6 +2,7 @@
 
 use super::bundle::{Algorithm, Signed};
 use super::{Findings, Kind};
+use crate::ls::sorted_children;
 use crate::paths::each_in_order;
 use crate::progress::Progress;
 use crate::text::hex;
@@ -35,6 +36,9 @@ pub struct Facts {
     files: usize,
     /// What is known of who made it.
     pub signature: Trust,
+    /// The path in bytes.
+    #[serde(skip)]
+    bytes: Vec<u8>,
 }
 
 /// What is known of who made a signature.
@@ -45,7 +49,7 @@ pub enum Trust {
     Valid,
     /// None of the keys.
     Invalid,
-    /// There is no key that could tell.
+    /// There is no key that could tell, or the content is signed by one, whoever else has signed its files.
     NotChecked,
 }
 
@@ -57,7 +61,7 @@ impl Facts {
             Trust::Valid => "its signature is valid",
             Trust::Invalid => "its signature is not valid",
             Trust::NotChecked => {
-                "digests alone: its signature was not checked, --key with a key on P-256 does that"
+                "digests alone: its signature was not checked; --key with the key on P-256 that made it does that"
             }
         };
         format!("{files} of {} ({trust})", self.path)
@@ -90,7 +94,7 @@ struct Job {
 pub fn compare(image: &Image, keys: Option<&PublicKeys>, quiet: bool, findings: &mut Findings) {
     let mut found = Vec::new();
     each_in_order(image, |path, entry| {
-        if entry.name() == NAME && entry.file_type() != FileType::Symlink && found.len() <= MOST {
+        if entry.name() == NAME && found.len() <= MOST {
             found.push(path.to_vec());
         }
     });
@@ -122,23 +126,22 @@ pub fn compare(image: &Image, keys: Option<&PublicKeys>, quiet: bool, findings: 
         }
         let signature = match keys.filter(|keys| keys.has(Scheme::Cosign)) {
             Some(keys) if signed.is_by(keys) => Trust::Valid,
-            Some(_) => {
-                let text = "its signature was made by no key that is accepted, or was changed";
-                findings.differ(Kind::Manifest, Some(&path), text);
-                Trust::Invalid
-            }
+            Some(_) => Trust::Invalid,
             None => Trust::NotChecked,
         };
-        let facts = Facts { path: crate::text::escape(&path), files: signed.resources.len(), signature };
+        let (name, files) = (crate::text::escape(&path), signed.resources.len());
+        let facts = Facts { path: name, files, signature, bytes: path.clone() };
         findings.facts.manifests.push(facts);
         covered.push(jobs.add(image, path, signed, findings));
     }
     jobs.run(image, quiet, findings);
     let mut check = |path: &[u8], entry: &Entry| {
         for covered in covered.iter().filter(|covered| !covered.has(path)) {
-            let kind = if entry.file_type() == FileType::Symlink { "a link" } else { "a file" };
-            let text = format!("{kind} that {} does not cover", crate::text::escape(&covered.path));
-            findings.differ(Kind::Manifest, Some(path), text);
+            match covered.objection(image, path, entry) {
+                Ok(None) => (),
+                Ok(Some(text)) => findings.differ(Kind::Manifest, Some(path), text),
+                Err(error) => findings.judge(Kind::Manifest, path, error),
+            }
         }
     };
     each_in_order(image, &mut check);
@@ -150,6 +153,23 @@ pub fn compare(image: &Image, keys: Option<&PublicKeys>, quiet: bool, findings: 
     }
 }
 
+/// Says which signatures are by none of the keys, once it is known whether one of them has signed the content: then a
+/// signature by somebody else is as good as none.
+pub fn refuse(findings: &mut Findings, content_is_signed: bool) {
+    let mut refused = Vec::new();
+    for facts in &mut findings.facts.manifests {
+        match facts.signature {
+            Trust::Invalid if content_is_signed => facts.signature = Trust::NotChecked,
+            Trust::Invalid => refused.push(facts.bytes.clone()),
+            Trust::Valid | Trust::NotChecked => (),
+        }
+    }
+    for path in refused {
+        let text = "its signature was made by no key that is accepted, or was changed";
+        findings.differ(Kind::Manifest, Some(&path), text);
+    }
+}
+
 /// Reads a signature: what it says, or what is wrong with it.
 fn read(image: &Image, path: &[u8]) -> daxfs::Result<Result<Signed, String>> {
     let file = image.file(path)?;
@@ -158,21 +178,72 @@ fn read(image: &Image, path: &[u8]) -> daxfs::Result<Result<Signed, String>> {
             "has more than {LONGEST} bytes, too many for a signature of OpenSSF model signing"
         )));
     }
-    image.charge("files of a model.sig", file.len().saturating_mul(COST))?;
-    Ok(Signed::parse(&file.to_vec()?))
+    let charge = |bytes: u64| image.charge("files of a model.sig", bytes);
+    charge(file.len().saturating_mul(COST))?;
+    let signed = match Signed::parse(&file.to_vec()?) {
+        Ok(signed) => signed,
+        Err(why) => return Ok(Err(why)),
+    };
+    // Each name becomes a path, which is kept with what is covered and with what is hashed.
+    let names = (signed.resources.len() as u64).saturating_add(signed.ignored.len() as u64);
+    charge(names.saturating_mul(root(path).len() as u64).saturating_mul(2))?;
+    Ok(Ok(signed))
+}
+
+/// Directory of a signature, with a slash at the end.
+fn root(path: &[u8]) -> &[u8] {
+    path.strip_suffix(NAME).unwrap_or_default()
 }
 
 impl Covered {
     /// Whether the signature has this path, leaves it out, or is for another tree.
     fn has(&self, path: &[u8]) -> bool {
-        if !path.starts_with(&self.root) || path == self.path || self.names.contains(path) {
-            return true;
+        let below = |of: &[u8]| path.strip_prefix(of).is_some_and(|rest| rest.starts_with(b"/"));
+        !path.starts_with(&self.root)
+            || path == self.path
+            || self.names.contains(path)
+            || self.ignored.iter().any(|ignored| path == ignored || below(ignored))
+    }
+
+    /// What is to be said of an entry that it does not have. Files may be named through a link to a directory; then all
+    /// that is reached through it must be, for what the link leads to may be left out, or lie outside of the tree.
+    fn objection(&self, image: &Image, path: &[u8], entry: &Entry) -> daxfs::Result<Option<String>> {
+        let signature = crate::text::escape(&self.path);
+        if entry.file_type() != FileType::Symlink {
+            return Ok(Some(format!("a file that {signature} does not cover")));
         }
-        let below = |of: &[u8], path: &[u8]| path.strip_prefix(of).is_some_and(|rest| rest.starts_with(b"/"));
-        // Files may be named through a link to a directory.
         let inside = [path, b"/"].concat();
-        self.names.range(inside.clone()..).next().is_some_and(|next| next.starts_with(&inside))
-            || self.ignored.iter().any(|ignored| path == ignored || below(ignored, path))
+        if !self.names.range(inside.clone()..).next().is_some_and(|next| next.starts_with(&inside)) {
+            return Ok(Some(format!("a link that {signature} does not cover")));
+        }
+        let missed = self.missed_through(image, path, &entry.followed()?)?;
+        Ok(missed.map(|missed| {
+            let missed = crate::text::escape(&missed);
+            format!("a link that leads to {missed}, which {signature} does not cover")
+        }))
+    }
+
+    /// The first path through a link to this directory that it does not have. No other link to a directory is followed.
+    fn missed_through(&self, image: &Image, link: &[u8], to: &Entry) -> daxfs::Result<Option<Vec<u8>>> {
+        let mut path = link.to_vec();
+        let mut levels = vec![(sorted_children(to).into_iter(), path.len())];
+        while let Some((entries, len)) = levels.last_mut() {
+            path.truncate(*len);
+            let Some(entry) = entries.next() else {
+                levels.pop();
+                continue;
+            };
+            path.push(b'/');
+            path.extend_from_slice(entry.name());
+            // Many links may lead to one directory.
+            image.charge("paths through links", path.len() as u64)?;
+            if entry.file_type() == FileType::Directory {
+                levels.push((sorted_children(&entry).into_iter(), path.len()));
+            } else if !self.has(&path) {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -194,7 +265,7 @@ struct Jobs {
 
 impl Jobs {
     fn add(&mut self, image: &Image, path: Vec<u8>, signed: Signed, findings: &mut Findings) -> Covered {
-        let root = path.get(..path.len().saturating_sub(NAME.len())).unwrap_or_default().to_vec();
+        let root = root(&path).to_vec();
         let within = |name: &str| {
             // As in a path of Python's: no part of it is a dot.
             let mut path = root.clone();

@@ -25,15 +25,33 @@ pub fn check(
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     // A key on P-256 may have signed the digests of all files instead.
-    let is_signed = findings.facts.manifests.iter().any(super::manifest::Facts::is_valid_for_all);
-    let Some(content) = findings.facts.content_hash.as_deref().and_then(parse_content_hash) else {
-        if findings.is_clean() && !is_signed {
-            bail!(
-                "the image has no content hash, so there is nothing that could be signed; pack it with --hash"
-            );
+    let files_are_signed = findings.facts.manifests.iter().any(super::manifest::Facts::is_valid_for_all);
+    match findings.facts.content_hash.as_deref().and_then(parse_content_hash) {
+        Some(content) => {
+            check_content(image, keys, args, &content, files_are_signed, findings)?;
+            let is_signed = files_are_signed || findings.facts.signed_by.is_some();
+            super::manifest::refuse(findings, is_signed);
         }
-        return Ok(());
-    };
+        None => {
+            super::manifest::refuse(findings, files_are_signed);
+            if findings.is_clean() && !files_are_signed {
+                bail!(
+                    "the image has no content hash, so there is nothing that could be signed; pack it with --hash"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_content(
+    image: &Image,
+    keys: &PublicKeys,
+    args: &VerifyArgs,
+    content: &[u8; 32],
+    files_are_signed: bool,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
     let attached = image.region().attachment().and_then(|attachment| attachment.signature());
     let signature = match (&args.signature, attached) {
         (Some(path), _) => Some(read(path)?),
@@ -41,8 +59,8 @@ pub fn check(
         (None, None) => crate::holder::beside(&args.image)?,
     };
     let checked = match signature {
-        Some(text) => keys.verify(&content, &text),
-        None if is_signed => return Ok(()),
+        Some(text) => keys.verify(content, &text),
+        None if files_are_signed => return Ok(()),
         None => {
             let advice = "it is looked for in IMAGE.minisig and IMAGE.cosign; --signature names it";
             Err(SignatureError::Missing { advice })
