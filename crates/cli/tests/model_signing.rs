@@ -3,6 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "../../../tests/src/forge.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod forge;
+#[path = "../../../tests/src/overlay.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod overlay;
 
 use base64ct::{Base64, Encoding};
 use common::{Fixture, Run};
@@ -222,6 +228,24 @@ fn links_to_directories_hide_nothing() {
     symlink("..", evil.join("up")).unwrap();
     fixture.pack(|packer| packer);
     differs(&verify(&fixture), &["/sub: a link that leads to /sub/up, which /model.sig does not cover"]);
+}
+
+/// An index that was there before the image was changed is compared with nothing, so it is a file as any other.
+#[test]
+fn an_index_that_does_not_count_is_a_file() {
+    let fixture = signed("sha256.sig");
+    let image = Image::open(fixture.image()).unwrap();
+    let mut overlay = overlay::Overlay::new(16, image.superblock().inode_count);
+    let file = image.file("config.json").unwrap();
+    overlay.inode(file.ino(), 0o100_600, file.len(), 1);
+    let mut bytes = fs::read(fixture.image()).unwrap();
+    overlay.attach(&mut bytes);
+    fs::write(fixture.image(), bytes).unwrap();
+    let run = verify(&fixture);
+    assert!(run.text().contains("its index does not count"), "{run:?}");
+    // With the index goes what it knows of tensors that were moved.
+    let lines = ["/.daxfs/index: a file that /model.sig does not cover", "/model.safetensors: SHA-256 is "];
+    differs(&run, &lines);
 }
 
 /// In the cache of a hub the signature is a link, as every file is.
