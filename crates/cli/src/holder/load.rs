@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::source::name;
 use crate::text::{hex, human};
 use anyhow::{anyhow, bail};
-use daxfs::signature;
+use daxfs::signature::{self, Found};
 use daxfs::{Part, Source};
 use daxfs_holder::Target;
 use daxfs_protocol::message::{ImageInfo, Refusal, Reply, Request};
@@ -81,19 +81,21 @@ fn signature(args: &LoadArgs) -> anyhow::Result<Option<String>> {
 ///
 /// # Errors
 /// When the source is no valid one.
-pub fn found(source: &OsStr, warn: impl FnOnce(String)) -> anyhow::Result<Option<String>> {
+pub fn found(source: &OsStr, mut warn: impl FnMut(String)) -> anyhow::Result<Option<String>> {
     let Some(path) = whole(source)? else { return Ok(None) };
-    let text = signature::read_beside(&path)
-        .and_then(|text| text.as_deref().map(signature::canonical).transpose())
-        .unwrap_or_else(|error| {
-            warn(format!("{}: what is beside it is no signature, left out: {error}", path.display()));
-            None
-        });
-    Ok(text)
+    let (text, refused) = match signature::read_beside(&path) {
+        Ok(None) => return Ok(None),
+        Ok(Some(found)) => found.canonical(),
+        Err(error) => (String::new(), vec![error]),
+    };
+    for error in refused {
+        warn(format!("{}: what is beside it is no signature, left out: {error}", path.display()));
+    }
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// The signature beside a source that is a path, if one is there.
-pub fn beside(source: &OsStr) -> anyhow::Result<Option<String>> {
+/// The signatures beside a source that is a path, if any is there.
+pub fn beside(source: &OsStr) -> anyhow::Result<Option<Found>> {
     Ok(whole(source)?.map(|path| signature::read_beside(&path)).transpose()?.flatten())
 }
 

@@ -53,18 +53,17 @@ fn check_content(
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     let attached = image.region().attachment().and_then(|attachment| attachment.signature());
-    let signature = match (&args.signature, attached) {
-        (Some(path), _) => Some(read(path)?),
-        (None, Some(text)) => Some(text.to_owned()),
-        (None, None) => crate::holder::beside(&args.image)?,
-    };
-    let checked = match signature {
-        Some(text) => keys.verify(content, &text),
-        None if files_are_signed => return Ok(()),
-        None => {
-            let advice = "it is looked for in IMAGE.minisig and IMAGE.cosign; --signature names it";
-            Err(SignatureError::Missing { advice })
-        }
+    let checked = match (&args.signature, attached) {
+        (Some(path), _) => keys.verify(content, &read(path)?),
+        (None, Some(text)) => keys.verify(content, text),
+        (None, None) => match crate::holder::beside(&args.image)? {
+            Some(found) => found.verify(keys, content),
+            None if files_are_signed => return Ok(()),
+            None => {
+                let advice = "it is looked for in IMAGE.minisig and IMAGE.cosign; --signature names it";
+                Err(SignatureError::Missing { advice })
+            }
+        },
     };
     match checked {
         Ok(valid) => {

@@ -81,7 +81,10 @@ impl Signed {
         let found = match &self.place {
             Place::Text(text) => text.clone(),
             Place::File(path) => Some(signature::read(path)?),
-            Place::Beside(image) => signature::read_beside(image)?,
+            Place::Beside(image) => match signature::read_beside(image)? {
+                Some(found) => return found.verify(&self.keys, content).map(drop),
+                None => None,
+            },
         };
         let text = found.as_deref().or(attached).ok_or(SignatureError::Missing {
             advice: "give its file or layout, IMAGE.minisig or IMAGE.cosign, or have the holder load it with one",

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod found;
 mod text;
 
 #[cfg(not(feature = "p256"))]
@@ -32,8 +33,9 @@ use std::path::{Path, PathBuf};
 use minisign_verify::{Error, PublicKey};
 
 use crate::error::{Escaped, hex};
+pub use found::{Found, read_beside};
 use text::Part;
-pub use text::{canonical, read, read_beside};
+pub use text::{canonical, read};
 
 pub use daxfs_protocol::message::SIGNATURE_MAX;
 
@@ -187,6 +189,12 @@ pub enum SignatureError {
         /// What the signature says of itself, which is not to be trusted here.
         said: String,
     },
+    /// There are several, and none is valid, each for its own reason.
+    #[error("{}", .errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several {
+        /// Why, in the order in which they lie there.
+        errors: Vec<SignatureError>,
+    },
 }
 
 /// What is signed: `daxfs content blake3:`, the hash in hexadecimal digits, and a newline.
@@ -297,7 +305,8 @@ impl PublicKeys {
     pub fn verify(&self, content: &[u8; 32], signature: &str) -> Result<Valid, SignatureError> {
         let statement = statement(content);
         let mut refused = None;
-        for part in text::decode(signature)? {
+        let (parts, others) = text::decode(signature)?;
+        for part in parts {
             for key in &self.0 {
                 let outcome = match (&part, key) {
                     (Part::Minisign(signature), Key::Minisign(key)) => {
@@ -334,7 +343,8 @@ impl PublicKeys {
                 }
             }
         }
-        Err(refused.unwrap_or(SignatureError::OtherKey { keys: self.count() }))
+        let refused = refused.unwrap_or(SignatureError::OtherKey { keys: self.count() });
+        Err(several([refused].into_iter().chain(others).collect()))
     }
 
     /// Whether one of the keys on P-256 has made `signature`, in DER, of the message whose SHA-256 is `digest`.
@@ -358,6 +368,17 @@ impl PublicKeys {
 
 fn invalid(content: &[u8; 32], said: &str) -> SignatureError {
     SignatureError::Invalid { content: *content, said: Escaped(said.as_bytes()).to_string() }
+}
+
+/// All of some refusals, as one.
+fn several(mut errors: Vec<SignatureError>) -> SignatureError {
+    match (errors.len(), errors.pop()) {
+        (1, Some(error)) => error,
+        (_, last) => {
+            errors.extend(last);
+            SignatureError::Several { errors }
+        }
+    }
 }
 
 /// The one of two refusals that comes nearer to a valid signature, which is worth more to whoever reads it.

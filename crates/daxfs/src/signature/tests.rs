@@ -100,7 +100,11 @@ fn what_is_passed_on_is_signed_and_what_is_found_is_no_link() {
     assert!(matches!(read_beside(&image), Err(SignatureError::Read { .. })));
     assert_eq!(read(&beside(&image)).unwrap(), SIGNATURE);
     std::fs::rename(dir.path().join("elsewhere"), beside(&image)).unwrap();
-    assert_eq!(read_beside(&image).unwrap().as_deref(), Some(SIGNATURE));
+    let found = || read_beside(&image).unwrap().unwrap();
+    let keys = PublicKeys::parse(KEY, "key").unwrap();
+    assert!(found().verify(&keys, &[0; 32]).is_ok() && found().verify(&keys, &[1; 32]).is_err());
+    let (text, refused) = found().canonical();
+    assert!(text == canonical(SIGNATURE).unwrap() && refused.is_empty(), "{text} {refused:?}");
 }
 
 #[test]

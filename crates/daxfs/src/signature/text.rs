@@ -1,14 +1,14 @@
 //! The text of signatures: read from files, parsed, and made into what may be passed on.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use minisign_verify::{Error, Signature};
 
 use super::cosign::{self, Signed};
-use super::{SIGNATURE_MAX, Scheme, SignatureError, beside, layout_beside};
+use super::{SIGNATURE_MAX, Scheme, SignatureError, several};
 
 /// One signature of a text.
 pub(super) enum Part {
@@ -40,45 +40,14 @@ pub fn read(path: &Path) -> Result<String, SignatureError> {
     read_file(path, SIGNATURE_MAX, dmabuf::open_read_only)
 }
 
-/// Reads the signatures beside an image ([`beside`](super::beside), [`layout_beside`]), bounded; `None` where none is
-/// there. Nobody has named them, so links are not followed: whoever may write there would choose which file is read.
-///
-/// # Errors
-/// As for [`read`].
-pub fn read_beside(image: &Path) -> Result<Option<String>, SignatureError> {
-    let mut text = match read_file(&beside(image), SIGNATURE_MAX, dmabuf::open_no_follow) {
-        Err(SignatureError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => String::new(),
-        read => read?,
-    };
-    let layout = layout_beside(image);
-    if layout.symlink_metadata().is_ok_and(|found| found.is_dir())
-        && let Some(read) = found_layout(&layout)?
-    {
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&read);
-    }
-    bounded(&text)?;
-    Ok(Some(text).filter(|text| !text.is_empty()))
-}
-
-/// The signatures in a layout that nobody has named, through no link; `None` where there is no index.
-fn found_layout(path: &Path) -> Result<Option<String>, SignatureError> {
-    let failed = |error| SignatureError::Read { path: path.to_owned(), source: into_io(error) };
-    let directory = dmabuf::open_no_follow(path).map_err(failed)?;
-    let open = |name: &Path| dmabuf::open_beneath(directory.as_fd(), name);
-    cosign::read_layout(path, &open).transpose()
-}
-
 /// A signature without what nobody signed: the untrusted comment of minisign, lines behind its four, and whatever else
-/// those of cosign may come with. This is what may be passed on to others, as no other text comes with it.
+/// those of cosign may come with, and lines that are no signature. This is what may be passed on to others, as no other text comes with it.
 ///
 /// # Errors
 /// [`SignatureError::TooLong`], [`SignatureError::NotASignature`].
 pub fn canonical(text: &str) -> Result<String, SignatureError> {
     let mut passed = String::new();
-    for part in decode(text)? {
+    for part in decode(text)?.0 {
         match part {
             Part::Minisign(_) => {
                 let lines = text.lines().filter(|line| !is_cosign(line)).skip(1).take(3);
@@ -95,28 +64,37 @@ pub fn canonical(text: &str) -> Result<String, SignatureError> {
     Ok(passed)
 }
 
-/// Every signature in a text: lines of JSON are those of cosign, the others together are one of minisign.
-pub(super) fn decode(text: &str) -> Result<Vec<Part>, SignatureError> {
+/// Every signature in a text, and why what else is in it is none: lines of JSON are those of cosign, the others together
+/// are one of minisign.
+///
+/// # Errors
+/// Why, when there is no signature at all.
+pub(super) fn decode(text: &str) -> Result<(Vec<Part>, Vec<SignatureError>), SignatureError> {
     bounded(text)?;
-    let mut parts = Vec::new();
-    let others: Vec<&str> = text.lines().filter(|line| !is_cosign(line)).collect();
-    let cosigns = text.lines().filter(|line| is_cosign(line));
-    let cosigns: Vec<Part> =
-        cosigns.map(|line| Signed::parse(line).map(Part::Cosign)).collect::<Result<_, _>>()?;
-    if cosigns.is_empty() || others.iter().any(|line| !line.trim().is_empty()) {
-        let decoded = Signature::decode(&others.join("\n")).map_err(|error| {
-            let why = match error {
-                Error::UnsupportedAlgorithm => "its algorithm is not Ed25519",
-                _ => {
-                    "it is not four lines: a comment, the signature, a trusted comment, and the signature of both"
-                }
-            };
-            SignatureError::NotASignature { why }
-        })?;
-        parts.push(Part::Minisign(decoded));
+    let (mut parts, mut refused) = (Vec::new(), Vec::new());
+    let (cosigns, others): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| is_cosign(line));
+    let minisign = others.iter().any(|line| !line.trim().is_empty()) || cosigns.is_empty();
+    let minisign = minisign.then(|| decode_minisign(&others.join("\n")).map(Part::Minisign));
+    let cosigns = cosigns.into_iter().map(|line| Signed::parse(line).map(Part::Cosign));
+    for part in minisign.into_iter().chain(cosigns) {
+        match part {
+            Ok(part) => parts.push(part),
+            Err(error) => refused.push(error),
+        }
     }
-    parts.extend(cosigns);
-    Ok(parts)
+    if parts.is_empty() { Err(several(refused)) } else { Ok((parts, refused)) }
+}
+
+fn decode_minisign(text: &str) -> Result<Signature, SignatureError> {
+    Signature::decode(text).map_err(|error| {
+        let why = match error {
+            Error::UnsupportedAlgorithm => "its algorithm is not Ed25519",
+            _ => {
+                "it is not four lines: a comment, the signature, a trusted comment, and the signature of both"
+            }
+        };
+        SignatureError::NotASignature { why }
+    })
 }
 
 /// No line of minisign's begins so.
@@ -124,7 +102,7 @@ fn is_cosign(line: &str) -> bool {
     line.starts_with('{')
 }
 
-fn bounded(text: &str) -> Result<(), SignatureError> {
+pub(super) fn bounded(text: &str) -> Result<(), SignatureError> {
     if text.len() > SIGNATURE_MAX {
         return Err(SignatureError::TooLong { what: "the signature".into(), max: SIGNATURE_MAX });
     }
@@ -154,7 +132,7 @@ pub(super) fn read_file(
 }
 
 /// What the kernel answered.
-fn into_io(error: dmabuf::Error) -> std::io::Error {
+pub(super) fn into_io(error: dmabuf::Error) -> std::io::Error {
     match error {
         dmabuf::Error::Os { source, .. } => source,
         other => std::io::Error::other(other),

@@ -126,6 +126,50 @@ fn one_text_has_signatures_of_both_kinds() {
 }
 
 #[test]
+fn what_is_no_signature_takes_nothing_from_another_one() {
+    let minisign = PublicKeys::parse(MINISIGN_KEY, "key").unwrap();
+    for bad in ["{}\n", "{\n", &CLAIM_LINE.replace("simplesigning", "other")] {
+        let text = MINISIGN.to_owned() + bad;
+        minisign.verify(&[0; 32], &text).unwrap();
+        assert_eq!(canonical(&text).unwrap(), canonical(MINISIGN).unwrap());
+        keys().verify(&[0; 32], &[bad, CLAIM_LINE, "no line of minisign's\n"].concat()).unwrap();
+        let error = minisign.verify(&[1; 32], &text).unwrap_err();
+        let SignatureError::Several { errors } = &error else { panic!("{error}") };
+        assert!(
+            matches!(&errors[..], [SignatureError::Invalid { .. }, SignatureError::NotASignature { .. }]),
+            "{error}"
+        );
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("m.daxfs");
+    let (file, path) = (crate::signature::beside(&image), layout_beside(&image));
+    std::fs::write(&file, MINISIGN).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("index.json"), "").unwrap();
+    let found = || read_beside(&image).unwrap().unwrap();
+    found().verify(&minisign, &[0; 32]).unwrap();
+    let (passed, refused) = found().canonical();
+    assert_eq!(passed, canonical(MINISIGN).unwrap());
+    assert!(matches!(&refused[..], [SignatureError::NotALayout { .. }]), "{refused:?}");
+    let error = found().verify(&keys(), &[0; 32]).unwrap_err().to_string();
+    assert!(error.contains("one of minisign") && error.contains("it is no index"), "{error}");
+
+    let payload = payload(&[7; 32], "m", 9);
+    write(&path, &layout(&[7; 32], &payload, &sign(&payload)));
+    std::fs::write(&file, "no signature").unwrap();
+    found().verify(&keys(), &[7; 32]).unwrap();
+    std::fs::remove_dir_all(path.join("blobs")).unwrap();
+    let error = found().verify(&keys(), &[7; 32]).unwrap_err();
+    assert!(matches!(&error, SignatureError::Several { errors } if errors.len() == 2), "{error}");
+    let (passed, refused) = found().canonical();
+    assert!(passed.is_empty() && refused.len() == 2, "{passed} {refused:?}");
+    std::fs::write(&file, [0xff]).unwrap();
+    let error = read_beside(&image).unwrap_err();
+    assert!(matches!(&error, SignatureError::Several { errors } if errors.len() == 2), "{error}");
+}
+
+#[test]
 fn keys_say_what_they_are() {
     for (text, what) in [
         (P384, "line 1 is no public key"),
@@ -168,12 +212,15 @@ fn layouts_are_read_whole_or_refused() {
     assert!(
         !is_part("oci-layout", b"{") && !is_part("index.json", b"{}") && !is_part("blobs/sha256/a", b"a")
     );
-    let text = read_beside(&image).unwrap().unwrap();
+    let found = || read_beside(&image).unwrap().unwrap();
+    let (text, refused) = found().canonical();
+    assert!(refused.is_empty(), "{refused:?}");
     assert_eq!(text, line(&payload, &sign(&payload)));
     assert_eq!(read(&path).unwrap(), text);
     keys().verify(&[7; 32], &text).unwrap();
     std::fs::write(crate::signature::beside(&image), MINISIGN.trim_end()).unwrap();
-    assert_eq!(read_beside(&image).unwrap().unwrap(), MINISIGN.trim_end().to_owned() + "\n" + &text);
+    let (both, refused) = found().canonical();
+    assert!(both == canonical(MINISIGN).unwrap() + &text && refused.is_empty(), "{both} {refused:?}");
     std::fs::remove_file(crate::signature::beside(&image)).unwrap();
 
     // Every byte that is read is one that a descriptor names.
