@@ -197,10 +197,14 @@ fn check(fd: BorrowedFd<'_>, bytes: u64, options: &LoadOptions) -> Result<()> {
         Target::Memfd(_) => options.seals(),
         Target::Udmabuf | Target::Heap(_) => Seals::SHRINK | Seals::GROW,
     };
-    let sealed = matches!(&info.kind, FdKind::Memfd { seals, .. } if seals.contains(wanted));
-    // Hugetlb memory has whole pages.
-    let room = bytes.checked_next_multiple_of(1 << 30).unwrap_or(u64::MAX);
-    if sealed && info.len <= room { Ok(()) } else { Err(unexpected()) }
+    let FdKind::Memfd { seals, hugetlb } = &info.kind else { return Err(unexpected()) };
+    // As the packer makes it: whole pages, of the memory's own size. A longer one would take what nobody has reserved.
+    let is_asked_for = match options.into {
+        Target::Memfd(_) => options.is_wanted(&info.kind),
+        Target::Udmabuf | Target::Heap(_) => hugetlb.is_none(),
+    };
+    let len = bytes.checked_next_multiple_of(hugetlb.unwrap_or_else(dmabuf::page_size));
+    if seals.contains(wanted) && is_asked_for && Some(info.len) == len { Ok(()) } else { Err(unexpected()) }
 }
 
 /// Text that may have been cut inside a character.
@@ -369,6 +373,7 @@ impl mkimage::Progress for Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dmabuf::Memfd;
 
     #[test]
     fn a_helper_that_always_says_something_is_given_up() {
@@ -382,6 +387,25 @@ mod tests {
         watch.cancel.store(true, Ordering::Relaxed);
         let given_up = receive(own.as_fd(), Some(&watch)).unwrap_err();
         assert!(matches!(given_up, Error::Cancelled), "{given_up}");
+    }
+
+    #[test]
+    fn a_helper_brings_no_more_than_was_reserved() {
+        let page = dmabuf::page_size();
+        let heap = LoadOptions::to_pack(Target::Heap("system".to_owned()), false);
+        let sealed = LoadOptions::to_pack(Target::Memfd(HugePages::No), false);
+        let shared = LoadOptions::to_pack(Target::Memfd(HugePages::No), true);
+        let bytes = 3 * page - 7;
+        for (len, fits) in [(3 * page, true), (4 * page, false), (2 * page, false), (bytes, false)] {
+            for options in [&heap, &sealed, &shared] {
+                let memfd = Memfd::create("daxfs", len, HugePages::No).unwrap();
+                assert!(check(memfd.as_fd(), bytes, options).is_err(), "not sealed");
+                memfd
+                    .seal(if options.is_shared() { Seals::SHRINK | Seals::GROW } else { options.seals() })
+                    .unwrap();
+                assert_eq!(check(memfd.as_fd(), bytes, options).is_ok(), fits, "{len} {:?}", options.into);
+            }
+        }
     }
 
     #[test]

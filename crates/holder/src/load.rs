@@ -172,7 +172,7 @@ impl LoadOptions {
     }
 
     /// True for memory as the load wants it. Which ordinary pages it has is not asked: that is no property of a memfd.
-    fn is_wanted(&self, kind: &FdKind) -> bool {
+    pub(crate) fn is_wanted(&self, kind: &FdKind) -> bool {
         match (&self.into, kind) {
             (Target::Memfd(pages), FdKind::Memfd { seals, hugetlb }) => {
                 let wanted =

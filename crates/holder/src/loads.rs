@@ -1,6 +1,6 @@
 //! Loads: one at a time, in a thread of its own, while the loop goes on serving.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,10 +95,16 @@ impl Server {
     /// Starts the next load that somebody still waits for, unless one runs.
     pub(crate) fn start_next_load(&mut self) {
         while self.running.is_none() {
-            let Some(job) = self.queue.pop_front() else { return };
+            let Some(mut job) = self.queue.pop_front() else { return };
             if job.watch.cancel.load(Ordering::Relaxed) {
                 self.closer.close(vec![job.source]);
                 continue;
+            }
+            // Not when it was asked for: the loads before it may have replaced the image by one in other memory.
+            if job.replace
+                && let Some(fd) = self.table.get(&job.name).and_then(|held| held.fds.first())
+            {
+                job.options.keep_memory(fd.as_fd());
             }
             let watch = Arc::clone(&job.watch);
             self.running = Some(Running { token: job.token, watch, since: Instant::now() });

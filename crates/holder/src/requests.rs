@@ -250,9 +250,6 @@ impl Server {
         if replace {
             // At once, not after a long load.
             self.access_of(&name, options.access.as_ref()).map_err(bad)?;
-            if let Some(fd) = self.table.get(&name).and_then(|held| held.fds.first()) {
-                options.keep_memory(fd.as_fd());
-            }
         }
         for fd in fds.iter() {
             refuse_path_only(fd.as_fd()).map_err(bad)?;

@@ -98,6 +98,34 @@ fn a_swap_keeps_the_kind_of_memory() {
     assert_eq!(load("shared", true, &[]).kind, MemoryKind::SealedMemfd);
 }
 
+/// Of the image that is there when the swap begins, not of the one that was there when it was asked for.
+#[test]
+fn a_swap_that_waits_keeps_the_kind_of_what_came_before_it() {
+    let place = Place::new();
+    place.go_on();
+    let _holder = place.serve(&Start { pause_at: Some("load-written"), ..Start::default() });
+    let weights = File::open(place.weights("w", 1, 1000)).unwrap();
+    place.load("a", false, &[], weights.as_fd()).unwrap();
+    std::fs::remove_file(place.dir.path().join("go")).unwrap();
+    let (mut first, mut second) = (place.connect(), place.connect());
+    for (connection, options) in [(&mut first, vec!["shared=1".to_owned()]), (&mut second, vec![])] {
+        let swap = Request::Load { name: "a".into(), replace: true, options };
+        let reply = connection.request(&swap, &[weights.as_fd()]).unwrap().0;
+        assert!(matches!(reply, Reply::Progress { .. }), "{reply:?}");
+    }
+    place.go_on();
+    for connection in [&mut first, &mut second] {
+        let loaded = loop {
+            match connection.receive().unwrap().0 {
+                Reply::Progress { .. } => {}
+                reply => break reply,
+            }
+        };
+        let Reply::Loaded(info) = loaded else { panic!("{loaded:?}") };
+        assert_eq!(info.kind, MemoryKind::SharedMemfd, "generation {}", info.generation);
+    }
+}
+
 #[test]
 fn only_who_controls_may_change_it() {
     if !is_root_for("another user") {
