@@ -12,12 +12,12 @@ use nix::sys::stat::Mode;
 use crate::again::uninterrupted;
 use crate::error::{Error, Result};
 
-/// Opens `path`, which begins at `directory`, for reading as [`open_read_only`](crate::open_read_only) does. None of its
-/// components may be a symbolic link: each is opened from the one before it.
+/// Opens `path`, which begins at `directory`, for reading as [`open_read_only`](crate::open_read_only) does. None of
+/// its components may be a symbolic link: each is opened from the one before it.
 ///
 /// # Errors
-/// [`Error::Os`] with the kernel's answer: `ELOOP` or `ENOTDIR` for a link; [`Error::Invalid`] for a path that is empty,
-/// absolute, or has `..` in it.
+/// [`Error::Os`] with the kernel's answer: `ELOOP` or `ENOTDIR` for a link; [`Error::Invalid`] for a path that is
+/// empty, absolute, or has `..` in it.
 pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let subject = || path.display().to_string();
     let name = |component| match component {

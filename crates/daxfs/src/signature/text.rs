@@ -41,7 +41,8 @@ pub fn read(path: &Path) -> Result<String, SignatureError> {
 }
 
 /// A signature without what nobody signed: the untrusted comment of minisign, lines behind its four, and whatever else
-/// those of cosign may come with, and lines that are no signature. This is what may be passed on to others, as no other text comes with it.
+/// those of cosign may come with, and lines that are no signature. This is what may be passed on to others, as no other
+/// text comes with it.
 ///
 /// # Errors
 /// [`SignatureError::TooLong`], [`SignatureError::NotASignature`].
@@ -64,8 +65,8 @@ pub fn canonical(text: &str) -> Result<String, SignatureError> {
     Ok(passed)
 }
 
-/// Every signature in a text, and why what else is in it is none: lines of JSON are those of cosign, the others together
-/// are one of minisign.
+/// Every signature in a text, and why what else is in it is none: lines of JSON are those of cosign, the others
+/// together are one of minisign.
 ///
 /// # Errors
 /// Why, when there is no signature at all.

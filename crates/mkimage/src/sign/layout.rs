@@ -1,7 +1,7 @@
 //! An OCI image layout with a signature: written beside an image, in place of an older one and of nothing else.
 //!
-//! All in it is reached from the descriptor of its folder, and through no symbolic link: whoever may write there does not
-//! choose what is written or removed elsewhere.
+//! All in it is reached from the descriptor of its folder, and through no symbolic link: whoever may write there does
+//! not choose what is written or removed elsewhere.
 
 use crate::again::{open, openat};
 use crate::output::{Output, Readers, parent, sync_directory};
@@ -89,8 +89,8 @@ fn write_in(root: &OwnedFd, path: &Path, files: &[(PathBuf, Vec<u8>)], sync: boo
     Ok(())
 }
 
-/// The blobs that go with the layout which lies in a folder: those that its index leads to. Where there is none, all that
-/// lies there is the beginning of a layout, and stays.
+/// The blobs that go with the layout which lies in a folder: those that its index leads to. Where there is none, all
+/// that lies there is the beginning of a layout, and stays.
 fn replaced(root: &OwnedFd, path: &Path) -> Result<Vec<PathBuf>> {
     let open = |name: &Path| dmabuf::open_beneath(root.as_fd(), name);
     let (old, is_begun) = match cosign::replaceable_blobs(path, &open) {

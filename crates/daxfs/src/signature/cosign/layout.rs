@@ -119,8 +119,9 @@ pub fn layout(content: &[u8; 32], payload: &[u8], signature: &[u8]) -> Vec<(Path
     files
 }
 
-/// The blobs that a signature of a content leads to, each below the layout, where an index is one that [`layout`] makes:
-/// they may give way to another signature with it. `None` for any other index. `open` opens a file of the layout.
+/// The blobs that a signature of a content leads to, each below the layout, where an index is one that [`layout`]
+/// makes: they may give way to another signature with it. `None` for any other index. `open` opens a file of the
+/// layout.
 ///
 /// # Errors
 /// As for [`read`](crate::signature::read): the index is none, or is not there.
@@ -149,15 +150,15 @@ pub fn replaceable_blobs(
     Ok(Some(digests.iter().filter_map(|digest| blob(digest)).collect()))
 }
 
-/// Whether a file below a layout is one that [`layout`] writes before the index, whole: `oci-layout`, or a blob that has
-/// its own SHA-256 as its name.
+/// Whether a file below a layout is one that [`layout`] writes before the index, whole: `oci-layout`, or a blob that
+/// has its own SHA-256 as its name.
 pub fn is_part(name: &Path, bytes: &[u8]) -> bool {
     (name == Path::new("oci-layout") && bytes == VERSION)
         || (bytes.len() <= JSON_MAX && blob(&super::digest(bytes)).as_deref() == Some(name))
 }
 
-/// The signatures in a layout, each a line; `None` where the path is no directory, or one without an `index.json`. Files
-/// of it are opened by their names below it.
+/// The signatures in a layout, each a line; `None` where the path is no directory, or one without an `index.json`.
+/// Files of it are opened by their names below it.
 pub(in crate::signature) fn read_layout(
     path: &Path,
     open: &dyn Fn(&Path) -> dmabuf::Result<OwnedFd>,
