@@ -273,8 +273,8 @@ def test_signed(tree: Path, tmp_path: Path) -> None:
         daxfs.open(image, signature=signature)
     # A refreshed image has its own signature, which is read again.
     old = daxfs.open(image, key=key)
-    (tree / "new").write_text("new")
-    subprocess.run([tool, "-q", tree, "-o", image, "--sign", keys / "minisign.key"], check=True)
+    (tmp_path / "w" / "new").write_text("new")
+    subprocess.run([tool, "-q", tmp_path / "w", "-o", image, "--sign", keys / "minisign.key"], check=True)
     new = old.refresh()
     assert new is not None
     assert new["new"].read_bytes() == b"new"
