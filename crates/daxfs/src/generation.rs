@@ -6,10 +6,12 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use dmabuf::SharedBytes;
+use dmabuf::{MemoryClass, SharedBytes, SharedBytesMut};
 
 use crate::error::Result;
-use crate::format::{self, Generation, v5};
+use crate::format::{self, Generation, SUPERBLOCK_SIZE, v5};
+use crate::region::read_all;
+use crate::{Region, Superblock};
 
 /// Bytes of the superblock's block that have a meaning, in front of the generation record.
 const HEAD: usize = 192;
@@ -70,6 +72,44 @@ impl Stamp {
         let mut block = [0; format::SUPERBLOCK_SIZE];
         block[format::GENERATION_OFFSET..].copy_from_slice(&self.record);
         Generation::find(&block).map_or(0, |record| record.number.get())
+    }
+}
+
+/// A superblock's block where descriptors opened with O_DIRECT can be read to.
+#[repr(align(4096))]
+struct Block([u8; SUPERBLOCK_SIZE]);
+
+impl Region {
+    /// On memory of devices, drops what this processor has cached of the image that is there: another machine may have
+    /// written it, and cached lines can be older than it where no hardware keeps them in step.
+    pub(crate) fn drop_cached_image(&self) {
+        let view = self.view();
+        if self.class() == MemoryClass::Pages {
+            return;
+        }
+        if let Ok(block) = view.get(0, (view.len() as u64).min(SUPERBLOCK_SIZE as u64)) {
+            block.flush_cache();
+        }
+        // No superblock: opening says why.
+        let Ok(superblock) = Superblock::read(view) else { return };
+        for (_, range) in superblock.regions() {
+            if let Ok(part) = view.get(range.start, range.end - range.start) {
+                part.flush_cache();
+            }
+        }
+    }
+
+    /// The stamp of the image that is there now.
+    pub(crate) fn stamp(&self) -> Result<Stamp> {
+        if let Some((fd, start)) = self.file_that_shrinks() {
+            let mut block = Block([0; SUPERBLOCK_SIZE]);
+            fence(Ordering::SeqCst);
+            read_all(fd, start, &mut SharedBytesMut::from_slice(&mut block.0))?;
+            fence(Ordering::SeqCst);
+            return Ok(Stamp::of(&block.0));
+        }
+        let _access = self.cpu_access()?;
+        Stamp::read(self.view(), self.class() != MemoryClass::Pages)
     }
 }
 

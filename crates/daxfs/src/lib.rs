@@ -70,6 +70,7 @@ mod nearest;
 mod original;
 mod reader;
 mod region;
+mod rule;
 pub mod signature;
 mod snapshot;
 mod superblock;
@@ -90,7 +91,7 @@ pub use dmabuf::{
     Transfer, VerityDigest,
 };
 pub use entry::{Entry, FileType, Metadata, Walk};
-pub use error::{Error, Escaped, Result, Rule};
+pub use error::{Error, Escaped, Result};
 pub use faults::explain_faults;
 pub use file::{Extent, File};
 pub use foreign::Foreign;
@@ -98,6 +99,7 @@ pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use original::Original;
 pub use reader::FileReader;
 pub use region::{Opened, Part, Provenance, Region, Source};
+pub use rule::Rule;
 pub use snapshot::{Piece, PieceSource, ViewKind};
 pub use superblock::Superblock;
 pub use tensor::{

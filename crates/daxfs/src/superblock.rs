@@ -8,7 +8,8 @@ use std::ops::Range;
 use dmabuf::SharedBytes;
 use zerocopy::FromBytes;
 
-use crate::error::{Error, Result, Rule};
+use crate::Rule;
+use crate::error::{Error, Result};
 use crate::format::{self, v5, v8};
 
 /// Where the regions of an image lie. All ranges are bytes from the start of the region that holds the image,

@@ -14,7 +14,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use dmabuf::DirectFile;
 use dmabuf::{
@@ -24,10 +23,8 @@ use dmabuf::{
 
 pub use source::{Opened, Part, Source};
 
-use crate::format::SUPERBLOCK_SIZE;
-use crate::generation::Stamp;
 use crate::holder::Attachment;
-use crate::{Error, Result, Superblock};
+use crate::{Error, Result};
 
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -425,41 +422,9 @@ impl Region {
         }
     }
 
-    /// On memory of devices, drops what this processor has cached of the image that is there: another machine may have
-    /// written it, and cached lines can be older than it where no hardware keeps them in step.
-    pub(crate) fn drop_cached_image(&self) {
-        let view = self.view();
-        if self.class() == MemoryClass::Pages {
-            return;
-        }
-        if let Ok(block) = view.get(0, (view.len() as u64).min(SUPERBLOCK_SIZE as u64)) {
-            block.flush_cache();
-        }
-        // No superblock: opening says why.
-        let Ok(superblock) = Superblock::read(view) else { return };
-        for (_, range) in superblock.regions() {
-            if let Ok(part) = view.get(range.start, range.end - range.start) {
-                part.flush_cache();
-            }
-        }
-    }
-
-    /// The stamp of the image that is there now.
-    pub(crate) fn stamp(&self) -> Result<Stamp> {
-        if let Some((fd, start)) = self.file_that_shrinks() {
-            let mut block = Block([0; SUPERBLOCK_SIZE]);
-            fence(Ordering::SeqCst);
-            read_all(fd, start, &mut SharedBytesMut::from_slice(&mut block.0))?;
-            fence(Ordering::SeqCst);
-            return Ok(Stamp::of(&block.0));
-        }
-        let _access = self.cpu_access()?;
-        Stamp::read(self.view(), self.class() != MemoryClass::Pages)
-    }
-
     /// The descriptor of a file or memfd whose pages others can take away, and where the region begins in it: reading
     /// it is an error then, touching the mapping SIGBUS.
-    fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
+    pub(crate) fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
         match &*self.memory {
             Memory::Mapped { fd, info, offset, .. } => {
                 let is_file = matches!(info.kind, FdKind::File | FdKind::Memfd { .. });
@@ -564,12 +529,12 @@ impl Region {
     }
 }
 
-/// A superblock's block where descriptors opened with O_DIRECT can be read to.
-#[repr(align(4096))]
-struct Block([u8; SUPERBLOCK_SIZE]);
-
 /// Fills `target` with what a file has from `start` on.
-fn read_all(fd: BorrowedFd<'_>, start: u64, target: &mut SharedBytesMut<'_>) -> dmabuf::Result<()> {
+pub(crate) fn read_all(
+    fd: BorrowedFd<'_>,
+    start: u64,
+    target: &mut SharedBytesMut<'_>,
+) -> dmabuf::Result<()> {
     let len = target.len() as u64;
     let mut done = 0;
     let failed = |source| dmabuf::Error::Os { op: "read", subject: "the image".into(), source };

@@ -6,7 +6,8 @@ use zerocopy::FromBytes;
 
 use super::build::{Child, Source};
 use super::{Content, Inode, Reader, Strict};
-use crate::error::{Error, Result, Rule};
+use crate::Rule;
+use crate::error::{Error, Result};
 use crate::format::{self, DIRENT_SIZE, DIRENT_STRIDE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::superblock::{Superblock, bounded, invalid};
 use crate::{FileType, Metadata};

@@ -6,7 +6,8 @@ use hashbrown::HashTable;
 
 use super::tree::{Keys, Name, Node, Tree};
 use super::{Content, Directory, Inode, Piece, Reader};
-use crate::error::{Error, Result, Rule};
+use crate::Rule;
+use crate::error::{Error, Result};
 use crate::superblock::{Superblock, invalid};
 use crate::{FileType, Metadata};
 

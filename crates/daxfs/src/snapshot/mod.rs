@@ -25,8 +25,9 @@ use zerocopy::FromBytes;
 
 pub(crate) use tree::{Tree, components};
 
+use crate::Rule;
 use crate::budget::Budget;
-use crate::error::{Error, Result, Rule};
+use crate::error::{Error, Result};
 use crate::foreign::Foreign;
 use crate::format::{self, Generation};
 use crate::generation::Stamp;
