@@ -151,6 +151,49 @@ impl Entry {
         self.image.tree().child(self.node, name.as_ref()).map(|node| Self::new(self.image.clone(), node))
     }
 
+    /// Calls `each` with everything below this directory and its path from here on, which begins with a slash, in
+    /// bytewise order of the paths of files, as if each directory's name ended with a slash; links are not followed. The
+    /// first error ends it.
+    ///
+    /// Paths are made one by one: in a tree that is made to be deep they are together far longer than the image.
+    ///
+    /// # Errors
+    /// Those of `each`.
+    pub fn each_below<E>(&self, mut each: impl FnMut(&[u8], &Self) -> Result<(), E>) -> Result<(), E> {
+        let mut path = Vec::new();
+        // Entries that are left of a directory, and the bytes of its path.
+        let mut levels = vec![(self.in_order(), 0)];
+        while let Some((entries, len)) = levels.last_mut() {
+            path.truncate(*len);
+            let Some(entry) = entries.next() else {
+                levels.pop();
+                continue;
+            };
+            path.push(b'/');
+            path.extend_from_slice(entry.name());
+            each(&path, &entry)?;
+            if entry.file_type() == FileType::Directory {
+                levels.push((entry.in_order(), path.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in this directory, in the order of its paths.
+    fn in_order(&self) -> std::vec::IntoIter<Self> {
+        let mut entries: Vec<_> = self.children().collect();
+        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        // Only a name that begins with a directory's name can be out of order.
+        let is_directory = |entry: &Self| entry.file_type() == FileType::Directory;
+        if entries.iter().any(is_directory) {
+            entries.sort_by_cached_key(|entry| {
+                let slash: &[u8] = if is_directory(entry) { b"/" } else { b"" };
+                [entry.name(), slash].concat()
+            });
+        }
+        entries.into_iter()
+    }
+
     /// Target of a symbolic link, as stored.
     ///
     /// # Errors
@@ -237,5 +280,49 @@ impl Iterator for Walk {
 impl fmt::Debug for Walk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Walk").field("pending", &self.pending.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::test_image::TestImage;
+
+    #[test]
+    fn names_come_in_the_order_of_their_paths() {
+        let paths =
+            ["/b/c", "/a/b/c", "/a-", "/a.b", "/a.b.c/d", "/a.b.c/d.e", "/a0", "/c/z/a", "/c/z-", "/c0/a/a"];
+        let image =
+            paths.iter().fold(TestImage::new(), |image, path| image.file(path, path.as_bytes().to_vec()));
+        let image = image.link("/a/link", "b/c").open();
+        let mut found = Vec::new();
+        image
+            .root()
+            .each_below(|path, entry| {
+                assert_eq!(path, entry.path());
+                if entry.file_type() != FileType::Directory {
+                    found.push(path.to_vec());
+                }
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        let mut wanted: Vec<_> =
+            image.walk().filter(|entry| entry.file_type() != FileType::Directory).map(|e| e.path()).collect();
+        wanted.sort_unstable();
+        assert_eq!((found.len(), &found), (11, &wanted));
+    }
+
+    #[test]
+    fn paths_below_a_directory_begin_there_and_an_error_ends_them() {
+        let image = ["/a/b/c", "/a/d", "/e"]
+            .iter()
+            .fold(TestImage::new(), |image, path| image.file(path, "x"))
+            .open();
+        let mut found = Vec::new();
+        let stopped = image.entry("/a").unwrap().each_below(|path, _| {
+            found.push(String::from_utf8(path.to_vec()).unwrap());
+            if path == b"/b/c" { Err("enough") } else { Ok(()) }
+        });
+        assert_eq!((stopped, found), (Err("enough"), vec!["/b".to_owned(), "/b/c".to_owned()]));
     }
 }

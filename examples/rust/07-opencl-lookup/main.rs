@@ -54,12 +54,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let program = Program::create_and_build_from_source(opencl.context(), include_str!("gather.cl"), "")?;
     let kernel = Kernel::create(&program, "gather")?;
     let mut rows = vec![0_f32; indices.len() * columns];
-    let null = std::ptr::null_mut();
+    let (context, null) = (opencl.context(), std::ptr::null_mut());
     // SAFETY: no host pointer is given.
-    let mut index =
-        unsafe { Buffer::<u32>::create(opencl.context(), CL_MEM_READ_ONLY, indices.len(), null) }?;
+    let mut index = unsafe { Buffer::<u32>::create(context, CL_MEM_READ_ONLY, indices.len(), null) }?;
     // SAFETY: as above.
-    let gathered = unsafe { Buffer::<f32>::create(opencl.context(), CL_MEM_WRITE_ONLY, rows.len(), null) }?;
+    let gathered = unsafe { Buffer::<f32>::create(context, CL_MEM_WRITE_ONLY, rows.len(), null) }?;
     // SAFETY: buffer and slice are equally long, and the call blocks until the slice is read.
     unsafe { queue.enqueue_write_buffer(&mut index, CL_BLOCKING, 0, &indices, &[]) }?;
     let mut run = ExecuteKernel::new(&kernel);

@@ -2,7 +2,6 @@
 
 use super::bundle::{Algorithm, Signed};
 use super::{Findings, Kind};
-use crate::ls::sorted_children;
 use crate::paths::each_in_order;
 use crate::progress::Progress;
 use crate::text::hex;
@@ -225,25 +224,24 @@ impl Covered {
 
     /// The first path through a link to this directory that it does not have. No other link to a directory is followed.
     fn missed_through(&self, image: &Image, link: &[u8], to: &Entry) -> daxfs::Result<Option<Vec<u8>>> {
-        let mut path = link.to_vec();
-        let mut levels = vec![(sorted_children(to).into_iter(), path.len())];
-        while let Some((entries, len)) = levels.last_mut() {
-            path.truncate(*len);
-            let Some(entry) = entries.next() else {
-                levels.pop();
-                continue;
-            };
-            path.push(b'/');
-            path.extend_from_slice(entry.name());
-            // Many links may lead to one directory.
-            image.charge("paths through links", path.len() as u64)?;
-            if entry.file_type() == FileType::Directory {
-                levels.push((sorted_children(&entry).into_iter(), path.len()));
-            } else if !self.has(&path) {
-                return Ok(Some(path));
-            }
+        enum Stop {
+            Missed(Vec<u8>),
+            Failed(Error),
         }
-        Ok(None)
+        let walked = to.each_below(|below, entry| {
+            let path = [link, below].concat();
+            // Many links may lead to one directory.
+            image.charge("paths through links", path.len() as u64).map_err(Stop::Failed)?;
+            match entry.file_type() == FileType::Directory || self.has(&path) {
+                true => Ok(()),
+                false => Err(Stop::Missed(path)),
+            }
+        });
+        match walked {
+            Ok(()) => Ok(None),
+            Err(Stop::Missed(path)) => Ok(Some(path)),
+            Err(Stop::Failed(error)) => Err(error),
+        }
     }
 }
 

@@ -177,6 +177,8 @@ impl fmt::Debug for Tensor {
 }
 
 #[cfg(test)]
+mod indexed_tests;
+#[cfg(test)]
 pub(crate) mod test_image;
 #[cfg(test)]
 mod tests;

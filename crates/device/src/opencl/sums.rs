@@ -58,11 +58,11 @@ impl Device {
         }
         // SAFETY: as for the first; this buffer has a `ulong` for each item.
         unsafe { kernel.set_arg(4, &output) }.map_err(said)?;
-        let null = std::ptr::null();
+        let (null, run) = (std::ptr::null(), kernel.get());
+        let queue = &self.0.queue;
         // SAFETY: one dimension, whose size lives for the call. All parameters are set, and no other thread sets them
         // meanwhile. Each item reads below `end`, the length of the buffer, and writes its own sum.
-        let done =
-            unsafe { self.0.queue.enqueue_nd_range_kernel(kernel.get(), 1, null, items.as_ptr(), null, &[]) };
+        let done = unsafe { queue.enqueue_nd_range_kernel(run, 1, null, items.as_ptr(), null, &[]) };
         done.and_then(|event| event.wait()).map_err(said)?;
         // SAFETY: the call blocks until all of `found`, which is as long as the buffer, is written.
         unsafe { self.0.queue.enqueue_read_buffer(&sums, CL_BLOCKING, 0, &mut found, &[]) }.map_err(said)?;

@@ -277,4 +277,6 @@ impl Index {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(super) mod test_index;
+#[cfg(test)]
+mod tests;
