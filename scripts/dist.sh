@@ -65,8 +65,9 @@ inside_wheels() {
 
 # any_pages FILE TARGET: kernels of 64-bit Arm with pages of 64 KiB load nothing whose parts lie closer together.
 any_pages() {
-    local align
-    for align in $(readelf -lW "$1" | awk '$1 == "LOAD" { print $NF }'); do
+    local align headers
+    headers=$(readelf -lW "$1")
+    for align in $(awk '$1 == "LOAD" { print $NF }' <<<"$headers"); do
         case $2 in
             aarch64*) ((align >= 65536)) || fail "$1 has parts at multiples of $align: some kernels cannot load it" ;;
         esac
@@ -75,8 +76,9 @@ any_pages() {
 
 # everything_there LIBRARY: what a library lacks is no error of a linker. What no library of its own has is Python's.
 everything_there() {
-    local lacking
-    lacking=$(readelf --dyn-syms -W "$1" | awk '$5 == "GLOBAL" && $7 == "UND" && $8 !~ /@/ { print $8 }' |
+    local lacking symbols
+    symbols=$(readelf --dyn-syms -W "$1")
+    lacking=$(awk '$5 == "GLOBAL" && $7 == "UND" && $8 !~ /@/ { print $8 }' <<<"$symbols" |
         grep -vE '^_?Py' || true)
     [ -z "$lacking" ] || fail "$1 needs what no library of that age has: $lacking"
 }
@@ -155,7 +157,8 @@ if [ "${1:-}" = inside ]; then
     for part in "$@"; do
         printf '\n--- %s\n' "$part"
         SECONDS=0
-        "inside_$part"
+        # What one part sets, such as linkers, is not for the next one.
+        ("inside_$part")
         printf -- '--- %s: %d s\n' "$part" $SECONDS
     done
     exit

@@ -44,6 +44,8 @@ if [ ${#wanted[@]} -eq 0 ]; then
         'crates/daxfs/src/image*.rs' 'crates/daxfs/src/file.rs' 'crates/daxfs/src/generation.rs' 'crates/daxfs/src/tensor/*.rs' \
         'crates/protocol/src/*.rs' 'crates/holder/src/*.rs')
 fi
+# A file of no such crate ends this here, and not in the middle.
+list=$(files "${wanted[@]}")
 shard=()
 [ -z "${1:-}" ] || shard=(--shard "$1")
 
@@ -71,7 +73,7 @@ mkdir -p "$output"
 status=0
 while read -r crate; do
     options=()
-    while read -r _ file; do options+=(--file "$file"); done < <(files "${wanted[@]}" | grep "^$crate ")
+    while read -r _ file; do options+=(--file "$file"); done < <(grep "^$crate " <<<"$list")
     run "$crate" "$output/$crate" "${MUTANTS_TESTS:-$all}" "${options[@]}" "${shard[@]}"
     missed=$output/$crate/mutants.out/missed.txt
     if [ -n "${MUTANTS_TESTS:-}" ] && [ -s "$missed" ]; then
@@ -80,7 +82,7 @@ while read -r crate; do
         : >"$missed"
         run "$crate" "$output/$crate-again" "$all" "${options[@]}"
     fi
-done < <(files "${wanted[@]}" | cut -d' ' -f1 | sort -u)
+done < <(cut -d' ' -f1 <<<"$list" | sort -u)
 
 # PATH: CHANGE, without the place in the file.
 strip() {

@@ -277,14 +277,15 @@ long_fuzz() {
     FUZZ_SECONDS=${LONG_FUZZ_SECONDS:-1200} fuzz
 }
 
-# Every access of memory is checked, of the two crates with unsafe code. What is leaked on purpose (places that a signal
+# Every access of memory is checked, of the crates below the packer. What is leaked on purpose (places that a signal
 # handler may read) is none of its business.
 asan() {
     cargo +nightly --version >/dev/null 2>&1 || cannot "the address sanitizer needs Rust's nightly toolchain" || return
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
     local -x RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0
-    cargo +nightly test --locked --no-fail-fast --target "$host" --target-dir target/asan -p dmabuf -p daxfs-protocol -p daxfs -p daxfs-device --lib --tests
+    cargo +nightly test --locked --no-fail-fast --target "$host" --target-dir target/asan --lib --tests \
+        -p dmabuf -p daxfs-protocol -p daxfs -p daxfs-device
 }
 
 mutants() {

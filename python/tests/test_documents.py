@@ -30,20 +30,22 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 PROGRAMS = {"jq", "minisign", "openssl"}
 ELSEWHERE = {
+    "bench": "an idle machine: make bench is run by hand",
     "checkout": "the source tree; the steps of scripts/test.sh run these",
     "gpu": "a GPU",
     "model_signing": "a Python package that the tests do not install",
     "registry": "a registry of containers",
-    "release": "the files of a release; scripts/test-dist.sh runs these",
+    "release": "the files of a release; scripts/test-dist.sh does the same, with the README's line that unpacks commands",
     "root": "root and the kernel's DAXFS",
-    "systemd": "systemd; tests/kernel runs these in a virtual machine",
+    "systemd": "systemd; a virtual machine of tests/kernel has the same units",
 }
 LEFT_OUT = {
     "README.md": {"checkout": 1, "release": 1, "root": 1},
-    "benchmarks.md": {"checkout": 1},
+    "benchmarks.md": {"bench": 1},
     "cuda.md": {"gpu": 1},
     "holder.md": {"gpu": 1, "model_signing": 1, "registry": 1, "systemd": 2},
     "plans.md": {"gpu": 1},
+    "sources.md": {"root": 2},
 }
 # More than all blocks of a document take on a busy machine; only a command that does not end waits so long.
 PATIENCE = 300
@@ -83,13 +85,14 @@ def shell_blocks(document: Path) -> list[Block]:
 
 def script(document: Path) -> str:
     """The commands that can be run here; what fails is noted in the file $FAILED, with its line of the document."""
-    lines = ["jobs="]
+    lines = ["set -o pipefail", "jobs="]
     for block in shell_blocks(document):
         if ELSEWHERE.keys() & set(block.needs):
             continue
         missing = [name for name in block.needs if not shutil.which(name)]
         assert not missing or os.environ.get("CI") != "true", f"{document.name}: the step setup installs {missing}"
         if missing:
+            print(f"{document.name}:{block.lines[0][0]}: left out, as {missing} is not installed")
             continue
         for number, line in block.lines:
             if re.match(r"\s*(#.*)?$", line):
@@ -104,6 +107,8 @@ def script(document: Path) -> str:
         "for job in $jobs; do",
         '    kill -0 "${job%%:*}" 2>/dev/null || wait "${job%%:*}" || echo "${job#*:}: exit status $?" >>"$FAILED"',
         "done",
+        # Nothing ended the script before, as a line that no shell understands does.
+        ': >"$DONE"',
     ]
     return "\n".join(lines) + "\n"
 
@@ -138,6 +143,7 @@ def test_shell_blocks(document: Path, home: Path) -> None:
         "LANG": "C.UTF-8",
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "XDG_RUNTIME_DIR": str(home / "run"),
+        "DONE": str(home / "done"),
         "FAILED": str(home / "failed"),
     }
     with tempfile.TemporaryFile("w+") as output:
@@ -162,6 +168,7 @@ def test_shell_blocks(document: Path, home: Path) -> None:
             print(output.read())
     failed = home / "failed"
     assert not failed.exists(), failed.read_text()
+    assert (home / "done").exists(), "a line ended the shell: the last one named above"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -113,7 +113,7 @@ impl UploadOptions {
     /// reading them into pinned buffers. It saves the processors a copy and costs the pinning, which takes two to four
     /// times as long with pages of 4 KiB (measured on an H100 with 16 processors): for where processors are few or
     /// busy, or pages are huge. What cannot be pinned (see [`Image::map`](crate::ImageExt::map)) is read as without
-    /// this. A memfd that this process has mapped for the same device by `Image::map` is pinned already, and always
+    /// this. A memfd that this process has mapped for the same device by `ImageExt::map` is pinned already, and always
     /// fetched from there.
     #[must_use]
     pub fn register(mut self, register: bool) -> Self {
