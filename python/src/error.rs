@@ -1,8 +1,8 @@
 //! Exceptions: a small hierarchy of our own, and Python's built-in ones where those say it better.
 //!
-//! `DaxfsError` is the root of what is raised; `CopyWarning` is a `UserWarning`. `FormatError` is a `ValueError`, `NotFoundError` a `KeyError`, `SourceError` a
-//! `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a `DeviceError` and a `MemoryError`,
-//! `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
+//! `DaxfsError` is the root of our own; `CopyWarning` is a `UserWarning`. `FormatError` is a `ValueError`,
+//! `NotFoundError` a `KeyError`, `SourceError` a `ValueError`, `DeviceError` a `RuntimeError`, `DeviceMemoryError` a
+//! `DeviceError` and a `MemoryError`, `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
 //! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
 
 use daxfs::TensorError;
@@ -43,7 +43,8 @@ impl Hierarchy {
         let format = class(
             py,
             "FormatError",
-            "An image, a safetensors header or a checkpoint breaks a rule; the message names place and rule.",
+            "An image, a safetensors header or a checkpoint breaks a rule, or is not the content that was expected or \
+             signed; the message says where.",
             &[&base, &value],
         )?;
         let not_found = class(

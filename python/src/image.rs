@@ -442,7 +442,7 @@ impl Image {
     /// replaced by another file, the file not cut short, and no other image was packed over this one. A sealed copy,
     /// and sealed memory that came as a descriptor, is current for good.
     ///
-    /// ConnectionError when the holder does not answer.
+    /// ConnectionError when no holder is there, TimeoutError when it does not answer.
     fn is_current(&self, py: Python<'_>) -> PyResult<bool> {
         let image = self.opened()?;
         py.detach(|| image.is_current()).or_raise()

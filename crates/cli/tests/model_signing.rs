@@ -355,18 +355,48 @@ fn signatures_cost_what_they_take() {
     verify("16M").ok();
 }
 
+/// Each link to a directory has all of it listed, however little of that is named.
+#[test]
+fn links_to_one_directory_cost_what_is_in_it() {
+    let fixture = Fixture { dir: tempfile::tempdir().unwrap() };
+    let tree = fixture.tree();
+    fs::create_dir_all(tree.join("d")).unwrap();
+    for number in 0..500 {
+        fs::write(tree.join(format!("d/{number:03}")), "x").unwrap();
+    }
+    for number in 0..200 {
+        std::os::unix::fs::symlink("d", tree.join(format!("l{number:03}"))).unwrap();
+    }
+    let names: Vec<String> = (0..200).map(|number| format!("l{number:03}/000")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    fs::write(tree.join("model.sig"), bundle_of_all(&names, b"x")).unwrap();
+    fixture.pack(|packer| packer);
+    // 200 times 500 entries of 64 bytes.
+    let error = fixture.run(&["verify", "IMAGE", "--max-metadata", "6M"]).error();
+    assert!(error.contains("paths through links"), "{error}");
+    let run = verify(&fixture);
+    assert!(run.status == 1 && run.text().contains("a link that leads to /l000/001"), "{run:?}");
+}
+
 /// A bundle that names one file again and again, and that nobody has signed.
 fn bundle_of(name: &str, bytes: &[u8], count: usize) -> String {
+    bundle_of_all(&vec![name; count], bytes)
+}
+
+/// A bundle that names files, all of the same bytes, and that nobody has signed.
+fn bundle_of_all(names: &[&str], bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     let mut all = Sha256::new();
-    (0..count).for_each(|_| all.update(digest));
+    names.iter().for_each(|_| all.update(digest));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let resource = serde_json::json!({"name": name, "algorithm": "sha256", "digest": hex(&digest)});
+    let resource =
+        |name: &&str| serde_json::json!({"name": name, "algorithm": "sha256", "digest": hex(&digest)});
+    let resources: Vec<_> = names.iter().map(resource).collect();
     let statement = serde_json::json!({
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": "t", "digest": {"sha256": hex(&all.finalize())}}],
         "predicateType": "https://model_signing/signature/v1.0",
-        "predicate": {"serialization": {"method": "files"}, "resources": vec![resource; count]},
+        "predicate": {"serialization": {"method": "files"}, "resources": resources},
     });
     let bundle = serde_json::json!({
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",

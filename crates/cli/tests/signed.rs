@@ -64,6 +64,9 @@ fn verify_takes_the_signature_of_this_content_alone() {
     let text = fs::read_to_string(&signature).unwrap();
     fs::write(&signature, &text[..text.len() / 2]).unwrap();
     differs(&verify("DIR/key.pub"), "signature: the signature is none of minisign's or cosign's");
+    // What is no text hides no other difference, and is one.
+    fs::write(&signature, [0xff]).unwrap();
+    differs(&verify("DIR/key.pub"), "signature: ");
     fs::rename(&signature, fixture.path("elsewhere")).unwrap();
     differs(&verify("DIR/key.pub"), "signature: the image has no signature");
     fs::write(fixture.path("elsewhere"), &text).unwrap();

@@ -358,7 +358,8 @@ impl Error {
     }
 
     /// True when the image, or a safetensors file or checkpoint in it, breaks a rule of its format or a limit, or is
-    /// something else: to open it again is of no use.
+    /// something else: to open it again is of no use. Of memory that is asked for beyond its end nothing tells whether an
+    /// image or the caller did: it counts, too.
     pub fn is_format(&self) -> bool {
         match self {
             Self::TooSmall { .. }
@@ -419,6 +420,7 @@ impl Error {
         match self {
             Self::Memory(error) | Self::PhysicalMount { source: error, .. } => error.raw_os_error(),
             Self::Write(error) => error.raw_os_error(),
+            Self::Holder(error) => error.raw_os_error(),
             _ => None,
         }
     }

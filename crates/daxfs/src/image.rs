@@ -137,7 +137,7 @@ impl Image {
 
     /// As [`Image::refresh`], with other options, which the new image keeps for its own refreshes: the way to accept the
     /// content hash of a new release. Memory that was given mapped copy-on-write ([`Region::from_fd_private`]) stays so
-    /// whatever [`OpenOptions::private`] says.
+    /// until options that say [`OpenOptions::private`] were used once; from then on they decide.
     ///
     /// ```
     /// # fn follow(image: &daxfs::Image, announced: [u8; 32]) -> daxfs::Result<Option<daxfs::Image>> {
@@ -162,8 +162,10 @@ impl Image {
     }
 
     /// What is higher in each image that follows this one under the same name: the holder's number, as `daxfs ps` shows
-    /// it, for an image that came from a holder, and [`Image::generation`] otherwise. Image files that take each other's
-    /// place at a path have no number: 0. For those, and across holders, [`Image::content_hash`] tells images apart.
+    /// it, for an image in memory that came from a holder, and [`Image::generation`] otherwise, also for a copy
+    /// ([`OpenOptions::sealed_copy`]). Image files that take each other's place at a path have no number: 0. A holder that
+    /// starts without the images of another one begins anew. Where that matters [`Image::content_hash`] tells images
+    /// apart.
     pub fn version(&self) -> u64 {
         self.region()
             .attachment()
@@ -171,7 +173,7 @@ impl Image {
     }
 
     /// Number of the image in its region: 0 where none was before it, and higher with each that `--replace` puts there. A
-    /// holder's swap gives new memory, where it is 0 again; [`Image::version`] counts both.
+    /// holder's swap gives new memory, where it is 0 again; [`Image::version`] is the holder's number then.
     pub fn generation(&self) -> u64 {
         self.0.stamp.number()
     }

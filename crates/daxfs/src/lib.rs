@@ -106,6 +106,8 @@ pub use tensor::{
     Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Rows, Tensor, TensorError, TensorInfo, Tensors,
 };
 pub use verify::Verify;
+/// What `Tensor::as_slice_of` asks of its types is of this crate.
+pub use zerocopy;
 
 /// Compiles the README's Rust example.
 #[cfg(doctest)]

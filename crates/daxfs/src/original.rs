@@ -15,7 +15,8 @@ use crate::{File, Index};
 ///
 /// The packer moves the tensors of safetensors files so that they are aligned, unless it is told not to; then the file
 /// in the image is another, valid one with the same tensors, and this puts the source together again. For every other
-/// file it is the file itself. It holds the image. Cloning is cheap but for a few bytes for each stretch.
+/// file it is the file itself. That both have the same tensors in the same bytes is proven when it is made, so sums of the
+/// original speak for what readers of the file get. It holds the image. Cloning is cheap but for a few bytes for each stretch.
 #[derive(Clone)]
 pub struct Original {
     file: File,
@@ -30,7 +31,11 @@ impl Original {
                 None => None,
                 Some(record) => {
                     index.check_size(&record, file)?;
-                    index.original(&record)?.map(|original| (index, original))
+                    let original = index.original(&record)?;
+                    if let Some(original) = &original {
+                        index.check_original(file, original)?;
+                    }
+                    original.map(|original| (index, original))
                 }
             },
         };

@@ -68,9 +68,11 @@ impl From<crate::Error> for io::Error {
         match error {
             crate::Error::Write(error) => error,
             error => {
-                let kind = error
-                    .raw_os_error()
-                    .map_or(io::ErrorKind::Other, |number| io::Error::from_raw_os_error(number).kind());
+                let kind = match (&error, error.raw_os_error()) {
+                    (crate::Error::Memory(memory), _) => memory.io_kind(),
+                    (_, Some(number)) => io::Error::from_raw_os_error(number).kind(),
+                    (_, None) => io::ErrorKind::Other,
+                };
                 io::Error::new(kind, error)
             }
         }

@@ -43,6 +43,7 @@ pub struct Superblock {
 
 impl Superblock {
     /// An image of version 8 with nothing but a base image of one inode, at `base`: where it ends the image ends.
+    #[doc(hidden)]
     pub fn of_base(base: Range<u64>, block_size: u32) -> Self {
         let slot = size_of::<format::Inode>() as u64;
         Self {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Os`] with the kernel's answer: `ELOOP` or `ENOTDIR` for a link; [`Error::Invalid`] for a path that is
-/// empty, absolute, or has `..` in it.
+/// empty, absolute, or has `.` or `..` in it.
 pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let subject = || path.display().to_string();
     let name = |component| match component {

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, renameat};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use rustix::fs::fremovexattr;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -53,7 +54,17 @@ impl Readers {
 
     /// Gives an open file that was made with [`Readers::first`] its permissions, and returns them.
     fn apply(self, fd: BorrowedFd<'_>) -> nix::Result<u32> {
-        let stat = fstat(fd)?;
+        // A directory may give its files a list that lets in whom the sources do not, and then no umask counts.
+        let had_list = match fremovexattr(fd, c"system.posix_acl_access") {
+            Ok(()) => true,
+            Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => false,
+            Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+        };
+        let mut stat = fstat(fd)?;
+        if had_list {
+            stat.st_mode = stat.st_mode & !0o777 | self.first().bits() & 0o644;
+            fchmod(fd, Mode::from_bits_truncate(stat.st_mode))?;
+        }
         let wanted = match self {
             Readers::Mode(mode) => mode,
             Readers::Of { others: false, group } if group != Some(stat.st_gid) => stat.st_mode & 0o700,

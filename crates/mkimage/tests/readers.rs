@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{open_strict, write};
+use common::write;
 use mkimage::{Error, Packer};
+use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -26,7 +27,7 @@ fn an_image_is_readable_by_no_more_people_than_its_sources() {
         fs::metadata(dir.path().join("probe")).unwrap().permissions().mode() & 0o777
     };
     let mode = |packer: Packer| {
-        let (summary, _) = pack(dir.path(), packer);
+        let summary = packer.verify(true).plan().unwrap().write_file(dir.path().join("image.daxfs")).unwrap();
         let mode = fs::metadata(dir.path().join("image.daxfs")).unwrap().permissions().mode() & 0o777;
         assert_eq!(summary.mode.as_deref(), Some(&*format!("{mode:04o}")));
         assert_eq!(summary.to_string().contains("--mode"), mode & 0o004 == 0, "{summary}");
@@ -66,7 +67,37 @@ fn an_image_is_readable_by_no_more_people_than_its_sources() {
     let path = dir.path().join("image.daxfs");
     packer().mode(Some(0o644)).plan().unwrap().write_file(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-    assert!(matches!(plan(packer().mode(Some(0o1000))), Err(Error::Setting { option: "--mode", .. })));
+    assert!(matches!(packer().mode(Some(0o1000)).plan(), Err(Error::Setting { option: "--mode", .. })));
+}
+
+/// Version 2 of a list: the owner, user 1234, the group, the mask, others: the kind, what is allowed, and whose it is.
+fn list(named: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
+    let entries = [
+        (1_u16, 7, u32::MAX),
+        (2, named, 1234),
+        (4, group, u32::MAX),
+        (16, mask, u32::MAX),
+        (32, others, u32::MAX),
+    ];
+    let entry = |(kind, allowed, id): (u16, u16, u32)| {
+        [&kind.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    [2_u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+}
+
+/// Gives a file or directory a list. False where there are none, which is a failure where all tests have to run.
+fn set_list(path: &Path, name: &CStr, list: &[u8]) -> bool {
+    match rustix::fs::setxattr(path, name, list, rustix::fs::XattrFlags::empty()) {
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "no access control lists here");
+            eprintln!("not run: no access control lists here");
+            false
+        }
+        set => {
+            set.unwrap();
+            true
+        }
+    }
 }
 
 /// The group's bits of what has a list are those of its mask, and say nothing of the group; and a list may keep out
@@ -77,20 +108,6 @@ fn access_control_lists_count_beside_the_mode() {
     let outer = dir.path().join("outer");
     write(&outer, "tree/a/one", b"1");
     let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    // Version 2; the owner, user 1234, the group, the mask, others: the kind, what is allowed, and whose it is.
-    let list = |named: u16, group: u16, mask: u16, others: u16| {
-        let entries = [
-            (1_u16, 7, u32::MAX),
-            (2, named, 1234),
-            (4, group, u32::MAX),
-            (16, mask, u32::MAX),
-            (32, others, u32::MAX),
-        ];
-        let entry = |(kind, allowed, id): (u16, u16, u32)| {
-            [&kind.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
-        };
-        [2_u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
-    };
     let mode = || {
         let packer = Packer::new().input(outer.join("tree"));
         packer.plan().unwrap().write_file(dir.path().join("image")).unwrap();
@@ -120,23 +137,38 @@ fn access_control_lists_count_beside_the_mode() {
             (needed, needed, needed, needed, umask),
             (needed, needed, 0, needed, 0o600),
         ] {
-            let list = list(named, group, mask, others);
-            match rustix::fs::setxattr(
-                &path,
-                c"system.posix_acl_access",
-                &list,
-                rustix::fs::XattrFlags::empty(),
-            ) {
-                Err(rustix::io::Errno::OPNOTSUPP) => {
-                    assert!(std::env::var("CI").as_deref() != Ok("true"), "no access control lists here");
-                    eprintln!("not run: no access control lists here");
-                    return;
-                }
-                set => set.unwrap(),
+            if !set_list(&path, c"system.posix_acl_access", &list(named, group, mask, others)) {
+                return;
             }
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() >> 3 & 7, u32::from(mask));
             assert_eq!(mode(), wanted, "{name}: {named} {group} {mask} {others}");
         }
         rustix::fs::removexattr(&path, c"system.posix_acl_access").unwrap();
+    }
+}
+
+/// A directory may have a list for what is made in it.
+#[test]
+fn a_list_of_the_outputs_directory_lets_nobody_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, out) = (dir.path().join("tree"), dir.path().join("out"));
+    let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    write(&tree, "f", b"1");
+    fs::create_dir(&out).unwrap();
+    for path in [dir.path(), &tree, &out] {
+        set(path, 0o755);
+    }
+    if !set_list(&out, c"system.posix_acl_default", &list(7, 7, 7, 7)) {
+        return;
+    }
+    for (source, asked, wanted) in
+        [(0o600, None, 0o600), (0o640, None, 0o640), (0o644, None, 0o644), (0o600, Some(0o664), 0o664)]
+    {
+        set(&tree.join("f"), source);
+        let path = out.join("image");
+        Packer::new().input(&tree).mode(asked).plan().unwrap().write_file(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, wanted, "{source:o}");
+        let list = rustix::fs::getxattr(&path, c"system.posix_acl_access", &mut [0_u8; 64][..]);
+        assert_eq!(list, Err(rustix::io::Errno::NODATA), "{source:o}");
     }
 }

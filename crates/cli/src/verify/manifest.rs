@@ -16,6 +16,9 @@ use std::collections::{BTreeSet, HashMap};
 /// The name that the tool gives its signatures.
 const NAME: &[u8] = b"model.sig";
 
+/// What an entry costs that is listed and put in order.
+const ORDERED: usize = 64;
+
 /// Longest signature that is read: about 100,000 files.
 const LONGEST: u64 = 16 << 20;
 
@@ -228,10 +231,15 @@ impl Covered {
             Missed(Vec<u8>),
             Failed(Error),
         }
+        // Many links may lead to one directory, and what is in it is listed and put in order for each.
+        let charge = |bytes: usize, directory: &Entry| {
+            let children = directory.children().len().saturating_mul(ORDERED);
+            image.charge("paths through links", bytes.saturating_add(children) as u64)
+        };
+        charge(0, to)?;
         let walked = to.each_below(|below, entry| {
             let path = [link, below].concat();
-            // Many links may lead to one directory.
-            image.charge("paths through links", path.len() as u64).map_err(Stop::Failed)?;
+            charge(path.len(), entry).map_err(Stop::Failed)?;
             match entry.file_type() == FileType::Directory || self.has(&path) {
                 true => Ok(()),
                 false => Err(Stop::Missed(path)),

@@ -56,10 +56,15 @@ fn check_content(
     let checked = match (&args.signature, attached) {
         (Some(path), _) => keys.verify(content, &read(path)?),
         (None, Some(text)) => keys.verify(content, text),
-        (None, None) => match crate::holder::beside(&args.image)? {
-            Some(found) => found.verify(keys, content),
-            None if files_are_signed => return Ok(()),
-            None => {
+        (None, None) => match crate::holder::beside(&args.image) {
+            Ok(Some(found)) => found.verify(keys, content),
+            // What lies beside the image says nothing of it, whatever is wrong with it.
+            Ok(None) | Err(_) if files_are_signed => return Ok(()),
+            Err(error) => {
+                findings.differ(Kind::Signature, None, format!("{error:#}"));
+                return Ok(());
+            }
+            Ok(None) => {
                 let advice = "it is looked for in IMAGE.minisig and IMAGE.cosign; --signature names it";
                 Err(SignatureError::Missing { advice })
             }

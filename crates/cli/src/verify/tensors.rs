@@ -95,8 +95,12 @@ fn file_record(index: &Index, entry: &Entry, findings: &mut Findings) -> daxfs::
             findings.facts.tensors = findings.facts.tensors.saturating_add(record.tensors.len() as u64);
             true
         }
-        // A wrong or missing record is a matter of the index, not of its tensors.
-        _ => false,
+        // A wrong or missing record is a matter of the index, not of its tensors; but no file stands for another one.
+        Some(_) => {
+            index.verify_file(&file)?;
+            false
+        }
+        None => false,
     };
     if is_safetensors(entry.name()) && !listed && file.tensors().is_ok_and(|tensors| !tensors.is_empty()) {
         findings.differ(Kind::Tensors, Some(&file.path()), "the index does not list its tensors");

@@ -1,7 +1,7 @@
 //! Tensors by the index of an image: it gives what parsing gives, and damage in it is an error, not other bytes.
 
 use super::index::test_index::Builder;
-use super::test_image::TestImage;
+use super::test_image::{TestImage, safetensors};
 use super::tests::{MAP, checkpoint, names, shard, text};
 use super::*;
 
@@ -155,4 +155,89 @@ fn without_a_usable_index_headers_are_parsed() {
     let image = checkpoint().file("/.daxfs", b"".as_slice()).open();
     assert!(image.index().unwrap().is_none());
     assert_eq!(image.tensors().unwrap().len(), 2);
+}
+
+/// The bytes that a file had in its source are compared in its place, so none may be another file.
+#[test]
+fn an_original_is_of_the_same_tensors() {
+    use crate::format::index as raw;
+
+    let data = b"0123456789ab";
+    let file = |dtype: Dtype, shape: &[u64], bytes: &[u8], more: &str| {
+        safetensors(&[("w", dtype, shape, bytes)], more)
+    };
+    let stored = file(Dtype::F32, &[3], data, "");
+    let of = |path: &'static str, stored: &[u8], start: &[u8], runs: &[(u64, u64)]| {
+        let len = stored.len() as u64;
+        let begin = len.saturating_sub(data.len() as u64);
+        let mut builder = Builder { v2: true, ..Builder::default() };
+        match path {
+            "/config.json" => builder.file_at(path, 2, len, 0, &[]),
+            _ => builder.file_at(path, 2, len, begin, &[("w", Dtype::F32, &[3], begin)]),
+        };
+        builder.original(0, start, runs);
+        if path == "/config.json" {
+            builder.files[0].container = raw::CONTAINER_NONE.into();
+        }
+        let image =
+            TestImage::new().file(path, stored.to_vec()).file("/.daxfs/index", builder.bytes()).open();
+        let file = image.file(path).unwrap();
+        let index = image.index().unwrap().unwrap();
+        let checked = index.verify_file(&file).map_err(|error| error.to_string());
+        let original = file.original().map_err(|error| error.to_string());
+        (original.map(|original| original.len()), checked)
+    };
+    let begin = (stored.len() - data.len()) as u64;
+    let head = |bytes: &[u8]| bytes[..bytes.len() - data.len()].to_vec();
+    let run = [(begin, 12)];
+    let w = "/w.safetensors";
+    assert_eq!(of(w, &stored, &head(&stored), &run), (Ok(stored.len() as u64), Ok(())));
+    let refused = |path, stored: &[u8], start: &[u8], runs: &[(u64, u64)], why: &str| {
+        let (original, checked) = of(path, stored, start, runs);
+        for error in [original.unwrap_err(), checked.unwrap_err()] {
+            assert!(error.contains(why), "{error}");
+        }
+    };
+    refused(
+        w,
+        &stored,
+        &head(&file(Dtype::I32, &[3], data, "")),
+        &run,
+        "data type of tensor \"w\" of the original",
+    );
+    refused(w, &stored, &head(&file(Dtype::F32, &[1, 3], data, "")), &run, "shape of tensor");
+    refused(
+        w,
+        &stored,
+        &head(&file(Dtype::F32, &[3], data, "{\"a\":\"b\"}")),
+        &run,
+        "metadata of the original",
+    );
+    refused(w, &stored, &stored, &[], "bytes of the original's header");
+    refused(w, &stored, &head(&stored), &[(begin - 1, 12)], "place of tensor");
+    refused(w, &stored, b"12345", &[], "5 bytes");
+    // What has no tensors has not been moved.
+    refused("/config.json", b"{\"hidden_size\": 666}", b"{\"hidden_size\": 384}", &[], "/config.json");
+}
+
+/// What lies between the tensors that were moved is nothing.
+#[test]
+fn padding_is_zeros() {
+    let source = safetensors(&[("w", Dtype::U8, &[2], b"12")], "");
+    let padded = |filler: &[u8]| {
+        safetensors(&[("__daxfs_pad_0", Dtype::U8, &[3], filler), ("w", Dtype::U8, &[2], b"12")], "")
+    };
+    for (filler, is_padding) in [(&[0, 0, 0], true), (&[0, 7, 0], false)] {
+        let stored = padded(filler);
+        let (len, begin) = (stored.len() as u64, stored.len() as u64 - 2);
+        let mut builder = Builder { v2: true, ..Builder::default() };
+        builder.file_at("/w.safetensors", 2, len, begin - 3, &[("w", Dtype::U8, &[2], begin)]);
+        builder.original(0, &source[..source.len() - 2], &[(begin, 2)]);
+        let image =
+            TestImage::new().file("/w.safetensors", stored).file("/.daxfs/index", builder.bytes()).open();
+        let file = image.file("/w.safetensors").unwrap();
+        assert_eq!(file.original().unwrap().len(), source.len() as u64);
+        let checked = image.index().unwrap().unwrap().verify_file(&file);
+        assert_eq!(checked.is_ok(), is_padding, "{checked:?}");
+    }
 }

@@ -43,7 +43,9 @@ impl Tensor {
     /// # Errors
     /// As for [`Tensor::rows`].
     pub fn row(&self, index: u64) -> Result<Rows<'_>> {
-        self.rows(index..index.saturating_add(1))
+        let outside =
+            || TensorError::OutsideRows { tensor: self.name().into(), range: index..index, count: u64::MAX };
+        self.rows(index..index.checked_add(1).ok_or_else(|| self.fault(outside()))?)
     }
 
     /// The rows in a range of the first dimension, which lie one after the other.
@@ -108,6 +110,7 @@ fn holds<T: 'static>(dtype: Dtype) -> bool {
         (TypeId::of::<i16>(), Dtype::I16),
         (TypeId::of::<i32>(), Dtype::I32),
         (TypeId::of::<i64>(), Dtype::I64),
+        (TypeId::of::<isize>(), Dtype::I64),
         (TypeId::of::<f32>(), Dtype::F32),
         (TypeId::of::<f64>(), Dtype::F64),
     ];

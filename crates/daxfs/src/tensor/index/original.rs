@@ -3,12 +3,20 @@
 //! An original is the bytes that it begins with, which the index keeps, and then runs of the file in the image. The
 //! runs follow each other there, so an original is never longer than its file and what the index keeps of it, and
 //! reading all originals of an image takes no longer than reading the image.
+//!
+//! An original stands for its file in comparisons with a source and with published sums. So it is one only where both
+//! have the same tensors in the same bytes: else an image could have one file and show another.
+
+use std::collections::HashSet;
 
 use super::record::{Section, place};
+use super::verify::same;
 use super::{Index, IndexedFile};
 use crate::format::index as raw;
-use crate::tensor::TensorError;
-use crate::{Error, Result, SharedBytes};
+use crate::tensor::checkpoint::header_of;
+use crate::tensor::safetensors::{Header, LENGTH_SIZE, MAX_HEADER, header_length, parse_header, read_exact};
+use crate::tensor::{Dtype, TensorError, TensorInfo};
+use crate::{Error, File, Result, SharedBytes};
 
 /// Where the bytes of an original lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +46,13 @@ impl IndexedOriginal {
         let (from, in_file, len) = *self.runs.get(at)?;
         let skip = offset.checked_sub(from)?;
         Some((in_file + skip, len - skip))
+    }
+
+    /// Whether the bytes of a tensor of the file are the original's, all of them.
+    fn has(&self, info: &TensorInfo) -> bool {
+        let at = self.runs.partition_point(|(_, in_file, len)| in_file + len <= info.offset);
+        let end = info.offset.saturating_add(info.size);
+        self.runs.get(at).is_some_and(|(_, in_file, len)| *in_file <= info.offset && end <= in_file + len)
     }
 }
 
@@ -124,5 +139,73 @@ impl Index {
     pub(crate) fn original_start(&self, original: &IndexedOriginal) -> Result<SharedBytes<'_>> {
         let (offset, len) = original.start;
         Ok(self.view()?.get(self.bytes.start.saturating_add(offset), len)?)
+    }
+
+    /// Proves that an original and its file have the same tensors: names, types, shapes, metadata, and bytes, which lie in
+    /// the runs. Reads both headers.
+    ///
+    /// # Errors
+    /// [`TensorError::IndexMismatch`] with the first difference, and what is wrong with a header.
+    pub(crate) fn check_original(&self, file: &File, original: &IndexedOriginal) -> Result<()> {
+        let header = header_of(file)?;
+        let source = self.original_header(file, original)?;
+        let metadata = if source.metadata() == header.metadata() { "the same" } else { "other" };
+        same(file, || "metadata of the original".into(), &metadata, &"the same")?;
+        same(file, || "number of the original's tensors".into(), &source.len(), &header.len())?;
+        for (was, is) in source.visible().zip(header.visible()) {
+            let what = |what: &str| format!("{what} of tensor {:?} of the original", is.name);
+            same(file, || what("name"), &was.name, &is.name)?;
+            same(file, || what("data type"), &was.dtype, &is.dtype)?;
+            same(file, || what("shape"), &was.shape, &is.shape)?;
+            if is.size > 0 {
+                let run = original.run(was.offset).filter(|(_, len)| *len >= is.size);
+                same(file, || what("place"), &run.map(|(at, _)| at), &Some(is.offset))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The header that the original begins with: all that the index keeps of it.
+    fn original_header(&self, file: &File, original: &IndexedOriginal) -> Result<Header> {
+        let fault = |fault: TensorError| -> Error { fault.in_file(&file.path()).into() };
+        let len = original.start_len();
+        let start = match len.checked_sub(LENGTH_SIZE).filter(|json| *json <= MAX_HEADER) {
+            Some(_) => self.original_start(original)?.to_vec(),
+            None => Vec::new(),
+        };
+        let Some((first, json)) = start.split_first_chunk() else {
+            return Err(fault(TensorError::TooShort { len }));
+        };
+        let expected = header_length(*first, original.size).map_err(fault)?;
+        same(file, || "bytes of the original's header".into(), &json.len(), &expected)?;
+        parse_header(json, original.size).map_err(fault)
+    }
+
+    /// Proves that what a file has beside its original is padding: fillers of zeros.
+    pub(super) fn check_padding(&self, file: &File, original: &IndexedOriginal) -> Result<()> {
+        let header = header_of(file)?;
+        let visible: HashSet<&str> = header.visible().map(|info| info.name.as_str()).collect();
+        let mut buffer = vec![0; 64 << 10];
+        for filler in header.all().iter().filter(|info| !visible.contains(info.name.as_str())) {
+            if original.has(filler) {
+                continue;
+            }
+            let what = |what: &str| format!("{what} of the filler {:?}", filler.name);
+            same(file, || what("data type"), &filler.dtype, &Dtype::U8)?;
+            let (mut at, end) = (filler.offset, filler.offset.saturating_add(filler.size));
+            while at < end {
+                let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+                let (part, _) = buffer.split_at_mut(len);
+                read_exact(file, at, part)?;
+                same(
+                    file,
+                    || what("bytes that are not 0"),
+                    &part.iter().filter(|byte| **byte != 0).count(),
+                    &0,
+                )?;
+                at += len as u64;
+            }
+        }
+        Ok(())
     }
 }

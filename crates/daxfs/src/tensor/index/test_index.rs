@@ -39,6 +39,30 @@ impl Builder {
         (offset.into(), u32_of(text.len()))
     }
 
+    /// The file of this number has an original, which begins with `start`, and then has these runs of the file.
+    pub fn original(&mut self, file: usize, start: &[u8], runs: &[(u64, u64)]) {
+        let record = &mut self.files[file];
+        record.flags = (record.flags.get() | raw::FILE_ORIGINAL).into();
+        record.original = u32_of(self.originals.len());
+        record.container = raw::CONTAINER_SAFETENSORS.into();
+        self.originals.push(raw::OriginalRecord {
+            size: (start.len() as u64 + runs.iter().map(|run| run.1).sum::<u64>()).into(),
+            alignment: 64.into(),
+            start_offset: (self.starts.len() as u64).into(),
+            start_len: (start.len() as u64).into(),
+            first_run: u32_of(self.runs.len()),
+            run_count: u32_of(runs.len()),
+            file: u32_of(file),
+            flags: 0.into(),
+            reserved: [0; 16],
+            hash: [0; 32],
+        });
+        self.starts.extend_from_slice(start);
+        let runs =
+            runs.iter().map(|&(offset, len)| raw::RunRecord { offset: offset.into(), len: len.into() });
+        self.runs.extend(runs);
+    }
+
     pub fn file(&mut self, ino: u32, size: u64, tensors: &[Listed<'_>]) -> &mut Self {
         self.file_at(&format!("/file{ino}"), ino, size, 0, tensors)
     }

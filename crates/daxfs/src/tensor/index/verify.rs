@@ -55,6 +55,7 @@ impl Index {
             let record = self.file_record(number)?;
             image.charge("paths of the index", record.path_len.into())?;
             let file = self.file_of(image, &record)?;
+            self.same_original(&file, &record)?;
             if record.has_tensors {
                 self.same_tensors(&file, &record, &*header_of(&file)?)?;
             } else if record.container == raw::CONTAINER_NONE {
@@ -120,6 +121,7 @@ impl Index {
     pub fn verify_file(&self, file: &File) -> Result<()> {
         let Some(record) = self.file(file.ino())? else { return Ok(()) };
         self.file_of(file.image(), &record)?;
+        self.same_original(file, &record)?;
         match record.has_tensors {
             true => self.same_tensors(file, &record, &*header_of(file)?),
             false if record.container == raw::CONTAINER_NONE => {
@@ -128,6 +130,13 @@ impl Index {
             // Tensors of a container that this version does not know are not shown either.
             false => Ok(()),
         }
+    }
+
+    /// The file's original, if it has one, has the same tensors, and the file nothing else but padding.
+    fn same_original(&self, file: &File, record: &IndexedFile) -> Result<()> {
+        let Some(original) = self.original(record)? else { return Ok(()) };
+        self.check_original(file, &original)?;
+        self.check_padding(file, &original)
     }
 
     fn same_tensors(&self, file: &File, record: &IndexedFile, header: &Header) -> Result<()> {
@@ -234,7 +243,7 @@ fn same_hash(what: &str, stored: &[u8; 32], found: &[u8; 32]) -> Result<()> {
 }
 
 /// The same value in the index and in the file, or an error that shows both.
-fn same<T: PartialEq + std::fmt::Debug>(
+pub(super) fn same<T: PartialEq + std::fmt::Debug>(
     file: &File,
     what: impl Fn() -> String,
     index: &T,
