@@ -35,7 +35,7 @@ ELSEWHERE = {
     "gpu": "a GPU",
     "model_signing": "a Python package that the tests do not install",
     "registry": "a registry of containers",
-    "release": "the files of a release; scripts/test-dist.sh does the same, with the README's line that unpacks commands",
+    "release": "the files of a release; scripts/test-dist.sh does the same",
     "root": "root and the kernel's DAXFS",
     "systemd": "systemd; a virtual machine of tests/kernel has the same units",
 }
