@@ -16,8 +16,8 @@ demo:            ## pack a real model, open it from a descriptor in other proces
 test:            ## everything: format, lints, Rust, Vulkan, Python, demo, a kernel with udmabuf and dma-heap, two kernels over one memory, fuzzing; installs what it needs
 	@scripts/test.sh
 
-test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for twenty minutes a target, each system call that fails, the address sanitizer where there is a nightly toolchain, the systemd units, a release in clean systems, 64-bit Arm and larger pages under emulation, advisories on crates where their database is reachable
-	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz asan long-dist long-arm64 long-pages advisories systemd
+test-long:       ## what takes long: all block sizes with all settings, abuse of a holder, documentation of each feature, fuzzing for twenty minutes a target, each system call that fails, the address sanitizer where there is a nightly toolchain, the systemd units, a release in clean systems, signatures beside cosign and a registry, 64-bit Arm and larger pages under emulation, advisories on crates where their database is reachable
+	@DAXFS_TEST_LONG=1 scripts/test.sh setup wheel long-rust long-python long-abuse long-docs long-fuzz asan long-dist long-cosign long-arm64 long-pages advisories systemd
 
 test-rust:       ## Rust tests and doc tests
 	@scripts/test.sh rust doctests

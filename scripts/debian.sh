@@ -12,10 +12,11 @@
 #   --arm64            programs for 64-bit Arm run as if they were native (binfmt_misc in a user namespace: Linux 6.7)
 #
 # SYSTEM is bookworm (Debian 12) or trixie (13), both with Python alone; or rust: Debian 13 with the backports' Rust for
-# x86-64 and 64-bit Arm, the cross compiler, and the emulator of Arm programs; or machine: Debian 13 with the emulator of
-# Arm machines, and in /arm64 a kernel for one with pages of 16 KiB. Each is kept in $XDG_CACHE_HOME/daxfs/debian under the
-# hash of what is wanted in it, whole or not at all. Versions are those of the day: Debian's archive keeps no others. They
-# are listed in the system's /packages.
+# x86-64 and 64-bit Arm, the cross compiler, and the emulator of Arm programs; or machine: Debian 13 with the emulator
+# of Arm machines, and in /arm64 a kernel for one with pages of 16 KiB; or registry: Debian 13 with cosign and a
+# registry of containers. Each is kept in $XDG_CACHE_HOME/daxfs/debian under the hash of what is wanted in it, whole or
+# not at all. Versions are those of the day: Debian's archive keeps no others. They are listed in the system's
+# /packages.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/daxfs/debian
@@ -41,7 +42,11 @@ define() {
             # Of another processor, or of no use when installed: unpacked into /arm64.
             unpacked=(linux-image-arm64-16k busybox-static:arm64)
             ;;
-        *) fail "no system named $1; there are bookworm, trixie, rust and machine" ;;
+        registry)
+            suite=trixie
+            packages+=(cosign curl docker-registry iproute2 openssl)
+            ;;
+        *) fail "no system named $1; there are bookworm, trixie, rust, machine and registry" ;;
     esac
 }
 

@@ -261,6 +261,10 @@ long_dist() {
     need_systems && scripts/test-dist.sh
 }
 
+long_cosign() {
+    need_systems && scripts/test-cosign.sh
+}
+
 long_arm64() {
     need_systems && scripts/arm64.sh test && scripts/arm64.sh wheel
 }
@@ -360,6 +364,7 @@ if [ "${DAXFS_TEST_LONG:-}" = 1 ]; then
     step long-docs long_docs
     step long-fuzz long_fuzz
     step long-dist long_dist
+    step long-cosign long_cosign
     step long-arm64 long_arm64
     step long-pages long_pages
 fi
