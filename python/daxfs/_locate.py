@@ -1,0 +1,101 @@
+"""What a path of other libraries means: a file of an image, a whole image, or a file of the file system.
+
+    llama.daxfs                    the image
+    llama.daxfs!/tokenizer.json    a file or directory of it; the image may have any name here
+    daxfs://llama                  an image of a holder
+    daxfs://llama!/model.safetensors
+
+A file that exists under the whole name is that file: the file system has the first word.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import daxfs
+
+SCHEME = "daxfs://"
+SUFFIX = ".daxfs"
+# Between an image and a path in it, as in URLs of archives.
+MARK = "!/"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in an image that is named, and not opened yet."""
+
+    source: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.source}{MARK}{self.path}" if self.path else self.source
+
+    def join(self, name: str) -> Location:
+        """Return what lies below."""
+        return Location(self.source, f"{self.path}/{name}" if self.path else name)
+
+    def open(self, *, private: bool = False) -> daxfs.Image:
+        """Open the image; `private` where its memory permits that."""
+        return open_image(self.source, private=private)
+
+
+def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
+    """Return the place in an image that a path means; None for all that is none."""
+    if not isinstance(name, (str, os.PathLike)):
+        return None
+    text = os.fspath(name)
+    if not isinstance(text, str):
+        return None
+    # pathlib makes one of two slashes.
+    if text.startswith("daxfs:/") and not text.startswith(SCHEME):
+        text = SCHEME + text[len("daxfs:/") :]
+    if text.startswith(SCHEME):
+        source, _, path = text.partition(MARK)
+        return Location(source, _clean(path))
+    if text.endswith(SUFFIX) and _is_there(text):
+        return Location(text, "")
+    at = text.find(MARK)
+    while at >= 0:
+        # The file system has the first word, also on names with a mark.
+        if (_is_there(text[:at]) or text.startswith("fd:")) and not Path(text).exists():
+            return Location(text[:at], _clean(text[at + len(MARK) :]))
+        at = text.find(MARK, at + 1)
+    return None
+
+
+def _is_there(source: str) -> bool:
+    """Tell whether something that may hold an image has this name: no directory. Its contents are not looked at."""
+    try:
+        return not stat.S_ISDIR(Path(source).stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _clean(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def open_image(source: Any, *, private: bool = False) -> daxfs.Image:
+    """Open an image; read-only where its memory cannot be mapped copy-on-write."""
+    if not private:
+        return daxfs.open(source)
+    try:
+        return daxfs.open(source, private=True)
+    except (daxfs.DaxfsError, OSError):
+        # A device, or a dma-buf: an image that cannot be opened at all fails again, with the reason.
+        return daxfs.open(source)
+
+
+def find(image: daxfs.Image, path: str) -> daxfs.Image | daxfs.Directory | daxfs.File:
+    """Return what lies at a path, the image itself for none; NotFoundError if nothing does."""
+    if not path:
+        return image
+    found: daxfs.Directory | daxfs.File = image / path
+    return found
+
+
+__all__ = ["MARK", "SCHEME", "SUFFIX", "Location", "find", "locate", "open_image"]
