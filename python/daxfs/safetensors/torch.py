@@ -34,7 +34,7 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Copy a file's tensors into a model, and return the names that are missing and those that are too many.
 
-    A name is not missing where another one of the same memory is there.
+    A name is not missing where another one of the same memory is there. daxfs.torch.load_model copies nothing.
     """
     if is_ordinary(filename):
         missing, unexpected = _load_model(model, filename, strict, device, backend=backend)  # type: ignore[arg-type]
