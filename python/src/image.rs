@@ -4,7 +4,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daxfs::{Entry, FileType, ViewKind};
-use dmabuf::FdKind;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
@@ -423,7 +422,8 @@ impl Image {
         Ok(self.opened()?.region().provenance().to_string())
     }
 
-    /// The kind of memory: "memfd", "dma-buf", "file", "dax device", "PCI memory" or "physical memory".
+    /// The kind of memory: "memfd", "dma-buf", "file", "devdax", "PCI memory", "physical range", or "process memory"
+    /// for bytes without a descriptor.
     #[getter]
     fn kind(&self) -> PyResult<&'static str> {
         Ok(kind(&self.opened()?))
@@ -432,10 +432,8 @@ impl Image {
     /// The driver that made the dma-buf, for example "udmabuf"; None for other memory.
     #[getter]
     fn exporter(&self) -> PyResult<Option<String>> {
-        Ok(match self.opened()?.region().info().map(|info| &info.kind) {
-            Some(FdKind::DmaBuf { exporter, .. }) => Some(exporter.clone()),
-            _ => None,
-        })
+        let image = self.opened()?;
+        Ok(image.region().info().and_then(|info| info.kind.exporter()).map(str::to_owned))
     }
 
     /// True while the source still means this image: the holder's name was not swapped or dropped, the path was not
@@ -485,13 +483,5 @@ impl Image {
 }
 
 fn kind(image: &daxfs::Image) -> &'static str {
-    match image.region().info().map(|info| &info.kind) {
-        Some(FdKind::Memfd { .. }) => "memfd",
-        Some(FdKind::DmaBuf { .. }) => "dma-buf",
-        Some(FdKind::DevDax { .. }) => "dax device",
-        Some(FdKind::PciMemory { .. }) => "PCI memory",
-        Some(FdKind::Physical) => "physical memory",
-        Some(_) => "file",
-        None => "process memory",
-    }
+    image.region().info().map_or("process memory", |info| info.kind.name())
 }

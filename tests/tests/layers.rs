@@ -90,6 +90,45 @@ fn unsafe_code_of_the_reader_is_in_few_modules() {
     assert_eq!(places, Vec::<String>::new(), "unsafe code outside of {UNSAFE:?}");
 }
 
+/// Crates whose modules import each other one way only. A module is a file or a folder right below `src`.
+const WITHOUT_CIRCLES: [&str; 4] = ["dmabuf", "protocol", "device", "cli"];
+
+#[test]
+fn modules_import_each_other_one_way() {
+    for name in WITHOUT_CIRCLES {
+        let source = project_root().join("crates").join(name).join("src");
+        let module = |path: &Path| {
+            let first = path.strip_prefix(&source).unwrap().components().next().unwrap();
+            first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+        };
+        let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        visit(&source, &mut |path, text| {
+            if !path.to_str().unwrap().ends_with("tests.rs") {
+                // Tests use what they need, and stand at the end.
+                let code = text.split("#[cfg(test)]").next().unwrap();
+                let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+                let used = code.flat_map(|line| line.split("crate::").skip(1)).filter_map(|rest| {
+                    let word = rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next()?;
+                    rest[word.len()..].starts_with("::").then(|| word.to_owned())
+                });
+                imports.entry(module(path)).or_default().extend(used);
+            }
+        });
+        let known: BTreeSet<_> = imports.keys().cloned().collect();
+        imports
+            .iter_mut()
+            .for_each(|(module, used)| used.retain(|other| other != module && known.contains(other)));
+        // What imports nothing, or only what was taken away before, is in no circle.
+        while let Some(free) =
+            imports.iter().find(|(_, used)| used.is_empty()).map(|(module, _)| module.clone())
+        {
+            imports.remove(&free);
+            imports.values_mut().for_each(|used| used.retain(|other| *other != free));
+        }
+        assert!(imports.is_empty(), "{name}: circles of imports among {imports:?}");
+    }
+}
+
 fn visit(folder: &Path, each: &mut dyn FnMut(&Path, &str)) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -7,22 +7,17 @@ use crate::source::name;
 use crate::text::human;
 use anyhow::{Context, bail};
 use daxfs::Image;
-use dmabuf::FdKind;
 use std::io::Write;
 
 /// Asks the kernel for huge pages and shows the pages before and after.
 pub fn run(image: &Image, args: &CollapseArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let region = image.region();
     let name = name(&args.image);
-    match region.info().map(|info| &info.kind) {
-        Some(FdKind::Memfd { hugetlb: Some(_), .. }) => {
-            bail!("{name}: hugetlb memory has huge pages already")
-        }
-        Some(FdKind::Memfd { .. }) => (),
-        Some(FdKind::DmaBuf { .. }) => bail!("{name}: the pages of a dma-buf belong to its exporter"),
-        Some(FdKind::DevDax { .. }) => bail!("{name}: the page size of a DAX device is set when it is made"),
-        _ if is_in_memory(region) => (),
-        _ => bail!("{name}: a file on disk; only a memfd or a file in a tmpfs can be collapsed"),
+    if let Some(why) = region.info().and_then(|info| info.kind.not_collapsed()) {
+        bail!("{name}: {why}");
+    }
+    if !is_in_memory(region) {
+        bail!("{name}: a file on disk; only a memfd or a file in a tmpfs can be collapsed");
     }
     let before = Pages::of(region)?.context("the memory has no pages of its own")?;
     writeln!(out, "before: {}", before.line())?;

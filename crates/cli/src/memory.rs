@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 /// The memory behind a region.
 #[derive(Debug, Serialize)]
 pub struct Memory {
-    /// `memfd`, `dma-buf`, `file`, `tmpfs file`, `dax device`, `process memory`, ...
+    /// The name of the kind ([`FdKind::name`]); a `file` in a tmpfs is a `tmpfs file`, and bytes without a descriptor
+    /// are `process memory`.
     kind: &'static str,
     /// Where the descriptor leads, escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,9 +28,12 @@ pub struct Memory {
     /// Page size of hugetlb memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     hugetlb: Option<u64>,
-    /// Alignment that a DAX device demands, in bytes.
+    /// Alignment that a devdax device demands, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     device_alignment: Option<u64>,
+    /// Whether loads and stores of PCI memory are combined; else they are uncached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_combining: Option<bool>,
     /// Bytes.
     size: u64,
     /// `sealed`, `trusted` or `shared`.
@@ -100,35 +104,27 @@ impl Memory {
             seals: None,
             hugetlb: None,
             device_alignment: None,
+            write_combining: None,
             size: region.len(),
             provenance: region.provenance().to_string(),
             pages: Pages::of(region)?,
         };
         let Some(info) = region.info() else { return Ok(memory) };
         memory.path = info.path.as_ref().map(|path| escape(path.as_os_str().as_bytes()));
+        memory.kind = if is_tmpfs(region, &info.kind) { "tmpfs file" } else { info.kind.name() };
         match &info.kind {
             FdKind::Memfd { seals, hugetlb } => {
-                memory.kind = "memfd";
                 memory.seals = Some(seals.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect());
                 memory.hugetlb = *hugetlb;
             }
             FdKind::DmaBuf { exporter, name } => {
-                memory.kind = "dma-buf";
                 memory.exporter = Some(escape(exporter.as_bytes()));
                 memory.name = name.as_ref().map(|name| escape(name.as_bytes()));
             }
-            FdKind::DevDax { align } => {
-                memory.kind = "dax device";
-                memory.device_alignment = Some(*align);
-            }
-            FdKind::PciMemory { write_combining } => {
-                memory.kind =
-                    if *write_combining { "write-combining PCI memory" } else { "uncached PCI memory" };
-            }
-            FdKind::Physical => memory.kind = "physical memory",
-            FdKind::File if is_tmpfs(region) => memory.kind = "tmpfs file",
-            FdKind::File => memory.kind = "file",
-            _ => memory.kind = "other",
+            FdKind::DevDax { align } => memory.device_alignment = Some(*align),
+            FdKind::PciMemory { write_combining } => memory.write_combining = Some(*write_combining),
+            // Nothing more is known of these.
+            _ => {}
         }
         Ok(memory)
     }
@@ -141,6 +137,11 @@ impl Memory {
         }
         if let Some(name) = &self.name {
             kind = format!("{kind}, named {name}");
+        }
+        match self.write_combining {
+            Some(true) => kind = format!("write-combining {kind}"),
+            Some(false) => kind = format!("uncached {kind}"),
+            None => {}
         }
         if let Some(page) = self.hugetlb {
             kind = format!("{kind} of {} hugetlb pages", alignment(page));
@@ -171,12 +172,10 @@ impl Memory {
 
 /// True when mapping the region reads nothing from a disk.
 pub fn is_in_memory(region: &Region) -> bool {
-    match region.info().map(|info| &info.kind) {
-        Some(FdKind::File) => is_tmpfs(region),
-        _ => true,
-    }
+    region.info().is_none_or(|info| info.kind != FdKind::File || is_tmpfs(region, &info.kind))
 }
 
-fn is_tmpfs(region: &Region) -> bool {
-    region.fd().is_some_and(|fd| fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC))
+fn is_tmpfs(region: &Region, kind: &FdKind) -> bool {
+    *kind == FdKind::File
+        && region.fd().is_some_and(|fd| fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC))
 }

@@ -6,7 +6,7 @@ use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, escape, human};
 use daxfs_protocol::default_socket;
 use dmabuf::Mounted;
-use dmabuf::survey::{self, Access};
+use dmabuf::survey::{self, Access, Offer};
 use serde::Serialize;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +15,7 @@ use std::path::Path;
 /// One kind of memory, or one device of it.
 #[derive(Debug, Serialize)]
 struct Line {
-    /// What it is: `memfd`, `udmabuf`, `dma-heap`, `devdax`, `pci`, `physical`, `mounted`, `drm`, `gpu`, `holder`.
+    /// What it is: the name of a kind of memory ([`dmabuf::kinds`]), or `mounted`, `drm`, `gpu`, `holder`.
     kind: &'static str,
     /// What to call it, as a source or a target.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,11 +64,7 @@ pub fn run(args: &SourcesArgs, out: &mut Output) -> anyhow::Result<Outcome> {
 }
 
 fn survey() -> Vec<Line> {
-    let mut lines = vec![memfd(), udmabuf()];
-    heaps(&mut lines);
-    devdax(&mut lines);
-    pci(&mut lines);
-    lines.push(physical());
+    let mut lines: Vec<Line> = dmabuf::offers().into_iter().map(of).collect();
     mounts(&mut lines);
     drm(&mut lines);
     gpus(&mut lines);
@@ -97,107 +93,11 @@ fn path_name(path: &Path) -> String {
     escape(path.as_os_str().as_bytes())
 }
 
-fn memfd() -> Line {
-    let huge = |name: &str| {
-        let read = |file: &str| std::fs::read_to_string(format!("/sys/kernel/mm/hugepages/{name}/{file}"));
-        read("free_hugepages").ok().and_then(|free| free.trim().parse::<u64>().ok())
-    };
-    let pool = |size, name| huge(name).map(|free| format!("{free} free pages of {size}"));
-    let pools: Vec<String> =
-        [pool("2M", "hugepages-2048kB"), pool("1G", "hugepages-1048576kB")].into_iter().flatten().collect();
-    let note = match pools.is_empty() {
-        true => "no hugetlb pages: --hugepages 2M and 1G need CONFIG_HUGETLBFS".to_owned(),
-        false => format!("hugetlb: {}", pools.join(", ")),
-    };
-    line("memfd", Some("memfd".to_owned()), Access::ReadWrite, note)
-}
-
-fn udmabuf() -> Line {
-    let device = Path::new("/dev/udmabuf");
-    if !device.exists() {
-        return missing("udmabuf", "needs CONFIG_UDMABUF and its module: modprobe udmabuf");
-    }
-    let list = dmabuf::udmabuf_list_limit().map_or_else(String::new, |limit| format!(", list_limit {limit}"));
-    let note = format!("size_limit_mb is in /sys/module/udmabuf/parameters{list}");
-    let size = dmabuf::udmabuf_limit();
-    Line { size, ..line("udmabuf", Some("udmabuf".to_owned()), survey::access(device), note) }
-}
-
-fn heaps(lines: &mut Vec<Line>) {
-    let heaps = dmabuf::heaps();
-    if heaps.is_empty() {
-        lines.push(missing("dma-heap", "needs CONFIG_DMABUF_HEAPS and CONFIG_DMABUF_HEAPS_SYSTEM"));
-    }
-    for name in heaps {
-        let access = survey::access(&Path::new("/dev/dma_heap").join(&name));
-        lines.push(line("dma-heap", Some(format!("heap:{}", escape(name.as_bytes()))), access, ""));
-    }
-}
-
-fn devdax(lines: &mut Vec<Line>) {
-    let devices = survey::dax_devices(Path::new("/sys"));
-    if devices.is_empty() {
-        let why = match Path::new("/sys/bus/dax").exists() {
-            true => {
-                "no device: CXL memory needs a region (cxl create-region), soft-reserved memory dax_hmem, \
-                     persistent memory a namespace in mode devdax"
-            }
-            false => "needs CONFIG_DEV_DAX: modprobe device_dax",
-        };
-        lines.push(missing("devdax", why));
-    }
-    for device in devices {
-        let (access, note) = match device.driver.as_deref() {
-            Some("device_dax") => (survey::access(&device.path), String::new()),
-            Some(driver) => (
-                Access::No("the kernel uses it as ordinary memory".to_owned()),
-                format!("driver {driver}: daxctl reconfigure-device -m devdax gives it back"),
-            ),
-            None => {
-                (Access::No("no driver is bound".to_owned()), "modprobe device_dax, and bind it".to_owned())
-            }
-        };
-        let note = match device.node {
-            Some(node) if note.is_empty() => format!("NUMA node {node}"),
-            _ => note,
-        };
-        lines.push(Line {
-            size: Some(device.len),
-            align: Some(device.align),
-            ..line("devdax", Some(path_name(&device.path)), access, note)
-        });
-    }
-}
-
-fn pci(lines: &mut Vec<Line>) {
-    let found = survey::pci_memory(Path::new("/sys"));
-    if found.is_empty() {
-        lines.push(missing("pci", "no PCI device with memory of 1 MiB or more"));
-    }
-    for memory in found {
-        let (vendor, device) = memory.id;
-        let mut note = format!("{vendor:04x}:{device:04x}");
-        if memory.id == survey::IVSHMEM {
-            note.push_str(" ivshmem");
-        }
-        note.push_str(if memory.bar.write_combining { ", write-combining" } else { ", uncached" });
-        if let Some(driver) = &memory.driver {
-            note.push_str(&format!(", in use by the driver {driver}"));
-        }
-        let access = survey::access(&memory.bar.path);
-        let path = Path::new("/sys/bus/pci/devices").join(&memory.address);
-        let path = path.join(memory.bar.path.file_name().unwrap_or_default());
-        lines.push(Line { size: Some(memory.bar.len), ..line("pci", Some(path_name(&path)), access, note) });
-    }
-}
-
-fn physical() -> Line {
-    let device = Path::new("/dev/mem");
-    if !device.exists() {
-        return missing("physical", "no /dev/mem: needs CONFIG_DEVMEM, and the node in a container");
-    }
-    let note = "reserve the range with memmap=SIZE$ADDRESS on the kernel's command line";
-    line("physical", Some("phys:ADDRESS+LENGTH".to_owned()), survey::access(device), note)
+/// What the kinds of memory say.
+fn of(offer: Offer) -> Line {
+    let name = offer.name.as_deref().map(path_name);
+    let Offer { kind, access, size, align, note, .. } = offer;
+    Line { size, align, ..line(kind, name, access, note) }
 }
 
 fn mounts(lines: &mut Vec<Line>) {

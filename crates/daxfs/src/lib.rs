@@ -87,8 +87,8 @@ pub use daxfs_protocol as holder;
 /// Why memory cannot be had, mapped or asked; inside [`Error::Memory`].
 pub use dmabuf::Error as MemoryError;
 pub use dmabuf::{
-    CpuAccess, DirectFile, FdInfo, FdKind, MemoryClass, PageStats, Seals, SharedBytes, SharedBytesMut,
-    Transfer, VerityDigest,
+    CpuAccess, DirectFile, FdInfo, FdKind, KindFacts, MemoryClass, PageStats, Seals, SharedBytes,
+    SharedBytesMut, Transfer, VerityDigest,
 };
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Escaped, Result};

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use daxfs::Region;
-use dmabuf::FdKind;
 
 use crate::spans::{Cut, PIECE_UNIT};
 use crate::{Buffer, Device, DeviceError, Place, Placement, Result, Route};
@@ -169,12 +168,9 @@ pub(super) fn describe(region: &Region) -> String {
     let len = region.len();
     match region.info() {
         None => format!("{len} bytes of this process"),
-        Some(info) => match &info.kind {
-            FdKind::Memfd { .. } => format!("a memfd of {len} bytes ({})", region.provenance()),
-            FdKind::DmaBuf { exporter, .. } => format!("a dma-buf of {len} bytes ({exporter})"),
-            FdKind::DevDax { .. } => format!("a devdax device of {len} bytes"),
-            FdKind::File => format!("a file of {len} bytes"),
-            _ => format!("memory of {len} bytes"),
+        Some(info) => match info.kind.exporter() {
+            Some(exporter) => format!("a {} of {len} bytes ({exporter})", info.kind),
+            None => format!("a {} of {len} bytes ({})", info.kind, region.provenance()),
         },
     }
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use crate::error::{Error, Result};
-use crate::map::{huge_page_size, page_size};
+use crate::page::{huge_page_size, page_size};
 use crate::view::SharedBytes;
 
 /// Attempts per block while pages of it are locked or being migrated (EAGAIN, EBUSY).

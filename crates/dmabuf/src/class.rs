@@ -1,7 +1,5 @@
 //! What the kind of a mapping means for those who use it: the rules that callers would have to know otherwise.
 
-use crate::describe::{Class, FdKind};
-
 /// How memory is mapped, which decides on what can be done with the mapping.
 ///
 /// | class | copied by the kernel (`write`, `send`) | pinned (O_DIRECT, `MSG_ZEROCOPY`, RDMA) | populate | loads |
@@ -24,25 +22,8 @@ pub enum MemoryClass {
 }
 
 impl MemoryClass {
-    /// The class of mappings of such a descriptor.
-    #[must_use]
-    pub fn of(kind: &FdKind) -> MemoryClass {
-        match kind {
-            FdKind::Memfd { .. } | FdKind::File => MemoryClass::Pages,
-            FdKind::DevDax { .. } => MemoryClass::DevicePages,
-            FdKind::DmaBuf { .. } | FdKind::Physical => MemoryClass::PfnMap,
-            FdKind::PciMemory { .. } => MemoryClass::WriteCombining,
-        }
-    }
-
-    pub(crate) fn of_class(class: Class) -> MemoryClass {
-        match class {
-            Class::Pages { .. } => MemoryClass::Pages,
-            Class::DevDax { .. } => MemoryClass::DevicePages,
-            Class::DmaBuf | Class::Physical => MemoryClass::PfnMap,
-            Class::PciMemory { .. } => MemoryClass::WriteCombining,
-        }
-    }
+    /// All classes.
+    pub const ALL: [MemoryClass; 4] = [Self::Pages, Self::DevicePages, Self::PfnMap, Self::WriteCombining];
 
     /// Whether the kernel can map all pages ahead of their use.
     #[must_use]
@@ -75,16 +56,6 @@ impl MemoryClass {
     }
 }
 
-/// Whether CPU reads of a dma-buf of this exporter are bracketed by [`CpuAccess`](crate::CpuAccess) on their own.
-///
-/// GPU drivers answer the bracket by moving the buffer out of the device's memory (amdgpu, xe, i915), which would
-/// evict weights from it for the sake of a few bytes of metadata. Their mappings need no bracket to be read. Most of
-/// them export under the name `drm`.
-#[must_use]
-pub fn syncs_reads(exporter: &str) -> bool {
-    !matches!(exporter, "drm" | "amdgpu" | "radeon" | "xe" | "i915" | "nouveau" | "nvidia" | "nv_dmabuf")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,17 +72,6 @@ mod tests {
                 (class.can_pin(), class.can_populate(), class.has_wide_loads()),
                 (pages, pages, !pages)
             );
-        }
-    }
-
-    #[test]
-    fn memory_of_gpus_is_not_moved_for_a_read() {
-        for exporter in ["drm", "amdgpu", "xe", "i915", "nv_dmabuf"] {
-            assert!(!syncs_reads(exporter), "{exporter}");
-        }
-        // Plain memory, and exporters that are not known: the bracket is right for them.
-        for exporter in ["udmabuf", "system", "linux,cma", "my-fpga", ""] {
-            assert!(syncs_reads(exporter), "{exporter}");
         }
     }
 }

@@ -1,7 +1,12 @@
+#![allow(unsafe_code, reason = "a descriptor of a kind that the standard library does not open")]
+
 use super::*;
+use crate::fd::open_read_only;
 use crate::memfd::{HugePages, Memfd};
+use crate::seals::Seals;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
@@ -28,55 +33,6 @@ fn memfds_with_their_seals() {
     let again = describe(reopened.as_fd()).unwrap();
     assert!(!again.writable && matches!(again.kind, FdKind::Memfd { .. }));
     assert_eq!((again.dev, again.ino), (info.dev, info.ino));
-}
-
-#[test]
-fn open_files_and_their_duplicates() {
-    let memfd = Memfd::create("open files", 4096, HugePages::No).unwrap();
-    let (fd, copy) = (memfd.as_fd(), memfd.as_fd().try_clone_to_owned().unwrap());
-    let reopened = reopen(fd).unwrap();
-    let other = Memfd::create("open files", 4096, HugePages::No).unwrap();
-    assert!(same_open_file(fd, copy.as_fd()).unwrap());
-    assert!(!same_open_file(fd, reopened.as_fd()).unwrap());
-    assert!(!same_open_file(fd, other.as_fd()).unwrap());
-    assert!(describe(reopened.as_fd()).unwrap().writable);
-    let read_only = open_read_only(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd()))).unwrap();
-    assert!(!describe(reopen(read_only.as_fd()).unwrap().as_fd()).unwrap().writable);
-    assert!(reopen(UnixStream::pair().unwrap().0.as_fd()).is_err());
-}
-
-#[test]
-fn both_ways_to_compare_open_files_agree() {
-    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
-    let mut numbers =
-        release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next().unwrap(), numbers.next().unwrap());
-    let memfd = Memfd::create("open files", 4096, HugePages::No).unwrap();
-    let (copy, reopened) = (memfd.as_fd().try_clone_to_owned().unwrap(), reopen(memfd.as_fd()).unwrap());
-    for (other, same) in [(&copy, true), (&reopened, false)] {
-        match are_duplicates(memfd.as_fd(), other.as_fd()) {
-            None => assert!(version < (6, 10), "Linux {release} has F_DUPFD_QUERY"),
-            answer => assert_eq!(answer, Some(same)),
-        }
-        match compare_files(memfd.as_fd(), other.as_fd()) {
-            None => println!("not run: kcmp is left out or forbidden here"),
-            answer => assert_eq!(answer, Some(same)),
-        }
-    }
-}
-
-#[test]
-fn which_memory_keeps_its_pages() {
-    let memfd = |seals, hugetlb| FdKind::Memfd { seals, hugetlb }.keeps_pages();
-    assert!(memfd(Seals::SHRINK, None) && memfd(Seals::IMMUTABLE, None));
-    assert!(!memfd(Seals::GROW | Seals::WRITE, None));
-    assert!(!memfd(Seals::SHRINK | Seals::GROW, Some(2 << 20)), "a hole may be punched into it");
-    assert!(!memfd(Seals::WRITE, Some(2 << 20)));
-    assert!(memfd(Seals::IMMUTABLE, Some(2 << 20)));
-    assert!(FdKind::DmaBuf { exporter: "udmabuf".into(), name: None }.keeps_pages());
-    assert!(FdKind::DevDax { align: 2 << 20 }.keeps_pages());
-    let others = [FdKind::File, FdKind::PciMemory { write_combining: true }, FdKind::Physical];
-    assert!(others.iter().all(|kind| !kind.keeps_pages()));
 }
 
 #[test]
@@ -139,19 +95,6 @@ fn descriptors_that_give_no_reading_are_refused() {
     assert!(matches!(&error, Error::Invalid { why, .. } if why.contains("O_PATH")), "{error}");
     let append = std::fs::OpenOptions::new().read(true).append(true).open(file.path()).unwrap();
     assert!(describe(append.as_fd()).unwrap().writable);
-}
-
-#[test]
-fn duplicates_are_close_on_exec_and_of_the_same_file() {
-    let memfd = Memfd::create("duplicate", 1, HugePages::No).unwrap();
-    let copy = duplicate(memfd.as_fd().as_raw_fd()).unwrap();
-    assert_ne!(copy.as_raw_fd(), memfd.as_fd().as_raw_fd());
-    assert_eq!(describe(copy.as_fd()).unwrap().ino, describe(memfd.as_fd()).unwrap().ino);
-    assert_eq!(fcntl(&copy, FcntlArg::F_GETFD).unwrap() & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
-    for closed in [-1, i32::MAX] {
-        let error = duplicate(closed).unwrap_err();
-        assert_eq!(error.to_string(), format!("duplicate fd {closed}: Bad file descriptor (os error 9)"));
-    }
 }
 
 #[test]

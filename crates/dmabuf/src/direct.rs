@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::{AT_FDCWD, AtFlags, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{AccessFlags, faccessat};
 
-use crate::map::page_size;
+use crate::page::page_size;
 use crate::view::SharedBytes;
 
 /// What offsets, lengths and addresses have to be multiples of: enough for every disk in use.

@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
 
 /// `SCM_MAX_FD` of the kernel: most descriptors in one message.
 const MAX_FDS: usize = 253;

@@ -1,6 +1,5 @@
 //! Buffers of the kernel's dma-heaps, through the `dma-heap` crate.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,24 +7,9 @@ use std::path::Path;
 use dma_heap::{Heap, HeapKind};
 
 use crate::error::{Error, Result};
+use crate::kind::{HEAPS, heaps};
 use crate::memfd::check_available;
 use crate::numa::on_node;
-
-const DIRECTORY: &str = "/dev/dma_heap";
-
-/// Names of the heaps of this machine, sorted: `system` where the kernel has CONFIG_DMABUF_HEAPS_SYSTEM, and names
-/// such as `linux,cma`, `reserved` or a vendor's for contiguous memory.
-#[must_use]
-pub fn heaps() -> Vec<String> {
-    // No directory: the kernel has no heaps.
-    let mut names: Vec<String> = fs::read_dir(DIRECTORY)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    names
-}
 
 /// Allocates a zeroed dma-buf of `len` bytes, rounded up to whole pages, from the heap `name`. The descriptor is open
 /// for reading and writing and close-on-exec.
@@ -55,7 +39,7 @@ pub fn heap_allocate_on(name: &str, len: u64, node: Option<u32>) -> Result<Owned
     check_available(&what(), len)?;
     let len =
         usize::try_from(len).map_err(|_| Error::invalid(what(), format!("{len} bytes are too many")))?;
-    let path = Path::new(DIRECTORY).join(name);
+    let path = Path::new(HEAPS).join(name);
     let subject = path.display().to_string();
     let heap = Heap::new(HeapKind::Custom(path)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Error::Unavailable {

@@ -58,18 +58,21 @@ mod beneath;
 mod cache;
 mod class;
 mod describe;
-mod device;
 mod direct;
 mod error;
 pub mod faults;
+mod fd;
 mod fdpass;
 mod fork;
 mod heap;
+mod kind;
 mod map;
 mod memfd;
 mod mount;
 mod mounted;
 mod numa;
+mod page;
+mod seals;
 mod socket;
 mod standard;
 pub mod survey;
@@ -84,28 +87,32 @@ mod wide;
 pub use advice::PageStats;
 pub use again::uninterrupted;
 pub use beneath::open_beneath;
-pub use class::{MemoryClass, syncs_reads};
-pub use describe::{
-    FdInfo, FdKind, describe, duplicate, open_no_follow, open_read_only, reopen, same_open_file,
-};
-pub use device::{PciBar, check_present, open_memory, open_physical, pci_bars};
+pub use class::MemoryClass;
+pub use describe::{FdInfo, describe};
 pub use direct::DirectFile;
 pub use error::{Error, Result};
+pub use fd::{duplicate, open_no_follow, open_read_only, reopen, same_open_file};
 pub use fdpass::{recv_bytes, recv_fds, send_fds};
 pub use fork::around_forks;
-pub use heap::{heap_allocate, heap_allocate_on, heaps};
-pub use map::{Mapping, huge_page_size, page_size};
-pub use memfd::{HugePages, Memfd, Seals, allocate_huge, seals};
+pub use heap::{heap_allocate, heap_allocate_on};
+pub use kind::{
+    FdKind, KindFacts, PciBar, check_present, heaps, kinds, offers, open_memory, open_physical, pci_bars,
+    syncs_reads, udmabuf_limit, udmabuf_list_limit,
+};
+pub use map::Mapping;
+pub use memfd::{HugePages, Memfd, allocate_huge};
 pub use mount::{Mountable, mount, unmount};
 pub use mounted::{Mounted, mounted, mounts};
 pub use numa::nodes_of;
+pub use page::{huge_page_size, page_size};
+pub use seals::{Seals, seals};
 pub use socket::{
     Peer, accept_seqpacket, connect_seqpacket, is_all_read, listen_seqpacket, peer, peer_groups, set_timeout,
 };
 pub use standard::fill_standard_descriptors;
 pub use sync::{Access, CpuAccess};
 pub use transfer::{Transfer, Way, wait_writable};
-pub use udmabuf::{udmabuf_from, udmabuf_join, udmabuf_limit, udmabuf_list_limit};
+pub use udmabuf::{udmabuf_from, udmabuf_join};
 pub use verity::{VerityDigest, enable_verity, measure_verity};
 pub use view::SharedBytes;
 pub use view_mut::SharedBytesMut;

@@ -10,7 +10,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -20,9 +19,11 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::advice::{self, PageStats};
 use crate::class::MemoryClass;
-use crate::describe::{Class, FdInfo, Probe, describe_probed, fd_name, probe};
-use crate::device::physical_refused;
+use crate::describe::{FdInfo, describe_found};
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
+use crate::kind::{Found, recognise};
+use crate::page::{huge_page_size, page_size};
 use crate::view::SharedBytes;
 use crate::view_mut::SharedBytesMut;
 
@@ -119,48 +120,34 @@ impl Mapping {
         private: bool,
         part: impl FnOnce(&FdInfo) -> std::result::Result<(u64, usize), E>,
     ) -> std::result::Result<(FdInfo, Mapping), E> {
-        let (info, probe) = describe_probed(fd)?;
+        let (info, found) = describe_found(fd)?;
         let (offset, len) = part(&info)?;
         let access = if private { Access::Private } else { Access::ReadOnly };
-        let mapping = Self::of_probe(fd, &probe, offset, len, access)?;
+        let mapping = Self::of(fd, &found, offset, len, access)?;
         Ok((info, mapping))
     }
 
     fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> Result<Mapping> {
-        Self::of_probe(fd, &probe(fd)?, offset, len, access)
+        Self::of(fd, &recognise(fd)?, offset, len, access)
     }
 
-    /// Maps what was probed just now.
-    fn of_probe(
-        fd: BorrowedFd<'_>,
-        probe: &Probe,
-        offset: u64,
-        len: usize,
-        access: Access,
-    ) -> Result<Mapping> {
-        let out_of_bounds = || Error::OutOfBounds { offset, len: len as u64, bound: probe.len };
+    /// Maps memory that was looked at just now.
+    fn of(fd: BorrowedFd<'_>, found: &Found<'_>, offset: u64, len: usize, access: Access) -> Result<Mapping> {
+        let layout = &found.layout;
+        let out_of_bounds = || Error::OutOfBounds { offset, len: len as u64, bound: layout.len };
         let end = offset.checked_add(len as u64).ok_or_else(out_of_bounds)?;
-        if end > probe.len {
+        if end > layout.len {
             return Err(out_of_bounds());
         }
-        let class = MemoryClass::of_class(probe.class);
+        let class = found.kind.facts().class;
         if len == 0 {
             return Ok(Mapping { owner: Owner::Nothing, ptr: NonNull::dangling(), len, access, class });
         }
         // Offset, length and, at munmap, the length again have to be whole units of the object. Its size is a
         // multiple of its unit (page cache pages aside, whose last one is zero-filled), so rounding never leaves it.
-        let unit = match probe.class {
-            Class::Pages { hugetlb: Some(size) } => size,
-            Class::DevDax { align } => align,
-            Class::Pages { hugetlb: None } | Class::DmaBuf | Class::PciMemory { .. } | Class::Physical => {
-                page_size()
-            }
-        };
-        let placed = probe.class == Class::Pages { hugetlb: None } && len as u64 >= CONTIGUOUS;
-        let failed = |e: std::io::Error| match probe.class {
-            Class::Physical => physical_refused(offset, len, e),
-            _ => Error::os("mmap", fd_name(fd), e),
-        };
+        let unit = layout.unit;
+        let placed = layout.has_huge_pages && len as u64 >= CONTIGUOUS;
+        let failed = |e| found.kind.not_mapped(fd, offset, len, e);
         if !placed && unit == page_size() && access != Access::Private {
             let mut options = MmapOptions::new();
             options.offset(offset).len(len);
@@ -371,32 +358,6 @@ impl Drop for Span {
         debug_assert!(result.is_ok(), "munmap {:p}, {} bytes: {result:?}", self.start, self.len);
         LAST_PLACE.store(self.start.addr().get(), Ordering::Relaxed);
     }
-}
-
-/// Size of an ordinary page in bytes.
-pub fn page_size() -> u64 {
-    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
-        Ok(Some(size)) if size > 0 => size.cast_unsigned(),
-        // POSIX wants an answer; 64 KiB is a multiple of every page size that Linux uses.
-        _ => 64 << 10,
-    }
-}
-
-/// Size of a transparent huge page in bytes: 2 MiB where ordinary pages have 4 KiB, 32 MiB with 16 KiB, 512 MiB with
-/// 64 KiB.
-pub fn huge_page_size() -> u64 {
-    static SIZE: OnceLock<u64> = OnceLock::new();
-    *SIZE.get_or_init(|| {
-        let told = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
-        let told = told.ok().and_then(|text| text.trim().parse().ok());
-        // What one page of entries covers, 8 bytes each. Where the kernel does not say, it has no such pages.
-        told.filter(|size| is_huge(*size)).unwrap_or_else(|| page_size() * (page_size() / 8))
-    })
-}
-
-/// Whether addresses can be congruent modulo it.
-fn is_huge(size: u64) -> bool {
-    size.is_power_of_two() && (page_size()..=1 << 40).contains(&size)
 }
 
 #[cfg(test)]

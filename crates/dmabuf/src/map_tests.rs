@@ -1,5 +1,6 @@
 use super::*;
-use crate::memfd::{HugePages, Memfd, Seals};
+use crate::memfd::{HugePages, Memfd};
+use crate::seals::Seals;
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -10,10 +10,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
 
 use crate::again::uninterrupted;
-use crate::describe::{FdKind, describe, fd_name};
+use crate::describe::describe;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
+use crate::kind::FdKind;
 use crate::map::Mapping;
 use crate::numa;
+use crate::seals::Seals;
 
 /// Longest name that memfd_create(2) takes, in bytes.
 const NAME_MAX: usize = 249;
@@ -33,30 +36,6 @@ pub enum HugePages {
     /// As [`Thp`](Self::Thp) where the length is at least [`huge_page_size`](crate::huge_page_size) and the kernel can,
     /// else ordinary pages.
     Auto,
-}
-
-bitflags::bitflags! {
-    /// Seals of a memfd: what nobody can do to it any more, whatever descriptor or mapping they hold.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub struct Seals: u32 {
-        /// No further seals.
-        const SEAL = 0x01;
-        /// The length cannot decrease: mappings never raise SIGBUS. A udmabuf requires it.
-        const SHRINK = 0x02;
-        /// The length cannot increase.
-        const GROW = 0x04;
-        /// The contents cannot change. Refused (EBUSY) while a writable shared mapping or a udmabuf exists.
-        const WRITE = 0x08;
-        /// No new write access; writable mappings and dma-bufs made before keep theirs.
-        const FUTURE_WRITE = 0x10;
-        /// The executable bits cannot change.
-        const EXEC = 0x20;
-    }
-}
-
-impl Seals {
-    /// The seals that prove that contents and length are final.
-    pub const IMMUTABLE: Seals = Seals::WRITE.union(Seals::SHRINK).union(Seals::GROW);
 }
 
 /// Anonymous memory with a descriptor; it lives as long as a descriptor, a mapping or a dma-buf of it does.
@@ -204,20 +183,6 @@ impl AsFd for Memfd {
 impl From<Memfd> for OwnedFd {
     fn from(memfd: Memfd) -> OwnedFd {
         memfd.fd
-    }
-}
-
-/// The seals of `fd`, or `None` if it cannot be sealed at all (a file outside of tmpfs, a device, a pipe).
-///
-/// A file on tmpfs that is no memfd answers `Some(Seals::SEAL)`.
-///
-/// # Errors
-/// [`Error::Os`] if the kernel answers anything but a set of seals or "not sealable".
-pub fn seals(fd: BorrowedFd<'_>) -> Result<Option<Seals>> {
-    match fcntl(fd, FcntlArg::F_GET_SEALS) {
-        Ok(bits) => Ok(Some(Seals::from_bits_retain(bits.cast_unsigned()))),
-        Err(Errno::EINVAL) => Ok(None),
-        Err(e) => Err(Error::os("fcntl F_GET_SEALS", fd_name(fd), e)),
     }
 }
 

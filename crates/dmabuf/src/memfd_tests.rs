@@ -1,6 +1,6 @@
 use super::*;
-use crate::describe::{FdKind, describe};
-use crate::map::huge_page_size;
+use crate::page::huge_page_size;
+use crate::seals::seals;
 use std::io::Write as _;
 
 const MIB: u64 = 1 << 20;

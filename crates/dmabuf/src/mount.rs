@@ -14,8 +14,8 @@ use rustix::mount::{
     fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
 
 /// Memory that the kernel can mount.
 #[derive(Debug, Clone, Copy)]

@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::fstatfs;
 
-use crate::describe::{fd_name, fs_type};
 use crate::error::{Error, Result};
+use crate::fd::{fd_name, fs_type};
 
 /// `f_type` of a mounted DAXFS: the magic of its superblock.
 const DAXFS_MAGIC: u32 = 0x6461_7835;

@@ -14,8 +14,8 @@ use nix::sys::time::TimeVal;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::again::uninterrupted;
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
 
 /// Who is at the other end of a socket, as the kernel recorded it at connect (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

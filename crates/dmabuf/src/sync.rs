@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
 
 /// `struct dma_buf_sync` of `linux/dma-buf.h`.
 #[repr(C)]

@@ -2,20 +2,20 @@
 
 #![allow(unsafe_code, reason = "the ioctl and the descriptor it returns")]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
-use crate::map::page_size;
-use crate::memfd::{Memfd, Seals, seals};
+use crate::fd::fd_name;
+use crate::kind::{LIMIT, LIST_LIMIT, udmabuf_limit, udmabuf_list_limit};
+use crate::memfd::Memfd;
+use crate::page::page_size;
+use crate::seals::{Seals, seals};
 
 const DEVICE: &str = "/dev/udmabuf";
-const LIMIT: &str = "/sys/module/udmabuf/parameters/size_limit_mb";
-const LIST_LIMIT: &str = "/sys/module/udmabuf/parameters/list_limit";
 /// `UDMABUF_FLAGS_CLOEXEC` of `linux/udmabuf.h`.
 const FLAGS_CLOEXEC: u32 = 1;
 
@@ -201,18 +201,4 @@ fn too_large(what: &str, len: u64, limit: u64) -> Error {
             limit >> 20
         ),
     )
-}
-
-/// Most memfds that [`udmabuf_join`] takes: the module parameter `list_limit` (1024 by default). `None` without
-/// udmabuf.
-#[must_use]
-pub fn udmabuf_list_limit() -> Option<u64> {
-    fs::read_to_string(LIST_LIMIT).ok()?.trim().parse().ok()
-}
-
-/// Largest udmabuf in bytes: the module parameter `size_limit_mb` (64 MiB by default). `None` without udmabuf.
-#[must_use]
-pub fn udmabuf_limit() -> Option<u64> {
-    let mebibytes: u64 = fs::read_to_string(LIMIT).ok()?.trim().parse().ok()?;
-    mebibytes.checked_mul(1 << 20)
 }

@@ -10,8 +10,8 @@ use std::str::FromStr;
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 
-use crate::describe::fd_name;
 use crate::error::{Error, Result};
+use crate::fd::fd_name;
 
 /// `FS_VERITY_HASH_ALG_SHA256` of `linux/fsverity.h`.
 const SHA256: u16 = 1;

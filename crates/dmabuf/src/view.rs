@@ -21,7 +21,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::view_mut::SharedBytesMut;
 use crate::wide;
 
 /// Bytes per step where a bounce buffer is needed: it stays in the second-level cache.
@@ -159,20 +158,6 @@ impl<'a> SharedBytes<'a> {
         Ok(())
     }
 
-    /// Copies exactly `dst.len()` bytes from `offset` on to memory that is no slice; else as [`read_at`](Self::read_at).
-    /// Where the two are parts of one memory, what was overwritten before it was read is copied as it is then.
-    ///
-    /// # Errors
-    /// [`Error::OutOfBounds`] unless the range lies within the view; `dst` is then untouched.
-    pub fn copy_into(self, offset: u64, dst: &mut SharedBytesMut<'_>) -> Result<()> {
-        let source = self.get(offset, dst.len() as u64)?;
-        // SAFETY: `dst` is valid for writes of its own length, which is `source.len` by the line above. A view of a
-        // slice does not overlap it, since nobody writes to that; of other views bytes are loaded and stored one word
-        // after the other, which is defined for ranges that overlap, too.
-        unsafe { source.copy_to(dst.as_mut_ptr()) };
-        Ok(())
-    }
-
     /// Copies all bytes.
     #[must_use]
     pub fn to_vec(self) -> Vec<u8> {
@@ -238,7 +223,7 @@ impl<'a> SharedBytes<'a> {
     ///
     /// # Safety
     /// `dst` is valid for writes of `self.len` bytes, which do not overlap a view of a slice.
-    unsafe fn copy_to(self, dst: *mut u8) {
+    pub(crate) unsafe fn copy_to(self, dst: *mut u8) {
         let src = self.as_ptr();
         if self.loads == Loads::Frozen {
             // SAFETY: `src` comes from a `&[u8]` of `self.len` bytes (or is dangling with length 0), `dst` is valid

@@ -31,6 +31,22 @@ impl fmt::Debug for SharedBytesMut<'_> {
     }
 }
 
+impl SharedBytes<'_> {
+    /// Copies exactly `dst.len()` bytes from `offset` on to memory that is no slice; else as [`read_at`](Self::read_at).
+    /// Where the two are parts of one memory, what was overwritten before it was read is copied as it is then.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] unless the range lies within the view; `dst` is then untouched.
+    pub fn copy_into(self, offset: u64, dst: &mut SharedBytesMut<'_>) -> Result<()> {
+        let source = self.get(offset, dst.len() as u64)?;
+        // SAFETY: `dst` is valid for writes of its own length, which is `source.len()` by the line above. A view of a
+        // slice does not overlap it, since nobody writes to that; of other views bytes are loaded and stored one word
+        // after the other, which is defined for ranges that overlap.
+        unsafe { source.copy_to(dst.as_mut_ptr()) };
+        Ok(())
+    }
+}
+
 impl<'a> SharedBytesMut<'a> {
     /// A view of ordinary memory of this process, for code that fills either kind.
     pub fn from_slice(bytes: &'a mut [u8]) -> Self {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use daxfs::signature::{PublicKeys, SIGNATURE_MAX, SignatureError};
 use daxfs_protocol::message::{ImageInfo, MemoryKind, Role};
-use dmabuf::{FdKind, HugePages, Memfd, Seals};
+use dmabuf::{HugePages, Memfd, Seals};
 
 use crate::error::{Error, Result};
 
@@ -47,7 +47,7 @@ pub(crate) fn cleaned(fd: OwnedFd) -> Option<(String, OwnedFd)> {
 /// The text of a signature.
 fn text(fd: BorrowedFd<'_>) -> Option<String> {
     let info = dmabuf::describe(fd).ok()?;
-    let is_sealed = matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
+    let is_sealed = info.kind.is_immutable();
     if !is_sealed || info.len > SIGNATURE_MAX as u64 {
         return None;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxfs::{Image, OpenOptions, Verify, format};
-use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, Seals};
+use dmabuf::{CpuAccess, FdKind, HugePages, Mapping, Memfd, MemoryClass, Seals};
 use mkimage::Packer;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 
@@ -74,17 +74,14 @@ pub(crate) fn name_within(text: &str, directory: &Path) -> String {
 /// True for memory that a load keeps as it is, without a copy. Nobody can take its pages away, so it may be mapped; and
 /// nobody can write it or grow it, unless it is to be open to writing anyhow (`shared`).
 pub fn is_kept(kind: &FdKind, shared: bool) -> bool {
-    match kind {
-        FdKind::Memfd { seals, .. } if shared => kind.keeps_pages() && seals.contains(Seals::GROW),
-        FdKind::Memfd { seals, .. } => seals.contains(Seals::IMMUTABLE),
-        _ => shared && kind.keeps_pages(),
-    }
+    let grows = kind.seals().is_some_and(|seals| !seals.contains(Seals::GROW));
+    kind.is_immutable() || shared && kind.keeps_pages() && !grows
 }
 
 /// Takes from a memfd that could grow the way to do that, if it can be: else it could exceed every budget once it is
 /// held.
 pub(crate) fn forbid_growing(source: BorrowedFd<'_>, kind: &FdKind) {
-    if let FdKind::Memfd { seals, .. } = kind
+    if let Some(seals) = kind.seals()
         && seals.contains(Seals::SHRINK)
         && !seals.intersects(Seals::GROW | Seals::SEAL)
     {
@@ -105,17 +102,13 @@ pub(crate) fn copy(
     let bytes = usize::try_from(len).map_err(|_| too_short(0, len))?;
     // Devices and dma-bufs know no read(2), and their pages stay.
     let kind = dmabuf::describe(source)?.kind;
-    let mapped = match &kind {
-        FdKind::Memfd { .. } | FdKind::File => None,
-        kind if kind.keeps_pages() => Some(Mapping::read_only(source, 0, bytes)?),
+    let mapped = match kind.class() {
+        MemoryClass::Pages => None,
+        _ if kind.keeps_pages() => Some(Mapping::read_only(source, 0, bytes)?),
         _ => return Err(Error::NotCopied),
     };
-    let _access = match &kind {
-        FdKind::DmaBuf { exporter, .. } if dmabuf::syncs_reads(exporter) => {
-            Some(CpuAccess::begin(source, dmabuf::Access::Read)?)
-        }
-        _ => None,
-    };
+    let syncs = kind.syncs_reads();
+    let _access = syncs.then(|| CpuAccess::begin(source, dmabuf::Access::Read)).transpose()?;
     check_magic(source, mapped.as_ref())?;
     let reservation = budget.reserve(len, options.fresh(len))?;
     let from = match &mapped {

@@ -50,7 +50,7 @@ pub(crate) fn open(
     }
     // A file on a file system may have holes, where a mapping would end the process when the disk is full.
     let is_file = info.kind == FdKind::File;
-    let class = MemoryClass::of(&info.kind);
+    let class = info.kind.class();
     let access = match class {
         MemoryClass::Pages if is_file => Access::Write(DISK_STEP),
         MemoryClass::WriteCombining => Access::Copy,
@@ -67,7 +67,7 @@ pub(crate) fn open(
     let record = Generation::find(&old[..]);
     let is_valid = old.starts_with(&MAGIC.to_le_bytes());
     let mut region = Region { part: Part { offset: origin, len: Some(have) }, generation: 0, old: None };
-    let is_dma_buf = matches!(info.kind, FdKind::DmaBuf { .. });
+    let is_dma_buf = info.kind.exporter().is_some();
     let mut target = Target::new(fd, path, access, false);
     target.origin = origin;
     target.keeps_head = true;

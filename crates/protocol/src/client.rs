@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dmabuf::{FdInfo, FdKind, Seals};
+use dmabuf::{FdInfo, FdKind};
 
 use crate::Address;
 use crate::message::{
@@ -313,8 +313,7 @@ impl Connection {
 /// The text of a signature in memory that nobody can change, or `None` for anything else: it is as if there were none.
 fn read_signature(fd: OwnedFd) -> Option<String> {
     let info = dmabuf::describe(fd.as_fd()).ok()?;
-    let is_sealed = matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
-    if !is_sealed || info.len > SIGNATURE_MAX as u64 {
+    if !info.kind.is_immutable() || info.len > SIGNATURE_MAX as u64 {
         return None;
     }
     let mut bytes = vec![0; usize::try_from(info.len).ok()?];
@@ -381,10 +380,8 @@ impl Attachment {
         if self.info.size != found.len {
             return differs(format!("it says {} bytes, but sent memory of {}", self.info.size, found.len));
         }
-        let is_sealed =
-            matches!(&found.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
         let is_kind = match self.info.kind {
-            MemoryKind::SealedMemfd => is_sealed,
+            MemoryKind::SealedMemfd => found.kind.is_immutable(),
             MemoryKind::SharedMemfd => matches!(found.kind, FdKind::Memfd { .. }),
             MemoryKind::DmaBuf => matches!(found.kind, FdKind::DmaBuf { .. }),
             MemoryKind::File => !matches!(found.kind, FdKind::Memfd { .. } | FdKind::DmaBuf { .. }),

@@ -136,17 +136,14 @@ impl Region {
             })?;
             Ok::<_, Error>((start, len))
         })?;
-        let verity = match info.kind {
-            // A file of which this cannot be asked is one without.
-            FdKind::File => dmabuf::measure_verity(fd.as_fd()).ok().flatten(),
-            _ => None,
-        };
+        // A file of which this cannot be asked is one without.
+        let is_file = info.kind == FdKind::File;
+        let verity = is_file.then(|| dmabuf::measure_verity(fd.as_fd()).ok().flatten()).flatten();
         // Seals are only ever added, and fs-verity is never turned off, so what holds now holds for the life of the
         // mapping.
-        let provenance = match &info.kind {
-            FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Provenance::Sealed,
-            FdKind::File if verity.is_some() => Provenance::Sealed,
-            _ => Provenance::Shared,
+        let provenance = match info.kind.is_immutable() || verity.is_some() {
+            true => Provenance::Sealed,
+            false => Provenance::Shared,
         };
         Ok(Self::new(Memory::Mapped { mapping, fd, info, offset, verity }, provenance))
     }
@@ -323,8 +320,7 @@ impl Region {
     /// True for memory that a holder gave and that nobody can write, the holder neither: it has hashed every file of it
     /// before it gave it a name.
     pub(crate) fn is_vouched(&self) -> bool {
-        let sealed = |info: &FdInfo| matches!(info.kind, FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE));
-        self.attachment.is_some() && self.info().is_some_and(sealed)
+        self.attachment.is_some() && self.info().is_some_and(|info| info.kind.is_immutable())
     }
 
     /// The descriptor, to pass the memory on; `None` for bytes that this process owns.
@@ -379,25 +375,23 @@ impl Region {
         let (Some(Source::Path { path, .. }), Some(info)) = (self.source(), self.info()) else {
             return Ok(true);
         };
-        Ok(match info.kind {
-            FdKind::File | FdKind::Memfd { .. } => {
-                std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino))
+        let now = std::fs::metadata(path);
+        if info.kind.class() == MemoryClass::Pages {
+            return Ok(now.is_ok_and(|now| (now.dev(), now.ino()) == (info.dev, info.ino)));
+        }
+        // A device keeps its name.
+        if info.kind.facts().is_device || now.is_ok_and(|now| now.file_type().is_char_device()) {
+            return Ok(true);
+        }
+        // Otherwise only the root of a mounted DAXFS is a path to the memory.
+        Ok(match source::behind_mount(path) {
+            Ok(Some(Mounted::DmaBuf(fd))) => {
+                dmabuf::describe(fd.as_fd()).is_ok_and(|now| (now.dev, now.ino) == (info.dev, info.ino))
             }
-            FdKind::Physical if std::fs::metadata(path).is_ok_and(|now| now.file_type().is_char_device()) => {
-                true
+            Ok(Some(Mounted::Physical { address, len })) => {
+                info.kind == FdKind::Physical && (address, len) == (self.offset(), self.len())
             }
-            // Otherwise only the root of a mounted DAXFS is a path to these.
-            FdKind::DmaBuf { .. } | FdKind::Physical => match source::behind_mount(path) {
-                Ok(Some(Mounted::DmaBuf(fd))) => {
-                    dmabuf::describe(fd.as_fd()).is_ok_and(|now| (now.dev, now.ino) == (info.dev, info.ino))
-                }
-                Ok(Some(Mounted::Physical { address, len })) => {
-                    info.kind == FdKind::Physical && (address, len) == (self.offset(), self.len())
-                }
-                _ => false,
-            },
-            // A device keeps its name.
-            _ => true,
+            _ => false,
         })
     }
 
@@ -427,7 +421,7 @@ impl Region {
     pub(crate) fn file_that_shrinks(&self) -> Option<(BorrowedFd<'_>, u64)> {
         match &*self.memory {
             Memory::Mapped { fd, info, offset, .. } => {
-                let is_file = matches!(info.kind, FdKind::File | FdKind::Memfd { .. });
+                let is_file = info.kind.class() == MemoryClass::Pages;
                 (is_file && !info.kind.keeps_pages()).then(|| (fd.as_fd(), *offset))
             }
             Memory::Owned(_) => None,
@@ -441,9 +435,7 @@ impl Region {
             return Ok(dmabuf::describe(fd)?.len >= start.saturating_add(self.len()));
         }
         match &*self.memory {
-            Memory::Mapped { fd, info, .. }
-                if matches!(info.kind, FdKind::DevDax { .. } | FdKind::PciMemory { .. }) =>
-            {
+            Memory::Mapped { fd, info, .. } if info.kind.facts().is_device => {
                 Ok(dmabuf::describe(fd.as_fd()).is_ok_and(|now| now.len >= info.len))
             }
             _ => Ok(true),
@@ -480,9 +472,7 @@ impl Region {
     pub fn cpu_access(&self) -> Result<Option<CpuAccess<'_>>> {
         self.check_present()?;
         match &*self.memory {
-            Memory::Mapped { fd, info: FdInfo { kind: FdKind::DmaBuf { exporter, .. }, .. }, .. }
-                if dmabuf::syncs_reads(exporter) =>
-            {
+            Memory::Mapped { fd, info, .. } if info.kind.syncs_reads() => {
                 Ok(Some(CpuAccess::begin(fd.as_fd(), dmabuf::Access::Read)?))
             }
             _ => Ok(None),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use dmabuf::{FdInfo, FdKind, Mapping, Seals};
+use dmabuf::{FdInfo, FdKind, Mapping, MemoryClass, Seals};
 
 use super::device::{self, Device};
 use super::driver::Address;
@@ -165,28 +165,29 @@ pub(super) fn check<'a>(device: &Device, region: &'a Region) -> Result<Pinnable<
         return Err("the bytes belong to this process and share their pages with others".into());
     };
     let reads_only = has(device::READ_ONLY_HOST_REGISTER_SUPPORTED)?;
-    match &info.kind {
-        FdKind::Memfd { seals, .. }
-            if !reads_only && seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) =>
-        {
+    match info.kind.seals() {
+        Some(seals) if !reads_only && seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) => {
             return Err(
                 "it is sealed against writing, and this device pins only what could be written".into()
             );
         }
-        FdKind::Memfd { seals, .. } if !seals.contains(Seals::SHRINK) => {
+        Some(seals) if !seals.contains(Seals::SHRINK) => {
             return Err("it can shrink under the device: seal it against that".into());
         }
-        FdKind::Memfd { .. } => {}
-        FdKind::File if reads_only => {}
-        FdKind::File => {
-            return Err("this device pins only what could be written: a memfd, but no file".into());
-        }
-        FdKind::DmaBuf { .. } => {
+        Some(_) => {}
+        None if info.kind.exporter().is_some() => {
             return Err(
                 "the mapping of a dma-buf cannot be pinned: pass the memfd that it was made of".into()
             );
         }
-        _ => return Err("only memfds and files are pinned without a copy".into()),
+        None if info.kind.class() != MemoryClass::Pages => {
+            return Err(format!(
+                "it is a {}, and only memfds and files are pinned without a copy",
+                info.kind
+            ));
+        }
+        None if reads_only => {}
+        None => return Err("this device pins only what could be written: a memfd, but no file".into()),
     }
     if region.is_writable() {
         return Err(

@@ -8,7 +8,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use ash::vk;
-use dmabuf::{FdInfo, FdKind, Seals};
+use dmabuf::{FdInfo, Seals};
 
 use super::buffer::Buffer;
 use super::device::Device;
@@ -142,21 +142,18 @@ fn check_dedicated(whole: Whole, buffers: usize, max_buffer: u64) -> Result<(), 
 /// Whether the driver may see the descriptor at all.
 fn check_kind(device: &Device, info: &FdInfo) -> Result<(), String> {
     const READ_ONLY: &str = "it is open for reading only, and the driver maps what it imports for writing";
-    match &info.kind {
-        FdKind::DmaBuf { .. } | FdKind::Memfd { .. } if device.takes_memfds() && !info.writable => {
-            Err(READ_ONLY.into())
-        }
-        FdKind::DmaBuf { .. } => Ok(()),
-        FdKind::Memfd { .. } if !device.takes_memfds() => {
+    let (takes_memfds, is_dma_buf) = (device.takes_memfds(), info.kind.exporter().is_some());
+    match info.kind.seals() {
+        None if !is_dma_buf => Err(format!("it is a {}, not a dma-buf", info.kind)),
+        _ if takes_memfds && !info.writable => Err(READ_ONLY.into()),
+        None => Ok(()),
+        Some(_) if !takes_memfds => {
             Err("it is a memfd, not a dma-buf, and only Mesa's software driver takes those".into())
         }
-        FdKind::Memfd { seals, .. } if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) => {
+        Some(seals) if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) => {
             Err("it is sealed against writing, and the driver maps what it imports for writing".into())
         }
-        FdKind::Memfd { .. } => Ok(()),
-        FdKind::DevDax { .. } => Err("it is a devdax device, not a dma-buf".into()),
-        FdKind::File => Err("it is a file, not a dma-buf".into()),
-        _ => Err("it is not a dma-buf".into()),
+        Some(_) => Ok(()),
     }
 }
 
