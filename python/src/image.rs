@@ -215,6 +215,27 @@ impl Image {
         Ok(Tensors { tensors: tensors.or_raise()?, path, variant })
     }
 
+    /// The path of a file that has the contents of the image's one, for libraries that take nothing else: made once, in
+    /// a directory of this process that is removed when it ends. Of a directory, by default the root, the path of one
+    /// with everything below but weights.
+    #[pyo3(signature = (path=None))]
+    fn path<'py>(slf: &Bound<'py, Self>, path: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("daxfs._files")?.call_method1("path", (slf, path))
+    }
+
+    /// Writes the files of the image into a directory, as they were before packing, and returns their paths in the
+    /// image. What lies there already is FileExistsError.
+    ///
+    /// exclude_weights: leave out files of weights, by their names: *.safetensors, *.bin, *.gguf and the like.
+    #[pyo3(signature = (directory, *, exclude_weights=false))]
+    fn materialize<'py>(
+        slf: &Bound<'py, Self>,
+        directory: &Bound<'py, PyAny>,
+        exclude_weights: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("daxfs._files")?.call_method1("materialize", (slf, directory, exclude_weights))
+    }
+
     /// Walks the tree like os.walk: (path, names of directories, names of everything else) from top downward.
     ///
     /// Symbolic links are among the names of everything else and are not followed.

@@ -1,0 +1,194 @@
+"""Files of images as files of the file system, for libraries that take paths: ``Image.path`` and ``Image.materialize``.
+
+What ``path`` makes lies in a directory of this process, in memory where the system has a place for that, once for equal
+contents. It is removed when the process ends; what a process leaves that is killed is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+import daxfs
+
+_Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+
+# Endings of files that hold weights.
+WEIGHTS: tuple[str, ...] = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".msgpack",
+)
+WEIGHTS += (".npz", ".tflite", ".pb", ".mlmodel")
+
+_PREFIX = "daxfs-files-"
+_LOCK = ".lock"
+
+
+def is_weights(path: str) -> bool:
+    """Tell by its name whether a file holds weights."""
+    return path.lower().endswith(WEIGHTS)
+
+
+def write(file: daxfs.File, target: Path) -> None:
+    """Write a file as it was before packing; FileExistsError if something is there."""
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # Only files of tensors may differ from their source.
+        (file.original() if file.path.endswith(".safetensors") else file).write_to(fd)
+        os.fchmod(fd, stat.S_IMODE(file.mode) & 0o777 | stat.S_IRUSR)
+    except BaseException:
+        target.unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
+def _below(image: daxfs.Image, top: str) -> Iterator[tuple[str, daxfs.File]]:
+    """All files below a directory, by their paths from there."""
+    place = f"{top}/" if top else ""
+    for path in image:
+        if path.startswith(place):
+            yield path[len(place) :], image[path]
+
+
+def materialize(image: daxfs.Image, directory: _Path, exclude_weights: bool, top: str = "") -> list[str]:
+    """Write files into a directory, which is made if need be, and return their paths."""
+    target = Path(os.fsdecode(directory))
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path, file in _below(image, top):
+        if exclude_weights and is_weights(path):
+            continue
+        own = target / path
+        own.parent.mkdir(parents=True, exist_ok=True)
+        write(file, own)
+        written.append(path)
+    return written
+
+
+class _Runtime:
+    """The directory of this process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        base = _base()
+        _sweep(base)
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self.lock = _locked(self.folder, os.O_CREAT)
+        self.made: weakref.WeakKeyDictionary[daxfs.Image, dict[str, str]] = weakref.WeakKeyDictionary()
+        atexit.register(self.remove)
+
+    def remove(self) -> None:
+        """Remove the directory, but not as a child that was forked with it."""
+        if os.getpid() == self.pid:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def file(self, file: daxfs.File) -> str:
+        """Return the path of a file with these contents and this name."""
+        digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        folder = self.folder / digest
+        target = folder / file.name
+        if not target.exists():
+            folder.mkdir(exist_ok=True)
+            # Nobody sees a part of it.
+            part = folder / f".{threading.get_ident()}"
+            write(file, part)
+            part.chmod(0o400)
+            part.rename(target)
+        return str(target)
+
+    def directory(self, image: daxfs.Image, top: str) -> str:
+        """Return the path of a directory with all files below but weights."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder)) / (top.rpartition("/")[2] or "image")
+        folder.mkdir()
+        for path, file in _below(image, top):
+            if is_weights(path):
+                continue
+            own = folder / path
+            own.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.file(file), own)
+        return str(folder)
+
+
+def _base() -> Path:
+    # A directory of an own name is made there.
+    for name in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"):  # noqa: S108
+        if name and Path(name).is_absolute() and os.access(name, os.W_OK | os.X_OK):
+            return Path(name)
+    return Path(tempfile.gettempdir())
+
+
+def _locked(folder: Path, flags: int = 0) -> int | None:
+    """Lock a directory's file, for as long as the descriptor is open; None if another process has it."""
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            return None
+        raise
+    return fd
+
+
+def _sweep(base: Path) -> None:
+    """Remove what processes of this user have left that were killed."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        try:
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            fd = _locked(folder)
+        except OSError:
+            # Being made, or gone.
+            continue
+        if fd is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(fd)
+
+
+_runtime: _Runtime | None = None
+_making = threading.RLock()
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+
+
+def path(image: daxfs.Image, name: _Path | None) -> str:
+    """Return a path in the file system for a file or a directory of an image."""
+    global _runtime  # noqa: PLW0603 - one for the process
+    wanted = "" if name is None else _text(name)
+    found: Any = image / wanted if wanted else image.directory()
+    with _making:
+        if _runtime is None or (_runtime.pid != os.getpid()):
+            _runtime = _Runtime()
+        made = _runtime.made.setdefault(image, {})
+        if wanted not in made:
+            is_file = isinstance(found, daxfs.File)
+            made[wanted] = _runtime.file(found) if is_file else _runtime.directory(image, wanted)
+        return made[wanted]
+
+
+def _text(name: _Path) -> str:
+    text = os.fsdecode(name)
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+__all__ = ["WEIGHTS", "is_weights", "materialize", "path", "write"]
