@@ -40,6 +40,7 @@ from daxfs._daxfs import (
     open,
     pack,
 )
+from daxfs._hooks import install, uninstall
 from daxfs._include import get_include
 
 __all__ = [
@@ -68,6 +69,8 @@ __all__ = [
     "devices",
     "explain_faults",
     "get_include",
+    "install",
     "open",
     "pack",
+    "uninstall",
 ]

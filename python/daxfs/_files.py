@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Union
 
 import daxfs
+from daxfs import _locate
 
 _Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
 
@@ -40,7 +41,6 @@ WEIGHTS: tuple[str, ...] = (
 )
 WEIGHTS += (".npz", ".tflite", ".pb", ".mlmodel")
 
-_PREFIX = "daxfs-files-"
 _LOCK = ".lock"
 
 
@@ -63,7 +63,7 @@ def write(file: daxfs.File, target: Path) -> None:
         os.close(fd)
 
 
-def _below(image: daxfs.Image, top: str) -> Iterator[tuple[str, daxfs.File]]:
+def below(image: daxfs.Image, top: str) -> Iterator[tuple[str, daxfs.File]]:
     """All files below a directory, by their paths from there."""
     place = f"{top}/" if top else ""
     for path in image:
@@ -76,7 +76,7 @@ def materialize(image: daxfs.Image, directory: _Path, exclude_weights: bool, top
     target = Path(os.fsdecode(directory))
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for path, file in _below(image, top):
+    for path, file in below(image, top):
         if exclude_weights and is_weights(path):
             continue
         own = target / path
@@ -93,7 +93,7 @@ class _Runtime:
         self.pid = os.getpid()
         base = _base()
         _sweep(base)
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self.folder = Path(tempfile.mkdtemp(prefix=_locate.RUNTIME, dir=base))
         self.lock = _locked(self.folder, os.O_CREAT)
         self.made: weakref.WeakKeyDictionary[daxfs.Image, dict[str, str]] = weakref.WeakKeyDictionary()
         atexit.register(self.remove)
@@ -121,7 +121,7 @@ class _Runtime:
         """Return the path of a directory with all files below but weights."""
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / (top.rpartition("/")[2] or "image")
         folder.mkdir()
-        for path, file in _below(image, top):
+        for path, file in below(image, top):
             if is_weights(path):
                 continue
             own = folder / path
@@ -153,7 +153,7 @@ def _locked(folder: Path, flags: int = 0) -> int | None:
 
 def _sweep(base: Path) -> None:
     """Remove what processes of this user have left that were killed."""
-    for folder in base.glob(f"{_PREFIX}*"):
+    for folder in base.glob(f"{_locate.RUNTIME}*"):
         try:
             if folder.lstat().st_uid != os.getuid():
                 continue
@@ -167,22 +167,29 @@ def _sweep(base: Path) -> None:
 
 
 _runtime: _Runtime | None = None
-_making = threading.RLock()
-os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+making = threading.RLock()
+os.register_at_fork(before=making.acquire, after_in_parent=making.release, after_in_child=making.release)
+
+
+def runtime() -> _Runtime:
+    """Return the directory of this process, made when it is first asked for."""
+    global _runtime  # noqa: PLW0603 - one for the process
+    with making:
+        if _runtime is None or _runtime.pid != os.getpid():
+            _runtime = _Runtime()
+        return _runtime
 
 
 def path(image: daxfs.Image, name: _Path | None) -> str:
     """Return a path in the file system for a file or a directory of an image."""
-    global _runtime  # noqa: PLW0603 - one for the process
     wanted = "" if name is None else _text(name)
     found: Any = image / wanted if wanted else image.directory()
-    with _making:
-        if _runtime is None or (_runtime.pid != os.getpid()):
-            _runtime = _Runtime()
-        made = _runtime.made.setdefault(image, {})
+    with making:
+        own = runtime()
+        made = own.made.setdefault(image, {})
         if wanted not in made:
             is_file = isinstance(found, daxfs.File)
-            made[wanted] = _runtime.file(found) if is_file else _runtime.directory(image, wanted)
+            made[wanted] = own.file(found) if is_file else own.directory(image, wanted)
         return made[wanted]
 
 
@@ -191,4 +198,4 @@ def _text(name: _Path) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-__all__ = ["WEIGHTS", "is_weights", "materialize", "path", "write"]
+__all__ = ["WEIGHTS", "below", "is_weights", "making", "materialize", "path", "runtime", "write"]

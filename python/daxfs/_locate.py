@@ -22,6 +22,9 @@ SCHEME = "daxfs://"
 SUFFIX = ".daxfs"
 # Between an image and a path in it, as in URLs of archives.
 MARK = "!/"
+# Folders of processes begin with this, and in one that stands for an image this file names it.
+RUNTIME = "daxfs-files-"
+STAND_IN = ".daxfs"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,7 @@ class Location:
 
 def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
     """Return the place in an image that a path means; None for all that is none."""
-    if not isinstance(name, (str, os.PathLike)):
-        return None
-    text = os.fspath(name)
+    text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
     if not isinstance(text, str):
         return None
     # pathlib makes one of two slashes.
@@ -56,6 +57,8 @@ def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
     if text.startswith(SCHEME):
         source, _, path = text.partition(MARK)
         return Location(source, _clean(path))
+    if RUNTIME in text:
+        return _stood_for(Path(text))
     if text.endswith(SUFFIX) and _is_there(text):
         return Location(text, "")
     at = text.find(MARK)
@@ -65,6 +68,17 @@ def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
             return Location(text[:at], _clean(text[at + len(MARK) :]))
         at = text.find(MARK, at + 1)
     return None
+
+
+def _stood_for(path: Path) -> Optional[Location]:  # noqa: UP045
+    """Return what a file in a folder of daxfs stands for, which the folder says."""
+    if not path.name.endswith(".safetensors"):
+        return None
+    try:
+        source, _, inner = (path.parent / STAND_IN).read_text().rstrip("\n").partition(MARK)
+    except OSError:
+        return None
+    return Location(source, inner).join(path.name)
 
 
 def _is_there(source: str) -> bool:

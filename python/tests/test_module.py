@@ -43,6 +43,8 @@ def test_everything_is_documented() -> None:
     assert daxfs.open.__doc__
     assert daxfs.pack.__doc__
     assert daxfs.devices.__doc__
+    assert daxfs.install.__doc__
+    assert daxfs.uninstall.__doc__
     assert daxfs.explain_faults.__doc__
 
 
