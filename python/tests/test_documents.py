@@ -32,6 +32,7 @@ PROGRAMS = {"jq", "minisign", "openssl"}
 ELSEWHERE = {
     "bench": "an idle machine: make bench is run by hand",
     "checkout": "the source tree; the steps of scripts/test.sh run these",
+    "engine": "an inference engine",
     "gpu": "a GPU",
     "model_signing": "a Python package that the tests do not install",
     "registry": "a registry of containers",
@@ -44,6 +45,7 @@ LEFT_OUT = {
     "benchmarks.md": {"bench": 1},
     "cuda.md": {"gpu": 1},
     "holder.md": {"gpu": 1, "model_signing": 1, "registry": 1, "systemd": 2},
+    "ml.md": {"engine": 1},
     "plans.md": {"gpu": 1},
     "sources.md": {"root": 2},
 }
