@@ -1,4 +1,4 @@
-//! The simulated driver of NVIDIA's GPUs, `tests/cuda/libcuda.c`.
+//! Simulated drivers: of NVIDIA's GPUs, `tests/cuda/libcuda.c`, and of OpenCL, `tests/opencl/libOpenCL.c`.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,18 @@ use crate::golden::project_root;
 /// # Panics
 /// When that fails.
 pub fn build_driver(folder: &Path, flags: &[&str]) {
+    build(folder, "cuda/libcuda.c", flags);
+}
+
+/// Compiles the simulated loader of OpenCL into a folder, as `libOpenCL.so.1`.
+///
+/// # Panics
+/// When that fails.
+pub fn build_opencl(folder: &Path) {
+    build(folder, "opencl/libOpenCL.c", &[]);
+}
+
+fn build(folder: &Path, source: &str, flags: &[&str]) {
     fs::create_dir_all(folder).unwrap();
     // Tests that run at the same time may build it at the same time.
     let new = tempfile::NamedTempFile::new_in(folder).unwrap().into_temp_path();
@@ -21,9 +33,10 @@ pub fn build_driver(folder: &Path, flags: &[&str]) {
         .args(flags)
         .arg("-o")
         .arg(&new)
-        .arg(project_root().join("tests/cuda/libcuda.c"))
+        .arg(project_root().join("tests").join(source))
         .status()
         .unwrap();
-    assert!(status.success(), "the simulated driver does not compile: {status}");
-    new.persist(folder.join("libcuda.so.1")).unwrap();
+    assert!(status.success(), "{source} does not compile: {status}");
+    let name = Path::new(source).file_stem().unwrap().to_str().unwrap();
+    new.persist(folder.join(format!("{name}.so.1"))).unwrap();
 }

@@ -17,6 +17,7 @@
 //! | `kernel`, `kernel_holder`, `kernel_memory` | do images work on a kernel with udmabuf and dma-heap? |
 //! | `kernel_module` | does the kernel's own DAXFS show the same files, and is the memory behind its mounts found? |
 //! | `kernel_pci` | what does a reader see when a PCI device is removed? |
+//! | `opencl`, `opencl_descriptors` | does OpenCL show an image's bytes, in place, by descriptor and copied? |
 //! | `vulkan` | does a device read from an image's memory what the CPU reads? |
 //!
 //! `docs/validation.md` explains the verdicts that `mutations` and the hostile images expect.

@@ -61,6 +61,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let gathered = unsafe { Buffer::<f32>::create(context, CL_MEM_WRITE_ONLY, rows.len(), null) }?;
     // SAFETY: buffer and slice are equally long, and the call blocks until the slice is read.
     unsafe { queue.enqueue_write_buffer(&mut index, CL_BLOCKING, 0, &indices, &[]) }?;
+    // A driver that has the memory by its descriptor wants to be told of each use.
+    let acquired = memory.acquire(queue)?;
     let mut run = ExecuteKernel::new(&kernel);
     #[allow(clippy::multiple_unsafe_ops_per_block, reason = "the arguments of one call")]
     // SAFETY: order and types are those of the kernel's parameters, which run for each row and column; the kernel checks
@@ -74,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     done?.wait()?;
     // SAFETY: buffer and slice are equally long, and the call blocks until the slice is filled.
     unsafe { queue.enqueue_read_buffer(&gathered, CL_BLOCKING, 0, &mut rows, &[]) }?;
+    acquired.release()?;
 
     for (index, row) in indices.iter().zip(rows.chunks(columns)) {
         writeln!(out, "row {index}: {row:?}")?;

@@ -9,6 +9,7 @@ use opencl3::memory::{Buffer as Memory, ClMem};
 use opencl3::types::{CL_BLOCKING, cl_mem};
 
 use super::device::Device;
+use super::external::{External, HandOvers};
 use super::failed;
 use crate::Result;
 
@@ -25,21 +26,42 @@ struct Shared {
     region: Option<Region>,
     len: u64,
     is_writable: bool,
+    /// Set where the memory is handed over for each use.
+    external: Option<External>,
 }
 
 impl Buffer {
     /// Over memory of an image.
     pub(super) fn over(device: &Device, memory: Memory<u8>, len: u64, region: &Region) -> Self {
-        let region = Some(region.clone());
-        Self(Arc::new(Shared { memory, device: device.clone(), region, len, is_writable: false }))
+        Self::imported(device, memory, len, region, None)
+    }
+
+    /// Over memory of an image, which the driver has by its descriptor.
+    pub(super) fn imported(
+        device: &Device,
+        memory: Memory<u8>,
+        len: u64,
+        region: &Region,
+        hands: Option<HandOvers>,
+    ) -> Self {
+        let (region, external) = (Some(region.clone()), hands.map(External::new));
+        Self(Arc::new(Shared { memory, device: device.clone(), region, len, is_writable: false, external }))
     }
 
     /// Over a copy.
     pub(super) fn copied(device: &Device, memory: Memory<u8>, len: u64, is_writable: bool) -> Self {
-        Self(Arc::new(Shared { memory, device: device.clone(), region: None, len, is_writable }))
+        Self(Arc::new(Shared {
+            memory,
+            device: device.clone(),
+            region: None,
+            len,
+            is_writable,
+            external: None,
+        }))
     }
 
-    /// The memory object, for arguments of kernels. Hold the buffer until work that uses it is done.
+    /// The memory object, for arguments of kernels. Hold the buffer until work that uses it is done, and acquire it for
+    /// that work ([`Buffer::acquire`]): a driver that has the memory by its descriptor wants that.
     pub fn handle(&self) -> cl_mem {
         self.0.memory.get()
     }
@@ -57,6 +79,10 @@ impl Buffer {
     /// Never true: no buffer without bytes is made.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
+    }
+
+    pub(super) fn external(&self) -> Option<&External> {
+        self.0.external.as_ref()
     }
 
     /// Whether the bytes are a copy of the image's; else they are the image's own.
@@ -84,9 +110,11 @@ impl Buffer {
         if bytes.is_empty() {
             return Ok(());
         }
+        let queue = self.device().queue();
+        let acquired = self.acquire(queue)?;
         // SAFETY: the buffer has these bytes (just checked), and the call blocks until all of them are read.
-        unsafe { self.device().queue().enqueue_read_buffer(&self.0.memory, CL_BLOCKING, at, bytes, &[]) }
+        unsafe { queue.enqueue_read_buffer(&self.0.memory, CL_BLOCKING, at, bytes, &[]) }
             .map_err(|code| failed(self.device().name(), "clEnqueueReadBuffer", code))?;
-        Ok(())
+        Ok(acquired.release()?)
     }
 }

@@ -12,6 +12,7 @@ use opencl3::kernel::Kernel;
 use opencl3::platform::get_platforms;
 use opencl3::types::cl_device_id;
 
+use super::external::Importer;
 use super::failed;
 use crate::{DeviceError, Result};
 
@@ -25,6 +26,8 @@ pub(super) struct Inner {
     pub(super) max_buffer: u64,
     pub(super) shares_memory: bool,
     pub(super) is_processor: bool,
+    /// How descriptors are imported; `None` where the driver has no way.
+    pub(super) importer: Option<Importer>,
     pub(super) context: Context,
     pub(super) queue: CommandQueue,
     /// Compiled at the first import. One thread at a time sets its arguments.
@@ -102,6 +105,7 @@ impl Device {
         Ok(Self(Arc::new(Inner {
             max_buffer: handle.max_mem_alloc_size().map_err(asked)?,
             shares_memory: handle.host_unified_memory().map_err(asked)?,
+            importer: Importer::of(&handle),
             is_processor: handle.dev_type().map_err(asked)? & CL_DEVICE_TYPE_CPU != 0,
             name,
             context,

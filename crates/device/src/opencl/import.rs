@@ -1,4 +1,4 @@
-//! The image's own memory as buffers, in the pages that are mapped.
+//! The image's own memory as buffers: by its descriptor, or in the pages that are mapped.
 
 #![allow(unsafe_code, reason = "makes buffers over memory of others")]
 
@@ -24,7 +24,9 @@ impl Device {
         let mut refusals = Vec::new();
         for &route in options.routes() {
             let made = match route {
-                Route::Descriptor => Err("descriptors are not imported by OpenCL here".into()),
+                Route::Descriptor => {
+                    self.by_descriptor(region, len, cut.pieces().count()).map(|buffer| vec![buffer])
+                }
                 Route::Mapping => self.in_place(region, cut),
                 Route::Copy => Err("mapping does not copy".into()),
             };

@@ -4,6 +4,7 @@
 //!
 //! | memory | route | needs |
 //! |---|---|---|
+//! | dma-buf | descriptor | `cl_khr_external_memory_dma_buf` or `cl_arm_import_memory_dma_buf` |
 //! | anything that is mapped | mapping (`CL_MEM_USE_HOST_PTR`) | a device that shares the host's memory, such as a CPU (PoCL) or an integrated GPU |
 //!
 //! A device with memory of its own may copy the pages that it is given, so mappings are refused there: copy
@@ -12,16 +13,19 @@
 //! There are drivers that take memory and show the device other bytes. So after every import the device sums up
 //! samples of what it sees, and an import whose sums are not those of the host's bytes is refused.
 //!
-//! A place is [`Buffer::handle`] and an offset: OpenCL has no addresses.
+//! A place is [`Buffer::handle`] and an offset: OpenCL has no addresses. Work on a buffer belongs between
+//! [`Buffer::acquire`] and [`Acquired::release`].
 
 mod buffer;
 mod copy;
 mod device;
+mod external;
 mod import;
 mod sums;
 
 pub use buffer::Buffer;
 pub use device::{Device, devices};
+pub use external::Acquired;
 pub use opencl3;
 
 use daxfs::Region;

@@ -60,10 +60,12 @@ impl Device {
         unsafe { kernel.set_arg(4, &output) }.map_err(said)?;
         let (null, run) = (std::ptr::null(), kernel.get());
         let queue = &self.0.queue;
+        let acquired = buffer.acquire(queue).map_err(|e| e.to_string())?;
         // SAFETY: one dimension, whose size lives for the call. All parameters are set, and no other thread sets them
         // meanwhile. Each item reads below `end`, the length of the buffer, and writes its own sum.
         let done = unsafe { queue.enqueue_nd_range_kernel(run, 1, null, items.as_ptr(), null, &[]) };
         done.and_then(|event| event.wait()).map_err(said)?;
+        acquired.release().map_err(|e| e.to_string())?;
         // SAFETY: the call blocks until all of `found`, which is as long as the buffer, is written.
         unsafe { self.0.queue.enqueue_read_buffer(&sums, CL_BLOCKING, 0, &mut found, &[]) }.map_err(said)?;
         for (number, found) in (0..).zip(found) {
