@@ -69,7 +69,7 @@ class Jax:
         """Return the whole tensor."""
         import jax.numpy  # noqa: PLC0415
 
-        return jax.numpy.array(tensor) if self._copy else tensor.jax()
+        return jax.numpy.array(tensor) if self._copy else jax_array(tensor)
 
     def part(self, tensor: daxfs.Tensor, index: Any) -> Any:
         """Copy what is indexed as safetensors does, and no more."""
@@ -77,6 +77,13 @@ class Jax:
 
         array = tensor.numpy()
         return jax.numpy.array(array[checked(index, array.shape)])
+
+
+def jax_array(tensor: daxfs.Tensor) -> Any:
+    """Return JAX's array of a tensor: a view, but for fp4 and fp6, which are copied as bytes."""
+    import jax.numpy  # noqa: PLC0415
+
+    return jax.numpy.asarray(tensor) if tensor.dtype_name.startswith(("F4", "F6")) else tensor.jax()
 
 
 # The names that safetensors has for a framework.
