@@ -82,6 +82,54 @@ def write_headers(folder: Path) -> None:
     (folder / "json-repeated").write_bytes(struct.pack("<H", 1) + repeated)
 
 
+def gguf(pairs: list[bytes], tensors: list[tuple[str, int, tuple[int, ...], int]], alignment: int = 32) -> bytes:
+    """Return a GGUF file: pairs of key and value, and tensors with number of type, dimensions and bytes of data."""
+    file = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs)
+    data = b""
+    for name, kind, dimensions, size in tensors:
+        file += struct.pack("<Q", len(name)) + name.encode()
+        file += struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, len(data))
+        data += bytes(i % 251 for i in range(size))
+        data += bytes(-len(data) % alignment)
+    return file + bytes(-len(file) % alignment) + data
+
+
+def write_gguf(folder: Path) -> None:
+    """Write GGUF files with values of every type and tensors of many."""
+
+    def text(data: bytes) -> bytes:
+        return struct.pack("<Q", len(data)) + data
+
+    def pair(key: str, kind: int, value: bytes) -> bytes:
+        return text(key.encode()) + struct.pack("<I", kind) + value
+
+    numbers = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+    values = [pair(f"n{kind}", kind, struct.pack("<" + code, 1)) for kind, code in numbers.items()]
+    values += [pair(f"l{kind}", 9, struct.pack(f"<IQ2{code}", kind, 2, 1, 0)) for kind, code in numbers.items()]
+    values += [
+        pair("general.architecture", 8, text(b"llama")),
+        pair("tokens", 9, struct.pack("<IQ", 8, 3) + text(b"a") + text(b"") + text("é".encode())),
+        pair("nested", 9, struct.pack("<IQIQ", 9, 1, 4, 1) + struct.pack("<I", 7)),
+    ]
+    blocks = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 20: 18, 39: 17}
+    super_blocks = {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 16: 66, 23: 136, 34: 54, 35: 66}
+    tensors = [(f"q{kind}", kind, (32, 2), 2 * size) for kind, size in blocks.items()]
+    tensors += [(f"k{kind}", kind, (256,), size) for kind, size in super_blocks.items()]
+    tensors += [("norm", 0, (3,), 12), ("half", 1, (2, 2), 8), ("bf", 30, (5,), 10), ("scalar", 27, (), 8)]
+    split = [pair("split.no", 2, bytes(2)), pair("split.count", 2, b"\2\0")]
+    alignment = pair("general.alignment", 4, struct.pack("<I", 64))
+    files = {
+        "values": gguf(values, []),
+        "tensors": gguf([], tensors),
+        "both": gguf(values, tensors),
+        "split": gguf(split, tensors[:1]),
+        "aligned": gguf([alignment], tensors[:3], 64),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+        (folder / f"{name}-body").write_bytes(data[8:])
+
+
 def write_messages(corpus: Path) -> None:
     """Write messages of the holder's protocol: alone, and for a real holder and a real client.
 
@@ -228,10 +276,11 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    targets = ("image", "overlay", "log", "safetensors", "plan", "holder", "holder_server", "holder_client")
+    targets = ("image", "overlay", "log", "safetensors", "gguf", "plan", "holder", "holder_server", "holder_client")
     for target in targets:
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
+    write_gguf(corpus / "gguf")
     write_messages(corpus)
     write_changes(corpus)
     write_plans(corpus / "plan")

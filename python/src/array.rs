@@ -1,11 +1,16 @@
 //! numpy arrays over the memory of a tensor. numpy and ml_dtypes are imported when the first array needs them.
 
 use daxfs::Dtype;
-use pyo3::exceptions::{PyAttributeError, PyImportError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyImportError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use crate::dtype::{Element, array_type, element};
+
+/// `numpy.empty(shape, dtype)`.
+pub fn empty<'py>(py: Python<'py>, dtype: Dtype, shape: &[u64]) -> PyResult<Bound<'py, PyAny>> {
+    numpy(py)?.call_method1("empty", (shape, numpy_dtype(py, dtype)?))
+}
 
 /// `numpy.ndarray(shape, dtype, tensor)`: a view that holds the tensor, read-only where its buffer is.
 pub fn view<'py>(tensor: &Bound<'py, PyAny>, dtype: Dtype, shape: &[u64]) -> PyResult<Bound<'py, PyAny>> {
@@ -35,10 +40,10 @@ pub fn convert<'py>(
 }
 
 /// What `dtype` of a tensor is: the `numpy.dtype` of the array that it becomes; its name, a `str` with `name` and
-/// `itemsize`, where numpy, or ml_dtypes for what only that has, is not installed.
+/// `itemsize`, where numpy, or ml_dtypes for what only that has, is not installed, and for quantised types.
 pub fn dtype(py: Python<'_>, dtype: Dtype) -> PyResult<Bound<'_, PyAny>> {
     match numpy_dtype(py, dtype) {
-        Err(error) if error.is_instance_of::<PyImportError>(py) => {
+        Err(error) if error.is_instance_of::<PyImportError>(py) || dtype.is_quantized() => {
             py.import("daxfs._dtype")?.getattr("DtypeName")?.call1(array_type(dtype))
         }
         made => made.cloned(),
@@ -67,13 +72,18 @@ fn numpy_dtype(py: Python<'_>, dtype: Dtype) -> PyResult<&Bound<'_, PyAny>> {
             Element::Native { numpy, .. } => numpy_dtype.call1((numpy,)),
             Element::Extension(name) => numpy_dtype.call1((extension(py, dtype, name)?,)),
             Element::Nibbles | Element::Bytes => numpy_dtype.call1(("u1",)),
+            Element::Blocks => return Err(no_elements(dtype)),
         };
         made.map(Bound::unbind)
     };
-    // Codes begin at 1 and have no gaps; a type without a code of its own would simply not be kept.
-    let index = usize::from(dtype.code()).wrapping_sub(1);
-    let cell = MADE.get(index).ok_or_else(|| PyValueError::new_err(format!("{dtype}: unknown type")))?;
-    Ok(cell.get_or_try_init(py, make)?.bind(py))
+    Ok(MADE[dtype.ordinal()].get_or_try_init(py, make)?.bind(py))
+}
+
+fn no_elements(dtype: Dtype) -> PyErr {
+    PyTypeError::new_err(format!(
+        "{dtype} is quantised: numpy has no such elements; tensor.dequantize() makes an array of float32, \
+         tensor.blocks() is a view of the blocks as uint8"
+    ))
 }
 
 fn numpy(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {

@@ -280,7 +280,7 @@ impl Drop for Borrowed<'_> {
 
 fn no_format(dtype: &str) -> PyErr {
     PyBufferError::new_err(format!(
-        "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor) or tensor.raw"
+        "the buffer protocol has no name for {dtype}: use numpy.asarray(tensor), or tensor.raw for the bytes"
     ))
 }
 

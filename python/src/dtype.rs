@@ -1,4 +1,4 @@
-//! Element types of safetensors as the buffer protocol, numpy and ml_dtypes name them.
+//! Element types as the buffer protocol, numpy and ml_dtypes name them.
 
 use std::ffi::CStr;
 
@@ -20,6 +20,8 @@ pub enum Element {
     Nibbles,
     /// Nothing in Python holds it packed: shown as bytes.
     Bytes,
+    /// Quantised: blocks, which are no elements.
+    Blocks,
 }
 
 /// The names of a type.
@@ -49,6 +51,7 @@ pub const fn element(dtype: Dtype) -> Element {
         Dtype::F8_E4M3FNUZ => Element::Extension("float8_e4m3fnuz"),
         Dtype::F8_E5M2FNUZ => Element::Extension("float8_e5m2fnuz"),
         Dtype::F4 => Element::Nibbles,
+        dtype if dtype.is_quantized() => Element::Blocks,
         // F6_E2M3 and F6_E3M2: four elements in three bytes.
         _ => Element::Bytes,
     }
@@ -70,11 +73,17 @@ pub const fn array_type(dtype: Dtype) -> (&'static str, usize) {
         Dtype::F64 => ("float64", 8),
         Dtype::C64 => ("complex64", 8),
         _ => match element(dtype) {
-            Element::Extension(name) => (name, dtype.bits() / 8),
+            Element::Extension(name) => (name, itemsize(dtype)),
+            Element::Blocks => (dtype.name(), itemsize(dtype)),
             // U8, and what is shown as bytes.
             _ => ("uint8", 1),
         },
     }
+}
+
+/// Bytes of an element of a whole-byte type, or of a block.
+const fn itemsize(dtype: Dtype) -> usize {
+    dtype.block().bytes as usize
 }
 
 /// Shape and item size of a tensor's memory as Python sees it.
@@ -91,13 +100,25 @@ impl Layout {
     pub fn of(dtype: Dtype, shape: &[u64], nbytes: u64) -> Self {
         match (element(dtype), shape) {
             (Element::Native { .. } | Element::Extension(_), _) => {
-                Self { shape: shape.to_vec(), itemsize: dtype.bits() / 8 }
+                Self { shape: shape.to_vec(), itemsize: itemsize(dtype) }
             }
             // Halving the last dimension is exact only where it is even.
             (Element::Nibbles, [outer @ .., last]) if last % 2 == 0 => {
                 Self { shape: [outer, &[last / 2]].concat(), itemsize: 1 }
             }
-            (Element::Nibbles | Element::Bytes, _) => Self::flat(nbytes),
+            (Element::Nibbles | Element::Bytes | Element::Blocks, _) => Self::flat(nbytes),
+        }
+    }
+
+    /// The blocks of a quantised type: bytes in a dimension of their own.
+    pub fn blocks(dtype: Dtype, shape: &[u64]) -> Option<Self> {
+        let block = dtype.block();
+        match shape {
+            [outer @ .., last] if dtype.is_quantized() => {
+                let inner = [last / u64::from(block.elements), block.bytes.into()];
+                Some(Self { shape: [outer, &inner].concat(), itemsize: 1 })
+            }
+            _ => None,
         }
     }
 

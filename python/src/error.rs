@@ -12,7 +12,7 @@ use daxfs::signature::SignatureError;
 use daxfs_device::DeviceError;
 use pyo3::exceptions::{
     PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
-    PyRuntimeError, PyTimeoutError, PyUserWarning, PyValueError,
+    PyRuntimeError, PyTimeoutError, PyTypeError, PyUserWarning, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -282,6 +282,7 @@ fn from_holder(error: &HolderError) -> PyErr {
 fn from_tensor(fault: &TensorError) -> PyErr {
     match innermost(fault) {
         TensorError::VariantOfFile { .. } => PyValueError::new_err(fault.to_string()),
+        TensorError::NotDequantizable { .. } => PyTypeError::new_err(fault.to_string()),
         TensorError::NotExportable { .. } | TensorError::NotWritable { .. } => {
             PyBufferError::new_err(fault.to_string())
         }

@@ -287,7 +287,7 @@ impl FileBase {
         Ok(Tensors { tensors: self.parsed(py)?.clone(), path: Some(self.file.path()), variant: None })
     }
 
-    /// The __metadata__ of a safetensors file.
+    /// What a file with tensors says beside them: the __metadata__ of safetensors, the keys and values of GGUF.
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.tensors(py)?.metadata(py)

@@ -108,7 +108,7 @@ fn has_type(py: Python<'_>, tensor: &Tensor) -> PyResult<bool> {
         Dtype::I64 | Dtype::U64 | Dtype::F64 => {
             py.import("jax")?.getattr("config")?.getattr("jax_enable_x64")?.is_truthy()
         }
-        dtype => Ok(!matches!(element(dtype), Element::Nibbles | Element::Bytes)),
+        dtype => Ok(!matches!(element(dtype), Element::Nibbles | Element::Bytes | Element::Blocks)),
     }
 }
 

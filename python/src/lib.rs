@@ -16,6 +16,7 @@ mod file;
 mod image;
 mod jax;
 mod mapping;
+mod metadata;
 mod open;
 mod original;
 mod pack;

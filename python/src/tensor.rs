@@ -5,12 +5,13 @@
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
+use daxfs::Dtype;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCapsule, PySlice, PyTuple, PyType};
 
-use crate::buffer::{self, Dimensions, Export, Exporter};
+use crate::buffer::{self, Borrowed, Dimensions, Export, Exporter};
 use crate::dtype::{Element, Layout, element};
 use crate::error::OrRaise;
 use crate::{array, dlpack, file, jax, reduce, text};
@@ -50,7 +51,7 @@ not heed that: a write through its tensor ends the process; see torch().";
             format: match element(self.tensor.dtype()) {
                 Element::Native { format, .. } => Ok(format),
                 Element::Nibbles | Element::Bytes => Ok(c"B"),
-                Element::Extension(_) => Err(self.tensor.dtype().name()),
+                Element::Extension(_) | Element::Blocks => Err(self.tensor.dtype().name()),
             },
             dimensions: self.dimensions()?,
         })
@@ -72,7 +73,7 @@ impl TensorBase {
             return Ok(dimensions);
         }
         let layout = match element(self.tensor.dtype()) {
-            Element::Extension(_) => Layout::flat(self.tensor.nbytes()),
+            Element::Extension(_) | Element::Blocks => Layout::flat(self.tensor.nbytes()),
             _ => self.layout(),
         };
         let dimensions = Dimensions::new(&layout.shape, layout.itemsize)?;
@@ -94,7 +95,8 @@ impl TensorBase {
         self.tensor.name()
     }
 
-    /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...
+    /// Type of the elements as safetensors names it: "BF16", "F8_E4M3", "U8", ...; quantised types as GGUF does:
+    /// "Q4_K".
     #[getter]
     fn dtype_name(&self) -> &'static str {
         self.tensor.dtype().name()
@@ -105,6 +107,7 @@ impl TensorBase {
     /// getattr(torch, tensor.dtype.name) is torch's type.
     ///
     /// Where numpy, or ml_dtypes for a type of its, is not installed: the name alone, a str with name and itemsize.
+    /// So it is for quantised types, which numpy does not have; their itemsize is that of a block.
     #[getter]
     fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         array::dtype(py, self.tensor.dtype())
@@ -168,10 +171,33 @@ impl TensorBase {
     /// The tensor as a numpy array without a copy.
     ///
     /// BF16 and the 8-bit floats take the types of ml_dtypes. F4 comes as uint8, two elements a byte, with the last
-    /// dimension halved; the 6-bit floats come as flat uint8.
+    /// dimension halved; the 6-bit floats come as flat uint8. Quantised types raise a TypeError: see dequantize() and
+    /// blocks().
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         array::view(slf, this.tensor.dtype(), &this.layout().shape)
+    }
+
+    /// The elements as a new numpy array of float32: of F32, F16 and BF16, and of the quantised types of GGUF (Q4_0,
+    /// Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0). Other types raise a TypeError.
+    /// Several threads work on a large one, without the GIL.
+    fn dequantize<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        file::check(self.tensor.file())?;
+        let array = array::empty(py, Dtype::F32, self.tensor.shape())?;
+        let mut memory = Borrowed::writable(&array)?;
+        let memory = memory.bytes();
+        py.detach(|| self.tensor.dequantize_to(memory)).or_raise()?;
+        Ok(array)
+    }
+
+    /// The blocks of a quantised tensor as a numpy array of uint8, without a copy: the last dimension is that of the
+    /// bytes of a block, the one before it counts blocks. A TypeError for other types.
+    fn blocks<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let tensor = &slf.get().tensor;
+        let layout = Layout::blocks(tensor.dtype(), tensor.shape()).ok_or_else(|| {
+            PyTypeError::new_err(format!("{} is not quantised: it has elements, see numpy()", tensor.dtype()))
+        })?;
+        array::view(slf, Dtype::U8, &layout.shape)
     }
 
     /// The tensor as a torch.Tensor without a copy: torch.from_dlpack(tensor).

@@ -4,9 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::OrRaise;
-use crate::{file, mapping, reduce, tensor, text};
+use crate::{file, mapping, metadata, reduce, tensor, text};
 
-/// Tensors by name, sorted: a read-only mapping over one safetensors file or all shards of a checkpoint.
+/// Tensors by name, sorted: a read-only mapping over one file or all shards of a checkpoint.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
 pub struct Tensors {
@@ -87,10 +87,11 @@ impl Tensors {
         mapping::items(slf)
     }
 
-    /// The __metadata__ of the file, or of the checkpoint's index.
+    /// What the file says beside its tensors: the __metadata__ of safetensors, the keys and values of GGUF; of a
+    /// checkpoint that of all shards.
     #[getter]
     pub fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.tensors.metadata().or_raise()?.into_pyobject(py)?.into_any())
+        metadata::dict(py, &self.tensors.metadata().or_raise()?)
     }
 
     /// The files that hold the tensors.

@@ -215,7 +215,7 @@ fn shared_names(files: u32, name: usize) -> Vec<u8> {
         record.name_len = (name as u32).into();
         record.size = 1.into();
         record.file = number.into();
-        record.dtype = daxfs::Dtype::U8.code().into();
+        record.dtype = daxfs::Dtype::U8.code().unwrap().into();
         bytes.extend_from_slice(record.as_bytes());
     }
     bytes.extend_from_slice(&strings);

@@ -133,7 +133,7 @@ fn the_picture_shows_regions_files_and_tensors() {
         "padding",
         "tensors: F32",
         "/model.safetensors\nembed.weight\nF32 [40, 25]",
-        "safetensors headers",
+        "headers of tensors",
     ] {
         assert!(svg.contains(text), "{text}");
     }

@@ -307,7 +307,7 @@ fn broken_files_are_named() {
     write("pointer.safetensors", pointer.as_bytes());
     write("pytorch_model.bin", pointer.as_bytes());
     write("model.gguf", b"PK\x03\x04");
-    write("good.gguf", b"GGUF\x03\0\0\0");
+    write("good.gguf", &[b"GGUF\x03\0\0\0", &[0; 16][..]].concat());
     // In a Hugging Face cache the link has the name.
     fs::create_dir(tree.join("blobs")).unwrap();
     fs::write(tree.join("blobs/0a"), &whole[..whole.len() - 1]).unwrap();
@@ -342,7 +342,7 @@ fn broken_files_are_named() {
     let good = fixture.run(&["inspect", "IMAGE", "/model.safetensors"]).ok();
     assert!(good.contains("embed.weight"), "{good}");
     let all = fixture.run(&["inspect", "IMAGE"]);
-    assert_eq!((all.status, all.stderr.lines().count()), (2, 6), "{all:?}");
+    assert_eq!((all.status, all.stderr.lines().count()), (2, 7), "{all:?}");
     assert!(
         fixture.run(&["inspect", "IMAGE", "/bad/cut.safetensors"]).error().contains("/bad/cut.safetensors: ")
     );

@@ -13,8 +13,7 @@ use std::ptr::NonNull;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::tensor::safetensors::read_exact;
-use crate::tensor::strides;
+use crate::tensor::{read_exact, strides};
 use crate::{Dtype, Result, Tensor, TensorError};
 
 /// Version of the structs, as [`DLManagedTensorVersioned::version`] says it.
@@ -78,7 +77,7 @@ pub struct DLDataType {
 }
 
 impl DLDataType {
-    /// The data type of an element; `None` for the 6-bit types, which no consumer takes.
+    /// The data type of an element; `None` for the 6-bit types, which no consumer takes, and for quantised types.
     ///
     /// F4 is exported as pairs, `bits` 4 and `lanes` 2, the only form that torch takes (seen in 2.15); the last
     /// dimension of such an export is half of the tensor's.
@@ -104,7 +103,8 @@ impl DLDataType {
             Dtype::F8_E5M2FNUZ => (13, 8, 1),
             Dtype::F8_E8M0 => (14, 8, 1),
             Dtype::F4 => (17, 4, 2),
-            Dtype::F6_E2M3 | Dtype::F6_E3M2 => return None,
+            // F6_E2M3 and F6_E3M2, and quantised types.
+            _ => return None,
         };
         Some(Self { code, bits, lanes })
     }
@@ -187,9 +187,9 @@ const _: () = {
 /// says what the memory is besides ordinary host memory; the pointer is the CPU's in any case.
 ///
 /// # Errors
-/// [`TensorError::NotExportable`] for 6-bit types, F4 with an odd last dimension, dimensions beyond 2^63, and
-/// devices whose pointers are not the CPU's; [`TensorError::NotWritable`] for a writable loan of memory that is not
-/// mapped copy-on-write; as for [`Tensor::bytes`].
+/// [`TensorError::NotExportable`] for quantised and 6-bit types, F4 with an odd last dimension, dimensions beyond
+/// 2^63, and devices whose pointers are not the CPU's; [`TensorError::NotWritable`] for a writable loan of memory
+/// that is not mapped copy-on-write; as for [`Tensor::bytes`].
 pub fn export_versioned(
     tensor: &Tensor,
     read_only: bool,
@@ -314,8 +314,12 @@ impl Array {
     /// Everything but the data.
     fn describe(tensor: &Tensor, device: DLDevice) -> Result<Self> {
         let fault = |why| fault(tensor, why);
-        let dtype = DLDataType::of(tensor.dtype())
-            .ok_or_else(|| fault("no consumer takes 6-bit types; use the bytes"))?;
+        let dtype = DLDataType::of(tensor.dtype()).ok_or_else(|| {
+            fault(match tensor.dtype().is_quantized() {
+                true => "its elements are quantised; use the bytes, which are blocks, or dequantize it",
+                false => "no consumer takes 6-bit types; use the bytes",
+            })
+        })?;
         let shape = dimensions(tensor.shape(), dtype.lanes)
             .ok_or_else(|| fault("the last dimension is not a whole number of pairs; use the bytes"))?;
         let too_large = || fault("its dimensions do not fit 63 bits");

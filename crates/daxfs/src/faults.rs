@@ -14,6 +14,7 @@ use dmabuf::faults::{self, Advice, Described, Description};
 
 use crate::error::Escaped;
 use crate::image::Inner;
+use crate::tensor::ContainerKind;
 use crate::{FileType, Image, Region, Result};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -108,7 +109,7 @@ fn describe_region(image: &Image, region: &Region) -> Described {
         let Ok(bytes) = file.bytes_unchecked() else { continue };
         let path = Escaped(&file.path()).to_string();
         parts.push((bytes.as_ptr().addr(), bytes.len(), format!("file {path:?}")));
-        if !path.ends_with(".safetensors") {
+        if ContainerKind::of_name(path.as_bytes()).is_none() {
             continue;
         }
         let Ok(tensors) = file.tensors() else { continue };

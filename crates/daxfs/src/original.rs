@@ -33,7 +33,7 @@ impl Original {
                     index.check_size(&record, file)?;
                     let original = index.original(&record)?;
                     if let Some(original) = &original {
-                        index.check_original(file, original)?;
+                        index.check_original(file, &record, original)?;
                     }
                     original.map(|original| (index, original))
                 }

@@ -39,17 +39,18 @@ impl Part {
         if shape.contains(&0) {
             return Ok(Self { start: 0, run: 0, count: 1, step: 0, shape, strides });
         }
-        // In bits and 128 of them: a tensor has less than 2^64 bytes.
-        let bits = |index: u64| u128::from(index) * u128::from(strides[dim]) * tensor.dtype().bits() as u128;
+        // In 128 bits: a tensor has less than 2^64 bytes.
+        let elements = |index: u64| u128::from(index) * u128::from(strides[dim]);
         let outer: u64 = shape[..dim].iter().product();
         // Runs without gaps between them are one.
         let (run, count, step) = match shape[dim] == whole || outer == 1 {
-            true => (bits(shape[dim]) * u128::from(outer), 1, 0),
-            false => (bits(shape[dim]), outer, bits(whole)),
+            true => (elements(shape[dim]) * u128::from(outer), 1, 0),
+            false => (elements(shape[dim]), outer, elements(whole)),
         };
-        let bytes = |bits: u128| u64::try_from(bits / 8).ok().filter(|_| bits.is_multiple_of(8));
-        match (bytes(bits(range.start)), bytes(run), bytes(step)) {
+        let bytes = |elements: u128| tensor.dtype().bytes_of(elements);
+        match (bytes(elements(range.start)), bytes(run), bytes(step)) {
             (Some(start), Some(run), Some(step)) => Ok(Self { start, run, count, step, shape, strides }),
+            _ if tensor.dtype().is_quantized() => Err("it begins or ends inside a block"),
             _ => Err("it begins or ends inside a byte"),
         }
     }

@@ -8,8 +8,8 @@
 //! of the source. So the source is its own first bytes and then the segments that come from it, in their order.
 
 use daxfs::format::index::FILLER_PREFIX;
-use daxfs::tensor::TensorInfo;
-use daxfs::tensor::safetensors::{Header, MAX_HEADER};
+use daxfs::tensor::safetensors::MAX_HEADER;
+use daxfs::tensor::{Header, TensorInfo};
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -10,28 +10,43 @@ use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
 use daxfs::format::index::{self as raw, GROUP_LEN};
 use daxfs::format::index::{
-    CheckpointRecord, FileRecord, Header, OriginalRecord, RunRecord, Section, TensorRecord,
+    CheckpointRecord, DtypeRecord, FileRecord, Header, OriginalRecord, RunRecord, Section, TensorRecord,
 };
-use daxfs::{DirectoryHasher, join_content_hash};
-use std::collections::HashMap;
+use daxfs::{DirectoryHasher, Dtype, join_content_hash};
+use std::collections::{BTreeSet, HashMap};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Sections in their order in the file, with the length of their records: what opening needs comes first.
-const SECTIONS: [(u32, usize); 10] = [
+const SECTIONS: [(u32, usize); 11] = [
     (raw::FILES, size_of::<FileRecord>()),
     (raw::TENSORS, size_of::<TensorRecord>()),
     (raw::CHECKPOINTS, size_of::<CheckpointRecord>()),
     (raw::ENTRIES, 4),
     (raw::DIMS, 8),
     (raw::STRINGS, 1),
+    (raw::DTYPES, size_of::<DtypeRecord>()),
     (raw::ORIGINALS, size_of::<OriginalRecord>()),
     (raw::RUNS, size_of::<RunRecord>()),
     (raw::BYTES, 1),
     (raw::GROUPS, size_of::<Hash>()),
 ];
 
-/// Bytes in front of the sections.
-const FRONT: u64 = (size_of::<Header>() + SECTIONS.len() * size_of::<Section>()) as u64;
+/// Bytes in front of so many sections.
+fn front(sections: usize) -> u64 {
+    (size_of::<Header>() + sections * size_of::<Section>()) as u64
+}
+
+/// Whether there is a section of a kind: the types that need none are the rule.
+fn has_section(kind: u32, len: u64) -> bool {
+    kind != raw::DTYPES || len > 0
+}
+
+/// Types that have no code of their own.
+fn described(set: &TensorSet) -> Vec<Dtype> {
+    let tensors = set.files.values().flat_map(|file| &file.tensors);
+    let types: BTreeSet<Dtype> = tensors.map(|t| t.info.dtype).filter(|t| t.code().is_none()).collect();
+    types.into_iter().collect()
+}
 
 /// Bytes of the index of this tree, in which files have the sizes that `size_of` says, with or without hashes.
 pub(crate) fn size(
@@ -42,7 +57,8 @@ pub(crate) fn size(
     hash: bool,
 ) -> u64 {
     let mut counts = [0u64; SECTIONS.len()];
-    let [files, tensors, checkpoints, entries, dims, strings, originals, runs, bytes, groups] = &mut counts;
+    let [files, tensors, checkpoints, entries, dims, strings, dtypes, originals, runs, bytes, groups] =
+        &mut counts;
     for (ino, node) in numbers.files(tree) {
         *files += 1;
         *strings += tree.image_path_len(node);
@@ -62,7 +78,17 @@ pub(crate) fn size(
     }
     *checkpoints = set.checkpoints.len() as u64;
     *entries = set.checkpoints.iter().map(|checkpoint| checkpoint.entries.len() as u64).sum();
-    FRONT + counts.iter().zip(SECTIONS).map(|(count, (_, record))| count * record as u64).sum::<u64>()
+    for dtype in described(set) {
+        *dtypes += 1;
+        *strings += dtype.name().len() as u64;
+    }
+    let sections: Vec<u64> = counts
+        .iter()
+        .zip(SECTIONS)
+        .filter(|(count, (kind, _))| has_section(*kind, **count))
+        .map(|(count, (_, record))| count * record as u64)
+        .collect();
+    front(sections.len()) + sections.iter().sum::<u64>()
 }
 
 /// How many groups a file has; one that would have a single one has its hash for that.
@@ -117,6 +143,9 @@ pub(crate) fn build(
     hashes: Option<&Hashes>,
 ) -> Result<(Vec<u8>, Option<Hash>)> {
     let mut tables = Tables::default();
+    for dtype in described(set) {
+        tables.add_dtype(dtype)?;
+    }
     for (ino, node) in layout.numbers.files(tree) {
         let at = (ino - 1) as usize;
         let hash = hashes.map(|hashes| (&hashes.files[at], &hashes.groups[at][..]));
@@ -134,13 +163,16 @@ pub(crate) fn build(
         &tables.entries,
         &tables.dims,
         &tables.strings,
+        &tables.dtypes,
         &tables.originals,
         &tables.runs,
         &tables.bytes,
         &tables.groups,
     ];
-    let (mut table, mut at) = (Vec::with_capacity(parts.len()), FRONT);
-    for (part, (kind, record)) in parts.into_iter().zip(SECTIONS) {
+    let parts = parts.into_iter().zip(SECTIONS);
+    let parts: Vec<_> = parts.filter(|(part, (kind, _))| has_section(*kind, part.len() as u64)).collect();
+    let (mut table, mut at) = (Vec::with_capacity(parts.len()), front(parts.len()));
+    for &(part, (kind, record)) in &parts {
         let mut section = Section::new_zeroed();
         section.kind = kind.into();
         section.offset = at.into();
@@ -166,7 +198,7 @@ pub(crate) fn build(
     let mut bytes = Vec::with_capacity(usize::try_from(at).unwrap_or(0));
     bytes.extend_from_slice(header.as_bytes());
     bytes.extend_from_slice(table.as_bytes());
-    for part in parts {
+    for (part, _) in parts {
         bytes.extend_from_slice(part);
     }
     Ok((bytes, content))
@@ -190,6 +222,7 @@ struct Tables {
     entries: Vec<u8>,
     dims: Vec<u8>,
     strings: Vec<u8>,
+    dtypes: Vec<u8>,
     originals: Vec<u8>,
     runs: Vec<u8>,
     bytes: Vec<u8>,
@@ -198,6 +231,8 @@ struct Tables {
     tensor_count: u32,
     dim_count: u32,
     entry_count: u32,
+    /// Codes of the types that are described.
+    described: HashMap<Dtype, u16>,
     /// Number of the first tensor record, by inode.
     first_tensor: HashMap<u32, u32>,
 }
@@ -207,6 +242,21 @@ impl Tables {
         let offset = self.strings.len() as u64;
         self.strings.extend_from_slice(bytes);
         Ok((offset, short("bytes of a name", bytes.len() as u64)?))
+    }
+
+    fn add_dtype(&mut self, dtype: Dtype) -> Result<()> {
+        let (name_offset, name_len) = self.string(dtype.name().as_bytes())?;
+        let block = dtype.block();
+        let mut record = DtypeRecord::new_zeroed();
+        record.name_offset = name_offset.into();
+        record.name_len = name_len.into();
+        record.block_elements = block.elements.into();
+        record.block_bytes = block.bytes.into();
+        self.dtypes.extend_from_slice(record.as_bytes());
+        // There are far fewer types than the other half of the codes.
+        let number = u16::try_from(self.described.len()).unwrap_or(u16::MAX);
+        self.described.insert(dtype, raw::DTYPE_RECORDS.saturating_add(number));
+        Ok(())
     }
 
     fn add_file(
@@ -229,7 +279,7 @@ impl Tables {
         let mut flags = 0;
         if let Some(file) = file {
             flags |= raw::FILE_TENSORS;
-            record.container = raw::CONTAINER_SAFETENSORS.into();
+            record.container = file.container.code().into();
             record.data_start = file.data_start.into();
             self.first_tensor.insert(ino, self.tensor_count);
         }
@@ -262,7 +312,9 @@ impl Tables {
             record.offset = tensor.offset.into();
             record.size = info.size.into();
             record.file = self.file_count.into();
-            record.dtype = info.dtype.code().into();
+            let code = info.dtype.code().or_else(|| self.described.get(&info.dtype).copied());
+            // All types without a code were described before.
+            record.dtype = code.unwrap_or_default().into();
             record.rank = rank.into();
             self.tensors.extend_from_slice(record.as_bytes());
             for dim in &info.shape {

@@ -1,28 +1,25 @@
-//! What the packer knows of tensors before it lays the image out: the headers of all safetensors files, their
-//! aligned rewriting where it was asked for, and the sharded checkpoints.
+//! What the packer knows of tensors before it lays the image out: the headers of all files with tensors, the aligned
+//! rewriting of safetensors files where it was asked for, and the sharded checkpoints.
 
 use crate::align::{PREFIX, Rewrite, rewrite};
 use crate::lfs;
 use crate::links::{Lead, lead};
 use crate::plan::Numbers;
-use crate::source::Opener;
+use crate::source::{Opener, SourceFile};
 use crate::tree::{Kind, Tree};
 use crate::{Error, Result};
-use daxfs::format::index::FILLER_PREFIX;
+use daxfs::format::index::{CONTAINER_SAFETENSORS, FILLER_PREFIX};
 use daxfs::tensor::checkpoint::{MAX_DOCUMENT, WeightMap, shard_path};
 use daxfs::tensor::index::{MAX_NAME, MAX_RANK};
-use daxfs::tensor::safetensors::{header_length, parse_header};
-use daxfs::tensor::{TensorInfo, is_checkpoint, is_leftover};
+use daxfs::tensor::{ContainerKind, Header, HeaderSource, TensorInfo, is_checkpoint, is_leftover};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-
-/// How the names of safetensors files end.
-const SAFETENSORS: &[u8] = b".safetensors";
 
 /// Bytes from which on files are looked into whose names say nothing. Small ones are many, and hold few tensors.
 const LARGE_BLOB: u64 = 1024;
 
-/// One tensor of a safetensors file, as it will lie in the image.
+/// One tensor of a file, as it will lie in the image.
 #[derive(Debug, Clone)]
 pub(crate) struct PlacedTensor {
     pub(crate) info: Arc<TensorInfo>,
@@ -30,10 +27,11 @@ pub(crate) struct PlacedTensor {
     pub(crate) offset: u64,
 }
 
-/// A safetensors file whose header is sound.
+/// A file with tensors whose header is sound.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
-    /// 8 bytes and the header, in the image.
+    pub(crate) container: ContainerKind,
+    /// Bytes of the header, in the image.
     pub(crate) data_start: u64,
     /// By name; fillers are left out.
     pub(crate) tensors: Vec<PlacedTensor>,
@@ -61,8 +59,9 @@ pub(crate) struct TensorSet {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads the headers of all safetensors files: those that a name or a symbolic link says so of, and those without a
-/// telling name whose contents are one. With `align`, plans their rewriting.
+/// Reads the headers of all files with tensors: those that a name or a symbolic link says so of, and those without a
+/// telling name whose contents are one. With `align`, plans the rewriting of safetensors files; GGUF files, which align
+/// their tensors themselves, stay as they are.
 ///
 /// A file whose header is broken is packed as it is and gets a warning.
 pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result<TensorSet> {
@@ -74,9 +73,10 @@ pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result
     let mut seen = HashSet::new();
     for (node, entry) in tree.iter() {
         let name = tree.bytes(entry.name);
+        let container = ContainerKind::of_name(name);
         let file = match entry.kind {
             Kind::File => node,
-            Kind::Symlink { .. } if name.ends_with(SAFETENSORS) => match lead(tree, node, &[]) {
+            Kind::Symlink { .. } if container.is_some() => match lead(tree, node, &[]) {
                 Lead::Found(file) if matches!(tree.node(file).kind, Kind::File) => file,
                 _ => continue,
             },
@@ -96,14 +96,14 @@ pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result
             if tree.node(numbers.node_of(ino)).parent == entry.parent {
                 checkpoints.push((ino, node));
             }
-        } else if name.ends_with(SAFETENSORS) {
+        } else if let Some(container) = container {
             if file != node {
                 linked.push((node, ino));
             }
             if !seen.insert(ino) {
                 continue;
             }
-            match read_file(&mut opener, file, size, align)? {
+            match read_file(&mut opener, file, container, align)? {
                 Ok((file, warning)) => {
                     let warn = warning.map(|why| format!("{}: {why}", tree.source_path(node).display()));
                     set.warnings.extend(warn);
@@ -120,10 +120,10 @@ pub(crate) fn read(tree: &Tree, numbers: &Numbers, align: Option<u64>) -> Result
         let size = tree.node(node).identity.size;
         if may_be_blob(tree.name(node), size)
             && seen.insert(ino)
-            && begins_as_header(&mut opener, node, size)?
+            && let Some(container) = container_of(&mut opener, node, size)?
         {
             // Its name promises nothing, so that nothing is missed if it is something else.
-            if let Ok((file, _)) = read_file(&mut opener, node, size, align)? {
+            if let Ok((file, _)) = read_file(&mut opener, node, container, align)? {
                 set.files.insert(ino, file);
             }
         }
@@ -140,40 +140,63 @@ fn may_be_blob(name: &[u8], size: u64) -> bool {
     size > PREFIX && !name.contains(&b'.') && (size >= LARGE_BLOB || is_hash())
 }
 
-/// Whether a file begins with the length of a header that fits into it, and a brace.
-fn begins_as_header(opener: &mut Opener<'_>, node: u32, size: u64) -> Result<bool> {
+/// What the first bytes of a file are those of.
+fn container_of(opener: &mut Opener<'_>, node: u32, size: u64) -> Result<Option<ContainerKind>> {
     let source = opener.file(node)?;
-    let mut start = [0; 9];
-    source.read_exact_at(&mut start, 0)?;
-    let [length @ .., brace] = start;
-    Ok(brace == b'{' && header_length(length, size).is_ok())
+    let mut start = [0; 16];
+    let len = usize::try_from(size).unwrap_or(usize::MAX).min(start.len());
+    source.read_exact_at(&mut start[..len], 0)?;
+    Ok(ContainerKind::of_head(&start[..len], size))
 }
 
-/// The outer error ends packing, the inner one says why the file is not taken for safetensors.
+/// A source as headers are read from it. Memory is not counted: who packs trusts the sizes of headers, which are
+/// bounded by their formats.
+struct Bytes<'a> {
+    source: &'a SourceFile<'a>,
+    /// Why it could not be read.
+    failed: RefCell<Option<Error>>,
+}
+
+impl HeaderSource for Bytes<'_> {
+    fn len(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> daxfs::Result<()> {
+        self.source.read_exact_at(buffer, offset).map_err(|error| {
+            self.failed.replace(Some(error));
+            daxfs::Error::Cancelled
+        })
+    }
+
+    fn charge(&self, _what: &'static str, _bytes: u64) -> daxfs::Result<()> {
+        Ok(())
+    }
+}
+
+/// The outer error ends packing, the inner one says why the file is not taken for a container.
 type Understood<T> = Result<std::result::Result<T, String>>;
+
+fn read_header(source: &SourceFile<'_>, container: ContainerKind) -> Understood<Header> {
+    let bytes = Bytes { source, failed: RefCell::default() };
+    let header = container.parse(&bytes);
+    if let Some(error) = bytes.failed.take() {
+        return Err(error);
+    }
+    source.check()?;
+    Ok(header.map_err(|error| error.to_string()))
+}
 
 fn read_file(
     opener: &mut Opener<'_>,
     node: u32,
-    size: u64,
+    container: ContainerKind,
     align: Option<u64>,
 ) -> Understood<(TensorFile, Option<String>)> {
-    if size < PREFIX {
-        return Ok(Err(format!("{size} bytes cannot hold the length of a header")));
-    }
     let source = opener.file(node)?;
-    let mut first = [0; 8];
-    source.read_exact_at(&mut first, 0)?;
-    let len = match header_length(first, size) {
-        Ok(len) => len,
-        Err(error) => return Ok(Err(error.to_string())),
-    };
-    let mut start = [&first[..], &vec![0; len]].concat();
-    source.read_exact_at(&mut start[first.len()..], PREFIX)?;
-    source.check()?;
-    let header = match parse_header(&start[first.len()..], size) {
+    let header = match read_header(&source, container)? {
         Ok(header) => header,
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(why) => return Ok(Err(why)),
     };
     let beyond = |info: &&Arc<TensorInfo>| info.name.len() > MAX_NAME || info.shape.len() > MAX_RANK;
     if let Some(info) = header.visible().find(beyond) {
@@ -182,10 +205,18 @@ fn read_file(
             "tensor {start:?}: its name has more than {MAX_NAME} bytes, or it has more than {MAX_RANK} dimensions"
         )));
     }
-    let (rewrite, warning) = match align.map(|align| rewrite(&header, &start, align)) {
-        None | Some(Ok(None)) => (None, None),
-        Some(Ok(Some(rewrite))) => (Some(rewrite), None),
-        Some(Err(why)) => (None, Some(format!("not aligned, packed as it is: {why}"))),
+    let (rewrite, warning) = match align.filter(|_| container.code() == CONTAINER_SAFETENSORS) {
+        None => (None, None),
+        Some(align) => {
+            // In range: headers are bounded by their formats.
+            let mut start = vec![0; usize::try_from(header.data_start()).unwrap_or_default()];
+            source.read_exact_at(&mut start, 0)?;
+            source.check()?;
+            match rewrite(&header, &start, align) {
+                Ok(rewrite) => (rewrite, None),
+                Err(why) => (None, Some(format!("not aligned, packed as it is: {why}"))),
+            }
+        }
     };
     let place = |info: &Arc<TensorInfo>| PlacedTensor {
         offset: rewrite.as_ref().map_or(info.offset, |rewrite| rewrite.offset_of(info)),
@@ -193,7 +224,7 @@ fn read_file(
     };
     let tensors = header.visible().map(place).collect();
     let data_start = rewrite.as_ref().map_or(header.data_start(), |rewrite| rewrite.data_start);
-    Ok(Ok((TensorFile { data_start, tensors, rewrite }, warning)))
+    Ok(Ok((TensorFile { container, data_start, tensors, rewrite }, warning)))
 }
 
 /// Resolves checkpoints against the headers. One that promises what is not there stays out of the index: a

@@ -249,3 +249,97 @@ fn originals_come_back_with_their_hashes() {
         (false, *blake3::hash(&files[1].1).as_bytes())
     );
 }
+
+/// A GGUF file of version 3: tensors with the number of their type, dimensions as they lie in the file, and bytes.
+fn gguf(pairs: &[(&str, u16)], tensors: &[(&str, u32, &[u64], Vec<u8>)]) -> Vec<u8> {
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    file.extend((tensors.len() as u64).to_le_bytes());
+    file.extend((pairs.len() as u64).to_le_bytes());
+    for (key, value) in pairs {
+        file.extend([&text(key)[..], &2u32.to_le_bytes(), &value.to_le_bytes()].concat());
+    }
+    let mut data = Vec::new();
+    for (name, kind, dims, bytes) in tensors {
+        file.extend([&text(name)[..], &u32::try_from(dims.len()).unwrap().to_le_bytes()].concat());
+        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        data.extend(bytes);
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend(data);
+    file
+}
+
+fn quantised() -> Vec<u8> {
+    gguf(
+        &[],
+        &[
+            ("token_embd.weight", 12, &[512, 3], common::noise(1, 6 * 144)),
+            ("output.weight", 14, &[256, 2], common::noise(2, 2 * 210)),
+            ("output_norm.weight", 0, &[5], common::noise(3, 20)),
+            ("blk.0.attn_q.weight", 12, &[256, 1], common::noise(4, 144)),
+        ],
+    )
+}
+
+/// GGUF files are indexed with their quantised types, stay byte for byte, and the index says what the headers say: by
+/// names, by links to nameless blobs, and by what blobs begin with.
+#[test]
+fn gguf_is_indexed_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = "0123456789abcdef0123456789abcdef";
+    write(dir.path(), "model.gguf", &quantised());
+    write(dir.path(), "scratch/weights.bin", &quantised()[..64]);
+    write(dir.path(), format!("blobs/{blob}"), &[&quantised()[..], &[0; 32]].concat());
+    let (indexed, summary) = pack(dir.path(), Packer::new());
+    let (plain, _) = pack(dir.path(), Packer::new().plain(true));
+    assert_eq!((summary.tensors, summary.moved_files, summary.warnings), (8, 0, Vec::new()));
+    assert_eq!(indexed.file("model.gguf").unwrap().to_vec().unwrap(), quantised());
+    let index = indexed.index().unwrap().unwrap();
+    index.verify(&indexed).unwrap();
+    index.check(&indexed).unwrap();
+    for path in ["/model.gguf", "/", &format!("/blobs/{blob}")] {
+        let (with, without) = (indexed.tensors_at(path).unwrap(), plain.tensors_at(path).unwrap());
+        assert!(with.indexed() && !without.indexed());
+        assert_eq!(tensors(&indexed, path), tensors(&plain, path), "{path}");
+        let weight = with.get("token_embd.weight").unwrap();
+        assert_eq!((weight.dtype(), weight.shape()), (Dtype::Q4_K, &[3, 512][..]));
+        assert!(weight.alignment() >= 32);
+        assert_eq!(weight.dequantize().unwrap().len(), 3 * 512);
+    }
+    assert!(!indexed.tensors_at("/scratch/weights.bin").is_ok_and(|tensors| tensors.indexed()));
+}
+
+#[test]
+fn split_gguf_files_are_one_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = |number: u16, name: &str| {
+        gguf(&[("split.no", number), ("split.count", 2)], &[(name, 8, &[32], common::noise(5, 34))])
+    };
+    write(dir.path(), "m-00001-of-00002.gguf", &shard(0, "b"));
+    write(dir.path(), "m-00002-of-00002.gguf", &shard(1, "a"));
+    let (image, _) = pack(dir.path(), Packer::new());
+    let names: Vec<_> = image.tensors().unwrap().names().collect();
+    assert_eq!(names, ["a", "b"]);
+}
+
+#[test]
+fn gguf_that_is_not_understood_is_packed_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut unknown = gguf(&[], &[("w", 200, &[32], Vec::new())]);
+    write(dir.path(), "fork.gguf", &unknown);
+    unknown[4..8].copy_from_slice(&[0, 0, 0, 3]);
+    write(dir.path(), "big.gguf", &unknown);
+    let (image, summary) = pack(dir.path(), Packer::new());
+    assert_eq!(image.file("fork.gguf").unwrap().len(), unknown.len() as u64);
+    let text = summary.warnings.join("\n");
+    assert!(
+        text.contains("fork.gguf: packed as plain bytes, its tensors are not indexed: GGUF: tensor \"w\""),
+        "{text}"
+    );
+    assert!(text.contains("number 200, of a later version or a fork of GGUF"), "{text}");
+    assert!(text.contains("big.gguf") && text.contains("a big-endian file of version 3"), "{text}");
+}

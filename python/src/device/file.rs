@@ -97,7 +97,7 @@ impl DeviceFile {
         Ok(DeviceTensors::new(self.parsed(py)?.clone(), self.held.clone()))
     }
 
-    /// The __metadata__ of a safetensors file.
+    /// What a file with tensors says beside them: the __metadata__ of safetensors, the keys and values of GGUF.
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.tensors(py)?.metadata(py)

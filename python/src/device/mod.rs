@@ -200,7 +200,7 @@ fn cuda_array_interface<'py>(
     };
     // The interface wants 0 where there is nothing.
     let pointer = if place.is_empty() { 0 } else { Placed::address(place)? };
-    let size = tensor.dtype().bits() as u64 / 8;
+    let size = u64::from(tensor.dtype().block().bytes);
     let bytes = |strides: &[u64]| PyTuple::new(py, strides.iter().map(|stride| stride * size));
     let interface = PyDict::new(py);
     interface.set_item("shape", PyTuple::new(py, shape)?)?;

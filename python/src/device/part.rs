@@ -63,8 +63,8 @@ impl DeviceTensorPart {
     fn pick(&self, bytes: &[u8]) -> Vec<u8> {
         let (shape, strides) = (self.slice.shape(), self.slice.strides());
         let bytes_of = |elements: u64| {
-            let bits = u128::from(elements) * self.slice.dtype().bits() as u128;
-            usize::try_from(bits / 8).unwrap_or(usize::MAX)
+            let bytes = self.slice.dtype().bytes_of(elements.into());
+            bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
         };
         // Runs without gaps: the last dimensions, as far as they follow each other.
         let (mut run, mut outer) = (1, shape.len());
@@ -131,8 +131,7 @@ impl DeviceTensorPart {
     /// Bytes of the elements, without the gaps between them.
     #[getter]
     fn nbytes(&self) -> u64 {
-        let bits = u128::from(self.elements()) * self.tensor.dtype().bits() as u128;
-        u64::try_from(bits / 8).unwrap_or(u64::MAX)
+        self.tensor.dtype().bytes_of(self.elements().into()).unwrap_or(u64::MAX)
     }
 
     /// True when nothing lies between the elements.

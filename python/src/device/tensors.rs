@@ -6,9 +6,9 @@ use pyo3::types::{PyIterator, PyString};
 
 use super::{DeviceFile, DeviceTensor, Held};
 use crate::error::OrRaise;
-use crate::mapping;
+use crate::{mapping, metadata};
 
-/// Tensors in a GPU's memory by name, sorted: a read-only mapping over one safetensors file or all shards of a
+/// Tensors in a GPU's memory by name, sorted: a read-only mapping over one file or all shards of a
 /// checkpoint. With a plan, those of which this rank has something.
 #[pyclass(frozen, weakref, module = "daxfs")]
 #[derive(Debug)]
@@ -91,10 +91,11 @@ impl DeviceTensors {
         mapping::items(slf)
     }
 
-    /// The __metadata__ of the file, or of the checkpoint's index.
+    /// What the file says beside its tensors: the __metadata__ of safetensors, the keys and values of GGUF; of a
+    /// checkpoint that of all shards.
     #[getter]
     pub fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.tensors.metadata().or_raise()?.into_pyobject(py)?.into_any())
+        metadata::dict(py, &self.tensors.metadata().or_raise()?)
     }
 
     /// The files that hold the tensors.

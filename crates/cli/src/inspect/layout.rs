@@ -2,6 +2,7 @@
 
 use crate::place::{alignment_of, metadata_extent};
 use crate::text::escape;
+use daxfs::tensor::ContainerKind;
 use daxfs::{Dtype, Entry, File, FileType, Image, Tensors, ViewKind, format};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -83,7 +84,7 @@ pub struct FileMap {
     pub extent: Option<Range<u64>>,
     /// True when the extent is in the image itself.
     pub in_image: bool,
-    /// Tensors of a safetensors file, or why they cannot be read.
+    /// Tensors of a file that has some by its name, or why they cannot be read.
     pub tensors: Option<Result<Vec<TensorMap>, String>>,
 }
 
@@ -140,8 +141,8 @@ pub struct Usage {
 }
 
 impl Layout {
-    /// Looks at every entry of the image; parses the headers of the safetensors files, and the checkpoints, whose paths
-    /// are wanted.
+    /// Looks at every entry of the image; parses the headers of the files with tensors, and the checkpoints, whose
+    /// paths are wanted.
     ///
     /// # Errors
     /// When the lists that are made exceed the image's budget.
@@ -169,7 +170,7 @@ impl Layout {
         claim(superblock.branch_table.clone(), Kind::BranchTable);
         claim(superblock.delta_region.clone(), Kind::DeltaRegion);
 
-        let named = named_safetensors(image);
+        let named = named_containers(image);
         let mut files: Vec<FileMap> = Vec::new();
         let mut checkpoints = Vec::new();
         let mut seen = HashSet::new();
@@ -234,9 +235,9 @@ impl Checkpoint {
     }
 }
 
-/// Inodes of files that a name says are safetensors; in a Hugging Face cache that is the name of a link.
-fn named_safetensors(image: &Image) -> HashSet<u64> {
-    let named = image.walk().filter(|entry| entry.name().ends_with(b".safetensors"));
+/// Inodes of files that a name says hold tensors; in a Hugging Face cache that is the name of a link.
+fn named_containers(image: &Image) -> HashSet<u64> {
+    let named = image.walk().filter(|entry| ContainerKind::of_name(entry.name()).is_some());
     named.filter_map(|entry| image.file(entry.path()).ok()).map(|file| file.ino()).collect()
 }
 

@@ -10,9 +10,9 @@ pub enum Paint {
     Kind(Kind),
     /// Tensors, by the class of their type.
     Tensor(Class),
-    /// The length and JSON header of a safetensors file.
+    /// The header of a file with tensors.
     Header,
-    /// Bytes of a safetensors file that no tensor holds: fillers that the packer inserted.
+    /// Bytes of such a file that no tensor holds: padding of GGUF, fillers that the packer inserted.
     Filler,
 }
 
@@ -31,13 +31,16 @@ pub enum Class {
     Float8,
     /// Floats of less than 8 bits.
     Float4,
+    /// Quantised types of GGUF.
+    Quantised,
     /// Integers and booleans.
     Integer,
 }
 
 impl Class {
     fn of(dtype: Dtype) -> Self {
-        match (dtype.name(), dtype.bits()) {
+        let Some(bits) = dtype.bits() else { return Self::Quantised };
+        match (dtype.name(), bits) {
             ("BF16", _) => Self::BFloat16,
             (name, _) if name.starts_with(['I', 'U', 'B']) => Self::Integer,
             (_, bits) if bits >= 64 => Self::Float64,
@@ -66,8 +69,9 @@ impl Paint {
             Self::Tensor(Class::Float16) => "tensors: F16",
             Self::Tensor(Class::Float8) => "tensors: 8-bit floats",
             Self::Tensor(Class::Float4) => "tensors: 4- and 6-bit floats",
+            Self::Tensor(Class::Quantised) => "tensors: quantised",
             Self::Tensor(Class::Integer) => "tensors: integers, booleans",
-            Self::Header => "safetensors headers",
+            Self::Header => "headers of tensors",
             Self::Filler => "fillers in files",
         }
     }
@@ -94,6 +98,7 @@ impl Paint {
             Self::Tensor(Class::Float16) => "#0ea5e9",
             Self::Tensor(Class::Float8) => "#65a30d",
             Self::Tensor(Class::Float4) => "#bef264",
+            Self::Tensor(Class::Quantised) => "#16a34a",
             Self::Tensor(Class::Integer) => "#ea580c",
             Self::Header => "#facc15",
             Self::Filler => "#e5e7eb",
@@ -125,6 +130,8 @@ mod tests {
     #[test]
     fn types_fall_into_classes() {
         let class = |name: &str| Class::of(Dtype::parse(name).unwrap());
+        assert_eq!(class("Q4_K"), Class::Quantised);
+        assert_eq!(class("IQ4_NL"), Class::Quantised);
         assert_eq!(class("F64"), Class::Float64);
         assert_eq!(class("C64"), Class::Float64);
         assert_eq!(class("F32"), Class::Float32);

@@ -37,7 +37,7 @@ pub struct Span {
     pub tensor: Option<usize>,
 }
 
-/// The stretches of the image, in order: pieces, with safetensors files cut into header, tensors and fillers.
+/// The stretches of the image, in order: pieces, with files of tensors cut into header, tensors and fillers.
 /// Padding and what lies behind the image are left out.
 pub fn spans(layout: &Layout) -> Vec<Span> {
     let mut spans = Vec::new();

@@ -2,7 +2,7 @@
 //! were made from, checkpoints, and numbered shards.
 
 use super::{Findings, Kind};
-use daxfs::tensor::{is_checkpoint, is_safetensors, shard_sets};
+use daxfs::tensor::{ContainerKind, is_checkpoint, shard_sets};
 use daxfs::{Entry, File, FileType, Foreign, Image, Index};
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ const WEIGHTS: [&[u8]; 9] =
 /// Longest pointer that git-lfs writes.
 const LONGEST_POINTER: u64 = 1024;
 
-/// Parses the header of every safetensors file and every checkpoint, and compares the index, where there is one.
+/// Parses the header of every file with tensors and every checkpoint, and compares the index, where there is one.
 pub fn check(image: &Image, index: Option<&Index>, findings: &mut Findings) {
     let (mut recorded, mut parsed) = (HashSet::new(), HashSet::new());
     for entry in image.walk() {
@@ -58,11 +58,10 @@ enum Fault {
 /// What is wrong with a file whose name promises weights; each file is looked at once.
 fn container(entry: &Entry, file: &File, parsed: &mut HashSet<u64>) -> Option<Fault> {
     let name = entry.name();
-    if is_safetensors(name) {
+    if ContainerKind::of_name(name).is_some() {
         return if parsed.insert(file.ino()) { file.tensors().err().map(Fault::Reader) } else { None };
     }
-    let gguf = name.ends_with(b".gguf");
-    if !gguf && (file.len() > LONGEST_POINTER || !WEIGHTS.iter().any(|end| name.ends_with(end))) {
+    if file.len() > LONGEST_POINTER || !WEIGHTS.iter().any(|end| name.ends_with(end)) {
         return None;
     }
     if !parsed.insert(file.ino()) {
@@ -78,10 +77,6 @@ fn container(entry: &Entry, file: &File, parsed: &mut HashSet<u64>) -> Option<Fa
             "a git-lfs pointer; the file itself was not downloaded: run `git lfs pull`, then pack again"
                 .to_owned(),
         )),
-        Some(Foreign::Gguf) => None,
-        Some(kind) if gguf => Some(Fault::Kind(format!("not a GGUF file but {kind}"))),
-        None if gguf && file.is_empty() => Some(Fault::Kind("the file is empty".to_owned())),
-        None if gguf => Some(Fault::Kind("not a GGUF file: it does not begin with \"GGUF\"".to_owned())),
         _ => None,
     }
 }
@@ -102,7 +97,8 @@ fn file_record(index: &Index, entry: &Entry, findings: &mut Findings) -> daxfs::
         }
         None => false,
     };
-    if is_safetensors(entry.name()) && !listed && file.tensors().is_ok_and(|tensors| !tensors.is_empty()) {
+    let has_name = ContainerKind::of_name(entry.name()).is_some();
+    if has_name && !listed && file.tensors().is_ok_and(|tensors| !tensors.is_empty()) {
         findings.differ(Kind::Tensors, Some(&file.path()), "the index does not list its tensors");
     }
     Ok(())

@@ -120,6 +120,8 @@ pub const FILE_ORIGINAL: u32 = 4;
 pub const CONTAINER_NONE: u32 = 0;
 /// [`FileRecord::container`] of a safetensors file. Who does not know a container takes the file for plain bytes.
 pub const CONTAINER_SAFETENSORS: u32 = 1;
+/// [`FileRecord::container`] of a GGUF file.
+pub const CONTAINER_GGUF: u32 = 2;
 
 /// Codes of data types from here on are numbers of [`DtypeRecord`]s, with this added.
 pub const DTYPE_RECORDS: u16 = 0x8000;
@@ -197,7 +199,7 @@ pub struct FileRecord {
     pub flags: U32,
     /// 36: what kind of container it is, see [`CONTAINER_SAFETENSORS`].
     pub container: U32,
-    /// 40: where tensor data begins: 8 + header length; 0 for other files.
+    /// 40: where tensor data begins, behind the header of the container; 0 for other files.
     pub data_start: U64,
 
     /// 48: number of its first group, with [`FILE_GROUPS`]; one for each [`GROUP_LEN`] follows.

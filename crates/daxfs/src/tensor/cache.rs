@@ -7,16 +7,16 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::TensorError;
-use super::checkpoint::Checkpoint;
 use super::error::escaped;
-use super::safetensors::Header;
+use super::header::Header;
+use super::shards::Checkpoint;
 use crate::{Error, File, Result};
 
 /// What an image remembers of its tensors. Nothing in it refers to the image, so that it cannot keep it alive.
 #[derive(Debug, Default)]
 pub(crate) struct TensorCache {
-    /// By the place of the file's bytes.
-    pub(super) headers: Parsed<Place, Header>,
+    /// By the place of the file's bytes, and the code of the container that they were taken for.
+    pub(super) headers: Parsed<(Place, u32), Header>,
     /// By inode number of the JSON file and the directory that its shards are relative to.
     pub(super) checkpoints: Parsed<(u64, Vec<u8>), Checkpoint>,
     /// Shards without a JSON file, by the inode numbers of all of them and the directory that they lie in.

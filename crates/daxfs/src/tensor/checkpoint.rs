@@ -7,23 +7,21 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 
-use super::cache::Place;
+use super::TensorError;
+use super::container::{ContainerKind, header_as, header_of, read_exact, safetensors};
 use super::error::escaped;
 use super::json::{Pairs, text};
-use super::safetensors::{Header, read_exact, read_header};
-use super::{TensorError, TensorInfo};
+use super::shards::Checkpoint;
 use crate::format::index::FILLER_PREFIX;
-use crate::{Error, File, Image, Result};
+use crate::{Error, File, Result};
 
 /// How names of checkpoint files end.
 pub const SUFFIX: &str = ".safetensors.index.json";
 
 /// Longest checkpoint file that is read, in bytes.
-pub const MAX_DOCUMENT: u64 = super::safetensors::MAX_HEADER;
+pub const MAX_DOCUMENT: u64 = safetensors::MAX_HEADER;
 
 const DOCUMENT: &str = "checkpoint";
 
@@ -89,129 +87,77 @@ pub fn shard_path(directory: &[u8], shard: &str) -> Result<Vec<u8>, TensorError>
     Ok(path)
 }
 
-/// A checkpoint whose shards were found and whose promises were checked.
-#[derive(Debug)]
-pub(crate) struct Checkpoint {
-    /// Paths of the shards in the image, with their headers.
-    shards: Vec<(Vec<u8>, Arc<Header>)>,
-    /// Tensors sorted by name: shard, and position in [`Header::all`].
-    entries: Vec<(usize, usize)>,
+/// Reads the checkpoint `json`, whose shards are relative to `directory`, and the headers of all shards.
+///
+/// # Errors
+/// [`TensorError::InFile`] around what is wrong with the checkpoint: among others [`TensorError::MissingShard`],
+/// [`TensorError::MissingShards`] and [`TensorError::MissingTensor`]; or the error of a shard's header.
+pub(super) fn read_checkpoint(json: &File, directory: &[u8]) -> Result<Checkpoint> {
+    let map = read_weight_map(json)?;
+    let image = json.image();
+    let fault = |fault: TensorError| Error::from(fault.in_file(&json.path()));
+    let (mut files, mut missing) = (Vec::with_capacity(map.shards.len()), Vec::new());
+    for shard in &map.shards {
+        let path = shard_path(directory, shard).map_err(fault)?;
+        image.charge("paths of shards", path.len() as u64)?;
+        match image.file(&path) {
+            Ok(file) => files.push((path, file)),
+            Err(Error::NotFound { .. }) => missing.push((shard.clone(), path)),
+            Err(error) => return Err(error),
+        }
+    }
+    match (missing.len(), missing.pop()) {
+        (_, None) => {}
+        (1, Some((shard, path))) => {
+            return Err(fault(TensorError::MissingShard { shard, path: escaped(&path) }));
+        }
+        (_, Some((last, _))) => {
+            let missing = missing.into_iter().map(|(shard, _)| shard).chain([last]).collect();
+            let directory = escaped(if directory.is_empty() { b"/" } else { directory });
+            return Err(fault(TensorError::MissingShards { missing, count: map.shards.len(), directory }));
+        }
+    }
+    let shards: Vec<_> =
+        files.into_iter().map(|(path, file)| Ok((path, header_of(&file)?))).collect::<Result<_>>()?;
+    image.charge("tensors of a checkpoint", size_of_val::<[(String, usize)]>(&map.entries) as u64)?;
+    let entries = map
+        .entries
+        .into_iter()
+        .map(|(tensor, shard)| match shards[shard].1.position(&tensor) {
+            Some(position) => Ok((shard, position)),
+            None => {
+                let shard = map.shards[shard].clone();
+                Err(fault(TensorError::MissingTensor { tensor, shard }))
+            }
+        })
+        .collect::<Result<_>>()?;
+    Ok(Checkpoint::new(shards, entries))
 }
 
-impl Checkpoint {
-    /// Reads the checkpoint `json`, whose shards are relative to `directory`, and the headers of all shards.
-    ///
-    /// # Errors
-    /// [`TensorError::InFile`] around what is wrong with the checkpoint: among others [`TensorError::MissingShard`],
-    /// [`TensorError::MissingShards`] and [`TensorError::MissingTensor`]; or the error of a shard's header.
-    pub(super) fn read(json: &File, directory: &[u8]) -> Result<Self> {
-        let map = read_weight_map(json)?;
-        let image = json.image();
-        let fault = |fault: TensorError| Error::from(fault.in_file(&json.path()));
-        let (mut files, mut missing) = (Vec::with_capacity(map.shards.len()), Vec::new());
-        for shard in &map.shards {
-            let path = shard_path(directory, shard).map_err(fault)?;
-            image.charge("paths of shards", path.len() as u64)?;
-            match image.file(&path) {
-                Ok(file) => files.push((path, file)),
-                Err(Error::NotFound { .. }) => missing.push((shard.clone(), path)),
-                Err(error) => return Err(error),
-            }
-        }
-        match (missing.len(), missing.pop()) {
-            (_, None) => {}
-            (1, Some((shard, path))) => {
-                return Err(fault(TensorError::MissingShard { shard, path: escaped(&path) }));
-            }
-            (_, Some((last, _))) => {
-                let missing = missing.into_iter().map(|(shard, _)| shard).chain([last]).collect();
-                let directory = escaped(if directory.is_empty() { b"/" } else { directory });
-                return Err(fault(TensorError::MissingShards {
-                    missing,
-                    count: map.shards.len(),
-                    directory,
-                }));
-            }
-        }
-        let shards: Vec<_> =
-            files.into_iter().map(|(path, file)| Ok((path, header_of(&file)?))).collect::<Result<_>>()?;
-        image.charge("tensors of a checkpoint", size_of_val::<[(String, usize)]>(&map.entries) as u64)?;
-        let entries = map
-            .entries
-            .into_iter()
-            .map(|(tensor, shard)| match shards[shard].1.position(&tensor) {
-                Some(position) => Ok((shard, position)),
-                None => {
-                    let shard = map.shards[shard].clone();
-                    Err(fault(TensorError::MissingTensor { tensor, shard }))
-                }
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { shards, entries })
+/// Joins shards that no JSON file joins, at their paths in the image: shard 1, 2 and so on. Each tensor may be in one
+/// of them only.
+///
+/// # Errors
+/// [`TensorError::TensorInTwoShards`], [`TensorError::Malformed`] for a shard that says it is another, or the error
+/// of a shard's header.
+pub(super) fn join_shards(files: &[(Vec<u8>, File)]) -> Result<Checkpoint> {
+    let mut shards = Vec::with_capacity(files.len());
+    let mut entries = Vec::new();
+    let count = u32::try_from(files.len()).unwrap_or(u32::MAX);
+    for ((number, (path, file)), nth) in files.iter().enumerate().zip(1..) {
+        let kind = ContainerKind::of_name(path).map_or_else(|| ContainerKind::of_file(file), Ok)?;
+        let header = header_as(kind, file)?;
+        kind.check_shard(&header, nth, count).map_err(|fault| fault.in_file(path))?;
+        let image = file.image();
+        image.charge(
+            "tensors of a checkpoint",
+            header.len().saturating_mul(size_of::<(usize, usize)>()) as u64,
+        )?;
+        image.charge("paths of shards", path.len() as u64)?;
+        entries.extend(header.positions().map(|position| (number, position)));
+        shards.push((path.clone(), header));
     }
-
-    /// Joins shards that no JSON file joins, at their paths in the image. Each tensor may be in one of them only.
-    ///
-    /// # Errors
-    /// [`TensorError::TensorInTwoShards`], or the error of a shard's header.
-    pub(super) fn join(files: &[(Vec<u8>, File)]) -> Result<Self> {
-        let mut shards = Vec::with_capacity(files.len());
-        let mut entries = Vec::new();
-        for (number, (path, file)) in files.iter().enumerate() {
-            let header = header_of(file)?;
-            let image = file.image();
-            image.charge(
-                "tensors of a checkpoint",
-                header.len().saturating_mul(size_of::<(usize, usize)>()) as u64,
-            )?;
-            image.charge("paths of shards", path.len() as u64)?;
-            entries.extend(header.positions().map(|position| (number, position)));
-            shards.push((path.clone(), header));
-        }
-        let mut joined = Self { shards, entries: Vec::new() };
-        entries.sort_by(|&left, &right| joined.resolve(left).1.name.cmp(&joined.resolve(right).1.name));
-        let twice = entries.windows(2).find(|pair| match *pair {
-            [left, right] => joined.resolve(*left).1.name == joined.resolve(*right).1.name,
-            _ => false,
-        });
-        if let Some(&[left, right]) = twice {
-            let path = |entry: (usize, usize)| escaped(&joined.shards[entry.0].0);
-            let tensor = joined.resolve(left).1.name.clone();
-            return Err(
-                TensorError::TensorInTwoShards { tensor, first: path(left), second: path(right) }.into()
-            );
-        }
-        joined.entries = entries;
-        Ok(joined)
-    }
-
-    /// The shards as files of `image`, which is the one that the checkpoint was read from.
-    pub(super) fn files(&self, image: &Image) -> Result<Vec<File>> {
-        self.shards.iter().map(|(path, _)| image.file(path)).collect()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The `position`th tensor by name, and the number of its shard.
-    pub(super) fn nth(&self, position: usize) -> Option<(usize, &Arc<TensorInfo>)> {
-        self.entries.get(position).map(|&entry| self.resolve(entry))
-    }
-
-    pub(super) fn find(&self, name: &str) -> Option<(usize, &Arc<TensorInfo>)> {
-        let by_name = |&entry: &(usize, usize)| self.resolve(entry).1.name.as_str().cmp(name);
-        self.entries.binary_search_by(by_name).ok().and_then(|position| self.nth(position))
-    }
-
-    /// All tensors by name, with the numbers of their shards.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Arc<TensorInfo>)> {
-        self.entries.iter().map(|&entry| self.resolve(entry))
-    }
-
-    fn resolve(&self, (shard, position): (usize, usize)) -> (usize, &Arc<TensorInfo>) {
-        (shard, &self.shards[shard].1.all()[position])
-    }
+    Checkpoint::joined(shards, entries).map_err(Error::from)
 }
 
 fn read_weight_map(json: &File) -> Result<WeightMap> {
@@ -226,12 +172,6 @@ fn read_weight_map(json: &File) -> Result<WeightMap> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| fault(too_long))?];
     read_exact(json, 0, &mut bytes)?;
     WeightMap::parse(&bytes).map_err(fault)
-}
-
-/// The header of a file, parsed on first use of the bytes that it has.
-pub(super) fn header_of(file: &File) -> Result<Arc<Header>> {
-    let cache = file.image().tensor_cache();
-    cache.headers.get_or_parse(Place::of(file), || file.path(), || read_header(file))
 }
 
 #[cfg(test)]

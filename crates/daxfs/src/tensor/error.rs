@@ -21,14 +21,29 @@ pub enum TensorError {
     },
 
     /// A file without a byte where tensors should be.
-    #[error("the file is empty, a safetensors file has a header")]
+    #[error("the file is empty, one with tensors has a header")]
     Empty,
 
     /// Another kind of file where tensors should be.
-    #[error("not a safetensors file but {kind}{}", kind.advice_inside())]
-    NotSafetensors {
+    #[error("not a {format} file but {kind}{}", kind.advice_inside())]
+    NotOfFormat {
+        /// What its name, or who asked, takes it for.
+        format: &'static str,
         /// What it is.
         kind: Foreign,
+    },
+
+    /// A rule of the format of a file with tensors is broken.
+    #[error("{format}: {place}: {rule} (found {found})")]
+    Malformed {
+        /// The format.
+        format: &'static str,
+        /// Where in the file.
+        place: String,
+        /// The rule.
+        rule: &'static str,
+        /// What was found.
+        found: String,
     },
 
     /// Too short to be a safetensors file.
@@ -130,6 +145,20 @@ pub enum TensorError {
     /// A tensor of a sub-byte type does not fill its last byte.
     #[error("tensor {tensor:?}: {dtype}{shape:?} does not end on a byte boundary")]
     PartialByte {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+    },
+
+    /// The last dimension of a quantised tensor is not a whole number of blocks.
+    #[error(
+        "tensor {tensor:?}: the last dimension of {dtype}{shape:?} is not a multiple of {}, the elements of a block",
+        dtype.block().elements
+    )]
+    PartialBlock {
         /// The tensor.
         tensor: String,
         /// Its data type.
@@ -244,7 +273,8 @@ pub enum TensorError {
 
     /// Files that are numbered as the shards of a checkpoint, without a list that joins them, and not all there.
     #[error(
-        "{set}: {absent} of {count} shards are missing, and no *.safetensors.index.json is there: {}",
+        "{set}: {absent} of {count} shards are missing{}: {}",
+        if set.ends_with(".safetensors") { ", and no *.safetensors.index.json is there" } else { "" },
         listed(missing, *absent as usize)
     )]
     IncompleteShards {
@@ -260,7 +290,8 @@ pub enum TensorError {
 
     /// Two shards of a set without a list have one tensor both.
     #[error(
-        "tensor {tensor:?} is in {first} and in {second}, and no *.safetensors.index.json says which one counts"
+        "tensor {tensor:?} is in {first} and in {second}, and no list of shards (*.safetensors.index.json) says which \
+         one counts"
     )]
     TensorInTwoShards {
         /// The tensor.
@@ -292,7 +323,7 @@ pub enum TensorError {
     },
 
     /// No tensors where they were looked for.
-    #[error("{place}: no *.safetensors file and no *.safetensors.index.json")]
+    #[error("{place}: no *.safetensors file, no *.safetensors.index.json, and no *.gguf file")]
     NoTensors {
         /// Directory or image.
         place: String,
@@ -350,6 +381,30 @@ pub enum TensorError {
         why: &'static str,
     },
 
+    /// A type whose elements cannot be computed here.
+    #[error(
+        "tensor {tensor:?}: {dtype}{shape:?} cannot be dequantized here; take its bytes, which are blocks"
+    )]
+    NotDequantizable {
+        /// The tensor.
+        tensor: String,
+        /// Its data type.
+        dtype: Dtype,
+        /// Its dimensions.
+        shape: Vec<u64>,
+    },
+
+    /// Memory for the elements of a tensor is of another length.
+    #[error("tensor {tensor:?}: its elements take {wanted} bytes, not {got}")]
+    WrongLength {
+        /// The tensor.
+        tensor: String,
+        /// Bytes of the memory.
+        got: u64,
+        /// Bytes that are needed.
+        wanted: u64,
+    },
+
     /// A tensor has another number of dimensions than the caller takes.
     #[error("tensor {tensor:?}: {dtype}{shape:?} has {} dimensions, not {wanted}", shape.len())]
     WrongRank {
@@ -365,9 +420,12 @@ pub enum TensorError {
 
     /// A tensor has elements of another type than the caller takes.
     #[error(
-        "tensor {tensor:?}: its elements are {dtype} ({} bits), which are not values of {wanted} ({size} bytes); take \
-         its bytes, or an unsigned integer of its size for the bits",
-        dtype.bits()
+        "tensor {tensor:?}: its elements are {dtype}{}, which are not values of {wanted} ({size} bytes); {}",
+        dtype.bits().map(|bits| format!(" ({bits} bits)")).unwrap_or_default(),
+        match dtype.bits() {
+            Some(_) => "take its bytes, or an unsigned integer of its size for the bits",
+            None => "take its bytes, which are blocks, or dequantize it",
+        }
     )]
     WrongType {
         /// The tensor.
@@ -450,7 +508,9 @@ impl TensorError {
         match self {
             Self::InFile { fault, .. } => fault.is_format(),
             Self::Empty
-            | Self::NotSafetensors { .. }
+            | Self::NotOfFormat { .. }
+            | Self::Malformed { .. }
+            | Self::PartialBlock { .. }
             | Self::TooShort { .. }
             | Self::HeaderTooLong { .. }
             | Self::DocumentTooLong { .. }
@@ -480,6 +540,8 @@ impl TensorError {
             | Self::NoVariant { .. }
             | Self::VariantOfFile { .. }
             | Self::NotExportable { .. }
+            | Self::NotDequantizable { .. }
+            | Self::WrongLength { .. }
             | Self::WrongRank { .. }
             | Self::WrongType { .. }
             | Self::Misaligned { .. }

@@ -90,7 +90,7 @@ fn verify_finds_an_index_that_lies() {
     };
     let differs = "/.daxfs/index: /one.safetensors: ";
     assert!(
-        verify(&|b| b.tensors[0].dtype = Dtype::I8.code().into())
+        verify(&|b| b.tensors[0].dtype = Dtype::I8.code().unwrap().into())
             .starts_with(&format!("{differs}data type of tensor \"a\": the index has I8, the file U8"))
     );
     assert!(

@@ -1,36 +1,45 @@
 //! Tensors: typed, shaped byte ranges of the files of an image.
 //!
-//! A [`Tensors`] is one flat set of names, over one safetensors file or over the shards of a checkpoint. Behind it
+//! A [`Tensors`] is one flat set of names, over one file with tensors or over the shards of a checkpoint. Behind it
 //! is either the index that the packer wrote, read in place, or the headers, parsed once per file. A [`Tensor`] is a
-//! description and a file; its bytes are never copied.
+//! description and a file; its bytes are never copied. [`ContainerKind`] says which formats of files are read.
 
 #![forbid(unsafe_code)]
 
 mod cache;
 pub mod checkpoint;
+mod container;
+mod dequantize;
 mod dtype;
 pub(crate) mod error;
+mod header;
 pub mod index;
 mod json;
 mod leftover;
+mod metadata;
 mod names;
-pub mod safetensors;
+mod paths;
 mod select;
 mod set;
+mod shards;
 mod typed;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub(crate) use cache::{Place, TensorCache};
-pub use dtype::Dtype;
+pub(crate) use container::read_exact;
+pub use container::{ContainerKind, HeaderSource, safetensors};
+pub use dtype::{Block, Dtype};
 pub use error::TensorError;
+pub use header::Header;
 pub(crate) use index::load_index;
 pub use index::{Groups, Index, IndexedCheckpoint, IndexedFile};
 pub use leftover::is_leftover;
+pub use metadata::{List, Value};
 pub(crate) use select::usable_index;
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
-pub use select::{is_checkpoint, is_safetensors, shard_sets};
+pub use select::{is_checkpoint, shard_sets};
 pub use set::Tensors;
 pub use typed::Rows;
 
@@ -60,11 +69,11 @@ pub struct TensorInfo {
     pub shape: Vec<u64>,
     /// First byte of the data, from the start of the file.
     pub offset: u64,
-    /// Bytes of data: elements times bits, divided by 8.
+    /// Bytes of data: elements times bits, divided by 8; whole blocks of quantised types.
     pub size: u64,
 }
 
-/// A tensor in an image: packed, in C order, little-endian, as it lies in its safetensors file.
+/// A tensor in an image: packed, in C order, little-endian, as it lies in its file.
 ///
 /// It holds the image, so the memory stays mapped while it lives. Cloning is cheap.
 #[derive(Clone)]
@@ -113,7 +122,7 @@ impl Tensor {
         self.info.shape.iter().product()
     }
 
-    /// Bytes of data. Sub-byte types are packed.
+    /// Bytes of data. Sub-byte types are packed; quantised types are blocks ([`Dtype::block`]).
     pub fn nbytes(&self) -> u64 {
         self.info.size
     }
@@ -123,7 +132,7 @@ impl Tensor {
         self.info.offset
     }
 
-    /// The safetensors file that holds it.
+    /// The file that holds it.
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -6,14 +6,20 @@
 //! STEM.safetensors.index.json         STEM.VARIANT.safetensors.index.json, STEM.safetensors.index.VARIANT.json
 //! ```
 //!
+//! Other containers have the first two forms, with an end of their own.
+//!
 //! Whether `b` in `a.b` is a variant, or a part of the stem, only the neighbours tell: a name has both readings.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+use super::container::ContainerKind;
+
 /// What a name promises.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SetName<'a> {
+    /// The format of the files.
+    pub container: ContainerKind,
     pub kind: Kind<'a>,
     /// The name without variant, number and suffixes.
     pub stem: &'a [u8],
@@ -45,15 +51,15 @@ pub(crate) enum Kind<'a> {
     },
 }
 
-const SAFETENSORS: &[u8] = b".safetensors";
-
 impl<'a> SetName<'a> {
     /// Reads the last component of a path; `None` for all other files.
     pub fn parse(name: &'a [u8]) -> Option<Self> {
         if let Some(rest) = name.strip_suffix(b".json") {
             return Self::checkpoint(rest);
         }
-        let stem = name.strip_suffix(SAFETENSORS)?;
+        let container = ContainerKind::of_name(name)?;
+        let suffix = container.suffix().as_bytes();
+        let stem = name.strip_suffix(suffix)?;
         let (rest, behind_variant) = split_variant(stem);
         // The number stands at the end, or before the variant.
         let numbered = shard(stem).or_else(|| behind_variant.and_then(|_| shard(rest)));
@@ -61,27 +67,27 @@ impl<'a> SetName<'a> {
             let digits = width.saturating_add(count_width);
             let taken = before.len().saturating_add(b"--of-".len()).saturating_add(digits);
             let behind = name.get(taken..).unwrap_or_default();
-            let (stem, variant) = match behind.strip_suffix(SAFETENSORS) {
+            let (stem, variant) = match behind.strip_suffix(suffix) {
                 Some([]) => split_variant(before),
                 _ => (before, behind_variant),
             };
             let kind = Kind::Shard { number, count, before, behind, width, count_width };
-            return Some(Self { kind, stem, variant });
+            return Some(Self { container, kind, stem, variant });
         }
-        Some(Self { kind: Kind::Whole, stem: rest, variant: behind_variant })
+        Some(Self { container, kind: Kind::Whole, stem: rest, variant: behind_variant })
     }
 
     /// A list's name, without `.json`.
     fn checkpoint(rest: &'a [u8]) -> Option<Self> {
         const INDEX: &[u8] = b".safetensors.index";
-        let kind = Kind::Checkpoint;
+        let (container, kind) = (ContainerKind::of_name(b".safetensors")?, Kind::Checkpoint);
         if let Some(stem) = rest.strip_suffix(INDEX) {
             let (stem, variant) = split_variant(stem);
-            return Some(Self { kind, stem, variant });
+            return Some(Self { container, kind, stem, variant });
         }
         let (rest, variant) = split_variant(rest);
         let stem = rest.strip_suffix(INDEX)?;
-        variant.map(|variant| Self { kind, stem, variant: Some(variant) })
+        variant.map(|variant| Self { container, kind, stem, variant: Some(variant) })
     }
 }
 
@@ -162,6 +168,9 @@ mod tests {
             ("m-99999999999-of-99999999999.safetensors", all("whole", "m-99999999999-of-99999999999", None)),
             ("-of-.safetensors", all("whole", "-of-", None)),
             ("1-of-2.safetensors", all("whole", "1-of-2", None)),
+            ("model.Q4_K_M.gguf", all("whole", "model", Some("Q4_K_M"))),
+            ("m-00001-of-00004.gguf", all("1 of 4 (5): m .gguf", "m", None)),
+            ("model.gguf.index.json", None),
             ("model.safetensors.index.json.bak", None),
             ("config.json", None),
             ("model.bin", None),

@@ -2,17 +2,19 @@
 //!
 //! In a directory, the files that have the name of a set of tensors ([`SetName`]) are candidates: lists of shards, whole
 //! files, and numbered shards without a list, which are joined. A variant gives way to the set that it is a variant of,
-//! unless it was asked for; a list of shards goes before files; hidden names and leftovers count only where there are no
-//! others.
+//! unless it was asked for; safetensors go before other containers, and a list of shards before files; hidden names and
+//! leftovers count only where there are no others.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 
-use super::checkpoint::{Checkpoint, header_of};
+use super::checkpoint::{join_shards, read_checkpoint};
+use super::container::header_of;
 use super::error::escaped;
 use super::leftover::is_leftover;
 use super::names::{Kind, SetName};
+use super::paths::parent;
 use super::{TensorError, Tensors};
 use crate::{Entry, Error, File, FileType, Image, Result};
 
@@ -20,17 +22,13 @@ use crate::{Entry, Error, File, FileType, Image, Result};
 const LISTED: usize = 5;
 const MISSING: usize = 100;
 
-/// The tensors of a file: a checkpoint if its name says so, else a safetensors file.
+/// The tensors of a file: a checkpoint if its name says so, else a container.
 pub(crate) fn tensors_of_file(file: &File) -> Result<Tensors> {
     let path = file.path();
-    if is_checkpoint(&path) {
-        tensors_of_checkpoint(file, parent(&path))
-    } else {
-        tensors_of_safetensors(file)
-    }
+    if is_checkpoint(&path) { tensors_of_checkpoint(file, parent(&path)) } else { tensors_of_container(file) }
 }
 
-fn tensors_of_safetensors(file: &File) -> Result<Tensors> {
+fn tensors_of_container(file: &File) -> Result<Tensors> {
     if let Some(index) = usable_index(file.image())?
         && let Some(record) = index.file(file.ino())?.filter(|record| record.has_tensors)
     {
@@ -52,7 +50,7 @@ fn tensors_of_checkpoint(json: &File, directory: &[u8]) -> Result<Tensors> {
     }
     let cache = json.image().tensor_cache();
     let key = (json.ino(), directory.to_vec());
-    let read = || Checkpoint::read(json, directory);
+    let read = || read_checkpoint(json, directory);
     let checkpoint = cache.checkpoints.get_or_parse(key, || json.path(), read)?;
     Tensors::parsed_checkpoint(json.clone(), checkpoint)
 }
@@ -82,7 +80,7 @@ fn tensors_of_shards(set: &ShardSet) -> Result<Tensors> {
     let key = (set.inodes(), set.directory.path());
     let label = set.label();
     let cache = &first.image().tensor_cache().joined;
-    let joined = cache.get_or_parse(key, || set.pattern(), || Checkpoint::join(&files))?;
+    let joined = cache.get_or_parse(key, || set.pattern(), || join_shards(&files))?;
     let files = files.into_iter().map(|(_, file)| file).collect();
     Ok(Tensors::joined_shards(label, first.clone(), files, joined))
 }
@@ -98,7 +96,7 @@ pub(crate) fn default_tensors(image: &Image, variant: Option<&str>) -> Result<Te
     }
 }
 
-/// The tensors of a safetensors file, of a checkpoint, or of the one set in a directory. Numbered shards are named by
+/// The tensors of one file, of a checkpoint, or of the one set in a directory. Numbered shards are named by
 /// what errors call them, with a `*` in place of the number.
 pub(crate) fn tensors_at(image: &Image, path: &[u8], variant: Option<&str>) -> Result<Tensors> {
     let entry = match image.entry(path) {
@@ -138,11 +136,6 @@ pub fn shard_sets(directory: &Entry) -> Vec<(String, Result<Tensors>)> {
         return Vec::new();
     }
     sets.shards.values().map(|set| (set.label(), tensors_of_shards(set))).collect()
-}
-
-/// True for names that promise tensors: `*.safetensors`.
-pub fn is_safetensors(name: &[u8]) -> bool {
-    name.ends_with(b".safetensors")
 }
 
 /// True for names of lists of shards: `*.safetensors.index.json`, and those of variants.
@@ -346,7 +339,7 @@ impl<'a> Candidate<'a> {
                 let path = entry.path();
                 tensors_of_checkpoint(file, parent(&path))
             }
-            Self::File(found) => tensors_of_safetensors(&found.file),
+            Self::File(found) => tensors_of_container(&found.file),
             Self::Shards(set) => tensors_of_shards(set),
         }
     }
@@ -374,6 +367,9 @@ fn choose(sets: &Sets, place: &str, variant: Option<&str>) -> Result<Option<Tens
         }
         _ => drop_variants(&mut candidates),
     }
+    let rank = |candidate: &Candidate<'_>| candidate.name().map(|name| name.container.rank());
+    let first = candidates.iter().filter_map(rank).min();
+    candidates.retain(|candidate| rank(candidate) == first);
     if candidates.iter().any(|candidate| candidate.is_list()) {
         candidates.retain(|candidate| candidate.is_list());
         drop_same_lists(&mut candidates)?;
@@ -451,45 +447,22 @@ fn drop_variants(candidates: &mut Vec<Candidate<'_>>) {
         Some(variant) => [name.stem, b".", variant.as_bytes()].concat(),
         None => name.stem.to_vec(),
     };
-    let stems: HashSet<(u64, Vec<u8>)> = candidates
+    let key = |candidate: &Candidate<'_>, name: &SetName<'_>, stem: Vec<u8>| {
+        (candidate.directory(), name.container.code(), stem)
+    };
+    let stems: HashSet<(u64, u32, Vec<u8>)> = candidates
         .iter()
-        .filter_map(|candidate| Some((candidate.directory(), whole_stem(&candidate.name()?))))
+        .filter_map(|candidate| candidate.name().map(|name| key(candidate, &name, whole_stem(&name))))
         .collect();
     candidates.retain(|candidate| match candidate.name() {
-        Some(name) if name.variant.is_some() => !stems.contains(&(candidate.directory(), name.stem.to_vec())),
+        Some(name) if name.variant.is_some() => !stems.contains(&key(candidate, &name, name.stem.to_vec())),
         _ => true,
     });
-}
-
-/// The directory part of a path, without the last slash.
-pub(super) fn parent(path: &[u8]) -> &[u8] {
-    let slash = path.iter().rposition(|&byte| byte == b'/');
-    &path[..slash.unwrap_or(0)]
-}
-
-/// Paths from the root, with or without a slash at their ends.
-pub(super) fn same_directory(left: &[u8], right: &[u8]) -> bool {
-    let trim = |path: &[u8]| -> Vec<u8> {
-        let parts = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
-        parts.flat_map(|part| part.iter().chain(b"/")).copied().collect()
-    };
-    trim(left) == trim(right)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parents_and_directories() {
-        assert_eq!(parent(b"/a/b"), b"/a");
-        assert_eq!(parent(b"/b"), b"");
-        assert_eq!(parent(b"b"), b"");
-        assert!(same_directory(b"/a//b", b"a/b/"));
-        assert!(same_directory(b"", b"/"));
-        assert!(!same_directory(b"/a/b", b"/ab"));
-        assert!(!same_directory(b"/a", b"/"));
-    }
 
     #[test]
     fn checkpoints_are_known_by_their_names() {

@@ -6,15 +6,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::checkpoint::{Checkpoint, header_of};
+use super::container::header_of;
 use super::error::escaped;
-use super::safetensors::Header;
+use super::header::Header;
+use super::metadata::Value;
+use super::shards::Checkpoint;
 use super::{Index, IndexedCheckpoint, IndexedFile, Tensor, TensorError};
 use crate::format::index::FILLER_PREFIX;
 use crate::nearest::{MOST, nearest};
 use crate::{File, Image, Result};
 
-/// Tensors by name: those of one safetensors file, or of all shards of a checkpoint.
+/// Tensors by name: those of one file, or of all shards of a checkpoint.
 ///
 /// Sorted by name (bytes). Filler tensors that the packer inserted for alignment are hidden. It holds the image;
 /// cloning is cheap.
@@ -80,7 +82,7 @@ impl Tensors {
         Self(Source::IndexedCheckpoint { index, json, record })
     }
 
-    /// The safetensors file, or the JSON file of the checkpoint, or the first of numbered shards.
+    /// The file with the tensors, or the JSON file of the checkpoint, or the first of numbered shards.
     pub fn file(&self) -> &File {
         match &self.0 {
             Source::File { file, .. } | Source::IndexedFile { file, .. } => file,
@@ -249,12 +251,13 @@ impl Tensors {
         self.iter().filter_map(|tensor| tensor.ok().map(|tensor| tensor.name().to_owned()))
     }
 
-    /// The strings under `__metadata__` in the header; for a checkpoint those of all shards together, where the
-    /// first shard by name decides. Parses the headers, also when there is an index.
+    /// What the file says beside its tensors: the texts under `__metadata__` of a safetensors file, the keys and
+    /// values of GGUF. For a checkpoint those of all shards together, where the first shard by name decides. Parses
+    /// the headers, also when there is an index.
     ///
     /// # Errors
     /// What is wrong with a header.
-    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+    pub fn metadata(&self) -> Result<BTreeMap<String, Value>> {
         let mut merged = BTreeMap::new();
         for shard in self.shards()? {
             let header = header_of(&shard)?;
@@ -265,7 +268,7 @@ impl Tensors {
         Ok(merged)
     }
 
-    /// The safetensors files that hold the tensors: one, or the shards of a checkpoint sorted by path.
+    /// The files that hold the tensors: one, or the shards of a checkpoint sorted by path.
     ///
     /// # Errors
     /// [`TensorError::Index`] when a record of the index is wrong.

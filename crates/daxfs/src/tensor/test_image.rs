@@ -159,3 +159,31 @@ pub(crate) fn safetensors(tensors: &[(&str, crate::Dtype, &[u64], &[u8])], metad
     file.extend(data);
     file
 }
+
+/// A pair of a GGUF file: the bytes of the value follow its type.
+pub(crate) fn pair(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    [&(key.len() as u64).to_le_bytes()[..], key.as_bytes(), &kind.to_le_bytes(), value].concat()
+}
+
+/// A GGUF file of version 3: pairs, and tensors with the number of their type, dimensions as they lie in the file, and
+/// bytes.
+pub(crate) fn gguf(pairs: &[Vec<u8>], tensors: &[(&str, u32, &[u64], &[u8])], alignment: usize) -> Vec<u8> {
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    file.extend((tensors.len() as u64).to_le_bytes());
+    file.extend((pairs.len() as u64).to_le_bytes());
+    pairs.iter().for_each(|pair| file.extend(pair));
+    let mut data = Vec::new();
+    for (name, kind, dims, bytes) in tensors {
+        file.extend((name.len() as u64).to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend(u32::try_from(dims.len()).unwrap().to_le_bytes());
+        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        data.extend(*bytes);
+        data.resize(data.len().next_multiple_of(alignment), 0);
+    }
+    file.resize(file.len().next_multiple_of(alignment), 0);
+    file.extend(data);
+    file
+}

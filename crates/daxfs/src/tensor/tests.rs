@@ -88,7 +88,7 @@ fn headers_are_parsed_once_per_inode() {
         .file("/a.safetensors", shard("a", b"1"))
         .hard_link("/b.safetensors", "/a.safetensors")
         .open();
-    let header = |path| checkpoint::header_of(&image.file(path).unwrap()).unwrap();
+    let header = |path| container::header_of(&image.file(path).unwrap()).unwrap();
     assert!(Arc::ptr_eq(&header("/a.safetensors"), &header("/b.safetensors")));
     // Two names of one inode are one set.
     assert_eq!(image.tensors().unwrap().len(), 1);
@@ -109,7 +109,7 @@ fn shards_make_one_set() {
     let shards: Vec<_> = tensors.shards().unwrap().iter().map(File::path).collect();
     assert_eq!(shards, [b"/one.safetensors", b"/two.safetensors"]);
     let metadata = tensors.metadata().unwrap();
-    assert_eq!((metadata["of"].as_str(), metadata["all"].as_str()), ("a", "a"));
+    assert_eq!((&metadata["of"], &metadata["all"]), (&"a".into(), &"a".into()));
     assert_eq!(names(&image.file("/model.safetensors.index.json").unwrap().tensors().unwrap()), ["a", "b"]);
 }
 
@@ -151,7 +151,10 @@ fn broken_checkpoints_name_what_is_missing() {
 #[test]
 fn the_rule_chooses_root_first_then_everywhere() {
     let image = TestImage::new().file("/README", b"x".as_slice()).open();
-    assert_eq!(text(image.tensors()), "image: no *.safetensors file and no *.safetensors.index.json");
+    assert_eq!(
+        text(image.tensors()),
+        "image: no *.safetensors file, no *.safetensors.index.json, and no *.gguf file"
+    );
     assert!(image.tensors().unwrap_err().is_not_found());
 
     let image = TestImage::new().file("/a/b/m.safetensors", shard("deep", b"1")).open();

@@ -52,7 +52,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`TensorError::OutsideRows`], also for a scalar, which has no rows; [`TensorError::PartialRows`] for rows of packed
-    /// types that do not begin and end with a byte.
+    /// types that do not begin and end with a byte or, if quantised, a block.
     pub fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
         let (count, row) = match self.shape() {
             [count, row @ ..] => (*count, row),
@@ -98,7 +98,7 @@ impl Tensor {
         })
     }
 
-    fn fault(&self, fault: TensorError) -> crate::Error {
+    pub(super) fn fault(&self, fault: TensorError) -> crate::Error {
         fault.in_file(&self.file.path()).into()
     }
 }
@@ -116,7 +116,7 @@ fn holds<T: 'static>(dtype: Dtype) -> bool {
     ];
     match named.into_iter().find(|(id, _)| *id == TypeId::of::<T>()) {
         Some((_, only)) => dtype == only,
-        None => size_of::<T>().checked_mul(8) == Some(dtype.bits()),
+        None => dtype.bits().is_some() && size_of::<T>().checked_mul(8) == dtype.bits(),
     }
 }
 

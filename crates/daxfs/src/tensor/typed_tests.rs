@@ -66,7 +66,9 @@ fn elements_are_those_of_the_bytes() {
 
 #[test]
 fn a_type_is_taken_for_no_other() {
-    let types = Dtype::ALL.map(|dtype| (dtype.name(), dtype, vec![0; 8 * dtype.bits()]));
+    let types =
+        Dtype::ALL.into_iter().filter_map(|dtype| Some((dtype.name(), dtype, vec![0; 8 * dtype.bits()?])));
+    let types: Vec<_> = types.collect();
     let tensors: Vec<_> =
         types.iter().map(|(name, dtype, bytes)| (*name, *dtype, &[64][..], &bytes[..])).collect();
     let image = image(0, &tensors).open();
@@ -79,11 +81,11 @@ fn a_type_is_taken_for_no_other() {
         assert_eq!(fits::<i16>(&tensor), dtype == Dtype::I16, "{dtype}");
         assert_eq!(fits::<i32>(&tensor), dtype == Dtype::I32, "{dtype}");
         assert_eq!(fits::<i64>(&tensor), dtype == Dtype::I64, "{dtype}");
-        assert_eq!(fits::<u8>(&tensor), dtype.bits() == 8, "{dtype}");
-        assert_eq!(fits::<u16>(&tensor), dtype.bits() == 16, "{dtype}");
-        assert_eq!(fits::<u32>(&tensor), dtype.bits() == 32, "{dtype}");
-        assert_eq!(fits::<u64>(&tensor), dtype.bits() == 64, "{dtype}");
-        assert_eq!(fits::<[f32; 2]>(&tensor), dtype.bits() == 64, "{dtype}");
+        assert_eq!(fits::<u8>(&tensor), dtype.bits() == Some(8), "{dtype}");
+        assert_eq!(fits::<u16>(&tensor), dtype.bits() == Some(16), "{dtype}");
+        assert_eq!(fits::<u32>(&tensor), dtype.bits() == Some(32), "{dtype}");
+        assert_eq!(fits::<u64>(&tensor), dtype.bits() == Some(64), "{dtype}");
+        assert_eq!(fits::<[f32; 2]>(&tensor), dtype.bits() == Some(64), "{dtype}");
     }
 }
 

@@ -16,7 +16,7 @@ fn file(tensors: &[(&str, Dtype, &[u64])], seed: u64) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> = (seed..)
         .zip(tensors)
         .map(|(seed, (_, dtype, shape))| {
-            let len = shape.iter().product::<u64>() * dtype.bits() as u64 / 8;
+            let len = dtype.bytes_of(shape.iter().product::<u64>().into()).unwrap();
             let byte = |at: u64| (at + (seed << 9)).wrapping_mul(0x9E37_79B9).to_le_bytes()[1];
             (0..len).map(byte).collect()
         })

@@ -8,14 +8,15 @@
 //! have the same tensors in the same bytes: else an image could have one file and show another.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::record::{Section, place};
 use super::verify::same;
 use super::{Index, IndexedFile};
 use crate::format::index as raw;
-use crate::tensor::checkpoint::header_of;
-use crate::tensor::safetensors::{Header, LENGTH_SIZE, MAX_HEADER, header_length, parse_header, read_exact};
-use crate::tensor::{Dtype, TensorError, TensorInfo};
+use crate::tensor::container::{Beginning, header_as, read_exact};
+use crate::tensor::header::Header;
+use crate::tensor::{ContainerKind, Dtype, TensorError, TensorInfo};
 use crate::{Error, File, Result, SharedBytes};
 
 /// Where the bytes of an original lie.
@@ -54,6 +55,15 @@ impl IndexedOriginal {
         let end = info.offset.saturating_add(info.size);
         self.runs.get(at).is_some_and(|(_, in_file, len)| *in_file <= info.offset && end <= in_file + len)
     }
+}
+
+/// The header of a file in the container that its record takes it for.
+fn header_by(file: &File, record: &IndexedFile) -> Result<(ContainerKind, Arc<Header>)> {
+    let kind = match ContainerKind::from_code(record.container) {
+        Some(kind) => kind,
+        None => ContainerKind::of_file(file)?,
+    };
+    Ok((kind, header_as(kind, file)?))
 }
 
 /// Checks that what originals refer to follows each other, so that they share nothing and are not longer than it.
@@ -146,9 +156,14 @@ impl Index {
     ///
     /// # Errors
     /// [`TensorError::IndexMismatch`] with the first difference, and what is wrong with a header.
-    pub(crate) fn check_original(&self, file: &File, original: &IndexedOriginal) -> Result<()> {
-        let header = header_of(file)?;
-        let source = self.original_header(file, original)?;
+    pub(crate) fn check_original(
+        &self,
+        file: &File,
+        record: &IndexedFile,
+        original: &IndexedOriginal,
+    ) -> Result<()> {
+        let (kind, header) = header_by(file, record)?;
+        let source = self.original_header(file, kind, original)?;
         let metadata = if source.metadata() == header.metadata() { "the same" } else { "other" };
         same(file, || "metadata of the original".into(), &metadata, &"the same")?;
         same(file, || "number of the original's tensors".into(), &source.len(), &header.len())?;
@@ -166,24 +181,34 @@ impl Index {
     }
 
     /// The header that the original begins with: all that the index keeps of it.
-    fn original_header(&self, file: &File, original: &IndexedOriginal) -> Result<Header> {
+    fn original_header(
+        &self,
+        file: &File,
+        kind: ContainerKind,
+        original: &IndexedOriginal,
+    ) -> Result<Header> {
         let fault = |fault: TensorError| -> Error { fault.in_file(&file.path()).into() };
         let len = original.start_len();
-        let start = match len.checked_sub(LENGTH_SIZE).filter(|json| *json <= MAX_HEADER) {
-            Some(_) => self.original_start(original)?.to_vec(),
-            None => Vec::new(),
-        };
-        let Some((first, json)) = start.split_first_chunk() else {
-            return Err(fault(TensorError::TooShort { len }));
-        };
-        let expected = header_length(*first, original.size).map_err(fault)?;
-        same(file, || "bytes of the original's header".into(), &json.len(), &expected)?;
-        parse_header(json, original.size).map_err(fault)
+        file.image().charge("headers of originals", len)?;
+        let bytes = self.original_start(original)?.to_vec();
+        let header = match kind.parse(&Beginning { bytes: &bytes, len: original.size }) {
+            Err(Error::Tensor(error)) => Err(fault(error)),
+            // It reads behind what is kept.
+            Err(Error::OutsideFile { .. }) => Err(fault(TensorError::TooShort { len })),
+            parsed => parsed,
+        }?;
+        same(file, || "bytes of the original's header".into(), &len, &header.data_start())?;
+        Ok(header)
     }
 
     /// Proves that what a file has beside its original is padding: fillers of zeros.
-    pub(super) fn check_padding(&self, file: &File, original: &IndexedOriginal) -> Result<()> {
-        let header = header_of(file)?;
+    pub(super) fn check_padding(
+        &self,
+        file: &File,
+        record: &IndexedFile,
+        original: &IndexedOriginal,
+    ) -> Result<()> {
+        let (_, header) = header_by(file, record)?;
         let visible: HashSet<&str> = header.visible().map(|info| info.name.as_str()).collect();
         let mut buffer = vec![0; 64 << 10];
         for filler in header.all().iter().filter(|info| !visible.contains(info.name.as_str())) {

@@ -10,7 +10,7 @@ use super::{Index, MAX_NAME, MAX_RANK};
 use crate::format::index as raw;
 use crate::format::{U32, U64};
 use crate::tensor::dtype::{Dtype, SizeFault};
-use crate::tensor::{TensorError, TensorInfo};
+use crate::tensor::{ContainerKind, TensorError, TensorInfo};
 use crate::{Error, Result, SharedBytes};
 
 /// A regular file as the index describes it. Its values are as the packer wrote them; only their bounds inside the
@@ -25,7 +25,7 @@ pub struct IndexedFile {
     pub size: u64,
     /// BLAKE3 of the contents, if the index has hashes.
     pub hash: Option<[u8; 32]>,
-    /// True for a safetensors file whose tensors are listed.
+    /// True for a file whose tensors are listed, in a container that this version knows.
     pub has_tensors: bool,
     /// What kind of container the packer took it for: [`raw::CONTAINER_NONE`] and those behind it.
     pub container: u32,
@@ -191,7 +191,7 @@ impl Index {
             ino: record.ino.get().into(),
             size: record.size.get(),
             hash: self.has_hashes().then_some(record.hash),
-            has_tensors: listed && container == raw::CONTAINER_SAFETENSORS,
+            has_tensors: listed && ContainerKind::from_code(container).is_some(),
             container,
             data_start: record.data_start.get(),
             tensors,
@@ -268,15 +268,14 @@ impl Index {
         if name.starts_with(raw::FILLER_PREFIX) {
             return Err(fault("fillers are not listed", format!("{name:?}")));
         }
-        let dtype = Dtype::from_code(record.dtype.get()).ok_or_else(|| {
-            fault("its data type must be 1 to 22", self.described_dtype(record.dtype.get()))
-        })?;
+        let dtype = self.dtype(number, record.dtype.get())?;
         let shape = self.shape(number, record)?;
         let (offset, size) = (record.offset.get(), record.size.get());
         let needed = dtype.size_of(&shape).map_err(|error| {
             let rule = match error {
                 SizeFault::Overflow => "its size must fit 64 bits",
                 SizeFault::PartialByte => "it must end on a byte boundary",
+                SizeFault::PartialBlock => "its last dimension must be a multiple of the block",
             };
             fault(rule, format!("{dtype}{shape:?}"))
         })?;
@@ -293,20 +292,29 @@ impl Index {
         Ok(TensorInfo { name, dtype, shape, offset, size })
     }
 
-    /// What a code that is no [`Dtype`] stands for, as far as the index says.
-    fn described_dtype(&self, code: u16) -> String {
-        let Some(number) = code.checked_sub(raw::DTYPE_RECORDS) else { return code.to_string() };
-        let described = || -> Result<String> {
-            let record = self.dtypes.read(self.view()?, number.into())?;
-            let name =
-                self.string(record.name_offset.get(), record.name_len.get(), MAX_NAME, || "name".into())?;
-            let name = crate::tensor::error::escaped(&name.to_vec());
-            Ok(format!("{name}, {} elements in {} bytes", record.block_elements, record.block_bytes))
-        };
-        match described() {
-            Ok(text) if u32::from(number) < self.dtypes.count() => text,
-            _ => code.to_string(),
+    /// The data type with a code, or the one that a record describes by name and block.
+    fn dtype(&self, number: u32, code: u16) -> Result<Dtype> {
+        if let Some(dtype) = Dtype::from_code(code) {
+            return Ok(dtype);
         }
+        let fault = |rule, found: String| -> Error {
+            TensorError::Index { place: place("tensor record", number), rule, found }.into()
+        };
+        let described = code.checked_sub(raw::DTYPE_RECORDS).map(u32::from);
+        let Some(described) = described.filter(|at| *at < self.dtypes.count()) else {
+            return Err(fault("its data type must be 1 to 22, or described", code.to_string()));
+        };
+        let record = self.dtypes.read(self.view()?, described)?;
+        let what = || format!("name of {}", place("data type", described));
+        let name = self.string(record.name_offset.get(), record.name_len.get(), MAX_NAME, what)?.to_vec();
+        let block = (record.block_elements.get(), record.block_bytes.get());
+        let known = std::str::from_utf8(&name).ok().and_then(Dtype::parse);
+        let is_same = |dtype: &Dtype| (dtype.block().elements, dtype.block().bytes) == block;
+        known.filter(is_same).ok_or_else(|| {
+            let name = crate::tensor::error::escaped(&name);
+            let found = format!("{name}, {} elements in {} bytes", block.0, block.1);
+            fault("its data type must be one that this library knows", found)
+        })
     }
 
     fn shape(&self, number: u32, record: &raw::TensorRecord) -> Result<Vec<u64>> {

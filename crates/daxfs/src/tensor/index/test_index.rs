@@ -79,6 +79,7 @@ impl Builder {
         let (path_offset, path_len) = self.string(path);
         let first_tensor = u32_of(self.tensors.len());
         for &(name, dtype, shape, offset) in tensors {
+            let code = dtype.code().unwrap_or_else(|| self.described(dtype));
             let (name_offset, name_len) = self.string(name);
             let first_dim = u32_of(self.dims.len());
             self.dims.extend(shape.iter().map(|&dim| U64::new(dim)));
@@ -89,7 +90,7 @@ impl Builder {
                 offset: offset.into(),
                 size: dtype.size_of(shape).unwrap().into(),
                 file: u32_of(self.files.len()),
-                dtype: dtype.code().into(),
+                dtype: code.into(),
                 rank: U16::new(u16::try_from(shape.len()).unwrap()),
                 reserved: [0; 8],
             });
@@ -111,6 +112,20 @@ impl Builder {
             hash: [u8::try_from(ino).unwrap(); 32],
         });
         self
+    }
+
+    /// The code of a type that is described.
+    fn described(&mut self, dtype: Dtype) -> u16 {
+        let (name_offset, name_len) = self.string(dtype.name());
+        let block = dtype.block();
+        self.dtypes.push(raw::DtypeRecord {
+            name_offset,
+            name_len,
+            block_elements: block.elements.into(),
+            block_bytes: block.bytes.into(),
+            reserved: [0; 12],
+        });
+        raw::DTYPE_RECORDS + u16::try_from(self.dtypes.len() - 1).unwrap()
     }
 
     pub fn checkpoint(&mut self, ino: u32, entries: &[u32]) -> &mut Self {

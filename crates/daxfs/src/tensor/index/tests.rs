@@ -251,15 +251,32 @@ fn what_a_later_version_adds_is_stepped_over() {
     let index = builder.open();
     let file = index.file(5).unwrap().unwrap();
     assert_eq!((file.has_tensors, file.container), (false, 9));
-    // A type that is described is named.
-    builder.files[1].container = raw::CONTAINER_SAFETENSORS.into();
-    builder.tensors[0].dtype = raw::DTYPE_RECORDS.into();
-    let index = builder.open();
-    let text = message(index.tensor(&index.file(5).unwrap().unwrap(), 0));
-    assert!(text.contains("data type must be 1 to 22 (found Q4_K, 256 elements in 144 bytes)"), "{text}");
+}
+
+#[test]
+fn types_that_are_described_are_known_by_name_and_block() {
+    let mut builder = Builder { v2: true, ..Builder::default() };
+    builder.file(5, 288, &[("a", Dtype::Q4_K, &[1, 512], 0)]);
+    builder.files[0].container = raw::CONTAINER_GGUF.into();
+    let first = |builder: &Builder| {
+        let index = builder.open();
+        index.tensor(&index.file(5).unwrap().unwrap(), 0)
+    };
+    let info = first(&builder).unwrap();
+    assert_eq!((info.dtype, info.shape, info.size), (Dtype::Q4_K, vec![1, 512], 288));
+    // Another block under the same name, as a later version or a fork may have it, is another type.
+    builder.dtypes[0].block_bytes = 140.into();
+    let text = message(first(&builder));
+    assert!(text.contains("one that this library knows (found Q4_K, 256 elements in 140 bytes)"), "{text}");
+    builder.dtypes[0].block_bytes = 144.into();
+    builder.dims[1] = 500.into();
+    let text = message(first(&builder));
+    assert!(
+        text.contains("its last dimension must be a multiple of the block (found Q4_K[1, 500])"),
+        "{text}"
+    );
     builder.tensors[0].dtype = (raw::DTYPE_RECORDS + 1).into();
-    let index = builder.open();
-    assert!(message(index.tensor(&index.file(5).unwrap().unwrap(), 0)).contains("(found 32769)"));
+    assert!(message(first(&builder)).contains("1 to 22, or described (found 32769)"));
 }
 
 /// File records of 100 bytes, as a later version may have them.
@@ -369,7 +386,10 @@ fn damaged_records_are_errors_that_name_them() {
         message(index.tensor(&file, 0))
     };
     let rule = "/.daxfs/index: tensor record 0: ";
-    assert_eq!(tensor(&|t| t.dtype = 23.into()), format!("{rule}its data type must be 1 to 22 (found 23)"));
+    assert_eq!(
+        tensor(&|t| t.dtype = 23.into()),
+        format!("{rule}its data type must be 1 to 22, or described (found 23)")
+    );
     assert_eq!(
         tensor(&|t| t.rank = 65.into()),
         format!("{rule}it must have at most 64 dimensions (found 65)")
@@ -393,7 +413,7 @@ fn damaged_records_are_errors_that_name_them() {
     let index = with(&|builder| builder.dims[0] = u64::MAX.into());
     let file = index.file(5).unwrap().unwrap();
     assert!(message(index.tensor(&file, 0)).contains("its size must fit 64 bits"));
-    let index = with(&|builder| builder.tensors[1].dtype = Dtype::F4.code().into());
+    let index = with(&|builder| builder.tensors[1].dtype = Dtype::F4.code().unwrap().into());
     assert!(message(index.tensor(&file, 1)).contains("it must end on a byte boundary"));
     let index = with(&|builder| builder.strings[12] = 0xff);
     assert!(message(index.tensor(&file, 0)).contains("its name must be UTF-8"));

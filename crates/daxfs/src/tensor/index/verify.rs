@@ -4,11 +4,11 @@ use super::open::section_name;
 use super::record::place;
 use super::{Index, IndexedCheckpoint, IndexedFile};
 use crate::format::index as raw;
-use crate::tensor::checkpoint::{Checkpoint, header_of};
+use crate::tensor::checkpoint::read_checkpoint;
+use crate::tensor::container::header_as;
 use crate::tensor::error::escaped;
-use crate::tensor::safetensors::Header;
-use crate::tensor::select::{parent, same_directory};
-use crate::tensor::{TensorError, TensorInfo};
+use crate::tensor::paths::{parent, same_directory};
+use crate::tensor::{ContainerKind, TensorError, TensorInfo};
 use crate::{Error, File, Image, Result};
 
 /// Bytes that are hashed at a time.
@@ -56,11 +56,7 @@ impl Index {
             image.charge("paths of the index", record.path_len.into())?;
             let file = self.file_of(image, &record)?;
             self.same_original(&file, &record)?;
-            if record.has_tensors {
-                self.same_tensors(&file, &record, &*header_of(&file)?)?;
-            } else if record.container == raw::CONTAINER_NONE {
-                same(&file, || "tensors".into(), &record.tensors.len(), &0)?;
-            }
+            self.same_tensors(&file, &record)?;
         }
         for number in 0..self.checkpoint_count() {
             let checkpoint = self.checkpoint_record(number)?;
@@ -122,24 +118,24 @@ impl Index {
         let Some(record) = self.file(file.ino())? else { return Ok(()) };
         self.file_of(file.image(), &record)?;
         self.same_original(file, &record)?;
-        match record.has_tensors {
-            true => self.same_tensors(file, &record, &*header_of(file)?),
-            false if record.container == raw::CONTAINER_NONE => {
-                same(file, || "tensors".into(), &record.tensors.len(), &0)
-            }
-            // Tensors of a container that this version does not know are not shown either.
-            false => Ok(()),
-        }
+        self.same_tensors(file, &record)
     }
 
     /// The file's original, if it has one, has the same tensors, and the file nothing else but padding.
     fn same_original(&self, file: &File, record: &IndexedFile) -> Result<()> {
         let Some(original) = self.original(record)? else { return Ok(()) };
-        self.check_original(file, &original)?;
-        self.check_padding(file, &original)
+        self.check_original(file, record, &original)?;
+        self.check_padding(file, record, &original)
     }
 
-    fn same_tensors(&self, file: &File, record: &IndexedFile, header: &Header) -> Result<()> {
+    /// The tensors that the record lists are those of the file, in the container that the record takes it for.
+    fn same_tensors(&self, file: &File, record: &IndexedFile) -> Result<()> {
+        let header = match ContainerKind::from_code(record.container) {
+            Some(kind) if record.has_tensors => header_as(kind, file)?,
+            // Tensors of a container that this version does not know are not shown either.
+            None if record.container != raw::CONTAINER_NONE => return Ok(()),
+            _ => return same(file, || "tensors".into(), &record.tensors.len(), &0),
+        };
         same(file, || "begin of tensor data".into(), &record.data_start, &header.data_start())?;
         same(file, || "number of tensors".into(), &record.tensors.len(), &header.len())?;
         for (position, expected) in (0..).zip(header.visible()) {
@@ -163,7 +159,7 @@ impl Index {
     }
 
     fn same_checkpoint(&self, json: &File, record: &IndexedCheckpoint, directory: &[u8]) -> Result<()> {
-        let checkpoint = Checkpoint::read(json, directory)?;
+        let checkpoint = read_checkpoint(json, directory)?;
         let files = checkpoint.files(json.image())?;
         same(json, || "number of tensors".into(), &record.entries.len(), &checkpoint.len())?;
         for (position, (shard, expected)) in (0..).zip(checkpoint.iter()) {

@@ -11,20 +11,20 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use ::safetensors::tensor::TensorInfo as RawInfo;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::dtype::SizeFault;
-use super::json::{Pairs, text};
-use super::{Dtype, TensorError, TensorInfo};
-use crate::format::index::FILLER_PREFIX;
-use crate::{File, Foreign, Result};
+use super::{Container, Header, HeaderSource, foreign};
+use crate::format::index::CONTAINER_SAFETENSORS;
+use crate::tensor::dtype::SizeFault;
+use crate::tensor::json::{Pairs, text};
+use crate::tensor::metadata::Value;
+use crate::tensor::{Dtype, TensorError, TensorInfo};
+use crate::{Foreign, Result};
 
 /// Longest JSON header, in bytes; the limit of the safetensors crate.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -35,128 +35,58 @@ pub const LENGTH_SIZE: u64 = 8;
 /// Key of the free-form strings beside the tensors.
 pub const METADATA_KEY: &str = "__metadata__";
 
+const NAME: &str = "safetensors";
 const HEADER: &str = "safetensors header";
 
-/// A header that was checked as a whole: the tensors lie in the file one after the other, without gap or overlap,
-/// from the end of the header to the end of the file.
-#[derive(Debug)]
-pub struct Header {
-    data_start: u64,
-    /// Sorted by name (bytes); fillers included.
-    tensors: Vec<Arc<TensorInfo>>,
-    /// Where the fillers stand: their common prefix keeps them together.
-    fillers: Range<usize>,
-    metadata: Option<BTreeMap<String, String>>,
-}
+/// The container of safetensors files.
+pub(super) struct Safetensors;
 
-impl Header {
-    /// Where tensor data begins: 8 plus the length of the JSON.
-    pub fn data_start(&self) -> u64 {
-        self.data_start
+impl Container for Safetensors {
+    fn name(&self) -> &'static str {
+        NAME
     }
 
-    /// All tensors sorted by name (bytes), including the fillers that views hide.
-    pub fn all(&self) -> &[Arc<TensorInfo>] {
-        &self.tensors
+    fn suffix(&self) -> &'static str {
+        ".safetensors"
     }
 
-    /// The tensors that views show, sorted by name.
-    pub fn visible(&self) -> impl Iterator<Item = &Arc<TensorInfo>> {
-        self.tensors[..self.fillers.start].iter().chain(&self.tensors[self.fillers.end..])
+    fn code(&self) -> u32 {
+        CONTAINER_SAFETENSORS
     }
 
-    /// Where those stand in [`Header::all`].
-    pub(super) fn positions(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..self.fillers.start).chain(self.fillers.end..self.tensors.len())
+    /// The length of a header that fits into the file, and a brace.
+    fn recognises(&self, head: &[u8], len: u64) -> bool {
+        let Some((length, [b'{', ..])) = head.split_first_chunk() else { return false };
+        header_length(*length, len).is_ok()
     }
 
-    /// How many tensors views show.
-    pub fn len(&self) -> usize {
-        self.tensors.len().saturating_sub(self.fillers.len())
-    }
-
-    /// True when views show no tensor.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The `position`th of [`Header::visible`].
-    pub fn nth(&self, position: usize) -> Option<&Arc<TensorInfo>> {
-        let hidden = if position < self.fillers.start { 0 } else { self.fillers.len() };
-        self.tensors.get(position.checked_add(hidden)?)
-    }
-
-    /// The tensor of this name; `None` for fillers.
-    pub fn get(&self, name: &str) -> Option<&Arc<TensorInfo>> {
-        self.position(name).map(|position| &self.tensors[position])
-    }
-
-    /// Where [`Header::get`] finds the name in [`Header::all`].
-    pub(super) fn position(&self, name: &str) -> Option<usize> {
-        let found = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name)).ok()?;
-        (!self.fillers.contains(&found)).then_some(found)
-    }
-
-    /// About how many bytes it occupies.
-    fn cost(&self) -> u64 {
-        let tensors = self.tensors.iter().map(|info| {
-            // With the counts and the pointer of the `Arc`.
-            let fixed =
-                size_of::<(TensorInfo, [usize; 3])>().saturating_add(size_of_val::<[u64]>(&info.shape));
-            fixed.saturating_add(info.name.len())
-        });
-        let strings = self
-            .metadata
-            .iter()
-            .flatten()
-            .map(|(key, value)| key.len().saturating_add(value.len()).saturating_add(64));
-        tensors.chain(strings).fold(0, |sum, cost| sum.saturating_add(cost as u64))
-    }
-
-    /// The strings under `__metadata__`; `None` where the key is missing or null.
-    pub fn metadata(&self) -> Option<&BTreeMap<String, String>> {
-        self.metadata.as_ref()
+    fn parse(&self, source: &dyn HeaderSource) -> Result<Header> {
+        let json = copy_header(source)?;
+        let header = parse_header(&json, source.len())?;
+        source.charge("safetensors headers", header.cost())?;
+        Ok(header)
     }
 }
 
-/// Copies the header of a file out of the image and checks it.
-///
-/// # Errors
-/// [`TensorError::InFile`] with what is wrong, or an error of reading the file.
-pub fn read_header(file: &File) -> Result<Header> {
-    let json = copy_header(file)?;
-    let header = parse_header(&json, file.len()).map_err(|fault| fault.in_file(&file.path()))?;
-    file.image().charge("safetensors headers", header.cost())?;
-    Ok(header)
-}
-
-fn copy_header(file: &File) -> Result<Vec<u8>> {
+fn copy_header(source: &dyn HeaderSource) -> Result<Vec<u8>> {
     let mut length = [0; 8];
-    let fault = |fault: TensorError| fault.in_file(&file.path());
-    if file.is_empty() {
-        return Err(fault(TensorError::Empty).into());
+    match source.len() {
+        0 => return Err(TensorError::Empty.into()),
+        len if len < LENGTH_SIZE => return Err(TensorError::TooShort { len }.into()),
+        _ => source.read(0, &mut length)?,
     }
-    if file.len() < LENGTH_SIZE {
-        return Err(fault(TensorError::TooShort { len: file.len() }).into());
-    }
-    read_exact(file, 0, &mut length)?;
-    let length = match header_length(length, file.len()) {
+    let length = match header_length(length, source.len()) {
         Ok(length) => length,
-        Err(error) => return Err(fault(foreign(file)?.unwrap_or(error)).into()),
+        Err(error) => {
+            let kind = foreign(source)?.filter(|kind| *kind != Foreign::Safetensors);
+            return Err(kind.map_or(error, |kind| TensorError::NotOfFormat { format: NAME, kind }).into());
+        }
     };
     // What is parsed twice is charged twice, so that many broken headers cost no more time than one budget.
-    file.image().charge("safetensors headers", length as u64)?;
+    source.charge("safetensors headers", length as u64)?;
     let mut json = vec![0; length];
-    read_exact(file, LENGTH_SIZE, &mut json)?;
+    source.read(LENGTH_SIZE, &mut json)?;
     Ok(json)
-}
-
-/// What a file is instead, when its beginning tells.
-fn foreign(file: &File) -> Result<Option<TensorError>> {
-    let mut head = [0; Foreign::HEAD];
-    let len = file.read_at(0, &mut head)?;
-    let kind = head.get(..len).and_then(Foreign::of).filter(|kind| *kind != Foreign::Safetensors);
-    Ok(kind.map(|kind| TensorError::NotSafetensors { kind }))
 }
 
 /// Checks the first 8 bytes of a file against the format's limit and the file's length.
@@ -174,21 +104,6 @@ pub fn header_length(first: [u8; 8], file_len: u64) -> Result<usize, TensorError
         return Err(TensorError::HeaderOutsideFile { end, file_len });
     }
     usize::try_from(len).map_err(|_| too_long)
-}
-
-/// Fills `dst` from a file, which must hold that many bytes.
-pub(crate) fn read_exact(file: &File, mut offset: u64, mut dst: &mut [u8]) -> Result<()> {
-    while !dst.is_empty() {
-        let count = file.read_at(offset, dst)?;
-        if count == 0 {
-            let end = offset.saturating_add(dst.len() as u64);
-            let range = offset..end;
-            return Err(crate::Error::OutsideFile { path: file.path(), range, len: file.len() });
-        }
-        dst = &mut dst[count..];
-        offset = offset.saturating_add(count as u64);
-    }
-    Ok(())
 }
 
 /// Checks a header: `json` is the copy of its JSON, without the 8 bytes of length, `file_len` the length of the
@@ -218,14 +133,8 @@ pub fn parse_header(json: &[u8], file_len: u64) -> Result<Header, TensorError> {
             Ok(Arc::new(TensorInfo { name, dtype, shape, offset, size }))
         })
         .collect::<Result<_, TensorError>>()?;
-    let first = tensors.partition_point(|info| info.name.as_str() < FILLER_PREFIX);
-    let count = tensors[first..].partition_point(|info| info.name.starts_with(FILLER_PREFIX));
-    Ok(Header {
-        data_start,
-        tensors,
-        fillers: first..first.saturating_add(count),
-        metadata: metadata.map(BTreeMap::from_iter),
-    })
+    let texts = |pairs: Vec<(String, String)>| pairs.into_iter().map(|(key, text)| (key, Value::Text(text)));
+    Header::new(HEADER, data_start, tensors, metadata.map(|pairs| texts(pairs).collect()))
 }
 
 /// The crate's rules: in the order of their offsets the tensors follow each other without gap, and each is as long
@@ -250,7 +159,7 @@ fn check_layout(tensors: &[(String, RawInfo)]) -> Result<u64, TensorError> {
                 return Err(TensorError::Size { tensor, dtype, shape, got, expected: size });
             }
             Err(SizeFault::Overflow) => return Err(TensorError::Overflow { tensor: tensor(), dtype, shape }),
-            Err(SizeFault::PartialByte) => {
+            Err(SizeFault::PartialByte | SizeFault::PartialBlock) => {
                 return Err(TensorError::PartialByte { tensor: tensor(), dtype, shape });
             }
         }
