@@ -2,6 +2,7 @@
 //! POSIX's, in version 2 of the kernel's form (`linux/posix_acl_xattr.h`).
 
 use crate::output::Readers;
+use crate::parallel::Threads;
 use crate::tree::{Kind, Node, ROOT, Tree};
 use crate::{Result, parallel};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ impl Tree {
     ///
     /// # Errors
     /// None of its own; what [`parallel::map`] passes on.
-    pub(crate) fn readers(&self, threads: usize) -> Result<Readers> {
+    pub(crate) fn readers(&self, threads: Threads) -> Result<Readers> {
         let narrowed = |denied: &HashSet<u32>| {
             let mut rule = Narrowed::default();
             for (number, node) in self.iter() {
@@ -69,7 +70,7 @@ impl Tree {
 
     /// Nodes whose access control lists keep somebody out. Each file has to be asked, which takes as long as looking it
     /// up.
-    fn denied(&self, threads: usize) -> Result<HashSet<u32>> {
+    fn denied(&self, threads: Threads) -> Result<HashSet<u32>> {
         const BATCH: usize = 256;
         let look = |_: &mut (), at: usize| {
             let numbers = u32::try_from(at * BATCH).unwrap_or(u32::MAX)..;

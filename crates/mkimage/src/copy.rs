@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::source::{Opener, SourceFile};
 use crate::target::Target;
 use crate::{Error, Result};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Bytes copied before they are hashed: source and copy are still in the second-level cache then.
@@ -28,8 +28,8 @@ pub(crate) struct Task<'p> {
     pub(crate) target: &'p Target,
     /// Whether contents are hashed.
     pub(crate) hash: bool,
-    /// Bytes at the start of a file's extent that were cloned into the target already, by inode.
-    pub(crate) cloned: HashMap<u32, u64>,
+    /// Files that the target has already, because they were cloned.
+    pub(crate) present: HashSet<u32>,
     pub(crate) progress: &'p dyn Progress,
 }
 
@@ -193,14 +193,13 @@ impl<'p> Copier<'p> {
             self.begin(ino, window);
         }
         let extent = self.task.plan.layout.extent(ino);
-        let cloned = extent.offset + self.task.cloned.get(&ino).copied().unwrap_or(0);
+        let present = self.task.present.contains(&ino);
+        // What is neither read nor hashed is passed over at once.
+        let unit = if present && !self.task.hash { u64::MAX } else { UNIT };
         let mut at = part.start;
         while at < part.end {
-            let mut end = part.end.min(at + UNIT);
-            if at < cloned {
-                end = end.min(cloned);
-            }
-            self.copy_unit(block, at..end, extent.offset, at < cloned)?;
+            let end = part.end.min(at.saturating_add(unit));
+            self.copy_unit(block, at..end, extent.offset, present)?;
             self.task.progress.advance(end - at);
             at = end;
         }
@@ -224,13 +223,19 @@ impl<'p> Copier<'p> {
         self.current = Some(Current { ino, source: None, ended: false, hasher, original });
     }
 
-    fn copy_unit(&mut self, block: &mut Block<'_>, unit: Range<u64>, start: u64, cloned: bool) -> Result<()> {
+    fn copy_unit(
+        &mut self,
+        block: &mut Block<'_>,
+        unit: Range<u64>,
+        start: u64,
+        present: bool,
+    ) -> Result<()> {
         if self.task.progress.cancelled() {
             return Err(Error::Cancelled);
         }
         let Some(current) = &mut self.current else { return Ok(()) };
         let len = unit.end - unit.start;
-        if cloned {
+        if present {
             block.leave_out(unit.start, len);
             if current.hasher.is_none() {
                 return Ok(());
@@ -246,7 +251,7 @@ impl<'p> Copier<'p> {
         };
         let rewrite = plan.rewrite(current.ino);
         match rewrite {
-            None if cloned => block.read_aside(unit.start, len, source, unit.start - start)?,
+            None if present => block.read_aside(unit.start, len, source, unit.start - start)?,
             None if unit.end - start == source.size() => {
                 current.ended = block.read_last(unit.start, len, source, unit.start - start)?;
             }

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::hash::Hash;
-use crate::parallel;
+use crate::parallel::{self, Threads};
 use crate::plan::Numbers;
 use crate::source::Opener;
 use crate::tree::Tree;
@@ -20,7 +20,7 @@ pub(crate) fn find(
     tree: &Tree,
     numbers: &Numbers,
     is_rewritten: impl Fn(u32) -> bool,
-    threads: usize,
+    threads: Threads,
 ) -> Result<HashMap<u32, u32>> {
     let mut by_size: HashMap<u64, Vec<u32>> = HashMap::new();
     for (ino, node) in numbers.files(tree) {
@@ -54,7 +54,13 @@ pub(crate) fn find(
 }
 
 /// Hashes of the first `limit` bytes of files, in their order.
-fn hash_all(tree: &Tree, numbers: &Numbers, inodes: &[u32], limit: u64, threads: usize) -> Result<Vec<Hash>> {
+fn hash_all(
+    tree: &Tree,
+    numbers: &Numbers,
+    inodes: &[u32],
+    limit: u64,
+    threads: Threads,
+) -> Result<Vec<Hash>> {
     let work = |opener: &mut (Opener<'_>, Vec<u8>), at: usize| {
         let source = opener.0.file(numbers.node_of(inodes[at]))?;
         let end = source.size().min(limit);

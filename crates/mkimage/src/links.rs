@@ -5,6 +5,7 @@
 //! listed once; further links to it become links to the first place, so a tree of links cannot grow without bound.
 
 use crate::again::openat;
+use crate::parallel::Threads;
 use crate::scan::Rules;
 use crate::source::{Opener, Sort, kind_of};
 use crate::tree::{Excluded, Identity, Kind, ROOT, Tree, links};
@@ -81,7 +82,7 @@ impl fmt::Display for Links {
 ///
 /// [`Error::Link`] for a folder that would hold itself, for a link that [`Links::Follow`] cannot follow, and for one that
 /// leads out of a tree that is confined; and those of the walk.
-pub(crate) fn settle(tree: &mut Tree, rules: &Rules, threads: usize) -> Result<()> {
+pub(crate) fn settle(tree: &mut Tree, rules: &Rules, threads: Threads) -> Result<()> {
     if matches!(rules.links, Links::Keep | Links::Refuse) {
         return Ok(());
     }

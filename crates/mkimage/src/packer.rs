@@ -1,6 +1,7 @@
 //! The builder: what to pack and how, and the plan that comes out of it.
 
 use crate::align::Rewrite;
+use crate::parallel::Threads;
 use crate::plan::{Format, Layout, Numbers, Placement, Shape};
 use crate::progress::{Progress, Silent};
 use crate::regions::Overlay;
@@ -68,7 +69,7 @@ pub(crate) struct Settings {
     pub(crate) split: Option<PathBuf>,
     pub(crate) sync: bool,
     pub(crate) fsverity: bool,
-    pub(crate) threads: usize,
+    pub(crate) threads: Threads,
     pub(crate) verify: bool,
     /// Permissions of a file that is written, where they are not those that its sources and the umask leave.
     pub(crate) mode: Option<u32>,
@@ -85,7 +86,6 @@ impl Packer {
     /// A packer with the defaults named at each setting, and no input.
     #[must_use]
     pub fn new() -> Packer {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Packer {
             inputs: Vec::new(),
             rules: Rules::default(),
@@ -108,7 +108,7 @@ impl Packer {
                 split: None,
                 sync: true,
                 fsverity: false,
-                threads,
+                threads: Threads::Processors,
                 verify: false,
                 mode: None,
                 progress: Arc::new(Silent),
@@ -317,7 +317,7 @@ impl Packer {
     /// How many threads read and copy, at least 1; by default as many as there are processors.
     #[must_use]
     pub fn threads(mut self, count: usize) -> Packer {
-        self.settings.threads = count;
+        self.settings.threads = Threads::Most(count);
         self
     }
 
@@ -457,7 +457,7 @@ impl Packer {
         if let Some(mode) = self.settings.mode.filter(|mode| *mode > 0o777) {
             return fail("--mode", format!("{mode:o} is not within 0 to 777"));
         }
-        if self.settings.threads == 0 {
+        if self.settings.threads == Threads::Most(0) {
             return fail("--threads", "at least 1 is needed".to_owned());
         }
         Ok(())

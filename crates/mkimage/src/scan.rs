@@ -2,6 +2,7 @@
 //! directories, and what links lead to.
 
 use crate::links::{self, Links};
+use crate::parallel::Threads;
 use crate::selection::{Choice, Selection};
 use crate::source::{Sort, kind_of};
 use crate::tree::{Input, Kind, ROOT, Tree};
@@ -33,7 +34,7 @@ pub(crate) struct Rules {
 /// # Errors
 ///
 /// [`Error::NoInput`], [`Error::DuplicateName`], and those of the walk and of the links.
-pub(crate) fn scan(inputs: &[PathBuf], rules: &Rules, threads: usize) -> Result<Tree> {
+pub(crate) fn scan(inputs: &[PathBuf], rules: &Rules, threads: Threads) -> Result<Tree> {
     let mut tree = Tree::default();
     match inputs {
         [] => return Err(Error::NoInput),

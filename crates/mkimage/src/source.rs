@@ -1,10 +1,12 @@
 //! Opens the files of the source tree, and makes sure that they are the ones that the scan saw.
 
 use crate::again::{open, openat};
+use crate::block::index;
 use crate::tree::{Identity, ROOT, Stamp, Tree};
 use crate::{Error, Result};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, fstat};
+use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -204,6 +206,31 @@ impl SourceFile<'_> {
         }
     }
 
+    /// Reads everything from `offset` on. The file must end where the scan saw it, as [`SourceFile::check_end`] says.
+    pub(crate) fn read_end(&self, offset: u64) -> Result<Vec<u8>> {
+        // One byte more is asked for: that it does not come says what another call would.
+        let mut bytes = vec![0; index(self.size() - offset) + 1];
+        let mut len = 0;
+        loop {
+            match self.file.read_at(&mut bytes[len..], offset + len as u64) {
+                Ok(0) => break,
+                Ok(count) => len += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unreadable(error)),
+            }
+            if len + 1 >= bytes.len() {
+                break;
+            }
+        }
+        let expected = bytes.len() - 1;
+        bytes.truncate(expected);
+        match len.cmp(&expected) {
+            Ordering::Less => Err(self.ended(offset + len as u64)),
+            Ordering::Equal => Ok(bytes),
+            Ordering::Greater => Err(self.grew()),
+        }
+    }
+
     /// There is something behind the size that the scan saw.
     pub(crate) fn grew(&self) -> Error {
         self.changed(format!("it holds more than its {} bytes", self.size()))
@@ -261,4 +288,35 @@ pub(crate) enum Sort {
     File,
     Directory,
     Symlink,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::Threads;
+    use crate::scan::{Rules, scan};
+    use std::io::Write;
+
+    #[test]
+    fn the_end_of_a_file_is_read_where_the_scan_saw_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let tree = scan(&[dir.path().to_path_buf()], &Rules::default(), Threads::Most(1)).unwrap();
+        let source = Opener::new(&tree).file(1).unwrap();
+        for (offset, rest) in [(0, &b"0123456789"[..]), (8, b"89"), (10, b"")] {
+            assert_eq!(source.read_end(offset).unwrap(), rest);
+        }
+        let reason = |offset| source.read_end(offset).unwrap_err().to_string();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"a").unwrap();
+        for offset in [0, 8, 10] {
+            assert!(
+                reason(offset).contains("11 bytes, 10 when") || reason(offset).contains("more than its 10")
+            );
+        }
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9).unwrap();
+        for offset in [0, 8] {
+            assert!(reason(offset).contains("9 bytes, 10 when it was listed"), "{}", reason(offset));
+        }
+    }
 }

@@ -119,9 +119,11 @@ impl Target {
     /// Says how many pages are ordinary ones though huge ones were asked for by name.
     pub(crate) fn shortfall(&self) -> Option<String> {
         let (blocks, huge) = (self.blocks.load(Ordering::Relaxed), self.huge.load(Ordering::Relaxed));
+        if !self.wants_huge {
+            return None;
+        }
         let size = Size(huge_page_size());
         match (blocks, huge) {
-            _ if !self.wants_huge => None,
             (0, _) => {
                 Some(format!("pages of {size}: an image of this size has none, and is of ordinary pages"))
             }

@@ -7,7 +7,7 @@
 
 use crate::again::openat;
 use crate::links::Links;
-use crate::parallel;
+use crate::parallel::{self, Threads};
 use crate::scan::{Rules, check_name, name_error};
 use crate::selection::{Choice, Named, can_be_safetensors, is_weights, superfluous};
 use crate::source::{Opener, Sort, Step, THROUGH, descend, kind_of};
@@ -93,7 +93,7 @@ enum Found {
 ///
 /// [`Error::Special`], [`Error::Name`], [`Error::Changed`] for a directory that is replaced meanwhile, [`Error::Link`]
 /// for one that a link made part of itself, [`Error::TooMany`], [`Error::Io`].
-pub(crate) fn walk(tree: &mut Tree, roots: &[u32], rules: &Rules, threads: usize) -> Result<()> {
+pub(crate) fn walk(tree: &mut Tree, roots: &[u32], rules: &Rules, threads: Threads) -> Result<()> {
     let mut walk = Walk { tree, rules, directories: Vec::new(), kept: VecDeque::new() };
     for &node in roots {
         walk.add_root(node);

@@ -7,6 +7,7 @@ use crate::index::{self, Hashes};
 use crate::memory::{self, Finish, Memory};
 use crate::output::{Output, Readers, parent};
 use crate::packer::Plan;
+use crate::parallel::Threads;
 use crate::source::Opener;
 use crate::summary::{Pages, Size, Summary};
 use crate::target::{Access, DISK_STEP, Target};
@@ -16,7 +17,7 @@ use daxfs::{Part, Region};
 use dmabuf::{CpuAccess, HugePages, Mapping};
 use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -55,6 +56,15 @@ impl Backing {
         target.file.set_len(len).map_err(|error| Error::io("set the length of", path, error))?;
         Ok(Some(Backing { output, target }))
     }
+}
+
+/// What was cloned into a target.
+#[derive(Debug, Default)]
+struct Cloned {
+    /// The files, of which the target has everything now.
+    files: HashSet<u32>,
+    /// How much of them was not copied.
+    bytes: u64,
 }
 
 /// Whether two paths name one file, or will.
@@ -227,18 +237,19 @@ impl Plan {
         // The one of the two that what is in files goes to.
         let files = backing.map_or(target, |backing| &backing.target);
         let can_clone = is_file || backing.is_some();
-        let cloned = if can_clone { self.clone_files(files)? } else { HashMap::new() };
-        summary.cloned_bytes = cloned.values().sum();
+        let Cloned { files: present, bytes } =
+            if can_clone { self.clone_files(files)? } else { Cloned::default() };
+        summary.cloned_bytes = bytes;
         if can_clone {
-            summary.unclonable_bytes = self.unclonable(files, !cloned.is_empty())?;
-            if cloned.is_empty() {
+            summary.unclonable_bytes = self.unclonable(files, !present.is_empty())?;
+            if present.is_empty() {
                 self.reserve(files)?;
             }
         }
         let has_index = self.layout.shape.index.is_some();
         let progress = &*self.settings.progress;
         let hash = self.settings.hash && has_index;
-        let mut task = Task { plan: self, target, hash, cloned, progress };
+        let mut task = Task { plan: self, target, hash, present, progress };
         let mut leaves = self.copy(&task, 0..self.layout.total)?;
         if let Some(range) = self.layout.backing.clone() {
             task.target = files;
@@ -273,16 +284,20 @@ impl Plan {
             if is_room(&window) {
                 return Ok([Vec::new(), Vec::new()]);
             }
+            if !task.hash && self.is_in_one_of(&task.present, &window) {
+                task.progress.advance(window.end - window.start);
+                return Ok([Vec::new(), Vec::new()]);
+            }
             task.target.fill(window.clone(), buffers, |block, range| copier.fill(block, range, &window))?;
             copier.finish()?;
             Ok([std::mem::take(&mut copier.leaves), std::mem::take(&mut copier.original_leaves)])
         };
         let state = || (Copier::new(task), Buffers::default());
         // A thread for each window's worth of bytes at most; what was cloned is read only to be hashed.
-        let cloned = if task.hash { 0 } else { task.cloned.values().sum() };
-        let threads = (total - cloned).div_ceil(size);
-        let threads =
-            usize::try_from(threads).map_or(self.settings.threads, |most| most.min(self.settings.threads));
+        let present =
+            if task.hash { 0 } else { task.present.iter().map(|&ino| self.layout.extent(ino).len).sum() };
+        let pieces = usize::try_from((total - present).div_ceil(size)).unwrap_or(windows);
+        let threads = Threads::Most(self.settings.threads.for_pieces(pieces));
         let parts = parallel::map(windows, threads, state, work)?;
         let (files, originals): (Vec<_>, Vec<_>) =
             parts.into_iter().map(|[files, originals]| (files, originals)).unzip();
@@ -343,29 +358,44 @@ impl Plan {
         Ok(hashes)
     }
 
-    /// Clones what can be cloned into the target; per inode, how many bytes.
-    fn clone_files(&self, target: &Target) -> Result<HashMap<u32, u64>> {
-        let Ok(device) = fstat(&target.file).map(|stat| stat.st_dev) else { return Ok(HashMap::new()) };
+    /// Clones what can be cloned into the target: whole blocks, behind which the rest of the file is written.
+    fn clone_files(&self, target: &Target) -> Result<Cloned> {
+        let mut cloned = Cloned::default();
+        let Ok(device) = fstat(&target.file).map(|stat| stat.st_dev) else { return Ok(cloned) };
         let candidates: Vec<u32> =
             self.layout.files.iter().copied().filter(|&ino| self.is_clonable(ino, device)).collect();
-        let mut cloned = HashMap::new();
         let mut opener = Opener::new(&self.tree);
         let unit = reflink::unit(&target.file);
         for ino in candidates {
+            if self.settings.progress.cancelled() {
+                return Err(Error::Cancelled);
+            }
             let extent = self.layout.extent(ino);
             let len = extent.len / unit * unit;
             let source = opener.file(self.layout.numbers.node_of(ino))?;
             match reflink::clone(&source.file, &target.file, target.place(extent.offset), len) {
-                Ok(true) => cloned.insert(ino, len),
+                Ok(true) => {}
                 // The first refusal speaks for the file system: most have no clones at all.
-                Ok(false) if cloned.is_empty() => break,
+                Ok(false) if cloned.files.is_empty() => break,
                 Ok(false) => continue,
                 Err(errno) => return Err(Error::io("clone a file into", &target.path, errno)),
-            };
-            source.check_end()?;
+            }
+            let rest = source.read_end(len)?;
+            if !rest.is_empty() {
+                target.write_late(extent.offset + len, &rest)?;
+            }
             source.check()?;
+            cloned.files.insert(ino);
+            cloned.bytes += len;
         }
         Ok(cloned)
+    }
+
+    /// Whether all of `window` lies in one of these files.
+    fn is_in_one_of(&self, files: &HashSet<u32>, window: &Range<u64>) -> bool {
+        let at = self.layout.files.partition_point(|&ino| self.layout.extent(ino).end() < window.end);
+        let file = self.layout.files.get(at);
+        file.is_some_and(|ino| files.contains(ino) && self.layout.extent(*ino).offset <= window.start)
     }
 
     /// Bytes of files that are not cloned because their tensors are moved. Where nothing was cloned, one block tells
