@@ -145,7 +145,12 @@ def known(path: Path) -> list[Known]:
 
 def emulate(program: Program) -> tuple[str, str]:
     """Run a program as cargo would; return its output and how it ended."""
-    environment = {**os.environ, "CARGO_MANIFEST_DIR": str(program.folder), "RUST_BACKTRACE": "0"}
+    environment = {
+        **os.environ,
+        "CARGO_MANIFEST_DIR": str(program.folder),
+        "RUST_BACKTRACE": "0",
+        "DAXFS_TEST_DEADLINE": str(LIMIT),
+    }
     try:
         done = subprocess.run(  # noqa: S603
             [program.path, f"--test-threads={THREADS}"],

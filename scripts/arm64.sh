@@ -32,10 +32,12 @@ in_system() {
         --env CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc "${proxy[@]}" "$@"
 }
 
-# The list of what was built goes to $out/built.json. Without debugging information: nobody debugs here.
+# The list of what was built goes to $out/built.json. Without what helps to debug and to build again after a
+# change: nobody does either here.
 build() {
-    in_system --env CARGO_PROFILE_DEV_DEBUG=0 bash -c 'cd /project && cargo build --quiet --locked --target "$1" \
-        --bins --tests --message-format json >/project/target/arm64/built.json' build $TARGET
+    in_system --env CARGO_PROFILE_DEV_DEBUG=0 --env CARGO_INCREMENTAL=0 bash -c 'cd /project &&
+        cargo build --quiet --locked --target "$1" --bins --tests --message-format json \
+            >/project/target/arm64/built.json' build $TARGET
 }
 
 # The C compiler is for tests that compile what they load.
@@ -92,7 +94,7 @@ mkdir -p /dev/shm && mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 ln -s /proc/self/fd /dev/fd
 ip link set lo up 2>/dev/null
-export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/project/target/arm64
+export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/project/target/arm64 DAXFS_TEST_DEADLINE=1200
 echo "=== pages $(sed -n 's/^KernelPageSize: *//p' /proc/self/smaps | head -n 1)"
 while read -r label folder path; do
     echo "=== program $label"
@@ -103,6 +105,7 @@ poweroff -f
 INIT
     chmod +x $root/init
     printf 'root:x:0:0::/tmp:/bin/sh\n' >$root/etc/passwd
+    printf 'root:x:0:\n' >$root/etc/group
     (cd $root && find . | cpio --quiet -o -H newc | gzip -1 >/tmp/initrd)
     timeout 7200 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
         -serial mon:stdio -kernel "$kernel" -initrd /tmp/initrd \
@@ -121,8 +124,8 @@ pages() {
     build
     rm -rf "$guest"
     mkdir -p "$guest/root/project/target/arm64/tmp"
-    # Nothing but what the tests read: golden files, the list of tests that cannot pass.
-    git archive HEAD -- crates tests/golden README.md | tar -x -C "$guest/root/project"
+    # Nothing but what the tests read: golden files, and command lines in examples of services.
+    git archive HEAD -- crates deploy tests/golden README.md | tar -x -C "$guest/root/project"
     in_system --bind "$PWD/$guest=/guest" bash -ec '
         python3 /project/scripts/arm64.py init /project/target/arm64/built.json /guest/root "$@"
         mkdir -p /guest/root/lib

@@ -35,6 +35,8 @@ define() {
             suite=trixie foreign=arm64
             backports=(cargo rustc libstd-rust-dev:arm64)
             packages+=(gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+            # The stock tool that signatures are compared with.
+            packages+=(minisign)
             ;;
         machine)
             suite=trixie foreign=arm64

@@ -344,8 +344,9 @@ fn a_signal_while_it_loads_ends_it() {
         let mut holder = Process(command.stderr(Stdio::null()).spawn().unwrap());
         let pid = Pid::from_raw(holder.id().cast_signed());
         let descriptors = format!("/proc/{pid}/fd");
+        // By its name: emulators of programs make others, before the program has begun.
         let is_memfd = |entry: fs::DirEntry| {
-            fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
+            fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:daxfs"))
         };
         until("the load runs", || {
             assert!(holder.try_wait().unwrap().is_none());

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+/// Between looks at what another thread does.
+const PAUSE: Duration = Duration::from_millis(10);
+
 fn plan(source: &Path) -> Plan {
     Packer::new().input(source).replace(true).verify(true).plan().unwrap()
 }
@@ -243,8 +246,11 @@ fn readers_see_no_mixture(slots: u64, through_memfd: bool) {
             let last = (1..).find(|&round| {
                 write(round);
                 if round % 4 == 0 {
-                    // Long enough to be read whole, which otherwise hardly happens where there is room for one only.
-                    std::thread::sleep(Duration::from_millis(30));
+                    // Until it is read whole, which otherwise hardly happens where there is room for one only. Not for
+                    // ever: the reader may have failed.
+                    let before = checked.load(Ordering::SeqCst);
+                    let is_read = || checked.load(Ordering::SeqCst) > before;
+                    (0..1000).take_while(|_| !is_read()).for_each(|_| std::thread::sleep(PAUSE));
                 }
                 round >= ROUNDS && seen() || round == 50 * ROUNDS
             });
