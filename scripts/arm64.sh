@@ -98,7 +98,7 @@ export PATH=/bin HOME=/tmp CARGO_TARGET_DIR=/project/target/arm64 DAXFS_TEST_DEA
 echo "=== pages $(sed -n 's/^KernelPageSize: *//p' /proc/self/smaps | head -n 1)"
 while read -r label folder path; do
     echo "=== program $label"
-    cd "$folder" && CARGO_MANIFEST_DIR=$folder timeout 1200 "$path" --test-threads=2 </dev/null 2>&1
+    cd "$folder" && CARGO_MANIFEST_DIR=$folder timeout 3600 "$path" --test-threads=2 </dev/null 2>&1
     echo "=== ended with status $?"
 done </programs
 poweroff -f
@@ -107,7 +107,7 @@ INIT
     printf 'root:x:0:0::/tmp:/bin/sh\n' >$root/etc/passwd
     printf 'root:x:0:\n' >$root/etc/group
     (cd $root && find . | cpio --quiet -o -H newc | gzip -1 >/tmp/initrd)
-    timeout 7200 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
+    timeout 14400 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 -m 6G -display none -nic none -no-reboot \
         -serial mon:stdio -kernel "$kernel" -initrd /tmp/initrd \
         -append "console=ttyAMA0 rdinit=/init loglevel=4 panic=-1" </dev/null >/guest/log 2>&1 || true
     grep '^=== pages' /guest/log || { tail -n 30 /guest/log; fail "the guest did not start"; }
