@@ -76,6 +76,7 @@ pub mod placement;
 mod resident;
 mod slice;
 mod spans;
+mod tensor;
 #[cfg(test)]
 #[path = "../../daxfs/src/tensor/test_image.rs"]
 #[allow(dead_code, reason = "the tests of daxfs use more of it")]
@@ -114,6 +115,7 @@ pub use place::{Place, Places};
 pub use placement::{Placement, Plan};
 pub use resident::Shared;
 pub use slice::TensorSlice;
+pub use tensor::{DeviceTensor, DeviceTensors};
 pub use verify::Verified;
 
 /// Compiles the example of the guide.

@@ -18,4 +18,5 @@ mod resident;
 mod sharing;
 mod sources;
 mod support;
+mod tensors;
 mod verify;
