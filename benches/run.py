@@ -32,6 +32,7 @@ from harness.machine import NotRunError, describe
 from harness.result import MET, MISSED, table
 from suites import (
     Context,
+    drop_in,
     first_touch,
     gpu,
     holder,
@@ -59,6 +60,7 @@ SUITES = {
     "reflink": pack_disk.reflink,
     "small-files": small_files.suite,
     "open": open_tensors.suite,
+    "drop-in": drop_in.suite,
     "lookup": lookup.suite,
     "views": views.suite,
     "first-touch": first_touch.suite,
