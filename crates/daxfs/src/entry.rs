@@ -248,7 +248,7 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path();
         f.debug_struct("Entry")
-            .field("path", &format_args!("{}", crate::error::Escaped(&path)))
+            .field("path", &format_args!("{}", crate::text::Escaped(&path)))
             .field("metadata", self.metadata())
             .finish_non_exhaustive()
     }

@@ -1,6 +1,5 @@
 //! One error type. Each message gives the place, what was found there, and the bound or rule it breaks.
 
-use std::fmt;
 use std::ops::Range;
 
 use crate::Rule;
@@ -8,6 +7,7 @@ use crate::foreign::Foreign;
 use crate::holder::HolderError;
 use crate::region::{Provenance, Source};
 use crate::tensor::TensorError;
+use crate::text::{Escaped, hex};
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -245,7 +245,7 @@ pub enum Error {
     },
 
     /// No such path in the image.
-    #[error("{}: no such file or directory in the image{}", Escaped(.path), crate::nearest::question(near))]
+    #[error("{}: no such file or directory in the image{}", Escaped(.path), crate::text::question(near))]
     NotFound {
         /// The path as it was asked for.
         path: Vec<u8>,
@@ -429,37 +429,6 @@ impl Error {
 /// A hash, to be written in hexadecimal digits.
 fn digits(hash: &[u8; 32]) -> blake3::Hash {
     blake3::Hash::from_bytes(*hash)
-}
-
-/// A hash as users write it.
-pub(crate) fn hex(hash: &[u8; 32]) -> String {
-    let mut text = String::from("blake3:");
-    for byte in hash {
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
-}
-
-/// Bytes of a name or path as readable text: printable UTF-8 as it is, all else escaped.
-#[derive(Debug, Clone, Copy)]
-pub struct Escaped<'a>(pub &'a [u8]);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                if c.is_control() {
-                    write!(f, "{}", c.escape_default())?;
-                } else {
-                    write!(f, "{c}")?;
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(f, "\\x{byte:02x}")?;
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use dmabuf::faults::{self, Advice, Described, Description};
 
-use crate::error::Escaped;
 use crate::image::Inner;
 use crate::tensor::ContainerKind;
+use crate::text::Escaped;
 use crate::{FileType, Image, Region, Result};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);

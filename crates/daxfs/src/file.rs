@@ -414,7 +414,7 @@ impl fmt::Debug for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path();
         f.debug_struct("File")
-            .field("path", &format_args!("{}", crate::error::Escaped(&path)))
+            .field("path", &format_args!("{}", crate::text::Escaped(&path)))
             .field("len", &self.len())
             .field("extent", &self.extent())
             .finish_non_exhaustive()

@@ -75,6 +75,7 @@ pub mod signature;
 mod snapshot;
 mod superblock;
 pub mod tensor;
+mod text;
 mod verify;
 
 pub mod dlpack;
@@ -91,7 +92,7 @@ pub use dmabuf::{
     SharedBytesMut, Transfer, VerityDigest,
 };
 pub use entry::{Entry, FileType, Metadata, Walk};
-pub use error::{Error, Escaped, Result};
+pub use error::{Error, Result};
 pub use faults::explain_faults;
 pub use file::{Extent, File};
 pub use foreign::Foreign;
@@ -105,6 +106,7 @@ pub use superblock::Superblock;
 pub use tensor::{
     Dtype, Groups, Index, IndexedCheckpoint, IndexedFile, Rows, Tensor, TensorError, TensorInfo, Tensors,
 };
+pub use text::Escaped;
 pub use verify::Verify;
 /// What `Tensor::as_slice_of` asks of its types is of this crate.
 pub use zerocopy;

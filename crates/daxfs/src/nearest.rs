@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use crate::error::Escaped;
 use crate::snapshot::components;
+use crate::text::Escaped;
 use crate::{Entry, FileType, Image};
 
 /// Most names that are compared.
@@ -17,15 +17,6 @@ const LONGEST: usize = 200;
 const FARTHEST: usize = 1 << 16;
 /// Most names that are proposed.
 const PROPOSED: usize = 3;
-
-/// The end of an error's message.
-pub(crate) fn question(near: &[String]) -> String {
-    match near {
-        [] => String::new(),
-        [one] => format!("; did you mean {one}?"),
-        [first @ .., last] => format!("; did you mean {} or {last}?", first.join(", ")),
-    }
-}
 
 /// Those of `names` that are like `wanted`, the nearest first, at most three.
 pub(crate) fn nearest(wanted: &str, names: impl Iterator<Item = String>) -> Vec<String> {
@@ -121,13 +112,6 @@ mod tests {
         assert!(of("", &names).is_empty() && of(&"w".repeat(300), &names).is_empty());
         let many: Vec<_> = (0..100_000).map(|n| format!("layer.{n}.weight")).collect();
         assert_eq!(nearest("layer.7.weigth", many.into_iter()).len(), PROPOSED);
-    }
-
-    #[test]
-    fn questions() {
-        assert_eq!(question(&[]), "");
-        assert_eq!(question(&["a".into()]), "; did you mean a?");
-        assert_eq!(question(&["a".into(), "b".into(), "c".into()]), "; did you mean a, b or c?");
     }
 
     #[test]

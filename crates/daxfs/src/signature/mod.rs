@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use minisign_verify::{Error, PublicKey};
 
-use crate::error::{Escaped, hex};
+use crate::text::{Escaped, hex};
 pub use found::{Found, read_beside};
 use text::Part;
 pub use text::{canonical, read};

@@ -189,7 +189,7 @@ impl Base {
 /// A name must be one path component.
 pub(super) fn check_name(name: &[u8], place: impl FnOnce() -> String) -> Result<()> {
     if name == b"." || name == b".." || name.iter().any(|&byte| byte == b'/' || byte == 0) {
-        return Err(invalid(place(), Rule::Name, crate::error::Escaped(name)));
+        return Err(invalid(place(), Rule::Name, crate::text::Escaped(name)));
     }
     Ok(())
 }

@@ -232,7 +232,7 @@ impl Builder {
         );
         match entry {
             hashbrown::hash_table::Entry::Occupied(_) => {
-                let found = crate::error::Escaped(child.name).to_string();
+                let found = crate::text::Escaped(child.name).to_string();
                 return Err(invalid(format!("directory {directory_ino}"), Rule::NameUnique, found));
             }
             hashbrown::hash_table::Entry::Vacant(vacant) => {

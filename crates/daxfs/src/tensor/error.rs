@@ -312,7 +312,7 @@ pub enum TensorError {
     },
 
     /// There is no tensor of this name.
-    #[error("{file}: no tensor {name:?}{}", crate::nearest::question(near))]
+    #[error("{file}: no tensor {name:?}{}", crate::text::question(near))]
     NoTensor {
         /// The name that was asked for.
         name: String,
@@ -577,7 +577,7 @@ fn by_variant(variants: &[String]) -> String {
 
 /// A path as readable text.
 pub(crate) fn escaped(path: &[u8]) -> String {
-    crate::error::Escaped(path).to_string()
+    crate::text::Escaped(path).to_string()
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 use super::SignatureError;
-use crate::error::{Escaped, hex};
 use crate::parse_content_hash;
+use crate::text::{Escaped, hex};
 
 pub(super) use layout::read_layout;
 pub use layout::{MANIFEST_TYPE, is_part, layout, manifest, replaceable_blobs};
