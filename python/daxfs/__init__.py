@@ -34,16 +34,19 @@ from daxfs._daxfs import (
     SourceError,
     Tensor,
     Tensors,
+    Watch,
     __version__,
     devices,
     explain_faults,
     open,
     pack,
 )
+from daxfs._holder import Access, HeldCopy, HeldImage, Holder, HolderHealth, Served, serve
 from daxfs._hooks import install, uninstall
 from daxfs._include import get_include
 
 __all__ = [
+    "Access",
     "CopyWarning",
     "DaxfsError",
     "DeviceError",
@@ -58,13 +61,19 @@ __all__ = [
     "Directory",
     "File",
     "FormatError",
+    "HeldCopy",
+    "HeldImage",
+    "Holder",
+    "HolderHealth",
     "Image",
     "NotFoundError",
     "NotPlacedError",
     "Original",
+    "Served",
     "SourceError",
     "Tensor",
     "Tensors",
+    "Watch",
     "__version__",
     "devices",
     "explain_faults",
@@ -72,5 +81,6 @@ __all__ = [
     "install",
     "open",
     "pack",
+    "serve",
     "uninstall",
 ]

@@ -42,10 +42,20 @@ __all__ = [
     "SourceError",
     "Tensor",
     "Tensors",
+    "Watch",
     "__version__",
     "daxfs_main",
     "devices",
     "explain_faults",
+    "holder_access",
+    "holder_drop",
+    "holder_health",
+    "holder_list",
+    "holder_load",
+    "holder_socket",
+    "holder_stop",
+    "holder_upload",
+    "holder_wait",
     "open",
     "pack",
     "pack_main",
@@ -145,7 +155,57 @@ def open(
     key: _Path | None = None,
     signature: _Path | None = None,
     max_metadata: int | None = None,
+    timeout: float | None = None,
 ) -> Image: ...
+
+# What daxfs.Holder is made of: see _holder.py.
+_Copy: TypeAlias = tuple[str | None, str | None, int]
+_Held: TypeAlias = tuple[str, int, int, str, int | None, str | None, int, int, list[_Copy]]
+_Ids: TypeAlias = tuple[list[int], list[int]]
+
+def holder_socket() -> os.PathLike[str]: ...
+def holder_list(socket: _Path, timeout: float) -> list[_Held]: ...
+def holder_health(socket: _Path, timeout: float) -> tuple[int, int, int, int]: ...
+def holder_wait(socket: _Path, timeout: float) -> tuple[int, int, int, int]: ...
+def holder_drop(socket: _Path, timeout: float, name: str) -> None: ...
+def holder_stop(socket: _Path, timeout: float) -> None: ...
+def holder_access(socket: _Path, timeout: float, name: str, change: _Ids | None) -> tuple[_Ids, _Ids]: ...
+def holder_load(
+    socket: _Path,
+    timeout: float,
+    name: str,
+    source: _Source,
+    *,
+    replace: bool,
+    into: str | None,
+    shared: bool,
+    no_copy: bool,
+    align_tensors: bool | int | Literal["page"] | None,
+    exact: bool,
+    dedupe: bool,
+    links: str,
+    exclude: str | list[str] | None,
+    include: str | list[str] | None,
+    weights_only: bool,
+    signature: _Path | None,
+    expect: str | None,
+    allow_uids: list[int],
+    allow_gids: list[int],
+    progress: Callable[[int, int], object] | None,
+) -> _Held: ...
+def holder_upload(
+    socket: _Path,
+    timeout: float,
+    name: str,
+    device: str,
+    *,
+    plan: _Plan | None,
+    rank: int | None,
+    verify: bool,
+    threads: int | None,
+    piece: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[DeviceImage, bool]: ...
 @overload
 def pack(
     sources: _Path | Iterable[_Path] | None,
@@ -281,7 +341,10 @@ class Image(Mapping[str, File]):
         rank: int | None = None,
     ) -> DeviceImage: ...
     def fileno(self) -> int: ...
-    def refresh(self) -> Image | None: ...
+    def refresh(self, *, expect: str | None = None) -> Image | None: ...
+    def watch(self) -> Watch: ...
+    @property
+    def holder_generation(self) -> int | None: ...
     @property
     def generation(self) -> int: ...
     def populate(self) -> bool: ...
@@ -473,6 +536,20 @@ class Original:
     def hash(self) -> str: ...
     def __len__(self) -> int: ...
     def __bool__(self) -> Literal[True]: ...
+
+@final
+class Watch:
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        _exception_type: type[BaseException] | None,
+        _exception: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def fileno(self) -> int: ...
 
 @final
 class Tensors(Mapping[str, Tensor]):

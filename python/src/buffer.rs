@@ -257,7 +257,7 @@ impl<'py> Borrowed<'py> {
         usize::try_from(self.view.len).unwrap_or(0)
     }
 
-    /// The bytes, to be filled in without the GIL. They are no slice: the interpreter's other threads reach them, too,
+    /// The bytes, to be filled in without the GIL. They are not a slice: the interpreter's other threads also reach them,
     /// and they may be those of a private image.
     pub fn bytes(&mut self) -> SharedBytesMut<'_> {
         let len = self.len();

@@ -10,9 +10,10 @@ use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
 use daxfs::signature::SignatureError;
 use daxfs_device::DeviceError;
+use daxfs_holder::client::LoadError;
 use pyo3::exceptions::{
-    PyBufferError, PyConnectionError, PyException, PyKeyError, PyMemoryError, PyOSError, PyPermissionError,
-    PyRuntimeError, PyTimeoutError, PyTypeError, PyUserWarning, PyValueError,
+    PyBufferError, PyConnectionError, PyException, PyFileExistsError, PyKeyError, PyMemoryError, PyOSError,
+    PyPermissionError, PyRuntimeError, PyTimeoutError, PyTypeError, PyUserWarning, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -149,6 +150,11 @@ pub fn not_found(message: impl Into<String>) -> PyErr {
     raise(message, |types| &types.not_found)
 }
 
+/// A `DaxfsError`.
+pub fn base(message: impl Into<String>) -> PyErr {
+    raise(message, |types| &types.base)
+}
+
 /// A `SourceError`.
 pub fn source(message: impl Into<String>) -> PyErr {
     raise(message, |types| &types.source)
@@ -180,6 +186,18 @@ impl<T> OrRaise<T> for Result<T, daxfs::Error> {
 impl<T> OrRaise<T> for Result<T, daxfs_device::Error> {
     fn or_raise(self) -> PyResult<T> {
         self.map_err(|error| from_device(&error))
+    }
+}
+
+impl<T> OrRaise<T> for Result<T, HolderError> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_holder(&error, error.to_string()))
+    }
+}
+
+impl<T> OrRaise<T> for Result<T, LoadError> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| from_load(&error))
     }
 }
 
@@ -226,7 +244,7 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
     use daxfs::Error;
     match error {
         Error::Memory(error) => from_memory(error),
-        Error::Holder(error) => from_holder(error),
+        Error::Holder(error) => from_holder(error, error.to_string()),
         Error::Source { .. } => PyValueError::new_err(error.to_string()),
         Error::OutsideSource { .. } | Error::PhysicalMount { .. } | Error::NotMountable { .. } => {
             source(error.to_string())
@@ -260,22 +278,47 @@ fn from_device(error: &daxfs_device::Error) -> PyErr {
     }
 }
 
-fn from_holder(error: &HolderError) -> PyErr {
+fn from_holder(error: &HolderError, text: String) -> PyErr {
     match error {
-        error if error.is_not_found() => not_found(error.to_string()),
+        error if error.is_not_found() => not_found(text),
         // As where this process finds it.
-        error if error.is_other_content() => raise(error.to_string(), |types| &types.format),
-        HolderError::Refused { refusal: Refusal::NotAllowed, .. } => {
-            PyPermissionError::new_err(error.to_string())
-        }
+        error if error.is_other_content() => raise(text, |types| &types.format),
+        HolderError::Refused { refusal, .. } => match refusal {
+            Refusal::NotAllowed => PyPermissionError::new_err(text),
+            Refusal::NameTaken => PyFileExistsError::new_err(text),
+            Refusal::Limit => PyMemoryError::new_err(text),
+            Refusal::Busy => PyConnectionError::new_err(text),
+            Refusal::BadRequest => PyValueError::new_err(text),
+            Refusal::NotSigned => raise(text, |types| &types.format),
+            _ => source(text),
+        },
         // By its number: who may not connect gets a PermissionError, whatever listens there.
         HolderError::System { source, .. } => from_memory(source),
-        HolderError::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
-        HolderError::NotAsSaid { .. } | HolderError::Protocol { .. } => {
-            PyConnectionError::new_err(error.to_string())
+        HolderError::Timeout { .. } => PyTimeoutError::new_err(text),
+        HolderError::NotAsSaid { .. } | HolderError::Protocol { .. } => PyConnectionError::new_err(text),
+        HolderError::GivenUp { .. } => raise(text, |types| &types.base),
+        error if error.is_unreachable() => PyConnectionError::new_err(text),
+        _ => source(text),
+    }
+}
+
+fn from_load(error: &LoadError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        LoadError::Source(error) => from_daxfs(error),
+        LoadError::Pack(error) => from_pack(error),
+        LoadError::Signature(SignatureError::Read { path, source }) => match source.raw_os_error() {
+            Some(number) => os_error("open", &path.to_string_lossy(), number),
+            None => PyOSError::new_err(text),
+        },
+        LoadError::Signature(_) => raise(text, |types| &types.format),
+        LoadError::NoEffect { place, option, why } => {
+            let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+            PyValueError::new_err(format!("{place}{} {why}", option.replace('-', "_")))
         }
-        error if error.is_unreachable() => PyConnectionError::new_err(error.to_string()),
-        _ => source(error.to_string()),
+        LoadError::Refused { source, .. } => from_holder(source, text),
+        LoadError::Holder(source) => from_holder(source, text),
+        _ => PyValueError::new_err(text),
     }
 }
 

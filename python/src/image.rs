@@ -14,6 +14,7 @@ use crate::error::{OrRaise, not_found};
 use crate::tensors::Tensors;
 use crate::text::{self, ImagePath};
 use crate::walk::Walk;
+use crate::watch::Watch;
 use crate::{file, mapping, reduce, source, stat};
 
 /// An opened image: a read-only mapping from paths to files.
@@ -284,7 +285,7 @@ impl Image {
     ///     several processes copy at the same time, so that the disk is read once.
     /// progress: called in this thread with (done, total) in bytes while the copy goes on. The bytes that verify
     ///     compares are counted for themselves after that, and so is a split image's backing file. When it returns
-    ///     False, DeviceError is raised; its exceptions end the copy, too.
+    ///     False, DeviceError is raised; its exceptions end the copy as well.
     /// plan, rank: copy only what a placement plan gives that rank: the path of a JSON file, or a dict of the same
     ///     form. DeviceTensor.part is what there is of a tensor then, and NotPlacedError what is asked for in vain;
     ///     ValueError for a wrong plan, or one that does not fit the image.
@@ -357,9 +358,34 @@ impl Image {
 
     /// The image that the source means now, opened as this one was; None while this one is current. Files and arrays of
     /// this image keep its memory, where another image may take its place in turn.
-    fn refresh(&self, py: Python<'_>) -> PyResult<Option<Self>> {
+    ///
+    /// expect: the content hash that the new image must have, in place of the one that this image was opened with.
+    #[pyo3(signature = (*, expect=None))]
+    fn refresh(&self, py: Python<'_>, expect: Option<&str>) -> PyResult<Option<Self>> {
         let image = self.opened()?;
-        Ok(py.detach(|| image.refresh()).or_raise()?.map(Self::new))
+        let mut options = image.options().clone();
+        if let Some(hash) = expect {
+            options = options.expect(text::parse_hash(hash)?);
+        }
+        Ok(py.detach(|| image.refresh_with(&options)).or_raise()?.map(Self::new))
+    }
+
+    /// Waits for the image's name to mean another image at its holder, or none: wait() blocks, and an event loop watches
+    /// fileno() for reading.
+    ///
+    /// ValueError for an image that came from no holder.
+    fn watch(&self, py: Python<'_>) -> PyResult<Watch> {
+        let image = self.opened()?;
+        let watch = py.detach(|| image.watch()).or_raise()?;
+        let why = "the image came from no holder: is_current() looks at its file or memory";
+        watch.map(Watch::new).ok_or_else(|| PyValueError::new_err(why))
+    }
+
+    /// The number of the image at its holder, as `daxfs ps` shows it; None for an image that came from no holder.
+    #[getter]
+    fn holder_generation(&self) -> PyResult<Option<u64>> {
+        let image = self.opened()?;
+        Ok(image.region().attachment().map(|attachment| attachment.info().generation))
     }
 
     /// Number of the image in its region: 0 for the first, and one more with each that replaced it there.

@@ -30,7 +30,7 @@ pub fn from_dlpack<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny
     dlpack.call_method1("from_dlpack", (tensor,))
 }
 
-/// What `jax.numpy.asarray(tensor)` makes of `array`, the numpy array of the tensor: a copy where somebody may write to
+/// What `jax.numpy.asarray(tensor)` makes of `array`, the numpy array of the tensor: a copy where others may write to
 /// the memory, a view where JAX would put the array into it, else what it makes of numpy arrays.
 pub fn array<'py>(
     tensor: &Bound<'py, PyAny>,

@@ -13,6 +13,7 @@ mod dlpack;
 mod dtype;
 mod error;
 mod file;
+mod holder;
 mod image;
 mod jax;
 mod mapping;
@@ -20,6 +21,7 @@ mod metadata;
 mod open;
 mod original;
 mod pack;
+mod progress;
 mod reduce;
 mod source;
 mod stat;
@@ -28,6 +30,7 @@ mod tensors;
 mod text;
 mod unlocked;
 mod walk;
+mod watch;
 
 use pyo3::prelude::*;
 
@@ -46,6 +49,11 @@ mod _daxfs {
     #[pymodule_export]
     use super::directory::Directory;
     #[pymodule_export]
+    use super::holder::{
+        holder_access, holder_drop, holder_health, holder_list, holder_load, holder_socket, holder_stop,
+        holder_upload, holder_wait,
+    };
+    #[pymodule_export]
     use super::image::Image;
     #[pymodule_export]
     use super::open::open;
@@ -57,6 +65,8 @@ mod _daxfs {
     use super::reduce::explain_faults;
     #[pymodule_export]
     use super::tensors::Tensors;
+    #[pymodule_export]
+    use super::watch::Watch;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -48,13 +48,13 @@ pub fn or_default<'py>(
     }
 }
 
-/// The key as a name; `None` for what is no name, which no mapping of ours has.
+/// The key as a name; `None` for what is not a name, which no mapping of ours has.
 pub fn name(key: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     // Lone surrogates are in no name of a tensor either.
     Ok(key.cast::<PyString>().ok().and_then(|name| name.to_cow().ok().map(std::borrow::Cow::into_owned)))
 }
 
-/// `{**left, **right}`; `NotImplemented` when one of them is no mapping.
+/// `{**left, **right}`; `NotImplemented` when one of them is not a mapping.
 pub fn union<'py>(left: &Bound<'py, PyAny>, right: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = left.py();
     let both = PyDict::new(py);

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use crate::error::OrRaise;
 use crate::image::Image;
 use crate::source::{self, Place};
-use crate::{text, unlocked};
+use crate::{text, unlocked, watch};
 
 /// Opens an image.
 ///
@@ -32,15 +32,17 @@ use crate::{text, unlocked};
 ///     nobody can. By default "full" with expect, but for
 ///     the sealed images of holders, which have hashed them; else "stored".
 /// key: a file with public keys of minisign, or on P-256 in PEM, as cosign's: refuse an image whose content none of
-///     them has signed. verify is "full" then by default, for the images of holders, too.
+///     them has signed. verify is "full" then by default, also for the images of holders.
 /// signature: the file with the signature, or the OCI image layout with those of cosign; by default what is beside the
 ///     image, under its name with ".minisig" and ".cosign" behind it, and for the image of a holder what it was loaded
 ///     with.
 /// max_metadata: most bytes of metadata to copy while opening (default 512 MiB).
+/// timeout: seconds that a holder may take for an answer, now and when it is asked later (is_current(), refresh());
+///     TimeoutError after that (default 10).
 #[pyfunction]
 #[pyo3(signature = (
     source=None, *, strict=false, private=false, sealed_copy=false, backing=None, expect=None, verify=None, key=None,
-    signature=None, max_metadata=None,
+    signature=None, max_metadata=None, timeout=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn open(
@@ -55,6 +57,7 @@ pub fn open(
     key: Option<&Bound<'_, PyAny>>,
     signature: Option<&Bound<'_, PyAny>>,
     max_metadata: Option<u64>,
+    timeout: Option<f64>,
 ) -> PyResult<Image> {
     if private && sealed_copy {
         return Err(PyValueError::new_err("private memory is writable, a sealed copy is not: choose one"));
@@ -89,6 +92,9 @@ pub fn open(
     }
     if let Some(limit) = max_metadata {
         options = options.max_metadata(limit);
+    }
+    if let Some(seconds) = timeout {
+        options = options.holder_timeout(watch::seconds(seconds)?);
     }
     let open = |options: OpenOptions| {
         let options = match backing {

@@ -154,21 +154,11 @@ pub fn pack<'py>(
         }
         None => packer,
     };
-    packer = match align_tensors {
-        Some(AlignTensors::On(true)) => packer.tensor_alignment(Some(DEFAULT_TENSOR_ALIGN)),
-        Some(AlignTensors::On(false)) => packer.exact(true),
-        Some(AlignTensors::Bytes(bytes)) => packer.tensor_alignment(Some(bytes)),
-        Some(AlignTensors::Page(name)) if name == "page" => {
-            packer.tensor_alignment(Some(dmabuf::page_size()))
-        }
-        Some(AlignTensors::Page(name)) => {
-            return Err(PyValueError::new_err(format!(
-                "align_tensors is a number of bytes, True, False or \"page\", not {name:?}"
-            )));
-        }
-        None => packer,
-    };
-    if exact {
+    let (alignment, unaligned) = AlignTensors::read(align_tensors)?;
+    if alignment.is_some() {
+        packer = packer.tensor_alignment(alignment);
+    }
+    if exact || unaligned {
         packer = packer.exact(true);
     }
     let write = move |_wake| target.write(&packer.plan()?, backing);
@@ -188,7 +178,7 @@ pub enum Globs {
 }
 
 impl Globs {
-    fn list(globs: Option<Self>) -> Vec<String> {
+    pub fn list(globs: Option<Self>) -> Vec<String> {
         match globs {
             None => Vec::new(),
             Some(Self::One(glob)) => vec![glob],
@@ -206,6 +196,22 @@ pub enum AlignTensors {
     Bytes(u64),
     #[pyo3(transparent)]
     Page(String),
+}
+
+impl AlignTensors {
+    /// The alignment, if one was given, and whether there is to be none.
+    pub fn read(given: Option<Self>) -> PyResult<(Option<u64>, bool)> {
+        match given {
+            None => Ok((None, false)),
+            Some(Self::On(true)) => Ok((Some(DEFAULT_TENSOR_ALIGN), false)),
+            Some(Self::On(false)) => Ok((None, true)),
+            Some(Self::Bytes(bytes)) => Ok((Some(bytes), false)),
+            Some(Self::Page(name)) if name == "page" => Ok((Some(dmabuf::page_size()), false)),
+            Some(Self::Page(name)) => Err(PyValueError::new_err(format!(
+                "align_tensors is a number of bytes, True, False or \"page\", not {name:?}"
+            ))),
+        }
+    }
 }
 
 /// What `block_size` may be.
@@ -292,7 +298,7 @@ fn parse_format(version: u32) -> PyResult<Format> {
     }
 }
 
-fn parse_huge_pages(text: &str) -> PyResult<HugePages> {
+pub fn parse_huge_pages(text: &str) -> PyResult<HugePages> {
     match text {
         "auto" => Ok(HugePages::Auto),
         "no" => Ok(HugePages::No),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use daxfs::signature::PublicKeys;
 use daxfs::{Image, OpenOptions, Part, Region, Source};
+use daxfs_holder::client::Given;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyString};
@@ -64,6 +65,14 @@ impl Place {
                 _ => options.signed(keys, None),
             },
             Self::Descriptor(_) => options.signed(keys, None),
+        }
+    }
+
+    /// As a holder's load takes it.
+    pub fn given(self) -> Given {
+        match self {
+            Self::Named(text) => Given::Named(text),
+            Self::Descriptor(fd) => Given::Descriptor(fd),
         }
     }
 
@@ -135,7 +144,7 @@ pub fn descriptor(what: &str, object: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
 fn duplicate(number: &Bound<'_, PyAny>) -> PyResult<Place> {
     let number: RawFd = number.extract()?;
     if number < 0 {
-        return Err(PyValueError::new_err(format!("{number} is no file descriptor")));
+        return Err(PyValueError::new_err(format!("{number} is not a file descriptor")));
     }
     dmabuf::duplicate(number).or_raise().map(Place::Descriptor)
 }

@@ -211,7 +211,7 @@ impl TensorBase {
 
     /// The tensor as a jax.Array: jax.dlpack.from_dlpack(tensor). JAX views what lies on 64 bytes, as it does unless it
     /// was packed with exact=True or plain=True, and copies everything else; the first such copy is warned of
-    /// (CopyWarning). Of an image that was opened with private=True it is a view, too: what is written to the image then
+    /// (CopyWarning). Of an image that was opened with private=True it is a view as well: what is written to the image then
     /// changes the array, which JAX does not expect. jax.numpy.asarray(tensor) copies there.
     fn jax<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         jax::from_dlpack(slf)

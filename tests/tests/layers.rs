@@ -20,7 +20,10 @@ const LAYERS: [(&str, &[&str]); 8] = [
     // Never the devices: a holder keeps descriptors of their memory, and no driver.
     ("daxfs-holder", &["daxfs", "daxfs-protocol", "dmabuf", "mkimage"]),
     ("daxfs-cli", &["daxfs", "daxfs-device", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"]),
-    ("daxfs-python", &["daxfs", "daxfs-cli", "daxfs-device", "daxfs-protocol", "dmabuf", "mkimage"]),
+    (
+        "daxfs-python",
+        &["daxfs", "daxfs-cli", "daxfs-device", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"],
+    ),
 ];
 
 fn packages() -> Vec<Value> {

@@ -151,8 +151,8 @@ fn what_is_wrong_or_not_known_is_named() {
     let fixture = signed("sha256.sig");
     let digest = "c55c55d8d1d2f97cc896daa9cc742c7556ddec76291eea093e5a2f7689c5aa6e";
     for (from, to, what) in [
-        ("\"sub/notes.txt\"", "\"../notes.txt\"", "\"../notes.txt\", which is no path in its tree"),
-        ("\"sub/notes.txt\"", "\"/sub/notes.txt\"", "which is no path in its tree"),
+        ("\"sub/notes.txt\"", "\"../notes.txt\"", "\"../notes.txt\", which is not a path in its tree"),
+        ("\"sub/notes.txt\"", "\"/sub/notes.txt\"", "which is not a path in its tree"),
         (digest, &digest.replace('5', "6"), "contradicts itself"),
         (digest, &digest[2..], "has no SHA-256 of \"config.json\""),
         ("\"algorithm\": \"sha256\"", "\"algorithm\": \"md5\"", "has a \"md5\" of \"config.json\""),
@@ -160,7 +160,7 @@ fn what_is_wrong_or_not_known_is_named() {
         ("signature/v1.0", "signature/v2.0", "which is not known here"),
         ("\"resources\"", "\"others\"", "contradicts itself"),
         ("in-toto.io/Statement/v1", "in-toto.io/Statement/v2", "which is not known here"),
-        ("\"_type\"", "\"type\"", "is no in-toto statement"),
+        ("\"_type\"", "\"type\"", "is not an in-toto statement"),
     ] {
         state(&fixture, |payload| payload.replacen(from, to, 1));
         differs(&verify(&fixture), &[what]);
@@ -168,8 +168,8 @@ fn what_is_wrong_or_not_known_is_named() {
     let path = fixture.tree().join("model.sig");
     let right = fs::read_to_string(&path).unwrap();
     for (text, what) in [
-        (right[..right.len() / 2].to_owned(), "is no sigstore bundle"),
-        ("weights".to_owned(), "is no sigstore bundle"),
+        (right[..right.len() / 2].to_owned(), "is not a sigstore bundle"),
+        ("weights".to_owned(), "is not a sigstore bundle"),
         (right.replace("vnd.in-toto+json", "other"), "and no in-toto statement"),
         (right.replace("sigstore.bundle", "other"), "is not that of a sigstore bundle"),
         (right.replacen("\"payload\":\"e", "\"payload\":\"!", 1), "no base64"),

@@ -12,6 +12,7 @@ use crate::budget::Budget;
 use crate::entry::{Entry, Walk};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
+use crate::holder::{Attachment, Watch};
 use crate::snapshot::{Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
 use crate::verify::Lazy;
@@ -101,6 +102,25 @@ impl Image {
         Ok(self.region().is_current()? && self.is_in_place()?)
     }
 
+    /// Waits for the image's name to mean another image at its holder, or none, instead of asking
+    /// [`Image::is_current`] again and again; `None` for an image that came from no holder.
+    ///
+    /// ```no_run
+    /// # fn follow(mut image: daxfs::Image) -> Result<(), Box<dyn std::error::Error>> {
+    /// while let Some(mut watch) = image.watch()? {
+    ///     watch.wait(None)?; // or give its descriptor to an event loop
+    ///     let Some(next) = image.refresh()? else { continue };
+    ///     image = next;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Holder`] when the holder cannot be asked.
+    pub fn watch(&self) -> Result<Option<Watch>> {
+        Ok(self.region().attachment().map(Attachment::watch).transpose()?)
+    }
+
     /// True while no other image was written into the same memory, whatever its source means now.
     ///
     /// # Errors
@@ -157,7 +177,7 @@ impl Image {
             return Ok(None);
         }
         let given_private = self.region().is_writable() && !self.0.options.is_private();
-        let region = self.region().reopen(given_private || options.is_private())?;
+        let region = self.region().reopen(given_private || options.is_private(), options.timeout())?;
         options.open_one(region, true).map(Some)
     }
 

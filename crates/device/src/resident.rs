@@ -150,6 +150,18 @@ pub(crate) fn checked(copy: MappedImage, options: &UploadOptions) -> Result<Mapp
 }
 
 impl MappedImage {
+    /// As [`MappedImage::keep`], unless the copy is the one that the holder has; whether it was given.
+    ///
+    /// # Errors
+    /// As for [`MappedImage::keep`].
+    pub fn keep_if_new(&self) -> Result<bool> {
+        if self.memory().route() != Route::Copy {
+            return Ok(false);
+        }
+        self.keep()?;
+        Ok(true)
+    }
+
     /// Gives the image's holder this copy to keep: it holds the descriptor, and nothing of the driver's. From then on
     /// [`ImageExt::to`](crate::ImageExt::to), or [`Placement::to`] by a placement that is the same, maps it in every
     /// process that attaches to the image, also when this one has ended. It goes when the holder drops or swaps the

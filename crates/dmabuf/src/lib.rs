@@ -111,7 +111,7 @@ pub use socket::{
 };
 pub use standard::fill_standard_descriptors;
 pub use sync::{Access, CpuAccess};
-pub use transfer::{Transfer, Way, wait_writable};
+pub use transfer::{Transfer, Way, wait_readable, wait_writable};
 pub use udmabuf::{udmabuf_from, udmabuf_join};
 pub use verity::{VerityDigest, enable_verity, measure_verity};
 pub use view::SharedBytes;

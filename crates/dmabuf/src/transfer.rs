@@ -222,7 +222,19 @@ fn wait_through_signals(fd: BorrowedFd<'_>, patience: Option<Duration>) -> io::R
 /// # Errors
 /// [`io::ErrorKind::TimedOut`], and those of `poll(2)`, EINTR included.
 pub fn wait_writable(fd: BorrowedFd<'_>, patience: Option<Duration>) -> io::Result<()> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    wait_for(fd, libc::POLLOUT, patience)
+}
+
+/// Waits until `fd` has bytes or a message, or its other end is gone, at most `patience`.
+///
+/// # Errors
+/// As for [`wait_writable`].
+pub fn wait_readable(fd: BorrowedFd<'_>, patience: Option<Duration>) -> io::Result<()> {
+    wait_for(fd, libc::POLLIN, patience)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, events: libc::c_short, patience: Option<Duration>) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     let timeout = patience.map_or(-1, |patience| {
         // A rest of a millisecond is one: 0 would not wait at all.
         libc::c_int::try_from(patience.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)

@@ -64,7 +64,7 @@ impl Server {
         self.config.max_connections.min(free).max(CONNECTIONS_MIN)
     }
 
-    /// Sends what waits for descriptors in flight to be read. Whoever does not read them while others of its user, or
+    /// Sends what waits for descriptors in flight to be read. A client that does not read them while others of its user, or
     /// all others, wait for that is cut off in the end.
     pub(crate) fn serve_parked(&mut self) {
         for connection in self.connections.values_mut() {
@@ -117,7 +117,7 @@ impl Server {
             let (count, longest) = of_user.entry(connection.peer.uid).or_default();
             *count += 1;
             let silent = (connection.active, *token);
-            if connection.is_idle()
+            if !connection.is_loading()
                 && handing_over != Some(*token)
                 && longest.is_none_or(|known| silent < known)
             {
@@ -148,7 +148,7 @@ impl Server {
         let mut alive =
             self.flush_takeover(token, &mut connection) && !events.intersects(EpollFlags::EPOLLERR);
         for _ in 0..BURST {
-            if !alive || connection.is_blocked() || connection.load.is_some() || connection.ending {
+            if !alive || connection.is_blocked() || !connection.is_idle() || connection.ending {
                 break;
             }
             match connection.receive(buffer) {
@@ -181,7 +181,7 @@ impl Server {
                 }
             }
         }
-        // While a load runs nothing is read, so only the hang-up tells that its client is gone.
+        // While a load runs, or the client watches, nothing is read, so only the hang-up tells that its client is gone.
         alive &= !events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) || connection.is_blocked();
         // What is parked sends nothing, so only the hang-up tells that nobody will ever read it.
         alive &= !connection.parked || !events.intersects(EpollFlags::EPOLLHUP);
@@ -196,7 +196,7 @@ impl Server {
             EpollFlags::empty()
         } else if connection.is_blocked() {
             EpollFlags::EPOLLOUT
-        } else if connection.load.is_none() {
+        } else if connection.is_idle() {
             READING
         } else {
             EpollFlags::EPOLLRDHUP
@@ -215,6 +215,30 @@ impl Server {
         if !alive || !watched {
             self.close(token);
         }
+    }
+
+    /// Tells those who wait for a name to mean another image that it does.
+    pub(crate) fn tell_watching(&mut self) {
+        for token in self.watching() {
+            let Some(mut connection) = self.connections.remove(&token) else { continue };
+            if let Some(of) = connection.watch.take() {
+                self.answer(token, &mut connection, Request::Watch { of }, Vec::new());
+            }
+            let alive = self.flush(&mut connection);
+            self.put_back(token, connection, alive);
+        }
+    }
+
+    /// Ends the connections of those who watch: they ask the next holder, or learn that there is none.
+    pub(crate) fn close_watching(&mut self) {
+        for token in self.watching() {
+            self.close(token);
+        }
+    }
+
+    fn watching(&self) -> Vec<u64> {
+        let watching = self.connections.iter().filter(|(_, connection)| connection.watch.is_some());
+        watching.map(|(token, _)| *token).collect()
     }
 
     /// Closes connections that wait for nothing and have been silent for long.

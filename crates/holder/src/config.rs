@@ -66,7 +66,7 @@ impl FromStr for Target {
     }
 }
 
-/// Tells how many log lines were lost so far: whoever writes the log counts them, and the metrics show the count.
+/// Tells how many log lines were lost so far: the writer of the log counts them, and the metrics show the count.
 #[derive(Clone)]
 pub struct LostLines(Arc<dyn Fn() -> u64 + Send + Sync>);
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use daxfs_protocol::message::Reply;
+use daxfs_protocol::message::{Reply, Version};
 use daxfs_protocol::wire::DESCRIPTORS_MAX;
 use dmabuf::Peer;
 use nix::sys::epoll::EpollFlags;
@@ -60,6 +60,8 @@ pub struct Connection {
     pub active: Instant,
     /// Set to end the load that it waits for.
     pub load: Option<Arc<AtomicBool>>,
+    /// The image of which it waits to hear that its name means another one.
+    pub watch: Option<Version>,
     /// Attaches that were answered, or are about to be.
     pub attaches: u32,
     /// Attaches that were sent since somebody looked.
@@ -84,6 +86,7 @@ impl Connection {
             outgoing: VecDeque::new(),
             active: Instant::now(),
             load: None,
+            watch: None,
             attaches: 0,
             sent: Vec::new(),
             unread: (0, Instant::now()),
@@ -103,9 +106,14 @@ impl Connection {
         !self.outgoing.is_empty()
     }
 
-    /// True when it may be closed to make room for another: it waits for nothing.
+    /// True when it waits for nothing: it may be closed after a while.
     pub fn is_idle(&self) -> bool {
-        self.load.is_none()
+        !self.is_loading() && self.watch.is_none()
+    }
+
+    /// True while it waits for a load. Others may be closed to make room: a watch is as easily begun anew as an attach.
+    pub fn is_loading(&self) -> bool {
+        self.load.is_some()
     }
 
     /// Receives one message if there is one.

@@ -21,7 +21,7 @@ pub enum Error {
     /// Memory or a socket failed.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),
-    /// What was given to load is no valid image.
+    /// What was given to load is not a valid image.
     #[error(transparent)]
     Image(#[from] daxfs::Error),
     /// Another holder answers at the socket.

@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 mod access;
+pub mod client;
 mod clients;
 mod closer;
 mod config;
@@ -48,5 +49,6 @@ pub use access::Access;
 pub use config::{Config, LostLines, Target};
 pub use error::{Error, Result};
 pub use load::LoadOptions;
+pub use packing::Packing;
 pub use server::Server;
 pub use source::is_kept;

@@ -171,7 +171,7 @@ impl LoadOptions {
         self.shared || matches!(self.into, Target::Udmabuf | Target::Heap(_))
     }
 
-    /// True for memory as the load wants it. Which ordinary pages it has is not asked: that is no property of a memfd.
+    /// True for memory as the load wants it. Which ordinary pages it has is not asked: that is not a property of a memfd.
     pub(crate) fn is_wanted(&self, kind: &FdKind) -> bool {
         match (&self.into, kind) {
             (Target::Memfd(pages), FdKind::Memfd { seals, hugetlb }) => {
@@ -271,7 +271,7 @@ impl Watch {
 /// Makes a holdable image of what `source` is: a directory, a file with an image, or memory with an image.
 ///
 /// Nothing that can shrink is ever mapped: touching a page that is not there any more would end the holder (SIGBUS),
-/// and whoever may load could do that to all others.
+/// and every client that may load could do that to all others.
 ///
 /// # Errors
 /// [`Error`]; nothing is left behind.

@@ -168,7 +168,7 @@ impl Server {
         self.begin_waiting_takeover();
     }
 
-    /// Tells whoever waits for a load, or for its end, how far it is; nothing is done or known yet of those that queue.
+    /// Tells those who wait for a load, or for its end, how far it is; nothing is done or known yet of those that queue.
     pub(crate) fn send_progress(&mut self) {
         let Some(running) = &self.running else { return };
         let (done, total) = (&running.watch.done, &running.watch.total);

@@ -2,16 +2,23 @@
 
 use mkimage::{Links, Packer};
 
-/// The part of a load's options that says so.
+/// How a directory that is loaded is packed; see [`mkimage::Packer`] for what each setting does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Packing {
-    align_tensors: Option<u64>,
-    exact: bool,
-    dedupe: bool,
-    links: Links,
-    exclude: Vec<String>,
-    include: Vec<String>,
-    weights_only: bool,
+pub struct Packing {
+    /// What tensors are moved to multiples of, a power of two; 256 without it.
+    pub align_tensors: Option<u64>,
+    /// Pack byte for byte: no tensor is moved.
+    pub exact: bool,
+    /// Store files with the same contents once.
+    pub dedupe: bool,
+    /// What becomes of symbolic links.
+    pub links: Links,
+    /// Globs of what is left out.
+    pub exclude: Vec<String>,
+    /// Globs; with any, only what they match is packed.
+    pub include: Vec<String>,
+    /// Leave out other forms of weights that safetensors files have.
+    pub weights_only: bool,
     /// Whether a link that leads out of the directory ends the load. It leads to what this process sees there, which
     /// need not be what the client sees.
     pub(crate) confined: bool,
@@ -41,6 +48,22 @@ impl Packing {
             _ => return None,
         }
         Some(Ok(()))
+    }
+
+    /// The settings that are not the default, as options of a load ([`crate::LoadOptions`]).
+    pub fn texts(&self) -> Vec<String> {
+        self.chosen().into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+    }
+
+    /// The settings that are not the default, by their keys.
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        let usual = Self::default().options();
+        self.options().into_iter().filter(|option| !usual.contains(option)).collect()
+    }
+
+    /// The first setting that is not the default, by its key.
+    pub fn given(&self) -> Option<&'static str> {
+        self.chosen().first().map(|(key, _)| *key)
     }
 
     /// As keys and values, for a helper.
@@ -89,6 +112,8 @@ mod tests {
             (&packing.exclude[..], &packing.include[..]),
             (&["*.bin".into(), "a=b".into()][..], &["/x/".into()][..])
         );
+        assert_eq!((packing.given(), Packing::default().given()), (Some("links"), None));
+        assert_eq!(packing.chosen().len(), 7);
         let mut copy = Packing::default();
         for (key, value) in packing.options() {
             copy.take(key, &value).unwrap().unwrap();

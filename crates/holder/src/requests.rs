@@ -53,6 +53,7 @@ impl Server {
             Request::Stop => self.stop(connection),
             Request::Access { name, change } => self.access(connection, &name, change),
             Request::Health => Ok(Some(self.health())),
+            Request::Watch { of } => self.watch(connection, of),
             Request::Takeover => self.begin_takeover(token, connection),
             Request::TakeoverDone => self.end_takeover(token),
             Request::Keep { of, copy } => self.keep(connection, &of, copy, &mut fds),
@@ -124,6 +125,20 @@ impl Server {
     fn current(&self, connection: &Connection, name: &str) -> Result<Option<Reply>, Refused> {
         let held = self.visible(connection, name)?;
         Ok(Some(Reply::Current { generation: held.info.generation, inode: held.inode() }))
+    }
+
+    /// What the name means, if that is another image than the client has; else the connection waits for that.
+    fn watch(&self, connection: &mut Connection, of: Version) -> Result<Option<Reply>, Refused> {
+        let held = self.visible(connection, &of.name)?;
+        let (generation, inode) = (held.info.generation, held.inode());
+        if (generation, inode) != (of.generation, of.inode) {
+            return Ok(Some(Reply::Current { generation, inode }));
+        }
+        if self.is_stopping() {
+            connection.ending = true;
+        }
+        connection.watch = Some(of);
+        Ok(None)
     }
 
     /// The image as a client has it, if its name still means that.
@@ -318,6 +333,7 @@ impl Server {
         let changed = self.notify.change_access(name, generation, &before, &after);
         changed.map_err(|error| (Refusal::Failed, error.to_string()))?;
         self.table.set_access(name, after.clone());
+        self.tell_watching();
         let peer = connection.peer;
         tracing::info!(peer.pid, peer.uid, peer.gid, name, generation, %before, %after, "access changed");
         Ok(Some(Reply::Access { before: ids(&before), after: ids(&after) }))

@@ -124,7 +124,7 @@ fn restore_copy(table: &mut Table, notify: &mut Notify, passed: Passed, signed: 
 }
 
 /// Takes an image back from the descriptor store. One that is not valid any more is left out, not fatal. One that
-/// cannot be looked at for now (no descriptors, no memory) is left out, too, but stays stored for the next start,
+/// cannot be looked at for now (no descriptors, no memory) is left out as well, but stays stored for the next start,
 /// unless its name is dropped or given to another image before. So does one that is not signed, where it must be: a
 /// holder that does not require that finds it again.
 fn restore(

@@ -138,7 +138,7 @@ impl Server {
                 Err(error) => return Err(error),
             }
         }
-        let server = Self {
+        let mut server = Self {
             config,
             listener,
             table,
@@ -277,11 +277,12 @@ impl Server {
     }
 
     /// Tells metrics and supervisor what is held now.
-    pub(crate) fn images_changed(&self) {
+    pub(crate) fn images_changed(&mut self) {
         self.metrics.set_images(&self.table);
         if let Err(error) = self.notify.status(&self.status()) {
             tracing::warn!(%error, "the supervisor does not take the status");
         }
+        self.tell_watching();
     }
 
     /// True once it was told to end, by a signal or a request.
@@ -299,6 +300,7 @@ impl Server {
 
     fn begin_end(&mut self, end: End) {
         self.pause_accepting();
+        self.close_watching();
         match &mut self.end {
             // A process that has everything needs the socket file, even if this one was asked to stop meanwhile.
             Some((how, _)) if end == End::HandedOver => *how = end,
@@ -325,7 +327,7 @@ impl Server {
         }
     }
 
-    /// Whoever asks whether the holder is ready asks whether it answers who connects now.
+    /// The question whether the holder is ready is whether it answers those who connect now.
     fn set_accepting(&mut self, accepting: bool) {
         self.accepting = accepting;
         self.metrics.ready.store(accepting, Ordering::Relaxed);

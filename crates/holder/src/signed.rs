@@ -60,7 +60,7 @@ fn text(fd: BorrowedFd<'_>) -> Option<String> {
 /// Whether an image may be held where one of `keys` must have signed it.
 ///
 /// # Errors
-/// [`Error::SignedNotSealed`] for memory that somebody could still write: what was signed would not be what clients get.
+/// [`Error::SignedNotSealed`] for memory that can still be written: what was signed would not be what clients get.
 /// [`Error::NotSigned`] without a valid signature.
 pub(crate) fn check(keys: Option<&PublicKeys>, info: &ImageInfo, signature: Option<&str>) -> Result<()> {
     let Some(keys) = keys else { return Ok(()) };

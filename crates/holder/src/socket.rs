@@ -68,7 +68,7 @@ impl Listener {
     /// A socket that belongs to systemd, which passes it blocking unless the unit says otherwise.
     ///
     /// # Errors
-    /// [`Error::Socket`] when it is no socket that listens for messages (`ListenSequentialPacket=`).
+    /// [`Error::Socket`] when it is not a socket that listens for messages (`ListenSequentialPacket=`).
     pub fn foreign(fd: OwnedFd, path: &Path) -> Result<Self> {
         let listens = getsockopt(&fd, sockopt::AcceptConn) == Ok(true);
         if !listens || getsockopt(&fd, sockopt::SockType) != Ok(SockType::SeqPacket) {

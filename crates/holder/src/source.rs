@@ -215,7 +215,7 @@ fn too_short(found: u64, len: u64) -> Error {
     Error::system("read the source", error)
 }
 
-/// Refuses at once what is no image: it may be long.
+/// Refuses at once what is not an image: it may be long.
 fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
     let mut head = [0; daxfs::Foreign::HEAD];
     let len = match mapped {

@@ -43,7 +43,7 @@ pub struct Passed {
 /// Takes the descriptors that systemd passed to this process; none when it did not start it, and none a second time.
 ///
 /// # Errors
-/// [`Error::System`] when a number is no open descriptor.
+/// [`Error::System`] when a number is not an open descriptor.
 pub fn take_passed() -> Result<Vec<Passed>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -96,7 +96,7 @@ pub struct SetAside {
     pub memory: Option<(u64, u64)>,
     /// How many descriptors of it are stored, its signature among them, but for those of its list of users.
     pub stored: usize,
-    /// Its copies on devices, which stay with the supervisor, too.
+    /// Its copies on devices, which also stay with the supervisor.
     pub copies: Vec<DeviceCopy>,
 }
 
@@ -126,7 +126,7 @@ impl Notify {
     }
 
     /// Whether the supervisor will keep an image with that many descriptors beside those that it has: `kept` are all
-    /// images that are held, and those that were set aside count, too. A swap has both for a moment.
+    /// images that are held, and those that were set aside count as well. A swap has both for a moment.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -69,7 +69,7 @@ impl Signer {
             };
         }
         let bytes = text.lines().nth(1).and_then(|line| Base64::decode_to_vec(line.trim(), None).ok());
-        let none = "is no secret key: those of minisign are a comment and a line of base64, those on P-256 a PEM block";
+        let none = "is not a secret key: those of minisign are a comment and a line of base64, those on P-256 a PEM block";
         let bytes = bytes.filter(|bytes| bytes.starts_with(b"Ed")).ok_or_else(|| refuse(none.to_owned()))?;
         let key = match bytes.get(2..4) {
             // Not protected. Its checksum is not looked at: minisign writes none there.
@@ -229,7 +229,7 @@ fn pem(text: &str) -> std::result::Result<SigningKey, String> {
              `cosign import-key-pair --key KEY`"
             .to_owned()),
         "PUBLIC KEY" => Err("is a public key; a secret one signs".to_owned()),
-        label => Err(format!("begins {:?}, which is no secret key on P-256", label.escape_debug().to_string())),
+        label => Err(format!("begins {:?}, which is not a secret key on P-256", label.escape_debug().to_string())),
     }
 }
 

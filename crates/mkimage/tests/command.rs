@@ -66,7 +66,7 @@ fn a_signed_image_has_its_signature_beside_it() {
     let output = run(dir.path(), &["in", "-o", "other", "--sign", "in/a"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        text(&output.stderr).contains("is no secret key: those of minisign are"),
+        text(&output.stderr).contains("is not a secret key: those of minisign are"),
         "{}",
         text(&output.stderr)
     );

@@ -1,9 +1,9 @@
 //! The protocol between a holder of DAXFS images and its clients, and the client: attach to an image that another
 //! process keeps in memory.
 //!
-//! A holder (`daxfs serve`) keeps descriptors of packed images and passes them to whoever may connect to its socket.
+//! A holder (`daxfs serve`) keeps descriptors of packed images and passes them to all who may connect to its socket.
 //! Attaching costs one message each way, whatever the size of the image; afterwards the client is independent: the
-//! memory lives as long as anybody has it, and the holder may die.
+//! memory lives as long as a process has it, and the holder may die.
 //!
 //! | source | meaning |
 //! |---|---|
@@ -21,4 +21,4 @@ pub mod message;
 pub mod wire;
 
 pub use address::{Address, default_socket};
-pub use client::{Attachment, Connection, HolderError};
+pub use client::{Allowed, Attachment, Connection, DEFAULT_TIMEOUT, Health, HolderError, Step, Watch};

@@ -15,7 +15,7 @@ use crate::{source, text};
 /// Memory of a GPU, or host memory for GPUs, for other processes, from DeviceImage.share(): send the descriptor with
 /// size and uuid, which it does not carry, and pass all three to Image.attach() there.
 ///
-/// The descriptor is the driver's own: it is no dma-buf, and the CPU cannot map it. As long as it is open, here or
+/// The descriptor is the driver's own: it is not a dma-buf, and the CPU cannot map it. As long as it is open, here or
 /// anywhere, the memory stays, even when the process that filled it is gone. Close it, or use it in a `with`
 /// statement.
 #[pyclass(frozen, weakref, module = "daxfs")]

@@ -39,6 +39,11 @@ impl DeviceImage {
         self.slot().clone().ok_or_else(|| PyValueError::new_err("the image is closed"))
     }
 
+    /// A share in the memory.
+    pub fn held(&self) -> PyResult<Held> {
+        self.opened()
+    }
+
     /// The one buffer of an image in the device's own memory, for others to have.
     fn exportable(&self) -> PyResult<Held> {
         let held = self.opened()?;
@@ -166,7 +171,7 @@ impl DeviceImage {
     /// The memory for other processes, which take it by Image.attach(): a descriptor, with its size and the GPU's
     /// uuid, which says nothing for host memory: any GPU of the machine takes that.
     ///
-    /// Whoever has the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image,
+    /// A process with the descriptor keeps the memory, also when this process is gone. DeviceError for a mapped image,
     /// whose own descriptor can be passed, and for a split one.
     fn share(&self, py: Python<'_>) -> PyResult<DeviceHandle> {
         let held = self.exportable()?;

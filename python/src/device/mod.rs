@@ -96,6 +96,11 @@ impl Placed {
         format!("cuda:{}", self.device.ordinal())
     }
 
+    /// Gives the copy to the image's holder, unless it came from there; whether it was given.
+    pub fn keep(&self) -> daxfs_device::Result<bool> {
+        self.mapped.keep_if_new()
+    }
+
     /// Whether the bytes are in the device's own memory.
     fn is_resident(&self) -> bool {
         self.buffer().is_some_and(Buffer::is_resident)

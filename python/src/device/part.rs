@@ -45,7 +45,7 @@ impl DeviceTensorPart {
         Ok(Self { tensor, slice, held })
     }
 
-    /// Whether it is all of the tensor, which is lent as such: types of less than 8 bits, too.
+    /// Whether it is all of the tensor, which is lent as such, also with types of less than 8 bits.
     fn is_whole(&self) -> bool {
         self.slice.shape() == self.tensor.shape() && self.slice.place().len() == self.tensor.nbytes()
     }
@@ -297,8 +297,7 @@ impl Index {
             let message = format!("an index is made of numbers and slices, not of {kind}");
             return Err(PyTypeError::new_err(message));
         }
-        let outside =
-            || PyIndexError::new_err(format!("there is no such index in dimension {dim}, of {size}"));
+        let outside = || PyIndexError::new_err(format!("no such index in dimension {dim}, of {size}"));
         let number: i128 = key.call_method0("__index__")?.extract::<i64>().map_err(|_| outside())?.into();
         let from_start = if number < 0 { number + i128::from(size) } else { number };
         let start = u64::try_from(from_start).ok().filter(|&start| start < size).ok_or_else(outside)?;

@@ -1,16 +1,16 @@
 //! `Image.to`: the copy into a GPU's memory, with progress told to a Python function, stoppable by Ctrl-C, as
 //! `DeviceImage.verify` is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use daxfs_device::{Device, DeviceError, ImageExt, MappedImage, UploadOptions};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
 
 use super::{DeviceImage, Held, Ranked, open_target};
 use crate::error::OrRaise;
+use crate::progress::{Listener, Newest};
 use crate::unlocked;
 
 /// Bounds of what the caller may ask for: more threads or longer pieces only cost memory.
@@ -30,9 +30,6 @@ pub struct Upload<'a, 'py> {
     /// What of the image, if not all of it.
     pub plan: Option<Ranked>,
 }
-
-/// Bytes that are done, and all bytes.
-type Step = (u64, u64);
 
 impl Upload<'_, '_> {
     fn options(&self) -> PyResult<UploadOptions> {
@@ -60,10 +57,7 @@ impl Upload<'_, '_> {
     }
 }
 
-/// Copies an image to a device.
-///
-/// The copying threads never wait for the interpreter: they leave the newest step where the calling thread, which
-/// waits for them, takes it and tells it to `progress`.
+/// Copies an image to a device, and tells `progress` how far that is.
 pub fn to(
     py: Python<'_>,
     image: &daxfs::Image,
@@ -74,14 +68,15 @@ pub fn to(
     let (device, in_host) = open_target(py, device)?;
     let options = options.in_host(in_host);
     let stop = Arc::new(AtomicBool::new(false));
-    let newest = Arc::new(Mutex::new((0, 0)));
+    let newest = Arc::new(Newest::default());
+    let mut listener = Listener::new(upload.progress);
 
-    let (stopped, step, is_told) = (stop.clone(), newest.clone(), upload.progress.is_some());
+    let (stopped, step, is_told) = (stop.clone(), newest.clone(), listener.is_there());
     let target = Device::Cuda(device.clone());
     let plan = upload.plan.as_ref();
     let copy = move |wake: std::sync::mpsc::Sender<()>| {
         let options = options.progress(move |done, total| {
-            record(&step, (done, total));
+            step.record(done, total);
             if is_told {
                 // Nobody listens any more only when the copy is over.
                 let _ = wake.send(());
@@ -94,16 +89,8 @@ pub fn to(
         }
     };
 
-    let callback = upload.progress.map(|callback| callback.clone().unbind());
-    let mut told = (0, 0);
     let tell = |py: Python<'_>| {
-        let step = *newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(callback) = callback.as_ref().filter(|_| step != told) else {
-            return Ok(());
-        };
-        told = step;
-        let answer = callback.bind(py).call1(step)?;
-        if answer.is(PyBool::new(py, false)) {
+        if !listener.tell(py, &newest)? {
             let cancelled = DeviceError::Cancelled { device: device.name().into() };
             return Err(daxfs_device::Error::from(cancelled)).or_raise();
         }
@@ -119,12 +106,4 @@ pub fn verify(py: Python<'_>, mapped: &MappedImage) -> PyResult<()> {
     let compare = |_wake| mapped.verify_with(|_, _| !stop.load(Ordering::Relaxed));
     unlocked::stoppable(py, &stop, compare, |_| Ok(()))?.or_raise()?;
     Ok(())
-}
-
-/// Keeps the newest step. Several threads report, so a smaller number may come after a larger one of the same memory.
-fn record(newest: &Mutex<Step>, (done, total): Step) {
-    let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
-    if newest.1 != total || newest.0 < done {
-        *newest = (done, total);
-    }
 }

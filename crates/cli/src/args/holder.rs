@@ -4,7 +4,7 @@ use super::socket::{SocketArgs, parse_name};
 use super::upload::{Gpu, UploadArgs, parse_gpu};
 use super::{parse_size, parse_tensor_alignment};
 use clap::{Args, Subcommand, ValueEnum};
-use daxfs_holder::Target;
+use daxfs_holder::{Packing, Target};
 use dmabuf::HugePages;
 use mkimage::{Links, Packer};
 use std::ffi::{OsStr, OsString};
@@ -29,8 +29,8 @@ pub enum HolderVerb {
     /// Let a holder keep another image
     ///
     /// SOURCE is opened here and sent as a descriptor. A directory is packed with the rights of this user: by the holder
-    /// where it has the same or is root, else here. An image file is copied into memory, and so is memory that somebody
-    /// could still write; a memfd sealed against writing, shrinking and growing is kept as it is. With --shared, or where
+    /// where it has the same or is root, else here. An image file is copied into memory, and so is memory that can
+    /// still be written; a memfd sealed against writing, shrinking and growing is kept as it is. With --shared, or where
     /// the image is to be in a dma-buf, all memory that cannot shrink is kept. Everything is validated, with the hashes
     /// that the image carries.
     Load(LoadArgs),
@@ -177,7 +177,7 @@ pub struct LoadArgs {
     /// Leave the memfd open to writing, so that devices can pin it. Every client can then change what all others read
     #[arg(long)]
     pub shared: bool,
-    /// Refuse a source that would have to be copied: a file, or memory that somebody could still write
+    /// Refuse a source that would have to be copied: a file, or memory that can still be written
     #[arg(long)]
     pub no_copy: bool,
     /// Signature of the image's content (`daxfs-pack --sign`), which clients get with it: a file of minisign or an OCI
@@ -239,43 +239,18 @@ pub struct SelectionArgs {
 }
 
 impl PackingArgs {
-    /// As the holder's protocol has them; see `daxfs_holder::LoadOptions`.
-    pub fn options(&self) -> Vec<String> {
-        let mut options = Vec::new();
-        options.extend(self.align_tensors.map(|bytes| format!("align-tensors={bytes}")));
-        options.extend(self.exact.then(|| "exact=1".to_owned()));
-        options.extend((self.links != Links::Auto).then(|| format!("links={}", self.links)));
-        options.extend(self.selection.options());
-        options
-    }
-
-    /// The packer with these settings.
-    pub fn apply(&self, packer: Packer) -> Packer {
-        let packer = packer.tensor_alignment(self.align_tensors).exact(self.exact);
-        self.selection.apply(packer.links(self.links))
-    }
-
-    /// The first option that was given.
-    pub fn given(&self) -> Option<&'static str> {
-        let given = [
-            ("--align-tensors", self.align_tensors.is_some()),
-            ("--exact", self.exact),
-            ("--links", self.links != Links::Auto),
-        ];
-        let given = given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
-        given.or_else(|| self.selection.given())
+    /// As the holder takes it; with `dedupe` files with the same contents are stored once.
+    pub fn packing(&self, dedupe: bool) -> Packing {
+        let SelectionArgs { exclude, include, weights_only } = self.selection.clone();
+        let mut packing = Packing::default();
+        (packing.align_tensors, packing.exact, packing.dedupe) = (self.align_tensors, self.exact, dedupe);
+        (packing.links, packing.weights_only) = (self.links, weights_only);
+        (packing.exclude, packing.include) = (exclude, include);
+        packing
     }
 }
 
 impl SelectionArgs {
-    fn options(&self) -> Vec<String> {
-        let mut options = Vec::new();
-        options.extend(self.exclude.iter().map(|glob| format!("exclude={glob}")));
-        options.extend(self.include.iter().map(|glob| format!("include={glob}")));
-        options.extend(self.weights_only.then(|| "weights-only=1".to_owned()));
-        options
-    }
-
     /// The packer with this selection.
     pub fn apply(&self, packer: Packer) -> Packer {
         let packer = packer.weights_only(self.weights_only);

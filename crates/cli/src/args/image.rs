@@ -227,7 +227,7 @@ pub struct VerifyArgs {
     pub image: OsString,
     /// Directory that the image was packed from
     pub dir: Option<PathBuf>,
-    /// What was packed of the directory: what the packer with these options leaves out is no difference.
+    /// What was packed of the directory: what the packer with these options leaves out is not a difference.
     #[command(flatten)]
     pub selection: SelectionArgs,
     /// Compare the SHA-256 of a file's original bytes with one that was published, in 64 hexadecimal digits; can be

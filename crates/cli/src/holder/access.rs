@@ -1,11 +1,9 @@
 //! `daxfs access`: who may attach to an image, and changing that.
 
-use super::unexpected;
 use crate::args::AccessArgs;
 use crate::json;
 use crate::output::{Outcome, Output};
-use daxfs_protocol::Connection;
-use daxfs_protocol::message::{Reply, Request};
+use daxfs_protocol::{Allowed, Connection};
 use serde::Serialize;
 use std::io::Write;
 
@@ -23,6 +21,12 @@ struct Ids {
     gids: Vec<u32>,
 }
 
+impl From<Allowed> for Ids {
+    fn from(Allowed { uids, gids }: Allowed) -> Self {
+        Self { uids, gids }
+    }
+}
+
 impl Ids {
     fn text(&self) -> String {
         daxfs_holder::Access::new(self.uids.clone(), self.gids.clone()).to_string()
@@ -34,16 +38,11 @@ impl Ids {
 /// # Errors
 /// When the holder has no such image, or this user may not control it.
 pub fn run(args: &AccessArgs, out: &mut Output) -> anyhow::Result<Outcome> {
-    let lists = (args.allow_uid.clone(), args.allow_gid.clone());
-    let changes = args.everybody || !lists.0.is_empty() || !lists.1.is_empty();
-    let request = Request::Access { name: args.name.clone(), change: changes.then_some(lists) };
+    let lists = Allowed { uids: args.allow_uid.clone(), gids: args.allow_gid.clone() };
+    let changes = args.everybody || lists != Allowed::default();
     let mut connection = Connection::open(&args.socket.path())?;
-    let (before, after) = match connection.request(&request, &[])?.0 {
-        Reply::Access { before: (uids, gids), after: (new_uids, new_gids) } => {
-            (Ids { uids, gids }, Ids { uids: new_uids, gids: new_gids })
-        }
-        reply => return unexpected(&reply),
-    };
+    let (before, after) = connection.access(&args.name, changes.then_some(lists))?;
+    let (before, after) = (Ids::from(before), Ids::from(after));
     if args.json {
         json::write(out, &AccessJson { name: &args.name, before, after })?;
     } else if changes {

@@ -11,25 +11,15 @@ mod uploads;
 use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
-use crate::text::{count, escape, human};
-use anyhow::{bail, ensure};
-use daxfs::{Part, Source};
-use daxfs_protocol::message::{Reply, Request};
-use daxfs_protocol::{Connection, HolderError};
+use crate::text::{count, human};
+use daxfs_protocol::{Connection, Health};
 use serde::Serialize;
-use std::ffi::OsStr;
 use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the answer to a request may take that the holder works on for as long as it has to. A holder that dies
 /// closes the connection, which ends the wait at once.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Time between two questions to a holder that does not answer yet.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs a verb; `expect` is the content hash that a load must have, and `verify` that a copy on a device is compared.
 ///
@@ -58,22 +48,6 @@ pub fn run(
     }
 }
 
-pub use load::beside;
-
-/// Opens what is to be held, read-only.
-///
-/// # Errors
-/// When it is not there or may not be read.
-fn open_source(source: &OsStr) -> anyhow::Result<OwnedFd> {
-    let opened = Source::parse(source)?.open(false, None)?;
-    ensure!(
-        opened.part == Part::WHOLE,
-        "{}: a holder passes whole descriptors on, not parts of them; open the part where it is used",
-        escape(source.as_bytes())
-    );
-    Ok(opened.fd)
-}
-
 #[derive(Debug, Serialize)]
 struct DroppedJson<'a> {
     dropped: &'a str,
@@ -81,7 +55,7 @@ struct DroppedJson<'a> {
 
 fn drop_image(args: &DropArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut connection = Connection::open(&args.socket.path())?;
-    done(&connection.request(&Request::Drop { name: args.name.clone() }, &[])?.0)?;
+    connection.drop_image(&args.name)?;
     if args.json {
         json::write(out, &DroppedJson { dropped: &args.name })?;
     }
@@ -96,27 +70,11 @@ struct StoppedJson {
 /// Asks the holder to end, and waits until it has.
 fn stop(args: &StopArgs, out: &mut Output) -> anyhow::Result<Outcome> {
     let mut connection = Connection::open(&args.socket.path())?;
-    done(&connection.request(&Request::Stop, &[])?.0)?;
-    match connection.receive() {
-        Err(HolderError::Closed { .. }) => {}
-        Err(error) => return Err(error.into()),
-        Ok((reply, _)) => return unexpected(&reply),
-    }
+    connection.stop()?;
     if args.json {
         json::write(out, &StoppedJson { stopped: true })?;
     }
     Ok(Outcome::Clean)
-}
-
-fn done(reply: &Reply) -> anyhow::Result<()> {
-    match reply {
-        Reply::Ok => Ok(()),
-        reply => unexpected(reply),
-    }
-}
-
-fn unexpected<T>(reply: &Reply) -> anyhow::Result<T> {
-    bail!("the holder answers something else than was asked for: {reply:?}")
 }
 
 #[derive(Debug, Serialize)]
@@ -128,43 +86,19 @@ struct HealthJson {
 }
 
 fn health(args: &HealthArgs, out: &mut Output) -> anyhow::Result<Outcome> {
-    let begin = Instant::now();
     let wait = Duration::from_secs(args.wait.into());
-    let reply = loop {
-        let left = wait.saturating_sub(begin.elapsed());
-        match ask_health(&args.socket.path(), left) {
-            Ok(reply) => break reply,
-            Err(error) if left.is_zero() || !may_answer_later(&error) => return Err(error.into()),
-            Err(_) => std::thread::sleep(PAUSE.min(left)),
-        }
+    let Health { pid, images, bytes, uptime, .. } = if args.wait == 0 {
+        Connection::open(&args.socket.path())?.health()?
+    } else {
+        Health::wait_for(&args.socket.path(), wait, &mut || true)?
     };
-    match reply {
-        Reply::Health { pid, images, bytes, uptime } => {
-            if args.json {
-                json::write(out, &HealthJson { pid, images, bytes, uptime })?;
-            } else {
-                let images = count(images, "image", "images");
-                writeln!(out, "process {pid}, {images}, {}, up {}", human(bytes), duration(uptime))?;
-            }
-            Ok(Outcome::Clean)
-        }
-        reply => unexpected(&reply),
+    if args.json {
+        json::write(out, &HealthJson { pid, images, bytes, uptime })?;
+    } else {
+        let images = count(images, "image", "images");
+        writeln!(out, "process {pid}, {images}, {}, up {}", human(bytes), duration(uptime))?;
     }
-}
-
-/// Asks once. The socket of a holder that loads its first images accepts connections before they are answered: the
-/// answer may take as long as there is time `left`.
-fn ask_health(socket: &Path, left: Duration) -> Result<Reply, HolderError> {
-    let mut connection = Connection::open(socket)?;
-    if !left.is_zero() {
-        connection.set_timeout(left)?;
-    }
-    Ok(connection.request(&Request::Health, &[])?.0)
-}
-
-/// True where a holder that is starting may be the cause.
-fn may_answer_later(error: &HolderError) -> bool {
-    matches!(error, HolderError::Unreachable { .. } | HolderError::Timeout { .. }) || error.is_disconnect()
+    Ok(Outcome::Clean)
 }
 
 /// Seconds the short way: the two largest units.

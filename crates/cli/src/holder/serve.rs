@@ -1,13 +1,14 @@
 //! `daxfs serve`: the holder itself.
 
+use super::log;
 use super::uploads::{Uploads, own_command};
-use super::{log, open_source};
 use crate::args::{NamedSource, ServeArgs};
 use crate::output::{Outcome, one_line};
 use crate::placements;
 use crate::progress::Progress;
 use anyhow::{Context, bail};
 use daxfs::signature::PublicKeys;
+use daxfs_holder::client::{Given, found};
 use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server, Target};
 use std::fs::File;
@@ -28,8 +29,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         .images
         .iter()
         .map(|image| {
-            let source = open_source(&image.source)?;
-            Ok((image, source, super::load::found(&image.source, |text| tracing::warn!("{text}"))?))
+            let source = Given::Named(image.source.clone()).open()?;
+            Ok((image, source, found(&image.source, |text| tracing::warn!("{text}"))?))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     check_effect(args, &sources)?;
@@ -44,7 +45,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         if keeps_others && server.has(&image.name) {
             continue;
         }
-        let mut options = args.packing.options();
+        let mut options = args.packing.packing(false).texts();
         options.extend(signature.map(|text| format!("signature={text}")));
         match load(&mut server, image, source, &options) {
             Ok(()) => {}
@@ -69,13 +70,13 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
 
 /// Refuses options that would do nothing with these sources.
 fn check_effect(args: &ServeArgs, sources: &[(&NamedSource, OwnedFd, Option<String>)]) -> anyhow::Result<()> {
-    let Some(flag) = args.packing.given() else { return Ok(()) };
+    let Some(option) = args.packing.packing(false).given() else { return Ok(()) };
     for (_, source, _) in sources {
         if File::from(source.try_clone()?).metadata()?.is_dir() {
             return Ok(());
         }
     }
-    bail!("{flag} is for directories, and none of the sources is one")
+    bail!("--{option} is for directories, and none of the sources is one")
 }
 
 fn load(server: &mut Server, image: &NamedSource, source: OwnedFd, options: &[String]) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use crate::placements;
 use crate::progress::Progress;
 use crate::text::human;
 use daxfs::{Image, OpenOptions};
-use daxfs_device::{Device, ImageExt, Placement, Route, UploadOptions, cuda};
+use daxfs_device::{Device, ImageExt, Placement, UploadOptions, cuda};
 use daxfs_protocol::message::uuid_text;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
@@ -122,9 +122,5 @@ fn copy(
         Some(placement) => placement.to_with(device, &options)?,
         None => image.to_with(device, &options)?,
     };
-    let copied = resident.memory().route() == Route::Copy;
-    if copied {
-        resident.keep()?;
-    }
-    Ok(copied)
+    Ok(resident.keep_if_new()?)
 }

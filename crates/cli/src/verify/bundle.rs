@@ -135,7 +135,7 @@ impl Signed {
     /// What is wrong with it, or not known here.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let bundle: Bundle = serde_json::from_slice(text)
-            .map_err(|error| format!("is no sigstore bundle with an envelope: {error}"))?;
+            .map_err(|error| format!("is not a sigstore bundle with an envelope: {error}"))?;
         if !bundle.media_type.starts_with(BUNDLE_TYPE) {
             return Err(format!(
                 "has the media type {:?}, which is not that of a sigstore bundle",
@@ -152,7 +152,7 @@ impl Signed {
         }
         let payload = decode(&envelope.payload).ok_or("has a payload that is no base64")?;
         let statement: Statement = serde_json::from_slice(&payload)
-            .map_err(|error| format!("has a payload that is no in-toto statement of a model: {error}"))?;
+            .map_err(|error| format!("has a payload that is not an in-toto statement of a model: {error}"))?;
         if statement.kind != STATEMENT_TYPE {
             return Err(format!(
                 "holds a statement of the type {:?}, which is not known here",
@@ -214,7 +214,7 @@ fn old(statement: Statement) -> Result<Vec<Resource>, String> {
 fn resource(name: String, algorithm: &str, digest: &str) -> Result<Resource, String> {
     let parts = || name.split('/');
     if name.is_empty() || name.starts_with('/') || parts().any(|part| part == "..") {
-        return Err(format!("names {name:?}, which is no path in its tree"));
+        return Err(format!("names {name:?}, which is not a path in its tree"));
     }
     let known = Algorithm::of(algorithm);
     let algorithm = known.ok_or_else(|| {

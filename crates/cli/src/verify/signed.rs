@@ -56,7 +56,7 @@ fn check_content(
     let checked = match (&args.signature, attached) {
         (Some(path), _) => keys.verify(content, &read(path)?),
         (None, Some(text)) => keys.verify(content, text),
-        (None, None) => match crate::holder::beside(&args.image) {
+        (None, None) => match daxfs_holder::client::beside(&args.image) {
             Ok(Some(found)) => found.verify(keys, content),
             // What lies beside the image says nothing of it, whatever is wrong with it.
             Ok(None) | Err(_) if files_are_signed => return Ok(()),

@@ -14,7 +14,7 @@ use dmabuf::VerityDigest;
 use super::{Image, Inner};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
-use crate::holder::Attachment;
+use crate::holder::{Attachment, DEFAULT_TIMEOUT};
 use crate::signature::{self, PublicKeys, SignatureError};
 use crate::snapshot::{self, Snapshot, Strict};
 use crate::tensor::TensorCache;
@@ -48,6 +48,7 @@ pub struct OpenOptions {
     split: bool,
     sealed_copy: bool,
     private: bool,
+    holder_timeout: Option<Duration>,
     max_metadata: u64,
     backing: Option<Region>,
     expect: Option<[u8; 32]>,
@@ -101,6 +102,7 @@ impl Default for OpenOptions {
             split: false,
             sealed_copy: false,
             private: false,
+            holder_timeout: None,
             max_metadata: DEFAULT_MAX_METADATA,
             backing: None,
             expect: None,
@@ -167,6 +169,15 @@ impl OpenOptions {
         self
     }
 
+    /// How long a holder may take for an answer, when the image is opened and when it is asked later
+    /// ([`Image::is_current`], [`Image::refresh`]); by default [`DEFAULT_TIMEOUT`]. A holder that is stopped keeps the
+    /// caller for so long; [`Error::is_unreachable`] is true of the error then.
+    #[must_use]
+    pub fn holder_timeout(mut self, timeout: Duration) -> Self {
+        self.holder_timeout = Some(timeout);
+        self
+    }
+
     /// Maps the source copy-on-write, see [`Region::from_fd_private`]; only for [`OpenOptions::open`].
     #[must_use]
     pub fn private(mut self, private: bool) -> Self {
@@ -178,7 +189,7 @@ impl OpenOptions {
     /// anew of the names, the links, the hashes of the files and the records of the index, so that a lookup by the
     /// index is bound by it; an index of version 1, which has no hash of its records, is compared with the headers.
     /// Whether the bytes of the files are read and compared, too, [`OpenOptions::verify`] says. The table in
-    /// `docs/holder.md` says what is covered.
+    /// `docs/content.md` says what is covered.
     #[must_use]
     pub fn expect(mut self, content_hash: [u8; 32]) -> Self {
         self.expect = Some(content_hash);
@@ -271,6 +282,11 @@ impl OpenOptions {
         self.private
     }
 
+    /// How long a holder may take for an answer.
+    pub fn timeout(&self) -> Duration {
+        self.holder_timeout.unwrap_or(DEFAULT_TIMEOUT)
+    }
+
     /// The content hash of [`OpenOptions::expect`].
     pub fn expected(&self) -> Option<[u8; 32]> {
         self.expect
@@ -307,7 +323,7 @@ impl OpenOptions {
     /// # Errors
     /// When the source cannot be mapped, or holds no valid image; see [`Error`].
     pub fn open(&self, source: impl AsRef<OsStr>) -> Result<Image> {
-        self.open_region(Region::open_with(source.as_ref(), self.expect, self.private)?)
+        self.open_region(Region::open_with(source.as_ref(), self.expect, self.private, self.timeout())?)
     }
 
     /// Opens the image in a region.

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dmabuf::DirectFile;
 use dmabuf::{
@@ -23,7 +24,7 @@ use dmabuf::{
 
 pub use source::{Opened, Part, Source};
 
-use crate::holder::Attachment;
+use crate::holder::{Attachment, DEFAULT_TIMEOUT};
 use crate::{Error, Result};
 
 /// What is known of the writers of a region.
@@ -75,16 +76,27 @@ impl Region {
     /// [`Error::Memory`] when the source cannot be opened, is no shareable memory, or cannot be mapped;
     /// [`Error::Holder`] when a holder cannot be reached or refuses.
     pub fn open(source: impl AsRef<OsStr>) -> Result<Self> {
-        Self::open_with(source.as_ref(), None, false)
+        Self::open_with(source.as_ref(), None, false, DEFAULT_TIMEOUT)
     }
 
-    /// Like [`Region::open`]; a holder is told which content hash is expected, and `private` maps copy-on-write.
-    pub(crate) fn open_with(source: &OsStr, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
-        Self::open_source(Source::parse(source)?, expect, private)
+    /// Like [`Region::open`]; a holder is told which content hash is expected, and has so much time to answer, and
+    /// `private` maps copy-on-write.
+    pub(crate) fn open_with(
+        source: &OsStr,
+        expect: Option<[u8; 32]>,
+        private: bool,
+        timeout: Duration,
+    ) -> Result<Self> {
+        Self::open_source(Source::parse(source)?, expect, private, timeout)
     }
 
-    fn open_source(source: Source, expect: Option<[u8; 32]>, private: bool) -> Result<Self> {
-        let Opened { fd, part, attachment } = source.open(false, expect)?;
+    fn open_source(
+        source: Source,
+        expect: Option<[u8; 32]>,
+        private: bool,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let Opened { fd, part, attachment } = source.open_within(false, expect, timeout)?;
         let region = Self::map(fd, part, private).map_err(|error| error.of_source(&source))?;
         if let (Some(attachment), Some(found)) = (&attachment, region.info()) {
             attachment.check(found)?;
@@ -396,10 +408,10 @@ impl Region {
     }
 
     /// Opens the source again: its name, or the descriptor where there is none that stays.
-    pub(crate) fn reopen(&self, private: bool) -> Result<Self> {
+    pub(crate) fn reopen(&self, private: bool, timeout: Duration) -> Result<Self> {
         match (self.source(), &*self.memory) {
             (Some(source @ (Source::Path { .. } | Source::Holder(_))), _) => {
-                Self::open_source(source.clone(), None, private)
+                Self::open_source(source.clone(), None, private, timeout)
             }
             (_, Memory::Mapped { fd, offset, .. }) => {
                 let fd = fd.try_clone().map_err(|source| dmabuf::Error::Os {

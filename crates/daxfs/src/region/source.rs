@@ -5,10 +5,11 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dmabuf::{FdInfo, FdKind, Mounted};
 
-use crate::holder::{Address, Attachment};
+use crate::holder::{Address, Attachment, DEFAULT_TIMEOUT};
 use crate::{Error, Result};
 
 /// Paths with these beginnings may carry `@OFFSET+LENGTH`: all others are names of files, which may hold an `@`.
@@ -179,6 +180,16 @@ impl Source {
     /// # Errors
     /// [`Error::Memory`] when it cannot be opened or is no memory; [`Error::Holder`].
     pub fn open(&self, write: bool, expect: Option<[u8; 32]>) -> Result<Opened> {
+        self.open_within(write, expect, DEFAULT_TIMEOUT)
+    }
+
+    /// As [`Source::open`], with a bound for how long a holder may take to answer.
+    pub(crate) fn open_within(
+        &self,
+        write: bool,
+        expect: Option<[u8; 32]>,
+        timeout: Duration,
+    ) -> Result<Opened> {
         let opened = |fd, part| Ok(Opened { fd, part, attachment: None });
         match self {
             Self::Path { path, part } => {
@@ -192,7 +203,7 @@ impl Source {
                 opened(dmabuf::open_physical(write)?, Part { offset: *address, len: Some(*len) })
             }
             Self::Holder(address) => {
-                let (attachment, fd) = Attachment::new(address.clone(), expect)?;
+                let (attachment, fd) = Attachment::within(address.clone(), expect, timeout)?;
                 Ok(Opened { fd, part: Part::WHOLE, attachment: Some(attachment) })
             }
         }

@@ -466,7 +466,7 @@ pub enum TensorError {
     },
 
     /// Rows of a packed type that do not begin and end with a byte.
-    #[error("tensor {tensor:?}: rows {}..{} of {dtype}{shape:?} are no whole bytes", range.start, range.end)]
+    #[error("tensor {tensor:?}: rows {}..{} of {dtype}{shape:?} are not whole bytes", range.start, range.end)]
     PartialRows {
         /// The tensor.
         tensor: String,

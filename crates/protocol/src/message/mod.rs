@@ -58,6 +58,7 @@ mod tests {
             Request::Copy { of: version(), device: [4; 16], placement: [8; 32] },
             Request::Access { name: "a".into(), change: None },
             Request::Access { name: "a".into(), change: Some((vec![], vec![5, 6])) },
+            Request::Watch { of: Version { name: "a".into(), generation: 3, inode: 4 } },
         ];
         for request in requests {
             let message = request.encode();

@@ -170,7 +170,7 @@ pub enum Reply {
     Socket {
         /// First generation that was not used.
         next_generation: u64,
-        /// Whether a supervisor made the socket and listens at it, too, or keeps the images: the holder is not to be
+        /// Whether a supervisor made the socket and also listens at it, or keeps the images: the holder is not to be
         /// taken over then.
         supervised: bool,
     },

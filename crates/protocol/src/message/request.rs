@@ -72,6 +72,12 @@ pub enum Request {
         /// The users and groups that may from now on, both empty for everybody who may connect; `None` changes nothing.
         change: Option<(Vec<u32>, Vec<u32>)>,
     },
+    /// Answer as for [`Request::Current`], but only once the name means another image than this one, or none. Nothing
+    /// else is read from the connection meanwhile.
+    Watch {
+        /// The image that the client has.
+        of: Version,
+    },
 }
 
 /// An image as a client has it: what its name meant at that time.
@@ -157,6 +163,11 @@ impl Request {
                 }
                 builder
             }
+            Self::Watch { of } => {
+                let mut builder = begin(verb::WATCH);
+                of.write(&mut builder);
+                builder
+            }
         };
         builder.finish()
     }
@@ -200,6 +211,7 @@ impl Request {
                 };
                 Self::Access { name, change }
             }
+            verb::WATCH => Self::Watch { of: Version::read(&mut fields)? },
             other => return Err(WireError::Verb(other)),
         };
         fields.end()?;

@@ -27,6 +27,8 @@ pub(super) mod request {
     pub(crate) const COPY: u16 = 11;
     /// Answer: ACCESS.
     pub(crate) const ACCESS: u16 = 12;
+    /// Answer: CURRENT, once the name means another image.
+    pub(crate) const WATCH: u16 = 13;
 }
 
 /// What the holder answers: from 0x80 on.

@@ -191,7 +191,7 @@ impl Layout<'_> {
         let name = Path::new("index.json");
         let none = |error| SignatureError::NotALayout {
             path: self.path.join(name),
-            why: format!("it is no index: {error}"),
+            why: format!("it is not an index: {error}"),
         };
         serde_json::from_str(&self.read(name, JSON_MAX)?).map_err(none)
     }

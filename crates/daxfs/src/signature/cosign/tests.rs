@@ -153,7 +153,7 @@ fn what_is_no_signature_takes_nothing_from_another_one() {
     assert_eq!(passed, canonical(MINISIGN).unwrap());
     assert!(matches!(&refused[..], [SignatureError::NotALayout { .. }]), "{refused:?}");
     let error = found().verify(&keys(), &[0; 32]).unwrap_err().to_string();
-    assert!(error.contains("one of minisign") && error.contains("it is no index"), "{error}");
+    assert!(error.contains("one of minisign") && error.contains("it is not an index"), "{error}");
 
     let payload = payload(&[7; 32], "m", 9);
     write(&path, &layout(&[7; 32], &payload, &sign(&payload)));
@@ -238,7 +238,7 @@ fn layouts_are_read_whole_or_refused() {
         (right.replace("sha256:", "sha256:../../"), "is no SHA-256"),
         (right.replace("sha256:", "sha512:"), "is no SHA-256"),
         (r#"{"schemaVersion":2,"manifests":[]}"#.to_owned(), "no manifest in it has a layer"),
-        ("{}".to_owned(), "it is no index"),
+        ("{}".to_owned(), "it is not an index"),
         ("x".repeat(70 << 10), "more than 65536 bytes"),
     ] {
         std::fs::write(&index, wrong).unwrap();

@@ -1,0 +1,5 @@
+"""``python -m daxfs`` is the command ``daxfs``."""
+
+from daxfs._command import daxfs
+
+daxfs()
