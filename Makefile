@@ -4,7 +4,7 @@
 # On a machine that cannot build, a wheel and programs that were brought along are used: see scripts/gpu.sh. The
 # redirection has older versions of make ask a shell, which knows `command`.
 BUILD := $(if $(shell command -v cargo 2>/dev/null),setup wheel)
-.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz mutants lint lock update
+.PHONY: help demo test test-rust test-python test-kernel test-two-kernels test-systemd test-gpu test-newest test-long fuzz mutants lint docs lock update
 .PHONY: bench bench-gpu build wheel dist test-dist test-arm64 test-pages clean clean-cache
 
 help:            ## this list
@@ -48,6 +48,9 @@ mutants:         ## change the code in small ways, and see that the tests find e
 
 lint:            ## formatting, clippy, documentation, ruff
 	@scripts/test.sh setup format clippy docs ruff
+
+docs:            ## the book, into target/book/html, with its links checked, and the documentation of the crates, into target/doc
+	@scripts/test.sh setup wheel docs book
 
 lock:            ## bring the locks in line with the lists *.in and with Cargo.toml; nothing else moves
 	@scripts/lock.sh

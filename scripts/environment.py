@@ -63,6 +63,7 @@ LAYERS = {
     "kerf": Layer("tests/kerf/requirements.txt"),
     "packaging": Layer("scripts/packaging.txt"),
     "tools": Layer("scripts/tools.txt"),
+    "book": Layer("scripts/book.txt"),
     # Installed into Debian systems by scripts/dist.sh and test-dist.sh.
     "dist": Layer("scripts/dist.txt"),
     "test-dist": Layer("scripts/test-dist.txt"),

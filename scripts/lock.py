@@ -28,7 +28,7 @@ OLDEST_PYTHON = "3.9"
 # In this order. None of them names a place to install from: that is for pip's own settings to say.
 LOCKS = ("scripts/torch-full", "scripts/torch", "scripts/requirements", "examples/demo/requirements")
 LOCKS += ("benches/requirements", "tests/kerf/requirements", "scripts/packaging", "scripts/tools")
-LOCKS += ("scripts/dist", "scripts/test-dist")
+LOCKS += ("scripts/dist", "scripts/test-dist", "scripts/book")
 LISTS = {"scripts/torch-full": "scripts/torch.in"}
 # What torch needs of NVIDIA, and no more: without it (scripts/torch_cpu.py) torch computes on the processor.
 CUDA = re.compile(r"(nvidia|cuda)-.*|triton")

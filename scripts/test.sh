@@ -95,6 +95,12 @@ docs() {
     cargo doc --locked --quiet --workspace --no-deps
 }
 
+# The guides, with the help of the commands and the reference of the package that the wheel has.
+book() {
+    need_wheel || return
+    "${PYTHON:-python3}" scripts/book.py
+}
+
 wheel() {
     [ -x .venv/bin/python ] || cannot "no .venv: see the step setup" || return
     scripts/wheel.sh
@@ -339,6 +345,7 @@ step docs docs
 step wheel wheel
 step python python
 step stubs stubs
+step book book
 step ruff ruff
 step ptx ptx
 step demo demo

@@ -44,8 +44,10 @@ def test_python_example(folder: Path) -> None:
     for block in blocks("python"):
         names: dict[str, object] = {}
         exec(compile(block, str(README), "exec"), names)  # noqa: S102
-        assert names["array"].shape == (2, 2)  # type: ignore[attr-defined]
-        assert len(names["view"]) == names["weights"].size  # type: ignore[arg-type, attr-defined]
+        assert "array" in names or "holder" in names
+        if "array" in names:
+            assert names["array"].shape == (2, 2)  # type: ignore[attr-defined]
+            assert len(names["view"]) == names["weights"].size  # type: ignore[arg-type, attr-defined]
 
 
 def test_gpu_example(folder: Path, fake_cuda: Path) -> None:

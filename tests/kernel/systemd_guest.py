@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "deploy/systemd"
-DOCS = ROOT / "docs/holder.md"
+DOCS = ROOT / "docs/systemd.md"
 BINARY = Path("/usr/local/bin/daxfs")
 DROP_INS = Path("/run/systemd/system/daxfs.service.d")
 WEIGHTS = Path("/srv/weights")
