@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Callable, TypeVar
 
 import pytest
 
 import daxfs
 
 from support import Spec, write_safetensors
+
+T = TypeVar("T")
 
 
 def weights(root: Path, seed: int, columns: int = 8) -> Path:
@@ -33,6 +35,13 @@ def weights(root: Path, seed: int, columns: int = 8) -> Path:
 def holder() -> Iterator[daxfs.Served]:
     with daxfs.serve() as holder:
         yield holder
+
+
+def until(ask: Callable[[], T]) -> T:
+    """Ask again until there is an answer in time: a busy machine may need several tries."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return ask()
 
 
 def test_load_list_swap_drop(holder: daxfs.Served, tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_a_stopped_holder_keeps_nobody(holder: daxfs.Served, tmp_path: Path) -> 
     tree = weights(tmp_path / "tree", 1)
     holder.load("m", tree)
     hasty = daxfs.Holder(holder.socket, timeout=0.02)
-    image = hasty.open("m")
+    image = until(lambda: hasty.open("m"))
     os.kill(holder.pid, signal.SIGSTOP)
     try:
         for ask in (hasty.list, image.is_current, lambda: hasty.open("m"), lambda: hasty.load("n", tree)):
@@ -151,7 +160,7 @@ def test_a_stopped_holder_keeps_nobody(holder: daxfs.Served, tmp_path: Path) -> 
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         os.kill(holder.pid, signal.SIGCONT)
-    assert image.is_current()
+    assert until(image.is_current)
 
 
 def test_progress(holder: daxfs.Served, tmp_path: Path) -> None:
