@@ -96,8 +96,9 @@ class Access(NamedTuple):
 
 
 def _image(row: _daxfs._Held) -> HeldImage:
-    *fields, copies = row
-    return HeldImage(*fields, copies=tuple(HeldCopy(*copy) for copy in copies))  # type: ignore[arg-type]
+    name, generation, size, memory, page_size, content_hash, loaded, attaches, rows = row
+    copies = tuple(HeldCopy(*copy) for copy in rows)
+    return HeldImage(name, generation, size, memory, page_size, content_hash, loaded, attaches, copies)
 
 
 class Holder:
