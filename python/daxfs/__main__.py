@@ -2,4 +2,5 @@
 
 from daxfs._command import daxfs
 
-daxfs()
+if __name__ == "__main__":
+    daxfs()
