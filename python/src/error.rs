@@ -5,10 +5,10 @@
 //! `DeviceError` and a `MemoryError`, `NotPlacedError` a `DeviceError` and a `NotFoundError`. What the operating system refuses is an `OSError` with its
 //! number, and so becomes `FileNotFoundError`, `PermissionError` and the like by itself.
 
-use daxfs::TensorError;
 use daxfs::holder::HolderError;
 use daxfs::holder::message::Refusal;
 use daxfs::signature::SignatureError;
+use daxfs::{RemoteError, TensorError};
 use daxfs_device::DeviceError;
 use daxfs_holder::client::LoadError;
 use pyo3::exceptions::{
@@ -246,6 +246,7 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         Error::Memory(error) => from_memory(error),
         Error::Holder(error) => from_holder(error, error.to_string()),
         Error::Source { .. } => PyValueError::new_err(error.to_string()),
+        Error::Remote(fault) => from_remote(fault),
         Error::OutsideSource { .. } | Error::PhysicalMount { .. } | Error::NotMountable { .. } => {
             source(error.to_string())
         }
@@ -262,6 +263,18 @@ fn from_daxfs(error: &daxfs::Error) -> PyErr {
         }
         error if error.is_not_found() => not_found(error.to_string()),
         _ => raise(error.to_string(), |types| &types.base),
+    }
+}
+
+fn from_remote(error: &RemoteError) -> PyErr {
+    let text = error.to_string();
+    match (error, error.raw_os_error()) {
+        _ if error.is_not_found() => not_found(text),
+        _ if error.is_format() || error.is_other_content() => raise(text, |types| &types.format),
+        (RemoteError::Failed { kind, .. }, _) if kind == "address" => PyValueError::new_err(text),
+        // The number chooses PermissionError, TimeoutError or FileNotFoundError.
+        (_, Some(number)) => PyOSError::new_err((number, text)),
+        _ => PyConnectionError::new_err(text),
     }
 }
 

@@ -87,6 +87,10 @@ fn region<'py>(py: Python<'py>, region: &Region, is_sealed_copy: bool) -> PyResu
             found.set_item("name", source.to_string())?;
             ""
         }
+        Some(Source::Remote(_)) => {
+            "it was fetched from elsewhere, and its address may hold credentials; multiprocessing passes its memory to \
+             other processes (daxfs load gives images names)"
+        }
         _ => {
             "it was opened from a descriptor, which has no name; multiprocessing passes it to other processes \
              (daxfs serve gives images names)"

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "model_signing": "a Python package that the tests do not install",
     "registry": "a registry of containers",
     "release": "the files of a release; scripts/test-dist.sh does the same",
+    "store": "an object store or a web server; crates/remote/tests has a server of its own",
     "root": "root and the kernel's DAXFS",
     "systemd": "systemd; a virtual machine of tests/kernel has the same units",
 }
@@ -49,6 +50,7 @@ LEFT_OUT = {
     "holder.md": {"gpu": 1},
     "ml.md": {"engine": 1},
     "plans.md": {"gpu": 1},
+    "remote.md": {"store": 1},
     "sources.md": {"root": 2},
     "systemd.md": {"systemd": 2},
 }

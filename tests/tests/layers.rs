@@ -11,11 +11,13 @@ use daxfs_tests::golden::project_root;
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may depend on; what it does not name it may not use.
-const LAYERS: [(&str, &[&str]); 8] = [
+const LAYERS: [(&str, &[&str]); 9] = [
     ("dmabuf", &[]),
     ("daxfs-protocol", &["dmabuf"]),
     ("daxfs", &["daxfs-protocol", "dmabuf"]),
     ("daxfs-device", &["daxfs", "daxfs-protocol", "dmabuf"]),
+    // A process of its own: nothing of ours may need its libraries.
+    ("daxfs-remote", &["daxfs", "dmabuf"]),
     ("mkimage", &["daxfs", "daxfs-protocol", "dmabuf"]),
     // Never the devices: a holder keeps descriptors of their memory, and no driver.
     ("daxfs-holder", &["daxfs", "daxfs-protocol", "dmabuf", "mkimage"]),

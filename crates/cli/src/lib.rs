@@ -79,12 +79,13 @@ fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
 fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow::Result<Outcome> {
     cut::end_with_an_error()?;
     let open = || source::open(args, verb.image(), verb.is_quiet());
+    let listing = |needs_index| source::open_listing(args, verb.image(), needs_index, verb.is_quiet());
     match verb {
-        ImageVerb::Ls(verb) => ls::run(&open()?, verb, out),
-        ImageVerb::Tree(verb) => tree::run(&open()?, verb, out),
-        ImageVerb::Stat(verb) => stat::run(&open()?, verb, out),
+        ImageVerb::Ls(verb) => ls::run(&listing(false)?, verb, out),
+        ImageVerb::Tree(verb) => tree::run(&listing(false)?, verb, out),
+        ImageVerb::Stat(verb) => stat::run(&listing(true)?, verb, out),
         ImageVerb::Cat(verb) => cat::run(&open()?, verb, out),
-        ImageVerb::Inspect(verb) => inspect::run(&open()?, verb, out),
+        ImageVerb::Inspect(verb) => inspect::run(&listing(true)?, verb, out),
         ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),

@@ -4,7 +4,7 @@ use crate::args::{Expect, SourceArgs};
 use crate::progress::Progress;
 use crate::text::escape;
 use anyhow::Context;
-use daxfs::{Image, OpenOptions, Region};
+use daxfs::{Image, OpenOptions, Region, RemoteAddress, Verify, Wanted};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,7 +13,36 @@ use std::os::unix::ffi::OsStrExt;
 /// # Errors
 /// When a source cannot be opened or the image breaks a rule; the message names the source.
 pub fn open(args: &SourceArgs, image: &OsStr, quiet: bool) -> anyhow::Result<Image> {
-    let region = map(image)?;
+    open_region(args, image, mapped(image, args.content(), quiet)?, quiet)
+}
+
+/// Opens `image` for a listing: of one that lies elsewhere the metadata alone is fetched. With `needs_index` tensors are
+/// listed, which takes the index, or else the files.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_listing(
+    args: &SourceArgs,
+    image: &OsStr,
+    needs_index: bool,
+    quiet: bool,
+) -> anyhow::Result<Image> {
+    // What is compared is fetched, and a copy of nothing helps nobody.
+    if let Some(address) = RemoteAddress::parse(image)
+        && args.verify.is_none()
+        && !args.sealed_copy
+    {
+        let fd = address?.fetch(Wanted::Metadata, args.content(), &mut |_, _| true)?;
+        let options = options(args)?.verify(Verify::Stored);
+        let listed = options.open_region(Region::from_fd(fd)?).with_context(|| name(image))?;
+        if !needs_index || listed.index()?.is_some() {
+            return Ok(listed);
+        }
+    }
+    open(args, image, quiet)
+}
+
+fn open_region(args: &SourceArgs, image: &OsStr, region: Region, quiet: bool) -> anyhow::Result<Image> {
     let bar = Progress::new("hashing", 0, quiet);
     let shown = bar.another();
     let options = options(args)?.progress(move |done, total| {
@@ -46,6 +75,28 @@ pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
     Ok(options)
 }
 
+/// Maps a source; of one that lies elsewhere it shows how far fetching is.
+fn mapped(source: &OsStr, expect: Option<[u8; 32]>, quiet: bool) -> anyhow::Result<Region> {
+    match RemoteAddress::parse(source) {
+        Some(address) => fetch(&address?, expect, quiet),
+        None => map(source),
+    }
+}
+
+/// Fetches an image that lies elsewhere.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn fetch(address: &RemoteAddress, expect: Option<[u8; 32]>, quiet: bool) -> anyhow::Result<Region> {
+    let bar = Progress::new("fetching", 0, quiet);
+    let region = Region::fetch(address, expect, |done, total| {
+        bar.set(done, total);
+        true
+    })?;
+    bar.clear();
+    Ok(region)
+}
+
 /// Maps a source.
 ///
 /// # Errors
@@ -59,7 +110,10 @@ pub fn map(source: &OsStr) -> anyhow::Result<Region> {
     }
 }
 
-/// A source as errors show it.
+/// A source as errors show it. An address may hold what is secret.
 pub fn name(source: &OsStr) -> String {
+    if let Some(Ok(address)) = RemoteAddress::parse(source) {
+        return escape(address.to_string().as_bytes());
+    }
     if source == "-" { "standard input".to_owned() } else { escape(source.as_bytes()) }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::Rule;
 use crate::foreign::Foreign;
 use crate::holder::HolderError;
+use crate::region::RemoteError;
 use crate::region::{Provenance, Source};
 use crate::tensor::TensorError;
 use crate::text::{Escaped, hex};
@@ -23,6 +24,10 @@ pub enum Error {
     /// A holder cannot be reached or refuses.
     #[error(transparent)]
     Holder(#[from] HolderError),
+
+    /// An image that lies elsewhere cannot be had.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 
     /// A text that is meant to name a source and does not.
     #[error("{text}: {why}")]
@@ -352,6 +357,7 @@ impl Error {
             | Self::TooManyLinks { .. } => true,
             Self::Tensor(error) => error.is_not_found(),
             Self::Holder(error) => error.is_not_found(),
+            Self::Remote(error) => error.is_not_found(),
             Self::Memory(error) => error.io_kind() == std::io::ErrorKind::NotFound,
             _ => false,
         }
@@ -373,6 +379,7 @@ impl Error {
             | Self::MetadataLimit { .. }
             | Self::FilesOverlap { .. } => true,
             Self::Tensor(error) => error.is_format(),
+            Self::Remote(error) => error.is_format(),
             Self::Memory(error) => matches!(error, dmabuf::Error::OutOfBounds { .. }),
             Self::Holder(_)
             | Self::Source { .. }
@@ -406,6 +413,7 @@ impl Error {
         match self {
             Self::OtherContent { .. } | Self::OtherVerity { .. } | Self::WrongHash { .. } => true,
             Self::Holder(error) => error.is_other_content(),
+            Self::Remote(error) => error.is_other_content(),
             _ => false,
         }
     }
@@ -421,6 +429,7 @@ impl Error {
             Self::Memory(error) | Self::PhysicalMount { source: error, .. } => error.raw_os_error(),
             Self::Write(error) => error.raw_os_error(),
             Self::Holder(error) => error.raw_os_error(),
+            Self::Remote(error) => error.raw_os_error(),
             _ => None,
         }
     }

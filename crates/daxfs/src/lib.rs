@@ -99,7 +99,7 @@ pub use foreign::Foreign;
 pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
 pub use original::Original;
 pub use reader::FileReader;
-pub use region::{Opened, Part, Provenance, Region, Source};
+pub use region::{Opened, Part, Provenance, Region, RemoteAddress, RemoteError, Source, Wanted};
 pub use rule::Rule;
 pub use snapshot::{Piece, PieceSource, ViewKind};
 pub use superblock::Superblock;

@@ -107,7 +107,8 @@ pub use numa::nodes_of;
 pub use page::{huge_page_size, page_size};
 pub use seals::{Seals, seals};
 pub use socket::{
-    Peer, accept_seqpacket, connect_seqpacket, is_all_read, listen_seqpacket, peer, peer_groups, set_timeout,
+    Peer, accept_seqpacket, connect_seqpacket, is_all_read, listen_seqpacket, pair_seqpacket, peer,
+    peer_groups, set_timeout,
 };
 pub use standard::fill_standard_descriptors;
 pub use sync::{Access, CpuAccess};

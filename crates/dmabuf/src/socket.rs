@@ -53,6 +53,15 @@ pub fn connect_seqpacket(path: &Path, timeout: Duration) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Two sockets that are connected with each other.
+///
+/// # Errors
+/// [`Error::Os`]: EMFILE, ENFILE.
+pub fn pair_seqpacket() -> Result<(OwnedFd, OwnedFd)> {
+    socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| Error::os("socketpair", "AF_UNIX", e))
+}
+
 /// Bounds how long each send and receive on a socket waits.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "hands out slices of regions that are proven or promised immutable")]
 
 mod owned;
+mod remote;
 mod source;
 
 use std::ffi::OsStr;
@@ -22,6 +23,7 @@ use dmabuf::{
     SharedBytes, SharedBytesMut, VerityDigest,
 };
 
+pub use remote::{RemoteAddress, RemoteError, Wanted};
 pub use source::{Opened, Part, Source};
 
 use crate::holder::{Attachment, DEFAULT_TIMEOUT};
@@ -107,6 +109,20 @@ impl Region {
             provenance: if private { Provenance::Shared } else { region.provenance },
             ..region
         })
+    }
+
+    /// Has an image that lies elsewhere fetched, as [`Region::open`] does with such a source, and is told how far that is:
+    /// see [`RemoteAddress::fetch`].
+    ///
+    /// # Errors
+    /// [`Error::Remote`], [`Error::Cancelled`].
+    pub fn fetch(
+        address: &RemoteAddress,
+        expect: Option<[u8; 32]>,
+        mut progress: impl FnMut(u64, u64) -> bool,
+    ) -> Result<Self> {
+        let region = Self::from_fd(address.fetch(Wanted::Image, expect, &mut progress)?)?;
+        Ok(Self { source: Some(Arc::new(Source::Remote(address.clone()))), ..region })
     }
 
     /// Maps a descriptor read-only: a memfd, a dma-buf, a regular file, a devdax device, the memory of a PCI device.
@@ -332,7 +348,8 @@ impl Region {
     /// True for memory that a holder gave and that nobody can write, the holder neither: it has hashed every file of it
     /// before it gave it a name.
     pub(crate) fn is_vouched(&self) -> bool {
-        self.attachment.is_some() && self.info().is_some_and(|info| info.kind.is_immutable())
+        let is_compared = matches!(self.source(), Some(Source::Remote(_)));
+        (self.attachment.is_some() || is_compared) && self.info().is_some_and(|info| info.kind.is_immutable())
     }
 
     /// The descriptor, to pass the memory on; `None` for bytes that this process owns.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dmabuf::{FdInfo, FdKind, Mounted};
 
+use super::{RemoteAddress, Wanted};
 use crate::holder::{Address, Attachment, DEFAULT_TIMEOUT};
 use crate::{Error, Result};
 
@@ -23,6 +24,7 @@ const DEVICES: [&[u8]; 3] = [b"/dev/dax", b"/sys/bus/pci/devices/", b"/sys/devic
 /// | `-` | standard input, which must be a file or shareable memory, not a pipe |
 /// | `daxfs://NAME` | an image that a holder keeps, see [`crate::holder`] |
 /// | `daxfs+unix:///path/to.sock/NAME` | the same, at that socket |
+/// | `s3://...`, `gs://...`, `az://...`, `https://...` | an image that lies elsewhere, see [`RemoteAddress`] |
 /// | `phys:ADDRESS+LENGTH` | a physical range, through `/dev/mem` |
 /// | `/dev/daxX.Y` | a devdax device |
 /// | `/sys/bus/pci/devices/D/resourceN` | the memory of a PCI device; `resourceN_wc` is taken where it is there |
@@ -61,6 +63,8 @@ pub enum Source {
     },
     /// An image of a holder.
     Holder(Address),
+    /// An image that lies elsewhere, and is fetched into sealed memory.
+    Remote(RemoteAddress),
 }
 
 /// A part of a device or descriptor.
@@ -136,6 +140,9 @@ impl Source {
         if let Some(address) = Address::parse(text) {
             return Ok(Self::Holder(address?));
         }
+        if let Some(address) = RemoteAddress::parse(text) {
+            return Ok(Self::Remote(address?));
+        }
         let bytes = text.as_bytes();
         let wrong = |why| Error::Source { text: text.to_string_lossy().into_owned(), why };
         if let Some(range) = bytes.strip_prefix(b"phys:") {
@@ -206,6 +213,15 @@ impl Source {
                 let (attachment, fd) = Attachment::within(address.clone(), expect, timeout)?;
                 Ok(Opened { fd, part: Part::WHOLE, attachment: Some(attachment) })
             }
+            Self::Remote(address) => {
+                if write {
+                    return Err(Error::Source {
+                        text: address.to_string(),
+                        why: "an image that lies elsewhere cannot be written to",
+                    });
+                }
+                opened(address.fetch(Wanted::Image, expect, &mut |_, _| true)?, Part::WHOLE)
+            }
         }
     }
 }
@@ -224,6 +240,7 @@ impl fmt::Display for Source {
             Self::Descriptor { fd, part } => write!(f, "fd:{fd}{part}"),
             Self::Physical { address, len } => write!(f, "phys:{address:#x}+{len:#x}"),
             Self::Holder(address) => address.fmt(f),
+            Self::Remote(address) => address.fmt(f),
         }
     }
 }

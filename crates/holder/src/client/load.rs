@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use daxfs::signature::{self, SignatureError};
-use daxfs::{Escaped, Part, Source};
+use daxfs::{Escaped, Part, RemoteAddress, Source, Wanted};
 use daxfs_protocol::message::{ImageInfo, Refusal};
 use daxfs_protocol::{Allowed, Connection, HolderError, Step};
 use dmabuf::HugePages;
@@ -114,7 +114,11 @@ impl Given {
     pub fn name(&self) -> String {
         match self {
             Self::Named(text) if text == "-" => "standard input".to_owned(),
-            Self::Named(text) => Escaped(text.as_bytes()).to_string(),
+            // An address may hold what is secret.
+            Self::Named(text) => match RemoteAddress::parse(text) {
+                Some(Ok(address)) => Escaped(address.to_string().as_bytes()).to_string(),
+                _ => Escaped(text.as_bytes()).to_string(),
+            },
             Self::Descriptor(fd) => format!("descriptor {}", fd.as_raw_fd()),
         }
     }
@@ -124,8 +128,22 @@ impl Given {
     /// # Errors
     /// [`LoadError::Source`] when it is not there or may not be read, [`LoadError::Part`].
     pub fn open(&self) -> Result<OwnedFd, LoadError> {
+        self.open_as(None, &mut |_| true)
+    }
+
+    /// Opens it. What lies elsewhere is fetched with the rights and credentials of who asks, never the holder's, and only
+    /// if its content is the expected one.
+    fn open_as(
+        &self,
+        expect: Option<[u8; 32]>,
+        tell: &mut dyn FnMut(Step) -> bool,
+    ) -> Result<OwnedFd, LoadError> {
         match self {
             Self::Named(text) => {
+                if let Some(address) = RemoteAddress::parse(text) {
+                    let mut progress = |done, total| tell(Step::Progress { done, total });
+                    return Ok(address?.fetch(Wanted::Image, expect, &mut progress)?);
+                }
                 let opened = Source::parse(text)?.open(false, None)?;
                 if opened.part != Part::WHOLE {
                     return Err(LoadError::Part { place: self.name() });
@@ -186,7 +204,7 @@ impl Load {
         given: &Given,
         tell: &mut (dyn FnMut(Step) -> bool + Send),
     ) -> Result<ImageInfo, LoadError> {
-        let source = given.open()?;
+        let source = given.open_as(self.expect, tell)?;
         self.check_effect(given, &source)?;
         let mut options = self.options();
         let signature = match &self.signature {

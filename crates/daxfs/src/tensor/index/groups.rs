@@ -41,6 +41,11 @@ impl Groups {
         start..start.saturating_add(GROUP_LEN).min(self.len)
     }
 
+    /// Whether a chaining value, of BLAKE3 of a group's bytes at their place in the file, is the group's.
+    pub fn is_value(&self, group: usize, value: &[u8; 32]) -> bool {
+        self.values.get(group).is_some_and(|known| known == value)
+    }
+
     /// Whether these are the bytes of a group.
     pub fn matches(&self, group: usize, bytes: &[u8]) -> bool {
         let range = self.range(group);

@@ -1,0 +1,328 @@
+//! Images that lie elsewhere: the program `daxfs-remote` (crate `daxfs-remote`) fetches them into sealed memory, in a
+//! process of its own, so that neither network, TLS nor credentials are this process' business.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use dmabuf::{FdKind, Seals};
+
+use crate::Result;
+use crate::error::Error;
+
+/// The variable with the path of the program, where it is not found on the `PATH` or beside this one.
+const PROGRAM: &str = "DAXFS_REMOTE";
+
+/// The program's name.
+const NAME: &str = "daxfs-remote";
+
+/// What addresses begin with.
+const SCHEMES: [&str; 5] = ["s3://", "gs://", "az://", "https://", "http://"];
+
+/// What the program says first, with the version of what both say.
+const HELLO: &str = "daxfs-remote 1";
+
+/// How long that may take.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// The program itself ends what takes too long.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The longest message of the program.
+const LONGEST: usize = 8 << 10;
+
+/// The longest address.
+const LONGEST_ADDRESS: usize = 8 << 10;
+
+/// The address of an image that lies elsewhere: `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `az://CONTAINER/KEY`,
+/// `https://HOST/PATH`, `http://HOST/PATH`. Its text form, also in errors, has neither user nor query, which may be
+/// secret; [`RemoteAddress::fetch`] has them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RemoteAddress(String);
+
+/// Why an image that lies elsewhere cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// The program is not there.
+    #[error(
+        "{address}: the program daxfs-remote, which fetches such images, is neither on the PATH nor beside this one: \
+         {source}; install it (the crate daxfs-remote), or name it by DAXFS_REMOTE"
+    )]
+    NotInstalled {
+        /// The address.
+        address: RemoteAddress,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The program says why not.
+    #[error("{text}")]
+    Failed {
+        /// One word: `address`, `not-found`, `denied`, `no-memory`, `stalled`, `cancelled`, `other-content`, `format`,
+        /// `failed`.
+        kind: String,
+        /// Its words, which name the address.
+        text: String,
+    },
+    /// The program ended without a word, or with one that this version does not know.
+    #[error("{address}: daxfs-remote ended {how}")]
+    Ended {
+        /// The address.
+        address: RemoteAddress,
+        /// How.
+        how: String,
+    },
+}
+
+impl RemoteError {
+    /// Whether the server has nothing there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Failed { kind, .. } if kind == "not-found")
+    }
+
+    /// Whether the image is another one than was expected.
+    pub fn is_other_content(&self) -> bool {
+        matches!(self, Self::Failed { kind, .. } if kind == "other-content")
+    }
+
+    /// Whether what is there is no image, or a damaged one.
+    pub fn is_format(&self) -> bool {
+        matches!(self, Self::Failed { kind, .. } if kind == "format")
+    }
+
+    /// The number of the system's error that this is like, if there is one.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::NotInstalled { source, .. } => source.raw_os_error(),
+            Self::Failed { kind, .. } => match kind.as_str() {
+                "denied" => Some(libc_numbers::EACCES),
+                "no-memory" => Some(libc_numbers::ENOMEM),
+                "stalled" => Some(libc_numbers::ETIMEDOUT),
+                _ => None,
+            },
+            Self::Ended { .. } => None,
+        }
+    }
+}
+
+/// Of every Linux.
+mod libc_numbers {
+    pub(super) const ENOMEM: i32 = 12;
+    pub(super) const EACCES: i32 = 13;
+    pub(super) const ETIMEDOUT: i32 = 110;
+}
+
+/// What is wanted of an image that lies elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Wanted {
+    /// All of it.
+    Image,
+    /// What names, shapes and listings need: superblock, inodes, directories, links, index. The files read as zeros.
+    Metadata,
+}
+
+impl RemoteAddress {
+    /// Reads an address; `None` for a text that does not begin as one.
+    ///
+    /// # Errors
+    /// [`Error::Source`] for one that is too long or no UTF-8. What else is wrong with it the program says.
+    pub fn parse(text: &OsStr) -> Option<Result<Self>> {
+        let bytes = text.as_bytes();
+        SCHEMES.iter().find(|scheme| bytes.starts_with(scheme.as_bytes()))?;
+        let wrong = |why| {
+            let text = text.to_string_lossy();
+            let shown: String =
+                text.split(['?', '#', '@']).next().unwrap_or_default().chars().take(100).collect();
+            Some(Err(Error::Source { text: shown, why }))
+        };
+        match text.to_str() {
+            Some(text) if text.len() <= LONGEST_ADDRESS => Some(Ok(Self(text.to_owned()))),
+            Some(_) => wrong("an address has at most 8192 bytes"),
+            None => wrong("an address is UTF-8"),
+        }
+    }
+
+    /// Has the program fetch the image into sealed memory. It compares each file of an image that has hashes with its
+    /// hash, and the content with `expect`, before it fetches the files. `progress` is told how many bytes of how many
+    /// are there; `false` ends it.
+    ///
+    /// # Errors
+    /// [`Error::Remote`].
+    pub fn fetch(
+        &self,
+        wanted: Wanted,
+        expect: Option<[u8; 32]>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<OwnedFd> {
+        let (ours, theirs) = dmabuf::pair_seqpacket()?;
+        // It ends when this is dropped: its socket is closed, whatever happens here.
+        let program = Program { child: self.start(theirs)?, socket: ours };
+        program.greeting(self)?;
+        let hash = expect.map_or_else(|| "-".to_owned(), |hash| blake3::Hash::from(hash).to_string());
+        let word = match wanted {
+            Wanted::Image => "image",
+            Wanted::Metadata => "metadata",
+        };
+        let request = format!("fetch {word} {hash} {}", self.0);
+        match dmabuf::send_fds(program.socket.as_fd(), request.as_bytes(), &[]) {
+            Err(error) if error.io_kind() == io::ErrorKind::BrokenPipe => return Err(program.ended(self)),
+            sent => sent?,
+        }
+        loop {
+            let mut message = vec![0; LONGEST];
+            let (len, fds) = match dmabuf::recv_fds(program.socket.as_fd(), &mut message, 1) {
+                // It ended before it read the request.
+                Err(error) if error.io_kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(program.ended(self));
+                }
+                received => received?,
+            };
+            let text = String::from_utf8_lossy(message.get(..len).unwrap_or_default());
+            let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
+            match (verb, fds.into_iter().next()) {
+                ("progress", None) => {
+                    let (done, total) = rest.split_once(' ').unwrap_or_default();
+                    if let (Ok(done), Ok(total)) = (done.parse(), total.parse())
+                        && !progress(done, total)
+                    {
+                        return Err(Error::Cancelled);
+                    }
+                }
+                (verb, Some(fd)) if verb == word => return self.sealed(fd),
+                ("error", None) => {
+                    let (kind, text) = rest.split_once(' ').unwrap_or(("failed", rest));
+                    return Err(RemoteError::Failed { kind: kind.to_owned(), text: text.to_owned() }.into());
+                }
+                _ if len == 0 => return Err(program.ended(self)),
+                _ => {
+                    return Err(RemoteError::Ended {
+                        address: self.clone(),
+                        how: format!("saying {verb:?}"),
+                    }
+                    .into());
+                }
+            }
+        }
+    }
+
+    /// Starts the program with a socket as its standard input.
+    fn start(&self, socket: OwnedFd) -> Result<Child> {
+        let (mut socket, mut failed) = (Some(socket), io::Error::from(io::ErrorKind::NotFound));
+        for program in programs() {
+            let Some(input) = socket.as_ref().and_then(|socket| socket.try_clone().ok()) else { break };
+            let mut command = Command::new(program);
+            command.stdin(Stdio::from(input)).stdout(Stdio::null());
+            match command.spawn() {
+                Ok(child) => {
+                    socket.take();
+                    return Ok(child);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(RemoteError::NotInstalled { address: self.clone(), source: failed }.into())
+    }
+
+    /// Memory that nobody can change, or an error: the program's word for the bytes holds for good then.
+    fn sealed(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        match dmabuf::describe(fd.as_fd())?.kind {
+            FdKind::Memfd { seals, .. } if seals.contains(Seals::IMMUTABLE) => Ok(fd),
+            kind => {
+                let how = format!("with memory that is not sealed ({kind:?})");
+                Err(RemoteError::Ended { address: self.clone(), how }.into())
+            }
+        }
+    }
+}
+
+/// The program, which is waited for.
+struct Program {
+    child: Child,
+    socket: OwnedFd,
+}
+
+impl Program {
+    /// Waits for the program's greeting: another program that is named by mistake has none.
+    fn greeting(&self, address: &RemoteAddress) -> Result<()> {
+        dmabuf::set_timeout(&self.socket, GREETING)?;
+        let mut message = [0; 64];
+        let said = match dmabuf::recv_bytes(self.socket.as_fd(), &mut message) {
+            Ok((len, _)) => String::from_utf8_lossy(message.get(..len).unwrap_or_default()).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        if said != HELLO {
+            let how = if said.is_empty() { "without a word".to_owned() } else { format!("saying {said:?}") };
+            return Err(RemoteError::Ended { address: address.clone(), how }.into());
+        }
+        dmabuf::set_timeout(&self.socket, FOREVER)?;
+        Ok(())
+    }
+
+    /// Why it ended without a word.
+    fn ended(mut self, address: &RemoteAddress) -> Error {
+        let how = match self.child.wait() {
+            Ok(status) => format!("without a word ({status})"),
+            Err(error) => format!("without a word ({error})"),
+        };
+        RemoteError::Ended { address: address.clone(), how }.into()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Nothing of what it does has to be finished: the memory that counts was handed over.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the program is looked for.
+fn programs() -> Vec<OsString> {
+    if let Some(program) = std::env::var_os(PROGRAM).filter(|program| !program.is_empty()) {
+        return vec![program];
+    }
+    let beside =
+        std::env::current_exe().ok().and_then(|program| Some(PathBuf::from(program.parent()?).join(NAME)));
+    [Some(OsString::from(NAME)), beside.map(Into::into)].into_iter().flatten().collect()
+}
+
+impl fmt::Display for RemoteAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.0.split(['?', '#']).next().unwrap_or_default();
+        let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (host, path) = rest.split_at(end);
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        write!(f, "{scheme}://{host}{path}")
+    }
+}
+
+impl fmt::Debug for RemoteAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteAddress({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_show_no_secrets() {
+        let parse = |text: &str| RemoteAddress::parse(OsStr::new(text));
+        let address = parse("https://user:secret@host:1/a@b?sig=secret#x").unwrap().unwrap();
+        assert_eq!(address.to_string(), "https://host:1/a@b");
+        assert_eq!(format!("{address:?}"), "RemoteAddress(https://host:1/a@b)");
+        assert_eq!(parse("s3://models/a").unwrap().unwrap().to_string(), "s3://models/a");
+        assert!(parse("daxfs://a").is_none() && parse("s3:/a").is_none() && parse("ftp://a/b").is_none());
+        let long = format!("https://user:secret@host/{}", "x".repeat(9000));
+        let error = parse(&long).unwrap().unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,185 @@
+//! What the program `daxfs-remote` and the process that started it say to each other: over a socket of messages
+//! (`SOCK_SEQPACKET`) that is the program's standard input, one text a message.
+//!
+//! | message | from | meaning |
+//! |---|---|---|
+//! | `daxfs-remote 1` | the program | it is there, and speaks this version |
+//! | `fetch image HASH ADDRESS` | the other process | all of an image; the content hash that it must have, or `-` |
+//! | `fetch metadata HASH ADDRESS` | the other process | what listings need of it |
+//! | `progress DONE TOTAL` | the program | bytes so far, of how many |
+//! | `image LENGTH HASH` and a descriptor | the program | the end: sealed memory; the content hash, or `-` |
+//! | `metadata LENGTH HASH` and a descriptor | the program | the end: memory with the metadata alone, sealed |
+//! | `error KIND TEXT` | the program | the end: `KIND` is one word of [`kind`] |
+//!
+//! The address goes by the socket since it may hold a signature, and arguments are seen by everybody. When the other process
+//! closes the socket, nobody wants the image any more.
+
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use daxfs::Image;
+
+use crate::{Error, Loaded, Location, Options, Progress, Remote, Result};
+
+/// Time between two messages of progress.
+const EVERY: Duration = Duration::from_millis(50);
+
+/// The longest text of an error, so that it fits into one message.
+const LONGEST: usize = 4000;
+
+/// The first message, with the version of all.
+const HELLO: &str = "daxfs-remote 1";
+
+/// Bytes of a request.
+const LONGEST_REQUEST: usize = 16 << 10;
+
+/// What is wanted of an image.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// All of it.
+    Image,
+    /// What listings need.
+    Metadata,
+}
+
+/// What the other process asks for.
+#[derive(Debug)]
+struct Request {
+    location: Location,
+    wanted: Wanted,
+    expect: Option<[u8; 32]>,
+}
+
+impl Request {
+    fn parse(message: &[u8]) -> Result<Self> {
+        let wrong = |why: &str| Error::Location { text: "the request".into(), why: why.into() };
+        let text = std::str::from_utf8(message).map_err(|_| wrong("is not UTF-8"))?;
+        let mut words = text.splitn(4, ' ');
+        let mut word = || words.next().ok_or_else(|| wrong("has fewer than four words"));
+        if word()? != "fetch" {
+            return Err(wrong("is none that this version knows"));
+        }
+        let wanted = match word()? {
+            "image" => Wanted::Image,
+            "metadata" => Wanted::Metadata,
+            _ => return Err(wrong("is for neither image nor metadata")),
+        };
+        let expect = match word()? {
+            "-" => None,
+            hash => Some(daxfs::parse_content_hash(hash).ok_or_else(|| wrong("has no content hash"))?),
+        };
+        Ok(Self { location: word()?.parse()?, wanted, expect })
+    }
+}
+
+/// Waits for the request, fetches, and says on `socket` how far it is and how it ended. True when the image was handed
+/// over.
+pub fn serve(socket: OwnedFd) -> bool {
+    if !say(socket.as_fd(), HELLO, None) {
+        return false;
+    }
+    let mut message = vec![0; LONGEST_REQUEST];
+    let request = match dmabuf::recv_bytes(socket.as_fd(), &mut message) {
+        // It has gone, or sent more than a request.
+        Ok((0, _)) | Err(_) => return false,
+        Ok((len, _)) => Request::parse(message.get(..len).unwrap_or_default()),
+    };
+    let socket = Arc::new(socket);
+    let ended = request.and_then(|Request { location, wanted, expect }| {
+        let options =
+            Options { expect, progress: telling(Arc::clone(&socket)), ..Options::from_environment()? };
+        fetch(&location, wanted, options)
+    });
+    let (text, fd) = match &ended {
+        Ok((text, fd)) => (text.clone(), Some(fd.as_fd())),
+        Err(error) => (failure(error), None),
+    };
+    say(socket.as_fd(), &text, fd) && ended.is_ok()
+}
+
+fn fetch(location: &Location, wanted: Wanted, options: Options) -> Result<(String, OwnedFd)> {
+    let remote = Remote::open(location, options)?;
+    match wanted {
+        Wanted::Image => {
+            let Loaded { fd, len, content_hash } = remote.load()?;
+            Ok((format!("image {len} {}", hash(content_hash)), fd))
+        }
+        Wanted::Metadata => {
+            let image = remote.metadata()?;
+            let text = format!("metadata {} {}", image.region().len(), hash(image.content_hash()));
+            let fd = memory(&image)?;
+            Ok((text, fd))
+        }
+    }
+}
+
+/// A descriptor of an image's memory.
+fn memory(image: &Image) -> Result<OwnedFd> {
+    let fd = image.region().fd().map(|fd| fd.try_clone_to_owned());
+    fd.unwrap_or_else(|| Err(std::io::Error::other("it is not of a descriptor")))
+        .map_err(|error| Error::system("duplicate the memory of an image", error))
+}
+
+fn hash(hash: Option<[u8; 32]>) -> String {
+    let mut text = String::new();
+    for byte in hash.iter().flatten() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// Progress as messages, now and then.
+fn telling(socket: Arc<OwnedFd>) -> Progress {
+    let begun = Instant::now();
+    let (next, is_gone) = (AtomicU64::new(0), AtomicBool::new(false));
+    Progress::new(move |done, total| {
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let due = next.load(Ordering::Relaxed);
+        let every = u64::try_from(EVERY.as_millis()).unwrap_or(u64::MAX);
+        // One thread says it.
+        if now >= due
+            && next.compare_exchange(due, now + every, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && !say(socket.as_fd(), &format!("progress {done} {total}"), None)
+        {
+            is_gone.store(true, Ordering::Relaxed);
+        }
+        !is_gone.load(Ordering::Relaxed)
+    })
+}
+
+/// Sends a message; false when nobody is there.
+fn say(socket: BorrowedFd<'_>, text: &str, fd: Option<BorrowedFd<'_>>) -> bool {
+    let fds: Vec<_> = fd.into_iter().collect();
+    dmabuf::send_fds(socket, text.as_bytes(), &fds).is_ok()
+}
+
+/// The message of an error.
+fn failure(error: &Error) -> String {
+    let mut text = error.to_string();
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        text.truncate(end);
+        text.push_str("...");
+    }
+    format!("error {} {text}", kind(error))
+}
+
+/// One word for what a program may want to tell apart.
+pub fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::Location { .. } => "address",
+        Error::NotFound { .. } => "not-found",
+        Error::Denied { .. } => "denied",
+        Error::NoMemory { .. } => "no-memory",
+        Error::Stalled { .. } => "stalled",
+        Error::Cancelled => "cancelled",
+        Error::Image { source, .. } if matches!(**source, daxfs::Error::OtherContent { .. }) => {
+            "other-content"
+        }
+        Error::Image { .. } | Error::WrongBytes { .. } | Error::NoHashes { .. } => "format",
+        _ => "failed",
+    }
+}
