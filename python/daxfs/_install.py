@@ -280,6 +280,3 @@ def _hook_safe_open(state: State, module: ModuleType) -> None:
     safe_open.__module__ = original.__module__
     safe_open.__qualname__ = "safe_open"
     _put(state, module, "safe_open", original, safe_open)
-
-
-__all__ = ["install", "uninstall"]

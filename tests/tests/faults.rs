@@ -99,6 +99,8 @@ fn fail_everywhere(
     let clean = inject::run(command(), SORTS, None);
     assert_eq!(clean.code(), Some(0), "{}", clean.stderr);
     assert!(clean.calls.len() > 30, "calls were counted: {:?}", clean.calls);
+    // It puts everything back in its place, for the first fault.
+    assert_eq!(check(&clean), None);
     let (mut met, mut failed, mut wrong) = (0, 0, Vec::new());
     let faults = faults(&clean.calls, most);
     for fault in &faults {
@@ -154,7 +156,6 @@ fn into_a_file(args: &[&str], most: usize) {
         command
     };
     let old = b"an older file of this name";
-    // The first run, which counts the calls, replaces it, too.
     fs::write(&image, old).unwrap();
     fail_everywhere(command, most, |outcome| {
         let left: Vec<_> = place.names().into_iter().filter(|name| name != "image").collect();

@@ -136,10 +136,8 @@ impl RemoteAddress {
         let bytes = text.as_bytes();
         SCHEMES.iter().find(|scheme| bytes.starts_with(scheme.as_bytes()))?;
         let wrong = |why| {
-            let text = text.to_string_lossy();
-            let shown: String =
-                text.split(['?', '#', '@']).next().unwrap_or_default().chars().take(100).collect();
-            Some(Err(Error::Source { text: shown, why }))
+            let shown = Self(text.to_string_lossy().into()).to_string();
+            Some(Err(Error::Source { text: shown.chars().take(100).collect(), why }))
         };
         match text.to_str() {
             Some(text) if text.len() <= LONGEST_ADDRESS => Some(Ok(Self(text.to_owned()))),
