@@ -156,11 +156,11 @@ impl Device {
         let plain = [IMPORT_TYPE, IMPORT_DMA_BUF, 0];
         let mut code = 0;
         for properties in [&consistent[..], &plain[..]] {
-            let (context, fd) = (self.0.context.get(), (&raw mut fd).cast());
+            let (context, list, flags) = (self.0.context.get(), properties.as_ptr(), CL_MEM_READ_ONLY);
+            let (fd, code_at) = ((&raw mut fd).cast(), &raw mut code);
             // SAFETY: the list ends with 0, and it, the number and the code live for the call. The memory behind the
             // descriptor stays as long as the object does: the region holds it, and the buffer the region.
-            let memory =
-                unsafe { import(context, CL_MEM_READ_ONLY, properties.as_ptr(), fd, size, &raw mut code) };
+            let memory = unsafe { import(context, flags, list, fd, size, code_at) };
             if code == 0 && !memory.is_null() {
                 return Ok(Memory::new(memory));
             }
