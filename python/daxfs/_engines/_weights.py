@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,23 @@ class Settings:
         if self.image is None or model != primary:
             return None
         return self.image
+
+
+class OfImage:
+    """What the loaders of both engines have before the engine's own class."""
+
+    def __init__(self, load_config: Any) -> None:
+        self._settings = Settings.of(load_config.model_loader_extra_config)
+        self._primary = ""
+        own = copy.copy(load_config)
+        own.model_loader_extra_config = self._settings.rest
+        # The engine's loader is the next class.
+        super().__init__(own)  # type: ignore[call-arg]
+
+    def _require(self, model: str) -> None:
+        """Refuse a model that is no image, and for which none is named."""
+        if self._settings.source(model, model) is None:
+            raise missing(model)
 
 
 def missing(model: str) -> ValueError:

@@ -38,19 +38,11 @@ def loader() -> type[Any]:
         DefaultModelLoader,
     )
 
-    class DaxfsModelLoader(DefaultModelLoader):  # type: ignore[misc]
+    class DaxfsModelLoader(_weights.OfImage, DefaultModelLoader):  # type: ignore[misc]
         """Takes weights from an image: views, which SGLang copies to where it computes."""
 
-        def __init__(self, load_config: Any) -> None:
-            self._settings = _weights.Settings.of(load_config.model_loader_extra_config)
-            self._primary = ""
-            own = copy.copy(load_config)
-            own.model_loader_extra_config = self._settings.rest
-            super().__init__(own)
-
         def download_model(self, model_config: Any) -> None:
-            if self._settings.source(model_config.model_path, model_config.model_path) is None:
-                raise _weights.missing(model_config.model_path)
+            self._require(model_config.model_path)
 
         def resolve_model_weights(self, model_config: Any, model: Any) -> Any:
             """Return the places of weights, which have no files that could be read ahead."""

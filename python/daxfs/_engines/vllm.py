@@ -23,19 +23,11 @@ def register() -> None:
         should_skip_weight,
     )
 
-    class DaxfsModelLoader(DefaultModelLoader):  # type: ignore[misc]
+    class DaxfsModelLoader(_weights.OfImage, DefaultModelLoader):  # type: ignore[misc]
         """Takes weights from an image: views, which vLLM copies to where it computes."""
 
-        def __init__(self, load_config: Any) -> None:
-            self._settings = _weights.Settings.of(load_config.model_loader_extra_config)
-            self._primary = ""
-            own = copy.copy(load_config)
-            own.model_loader_extra_config = self._settings.rest
-            super().__init__(own)
-
         def download_model(self, model_config: Any) -> None:
-            if self._settings.source(model_config.model, model_config.model) is None:
-                raise _weights.missing(model_config.model)
+            self._require(model_config.model)
 
         def get_all_weights(self, model_config: Any, model: Any) -> Generator[tuple[str, Any], None, None]:
             self._primary = model_config.model
