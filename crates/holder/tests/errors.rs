@@ -12,7 +12,6 @@ use std::time::Duration;
 use daxfs_protocol::message::Request;
 use daxfs_protocol::{Connection, HolderError};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use support::{Place, Start, be_process, is_root_for, wait_for, write_whole};
 
 #[test]
@@ -73,10 +72,7 @@ fn nobody_there_and_somebody_who_does_not_answer_differ() {
     assert!(matches!(error, HolderError::Unreachable { .. }), "{error}");
     assert!(error.is_unreachable() && !error.is_disconnect(), "nobody was ever there");
     let mut holder = place.serve(&Start::default());
-    let pid = Pid::from_raw(holder.0.id().cast_signed());
-    kill(pid, Signal::SIGSTOP).unwrap();
-    let stat = format!("/proc/{pid}/stat");
-    wait_for("the holder to stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+    let pid = holder.pause();
     let mut connection = place.connect();
     connection.set_timeout(Duration::from_millis(100)).unwrap();
     let error = connection.request(&Request::Health, &[]).unwrap_err();

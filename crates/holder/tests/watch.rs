@@ -10,7 +10,6 @@ use daxfs::OpenOptions;
 use daxfs_holder::client::{Given, Load, LoadError};
 use daxfs_protocol::{Allowed, Connection, HolderError};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use support::{PATIENCE, Place, Start, be_process, wait_for};
 
 #[test]
@@ -86,8 +85,7 @@ fn a_holder_that_is_stopped_keeps_nobody_longer_than_asked() {
         opened.is_some()
     });
     let image = opened.unwrap();
-    let pid = Pid::from_raw(i32::try_from(holder.0.id()).unwrap());
-    kill(pid, Signal::SIGSTOP).unwrap();
+    let pid = holder.pause();
     let error = image.is_current().unwrap_err();
     assert!(error.is_unreachable() && error.to_string().contains("0.02 s"), "{error}");
     let error = OpenOptions::new().holder_timeout(short).open(place.address("m")).unwrap_err();

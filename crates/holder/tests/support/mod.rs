@@ -18,6 +18,8 @@ use daxfs_holder::helper::Helper;
 use daxfs_holder::{Config, Server};
 use daxfs_protocol::message::{DeviceCopy, ImageInfo, Reply, Request};
 use daxfs_protocol::{Address, Connection, HolderError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Set in processes that are to be a holder: `socket`, `mode` in octal, `control` uid or nothing, `takeover` or
 /// nothing, most connections or nothing, separated by new lines.
@@ -118,6 +120,15 @@ impl Process {
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    /// Stops it until it gets SIGCONT. The signal alone leaves it time to answer once more.
+    pub fn pause(&self) -> Pid {
+        let pid = Pid::from_raw(self.0.id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let stat = format!("/proc/{pid}/stat");
+        wait_for("the process to stop", || fs::read_to_string(&stat).unwrap().contains(") T "));
+        pid
     }
 
     pub fn wait(&mut self) -> ExitStatus {
