@@ -1,5 +1,6 @@
 //! Parts in parallel, into the memory: more at a time while that helps, again where they fail.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -103,8 +104,8 @@ impl Fetch {
         while at < part.range.end {
             let before = at;
             let Err(error) = self.request(target, &part, &mut at, total).await else { continue };
-            // One that got somewhere is no repetition of the same failure.
-            if at > before {
+            // One that got far is no repetition of the same failure.
+            if at - before >= self.options.least {
                 (tries, wait) = (0, WAIT);
             }
             tries += 1;
@@ -118,51 +119,49 @@ impl Fetch {
         Ok(())
     }
 
-    /// One request for what is left of a part. `at` is moved behind what came and need not be fetched again.
+    /// One request for what is left of a part. `at` is moved behind what came and need not be fetched again, also where
+    /// the request fails.
     async fn request(&self, target: &Target, part: &Part, at: &mut u64, total: Option<&Total>) -> Result<()> {
         let range = *at..part.range.end;
         let mut check = Check::new(part, range.start);
-        let mut patience = Patience::new(self);
-        let mut body = patience.within(self.object.read(range.clone())).await??;
         let mut offset = range.start;
-        while let Some(chunk) = patience.within(body.next()).await? {
-            let bytes = match chunk {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    self.back(at, check.resume(), offset, total);
-                    return Err(error);
-                }
-            };
-            let end = offset.saturating_add(bytes.len() as u64);
-            if end > range.end {
-                self.back(at, check.resume(), offset, total);
-                let got = format!("at least {} bytes", end - range.start);
-                return Err(Error::WrongRange { place: self.place(), asked: range, got });
-            }
-            target.write(offset, &bytes)?;
-            let checked = check.update(&bytes);
-            offset = end;
-            patience.came(bytes.len() as u64)?;
-            self.tell(total, bytes.len() as u64)?;
-            if let Err(piece) = checked {
-                self.back(at, piece.range.start, offset, total);
-                return Err(self.wrong(piece));
-            }
+        let received = self.receive(target, &range, &mut check, &mut offset, total).await;
+        // What came of a piece that is not whole, or is wrong, is fetched again, and is not done.
+        *at = if received.is_ok() { offset } else { check.resume() };
+        if let Some(total) = total {
+            total.done.fetch_sub(offset - *at, Ordering::Relaxed);
         }
-        if offset < range.end {
-            self.back(at, check.resume(), offset, total);
-            let got = format!("{} bytes", offset - range.start);
-            return Err(Error::WrongRange { place: self.place(), asked: range, got });
-        }
-        *at = offset;
-        Ok(())
+        received
     }
 
-    /// Goes back to `resume`; what came behind it is fetched again, and is not done.
-    fn back(&self, at: &mut u64, resume: u64, offset: u64, total: Option<&Total>) {
-        *at = resume.max(*at);
-        if let Some(total) = total {
-            total.done.fetch_sub(offset.saturating_sub(*at), Ordering::Relaxed);
+    /// Receives a range. `offset` is behind what came.
+    async fn receive(
+        &self,
+        target: &Target,
+        range: &Range<u64>,
+        check: &mut Check<'_>,
+        offset: &mut u64,
+        total: Option<&Total>,
+    ) -> Result<()> {
+        let wrong = |got: String| Error::WrongRange { place: self.place(), asked: range.clone(), got };
+        let mut patience = Patience::new(self);
+        let mut body = patience.within(self.object.read(range.clone())).await??;
+        while let Some(bytes) = patience.within(body.next()).await? {
+            let bytes = bytes?;
+            let end = offset.saturating_add(bytes.len() as u64);
+            if end > range.end {
+                return Err(wrong(format!("at least {} bytes", end - range.start)));
+            }
+            target.write(*offset, &bytes)?;
+            *offset = end;
+            let told = self.tell(total, bytes.len() as u64);
+            check.update(&bytes).map_err(|piece| self.wrong(piece))?;
+            told?;
+            patience.came(bytes.len() as u64)?;
+        }
+        match *offset < range.end {
+            true => Err(wrong(format!("{} bytes", *offset - range.start))),
+            false => Ok(()),
         }
     }
 

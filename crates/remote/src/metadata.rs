@@ -18,6 +18,9 @@ const FRONT: u64 = 1 << 20;
 /// Ranges that are no farther apart are fetched together.
 const GAP: u64 = 64 << 10;
 
+/// Requests for one kind of metadata.
+const MOST_REQUESTS: usize = 256;
+
 /// Bytes of an inode in the table.
 const INODE: usize = size_of::<Inode>();
 
@@ -90,6 +93,18 @@ fn bounded(offset: u64, bytes: u64, len: u64) -> Range<u64> {
     start..start.saturating_add(bytes).min(len)
 }
 
+/// Ranges in ascending order, those together that are no farther apart than `gap`.
+fn join(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        match joined.last_mut() {
+            Some(last) if last.end.saturating_add(gap) >= range.start => last.end = last.end.max(range.end),
+            _ => joined.push(range.clone()),
+        }
+    }
+    joined
+}
+
 /// Fetches within a budget.
 struct Wanted<'a> {
     fetch: &'a Arc<Fetch>,
@@ -105,14 +120,12 @@ impl Wanted<'_> {
         mut ranges: Vec<Range<u64>>,
     ) -> Result<()> {
         ranges.sort_by_key(|range| range.start);
-        let mut joined: Vec<Range<u64>> = Vec::new();
-        for range in ranges.into_iter().filter(|range| !range.is_empty()) {
-            match joined.last_mut() {
-                Some(last) if last.end.saturating_add(GAP) >= range.start => {
-                    last.end = last.end.max(range.end)
-                }
-                _ => joined.push(range),
-            }
+        let mut gap = GAP;
+        let mut joined = join(&ranges, gap);
+        // What lies scattered is fetched with what lies between, as far as the budget goes.
+        while joined.len() > MOST_REQUESTS {
+            gap = gap.saturating_mul(2);
+            joined = join(&ranges, gap);
         }
         let missing: Vec<_> = joined.into_iter().flat_map(|range| target.missing(range)).collect();
         let bytes = missing.iter().fold(0_u64, |sum, range| sum.saturating_add(range.end - range.start));
@@ -122,9 +135,7 @@ impl Wanted<'_> {
         }
         self.limit -= bytes;
         self.fetch.all(target, missing.iter().cloned().map(crate::plan::Part::of).collect(), None).await?;
-        for range in missing {
-            target.note(range);
-        }
+        target.note(missing);
         Ok(())
     }
 }

@@ -46,10 +46,10 @@ impl Target {
         self.file.write_all_at(bytes, offset).map_err(|error| Error::system("write to the memfd", error))
     }
 
-    /// Notes that a range is there.
-    pub(crate) fn note(&self, range: Range<u64>) {
+    /// Notes that ranges are there.
+    pub(crate) fn note(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
         let mut there = self.there();
-        there.push(range);
+        there.extend(ranges);
         there.sort_by_key(|range| range.start);
         let mut joined: Vec<Range<u64>> = Vec::with_capacity(there.len());
         for range in there.drain(..).filter(|range| !range.is_empty()) {
@@ -124,9 +124,8 @@ mod tests {
     fn ranges_are_joined_and_what_is_missing_is_found() {
         let target = Target::new(100, HugePages::No).unwrap();
         assert_eq!(target.missing(0..100), [0..100]);
-        for range in [40..50, 0..10, 10..20, 45..60, 70..70] {
-            target.note(range);
-        }
+        target.note([40..50, 0..10]);
+        target.note([10..20, 45..60, 70..70]);
         assert_eq!(*target.there(), [0..20, 40..60]);
         assert_eq!(target.held(), 40);
         assert_eq!(target.missing(0..100), [20..40, 60..100]);

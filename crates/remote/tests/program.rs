@@ -99,6 +99,33 @@ fn commands_take_addresses() {
     fails(&["ls", &missing.address()], &["there is no such object"]);
 }
 
+/// The protocol of S3, spoken by its own library, with a server that knows no signatures.
+#[test]
+fn stores_are_read_by_their_own_protocol() {
+    let bytes = model();
+    let run = |server: &Server, verb: &str| {
+        let mut command = daxfs(&[verb, "s3://models/a.daxfs"]);
+        command.env("AWS_ENDPOINT_URL", server.endpoint()).env("AWS_SKIP_SIGNATURE", "true");
+        command.env("AWS_REGION", "us-east-1").output().unwrap()
+    };
+    let server = Server::new(bytes.clone());
+    let output = run(&server, "verify");
+    assert!(output.status.success() && text(&output).contains("a.daxfs: ok; "), "{output:?}");
+    for (fault, from, words) in [
+        (Fault::Status(404), 0, "there is no such object"),
+        (Fault::Status(403), 0, "AWS_SECRET_ACCESS_KEY"),
+        (Fault::NoRanges, 0, "answers a request for a range with the whole object"),
+        (Fault::OtherTag, 1, "changed while it was read"),
+        (Fault::Grown, 1, "changed while it was read"),
+    ] {
+        let server = Server::new(bytes.clone()).fault(from, usize::MAX, fault.clone());
+        let output = run(&server, "verify");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(words), "{fault:?}: {said}");
+        assert!(server.requests() <= 8, "{fault:?} was asked {} times", server.requests());
+    }
+}
+
 fn blake3_of(bytes: &[u8]) -> String {
     let hash = Image::from_bytes(bytes.to_vec()).unwrap().content_hash().unwrap();
     format!("blake3:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())

@@ -54,7 +54,10 @@ impl Stored {
             E::Precondition { .. } => {
                 Error::Changed { place, was: "as it was opened".into(), now: "another tag".into() }
             }
-            E::NotSupported { source } if source.to_string().contains("range") => Error::NoRanges { place },
+            // The library has no name for it.
+            E::Generic { source, .. } if source.to_string().contains("non-partial response") => {
+                Error::NoRanges { place }
+            }
             other => {
                 // The outermost text of a cause says where, those below what.
                 let mut text = other.to_string();

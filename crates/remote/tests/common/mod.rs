@@ -81,6 +81,11 @@ impl Server {
         self
     }
 
+    /// Where a store's client finds it.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     pub fn address(&self) -> String {
         format!("http://user:secret@127.0.0.1:{}/models/a.daxfs?sig=secret", self.port)
     }
@@ -104,11 +109,16 @@ fn answer(
 ) -> Option<()> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
-    assert!(first.starts_with("GET /models/a.daxfs?sig=secret "), "{first}");
+    let [method, path, _] = first.split(' ').collect::<Vec<_>>()[..] else { panic!("{first}") };
+    // By the address of a web server, or by the name in a store.
+    assert!(["/models/a.daxfs?sig=secret", "/models/a.daxfs"].contains(&path), "{first}");
     let headers: HashMap<String, String> = lines
         .map_while(|line| line.ok().filter(|line| !line.is_empty()))
         .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
         .collect();
+    if method == "HEAD" {
+        return head(stream, bytes.len(), faults);
+    }
     let range = headers.get("range").unwrap().strip_prefix("bytes=").unwrap().split_once('-').unwrap();
     let range: Range<u64> = range.0.parse().unwrap()..range.1.parse::<u64>().unwrap() + 1;
     asked.lock().unwrap().push(Asked { range: range.clone(), headers });
@@ -143,12 +153,27 @@ fn answer(
     }
     let last = start + announced as u64;
     let head = format!(
-        "HTTP/1.1 {status} x\r\nContent-Length: {announced}\r\nETag: {tag}\r\nContent-Range: bytes {start}-{}/{len}\r\n\r\n",
+        "HTTP/1.1 {status} x\r\nContent-Length: {announced}\r\nETag: {tag}\r\n\
+         Last-Modified: Wed, 02 Dec 2026 00:00:00 GMT\r\nContent-Range: bytes {start}-{}/{len}\r\n\r\n",
         last.saturating_sub(1)
     );
     stream.write_all(head.as_bytes()).ok()?;
     stream.write_all(&body).ok()?;
     (body.len() == announced).then_some(())
+}
+
+/// What a store is asked first. Faults of the first request but its body are its own.
+fn head(mut stream: &TcpStream, len: usize, faults: &Mutex<Vec<(usize, usize, Fault)>>) -> Option<()> {
+    let fault = faults.lock().unwrap().iter().find(|(from, ..)| *from == 0).map(|found| found.2.clone());
+    let status = match fault {
+        Some(Fault::Status(code)) => code,
+        _ => 200,
+    };
+    let date = "Wed, 02 Dec 2026 00:00:00 GMT";
+    let text = format!(
+        "HTTP/1.1 {status} x\r\nContent-Length: {len}\r\nETag: \"tag\"\r\nLast-Modified: {date}\r\n\r\n"
+    );
+    stream.write_all(text.as_bytes()).ok()
 }
 
 /// An image of a few files: many small ones, one of some MiB with groups, an empty one, a link and a directory.
