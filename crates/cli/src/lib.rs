@@ -89,7 +89,8 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
-        ImageVerb::Mount(verb) => mount::run(&open()?, verb, args.backing.as_deref()),
+        // Opens the image in its own process, where one serves the mount.
+        ImageVerb::Mount(verb) => mount::run(args, verb),
         // Opens the image in its own way: a broken rule is a finding there.
         ImageVerb::Verify(verb) => verify::run(args, verb, out),
     }

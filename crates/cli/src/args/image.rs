@@ -2,7 +2,7 @@
 
 use super::holder::SelectionArgs;
 use super::{parse_alignment, parse_sha256, parse_size};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -299,6 +299,16 @@ pub struct MountArgs {
     pub image: OsString,
     /// Directory to mount it at
     pub dir: PathBuf,
+    /// Way to mount it; by default the first that fits
+    #[arg(long = "as", value_name = "WAY", value_enum)]
+    pub way: Option<MountWay>,
+}
+
+/// Ways to mount an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MountWay {
+    /// The kernel's own DAXFS, from the same memory
+    Kernel,
 }
 
 /// Arguments of `daxfs collapse`.
