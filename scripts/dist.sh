@@ -60,6 +60,9 @@ inside_wheels() {
         python3 -m zipfile -e "/out/daxfs-$VERSION-"*"_${target%%-*}.whl" "/tmp/wheel/$target"
         everything_there "/tmp/wheel/$target/daxfs/"_daxfs*.so
         any_pages "/tmp/wheel/$target/daxfs/"_daxfs*.so "$target"
+        # The program alone: what fetches over a network is installed by who wants it.
+        maturin build --release --locked --target "$target" --compatibility "manylinux_${GLIBC/./_}" --out /out \
+            --manifest-path crates/remote/Cargo.toml
     done
 }
 
@@ -98,9 +101,10 @@ inside_commands() {
     local target name tree program shell
     use_zig
     # The wheel's package has no programs, but its features: with it, what the wheels compiled is taken as it is.
-    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-cli -p mkimage -p daxfs-python --bins
+    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-cli -p daxfs-remote -p mkimage \
+        -p daxfs-python --bins
     for target in "${TARGETS[@]}"; do
-        for program in daxfs daxfs-pack; do
+        for program in daxfs daxfs-pack daxfs-remote; do
             old_enough "/target/$target/release/$program"
             any_pages "/target/$target/release/$program" "$target"
         done
@@ -112,7 +116,7 @@ inside_commands() {
         tree=/tmp/$name
         mkdir -p "$tree"/bin "$tree"/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d} \
             "$tree/share/doc/daxfs"
-        cp "/target/$target/release/"{daxfs,daxfs-pack} "$tree/bin/"
+        cp "/target/$target/release/"{daxfs,daxfs-pack,daxfs-remote} "$tree/bin/"
         "$daxfs" man "$tree/share/man/man1"
         for program in daxfs daxfs-pack; do
             for shell in bash zsh fish; do
@@ -130,6 +134,7 @@ inside_commands() {
 
 inside_sdist() {
     maturin sdist --out /out
+    maturin sdist --out /out --manifest-path crates/remote/Cargo.toml
 }
 
 # Each crate is built from its package, with the others' packages in place of crates.io.
@@ -149,6 +154,7 @@ inside_sbom() {
     cargo cyclonedx --quiet --format json --spec-version 1.5 --target all --override-filename sbom
     cp crates/cli/sbom.json "/out/daxfs-$VERSION-commands.cdx.json"
     cp python/sbom.json "/out/daxfs-$VERSION-wheel.cdx.json"
+    cp crates/remote/sbom.json "/out/daxfs-$VERSION-remote.cdx.json"
 }
 
 if [ "${1:-}" = inside ]; then

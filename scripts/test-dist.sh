@@ -28,7 +28,7 @@ inside_wheel() {
         if command -v $tool >/dev/null; then fail "$tool is there: it would not be seen that the wheel needs none"; fi
     done
     venv
-    "${pip[@]}" install --no-index /release/daxfs-"$VERSION"-*_x86_64.whl
+    "${pip[@]}" install --no-index /release/daxfs{,_remote}-"$VERSION"-*_x86_64.whl
     cd /tmp
     /tmp/venv/bin/python /try_release.py /README.md
 }
@@ -41,6 +41,8 @@ inside_commands() {
     (cd /release && bash -ec "sha256sum --quiet --check --ignore-missing SHA256SUMS; $install")
     said=$(daxfs --version)
     [ "$said" = "daxfs $VERSION" ] || fail "daxfs --version says $said"
+    said=$(daxfs-remote --version)
+    [ "$said" = "daxfs-remote $VERSION" ] || fail "daxfs-remote --version says $said"
     mkdir -p /tmp/weights
     echo '{}' >/tmp/weights/config.json
     daxfs-pack /tmp/weights -o /tmp/commands.daxfs
@@ -62,7 +64,8 @@ inside_sdist() {
     venv
     # The build's own environment takes maturin at the locked version.
     sed -n 's/^\(maturin==[^ ]*\).*/\1/p' /dist.txt >/tmp/constraint.txt
-    PIP_CONSTRAINT=/tmp/constraint.txt "${pip[@]}" install --no-deps "/release/daxfs-$VERSION.tar.gz"
+    PIP_CONSTRAINT=/tmp/constraint.txt "${pip[@]}" install --no-deps "/release/daxfs-$VERSION.tar.gz" \
+        "/release/daxfs_remote-$VERSION.tar.gz"
     cd /tmp
     /tmp/venv/bin/python /try_release.py /README.md
 }
@@ -94,6 +97,7 @@ import json, sys
 document = json.load(open(sys.argv[1]))
 names = {part["name"] for part in document["components"]}
 assert document["bomFormat"] == "CycloneDX" and {"daxfs", "dmabuf", "blake3", "zerocopy"} <= names, sorted(names)
+assert ("reqwest" in names) == ("remote" in sys.argv[1]), "what talks to a network is in a program of its own"
 assert document["metadata"]["component"]["version"] == sys.argv[2]
 assert all("licenses" in part for part in document["components"] if part["name"] != "r-efi"), "a licence is missing"
 PY

@@ -3,8 +3,8 @@
 
     try_release.py README [FOLDER]
 
-FOLDER has the commands `daxfs` and `daxfs-pack`; without it they lie beside the interpreter. Only the standard library
-is needed, and what the examples import.
+FOLDER has the commands `daxfs` and `daxfs-pack`; without it they lie beside the interpreter. Where `daxfs-remote` lies
+there too, the image is fetched from a web server. Only the standard library is needed, and what the examples import.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -31,6 +33,48 @@ def pack(folder: Path, programs: Path) -> None:
     run = [sys.executable] if (programs / "daxfs").read_bytes().startswith(b"#!") else []
     subprocess.run([*run, programs / "daxfs-pack", weights, "-o", "llama.daxfs"], cwd=folder, check=True)  # noqa: S603
     subprocess.run([*run, programs / "daxfs", "verify", "llama.daxfs", weights], cwd=folder, check=True)  # noqa: S603
+
+
+def fetch(image: Path, run: list[str | Path]) -> None:
+    """Serve an image by ranges, and open it by its address."""
+    import daxfs  # noqa: PLC0415
+
+    content = image.read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        """One file, by ranges."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            """Say how long it is."""
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            """Answer with a range."""
+            match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start, end = (int(match[1]), int(match[2] or len(content) - 1)) if match else (0, len(content) - 1)
+            part = content[start : end + 1]
+            self.send_response(206 if match else 200)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("ETag", '"1"')
+            self.send_header("Accept-Ranges", "bytes")
+            if match:
+                self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/llama.daxfs"
+        with daxfs.open(address) as remote:
+            assert bytes(remote["config.json"]) == b"{}"  # noqa: S101
+        subprocess.run([*run, "ls", address], check=True)  # noqa: S603
+        server.shutdown()
 
 
 def main() -> int:
@@ -51,6 +95,9 @@ def main() -> int:
             if "array" in names and getattr(names["array"], "shape", None) != (2, 2):
                 print(f"the tensor has the wrong shape: {names['array']!r}", file=sys.stderr)
                 return 1
+        if (programs / "daxfs-remote").exists():
+            command = programs / "daxfs"
+            fetch(folder / "llama.daxfs", [sys.executable, command] if command.read_bytes()[:2] == b"#!" else [command])
         os.chdir("/")
     print(f"{len(examples)} Python example(s) of the README ran")
     return 0

@@ -71,6 +71,11 @@ mod _daxfs {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        // Programs of packages lie beside the environment's interpreter, a link that the system does not show.
+        let interpreter: Option<std::path::PathBuf> = py.import("sys")?.getattr("executable")?.extract()?;
+        if let Some(folder) = interpreter.as_deref().and_then(std::path::Path::parent) {
+            daxfs::RemoteAddress::look_in(folder.to_owned());
+        }
         error::register(module)?;
         module.add("File", buffer::class::<file::FileBase>(py)?)?;
         module.add("Tensor", buffer::class::<tensor::TensorBase>(py)?)?;

@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use dmabuf::{FdKind, Seals};
 
-use crate::Result;
 use crate::error::Error;
+use crate::{ContentHash, Result};
 
 /// The variable with the path of the program, where it is not found on the `PATH` or beside this one.
 const PROGRAM: &str = "DAXFS_REMOTE";
@@ -32,6 +33,9 @@ const GREETING: Duration = Duration::from_secs(10);
 
 /// The program itself ends what takes too long.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Where else the program is looked for; see [`RemoteAddress::look_in`].
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
 /// The longest message of the program.
 const LONGEST: usize = 8 << 10;
@@ -52,7 +56,7 @@ pub enum RemoteError {
     /// The program is not there.
     #[error(
         "{address}: the program daxfs-remote, which fetches such images, is neither on the PATH nor beside this one: \
-         {source}; install it (the crate daxfs-remote), or name it by DAXFS_REMOTE"
+         {source}; install it (the Python package or the crate daxfs-remote), or name it by DAXFS_REMOTE"
     )]
     NotInstalled {
         /// The address.
@@ -146,6 +150,13 @@ impl RemoteAddress {
         }
     }
 
+    /// Has this process look for the program in a folder, too, where it is neither on the `PATH` nor beside this one:
+    /// the programs of Python's packages lie in a folder of their environment, which its interpreter does not say. The
+    /// first folder that is named holds for good; `false` for another one.
+    pub fn look_in(folder: PathBuf) -> bool {
+        FOLDER.get_or_init(|| folder.clone()) == &folder
+    }
+
     /// Has the program fetch the image into sealed memory. It compares each file of an image that has hashes with its
     /// hash, and the content with `expect`, before it fetches the files. `progress` is told how many bytes of how many
     /// are there; `false` ends it.
@@ -155,14 +166,14 @@ impl RemoteAddress {
     pub fn fetch(
         &self,
         wanted: Wanted,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<OwnedFd> {
         let (ours, theirs) = dmabuf::pair_seqpacket()?;
         // It ends when this is dropped: its socket is closed, whatever happens here.
         let program = Program { child: self.start(theirs)?, socket: ours };
         program.greeting(self)?;
-        let hash = expect.map_or_else(|| "-".to_owned(), |hash| blake3::Hash::from(hash).to_string());
+        let hash = expect.map_or_else(|| "-".to_owned(), |hash| hash.digits().to_string());
         let word = match wanted {
             Wanted::Image => "image",
             Wanted::Metadata => "metadata",
@@ -287,7 +298,11 @@ fn programs() -> Vec<OsString> {
     }
     let beside =
         std::env::current_exe().ok().and_then(|program| Some(PathBuf::from(program.parent()?).join(NAME)));
-    [Some(OsString::from(NAME)), beside.map(Into::into)].into_iter().flatten().collect()
+    let there = FOLDER.get().map(|folder| folder.join(NAME));
+    [Some(OsString::from(NAME)), beside.map(Into::into), there.map(Into::into)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 impl fmt::Display for RemoteAddress {
