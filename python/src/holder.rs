@@ -37,7 +37,7 @@ fn image(info: ImageInfo) -> Image {
         (device, (!copy.is_whole()).then(|| text::hex(&copy.placement)), copy.size)
     };
     let page_size = Some(info.page_size).filter(|&size| size > 0);
-    let hash = info.content_hash.map(|hash| text::hex(&hash));
+    let hash = info.content_hash.map(|hash| hash.digits().to_string());
     let copies = info.copies.iter().map(copy).collect();
     let kind = info.kind.name();
     (info.name, info.generation, info.size, kind, page_size, hash, info.loaded, info.attaches, copies)

@@ -506,7 +506,7 @@ impl Image {
     /// BLAKE3 over all paths and contents as the packer recorded it, in hexadecimal; None when it did not.
     #[getter]
     fn content_hash(&self) -> PyResult<Option<String>> {
-        Ok(self.opened()?.content_hash().map(|hash| text::hex(&hash)))
+        Ok(self.opened()?.content_hash().map(|hash| hash.digits().to_string()))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -11,7 +11,6 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use crate::error::OrRaise;
 use crate::image::Image;
-use crate::text;
 
 const MODULE: &str = "daxfs._reduce";
 
@@ -51,7 +50,7 @@ pub fn image<'py>(py: Python<'py>, image: &daxfs::Image) -> PyResult<Bound<'py, 
     // Of what was signed the content is known by now, and where it is opened again there may be no signature.
     let expected = options.expected().or_else(|| image.content_hash().filter(|_| options.is_signed()));
     let verity = options.expected_verity().map(|digest| format!("fsverity:{digest}"));
-    recipe.set_item("expect", expected.map(|hash| text::hex(&hash)).or(verity))?;
+    recipe.set_item("expect", expected.map(|hash| hash.digits().to_string()).or(verity))?;
     recipe.set_item("verify", options.verification().map(|verify| verify.to_string()))?;
     // Every file was compared before this process got it, and nobody has been able to write since.
     let compared = match options.verification() {
@@ -61,7 +60,7 @@ pub fn image<'py>(py: Python<'py>, image: &daxfs::Image) -> PyResult<Bound<'py, 
     let stays = image.region().provenance() == Provenance::Sealed && image.backing().is_none();
     recipe.set_item("proven", compared && stays)?;
     recipe.set_item("max_metadata", options.metadata_bound())?;
-    recipe.set_item("content_hash", image.content_hash().map(|hash| text::hex(&hash)))?;
+    recipe.set_item("content_hash", image.content_hash().map(|hash| hash.digits().to_string()))?;
     recipe.set_item("size", image.superblock().total_size)?;
     recipe.set_item("generation", image.generation())?;
     py.import(MODULE)?.call_method1("reduce_image", (recipe,))

@@ -82,8 +82,8 @@ pub fn hex(hash: &[u8]) -> String {
 }
 
 /// A content hash, with or without "blake3:".
-pub fn parse_hash(text: &str) -> PyResult<[u8; 32]> {
-    daxfs::parse_content_hash(text).ok_or_else(|| {
+pub fn parse_hash(text: &str) -> PyResult<daxfs::ContentHash> {
+    text.parse().map_err(|_| {
         let what = format!("a hash has 64 hexadecimal digits, with or without \"blake3:\", not {text:?}");
         PyValueError::new_err(what)
     })

@@ -20,7 +20,8 @@ pub fn dump(image: &Image) -> String {
         head.inode_count
     )
     .unwrap();
-    writeln!(text, "view {:?} content {}", image.view_kind(), short(image.content_hash().as_ref())).unwrap();
+    writeln!(text, "view {:?} content {}", image.view_kind(), short(image.content_hash().map(Into::into)))
+        .unwrap();
     for entry in image.walk() {
         let meta = entry.metadata();
         let (letter, place, contents) = match entry.file_type() {
@@ -31,7 +32,7 @@ pub fn dump(image: &Image) -> String {
             FileType::File => {
                 let file = entry.file().unwrap();
                 let place = file.extent().map_or(String::from("pieces"), |at| format!("{:#x}", at.offset));
-                ('-', place, short(Some(&file.hash().unwrap())))
+                ('-', place, short(Some(file.hash().unwrap())))
             }
             _ => ('?', String::from("-"), String::from("-")),
         };
@@ -51,7 +52,7 @@ pub fn dump(image: &Image) -> String {
     text
 }
 
-fn short(hash: Option<&[u8; 32]>) -> String {
+fn short(hash: Option<[u8; 32]>) -> String {
     hash.map_or_else(|| String::from("none"), |hash| crate::golden::hex(&hash[..8]))
 }
 

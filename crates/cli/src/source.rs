@@ -4,7 +4,7 @@ use crate::args::{Expect, SourceArgs};
 use crate::progress::Progress;
 use crate::text::escape;
 use anyhow::Context;
-use daxfs::{Image, OpenOptions, Region, RemoteAddress, Verify, Wanted};
+use daxfs::{ContentHash, Image, OpenOptions, Region, RemoteAddress, Verify, Wanted};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -76,7 +76,7 @@ pub fn options(args: &SourceArgs) -> anyhow::Result<OpenOptions> {
 }
 
 /// Maps a source; of one that lies elsewhere it shows how far fetching is.
-fn mapped(source: &OsStr, expect: Option<[u8; 32]>, quiet: bool) -> anyhow::Result<Region> {
+fn mapped(source: &OsStr, expect: Option<ContentHash>, quiet: bool) -> anyhow::Result<Region> {
     match RemoteAddress::parse(source) {
         Some(address) => fetch(&address?, expect, quiet),
         None => map(source),
@@ -87,7 +87,7 @@ fn mapped(source: &OsStr, expect: Option<[u8; 32]>, quiet: bool) -> anyhow::Resu
 ///
 /// # Errors
 /// When it cannot be had.
-pub fn fetch(address: &RemoteAddress, expect: Option<[u8; 32]>, quiet: bool) -> anyhow::Result<Region> {
+pub fn fetch(address: &RemoteAddress, expect: Option<ContentHash>, quiet: bool) -> anyhow::Result<Region> {
     let bar = Progress::new("fetching", 0, quiet);
     let region = Region::fetch(address, expect, |done, total| {
         bar.set(done, total);

@@ -30,7 +30,7 @@ fn load_list_swap_drop_stop() {
     assert!(text.contains("sealed memfd") && text.contains("blake3:"), "{text}");
 
     let stored = Image::open(place.0.image()).unwrap().content_hash().unwrap();
-    let hex: String = stored.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = stored.digits().to_string();
     let listing = place.run(&["ps", "--json"]).json();
     assert_eq!(listing["images"][0]["content_hash"], format!("blake3:{hex}"));
     assert_eq!(listing["images"][0]["memory"], "sealed memfd");

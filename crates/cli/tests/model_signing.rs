@@ -141,7 +141,10 @@ fn the_signature_is_one_of_the_statement() {
     assert!(keyed("DIR/minisign.pub").ok().contains("its signature was not checked"));
     // A wrong signature of the content is one whatever else was signed.
     fs::remove_file(daxfs::signature::beside(&fixture.image())).unwrap();
-    Signer::open(&key("cosign/key.pem"), None).unwrap().write(&[1; 32], &fixture.image(), false).unwrap();
+    Signer::open(&key("cosign/key.pem"), None)
+        .unwrap()
+        .write(&[1; 32].into(), &fixture.image(), false)
+        .unwrap();
     let run = keyed("DIR/key.pub");
     assert!(run.status == 1 && run.text().contains("signature: the signature is not valid"), "{run:?}");
 }

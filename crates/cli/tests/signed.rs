@@ -193,7 +193,7 @@ fn a_directory_is_held_when_what_comes_of_it_is_signed() {
     let listed = place.run(&["ps", "--json"]).json();
     let content = listed["images"][0]["content_hash"].as_str().unwrap().to_owned();
     drop(holder);
-    let content = daxfs::parse_content_hash(&content).unwrap();
+    let content: daxfs::ContentHash = content.parse().unwrap();
     Signer::open(&stock("minisign.key"), None).unwrap().write(&content, &place.0.tree(), false).unwrap();
     let _holder = place.serve(&["--require-signed", "DIR/key.pub", "first=TREE"]);
     place.run(&["load", "second", "TREE"]).ok();

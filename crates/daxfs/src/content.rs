@@ -10,7 +10,7 @@ use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
 use crate::tensor::error::escaped;
 use crate::tensor::{Place, TensorError};
 use crate::verify::Hashes;
-use crate::{Entry, File, FileType, Image};
+use crate::{ContentHash, Entry, File, FileType, Image};
 
 /// What the hash of a file costs while it is read from the index, and afterwards.
 const STATED_BYTES: u64 = size_of::<(u64, u64, [u8; 32])>() as u64 + size_of::<(u64, [u8; 32])>() as u64;
@@ -64,10 +64,10 @@ impl DirectoryHasher {
 }
 
 /// The content hash of version 2 from the hash of the index's records and the tree hash of the root.
-pub fn join_content_hash(records_hash: &[u8; 32], tree_hash: &[u8; 32]) -> [u8; 32] {
+pub fn join_content_hash(records_hash: &[u8; 32], tree_hash: &[u8; 32]) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(CONTENT_PREFIX).update(records_hash).update(tree_hash);
-    hasher.finalize().into()
+    <[u8; 32]>::from(hasher.finalize()).into()
 }
 
 /// Whether the tree hash covers a path: everything but `/.daxfs` and what is in it.
@@ -90,25 +90,6 @@ pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
     other.into_iter().chain(children.filter(move |child| !is_index(child)))
 }
 
-/// Reads a content hash as people write it: 64 hexadecimal digits, with or without `blake3:` before them. `None` for
-/// anything else.
-///
-/// ```
-/// let hash = daxfs::parse_content_hash(&format!("blake3:{}", "0f".repeat(32)));
-/// assert_eq!(hash, Some([0x0f; 32]));
-/// assert_eq!(daxfs::parse_content_hash("blake3:0f"), None);
-/// ```
-pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_prefix("blake3:").unwrap_or(text);
-    let mut digits =
-        digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
-    let mut hash = [0; 32];
-    for byte in &mut hash {
-        *byte = digits.next()?? << 4 | digits.next()??;
-    }
-    digits.next().is_none().then_some(hash)
-}
-
 /// Hashes every file of an image now, each stretch of the image once, and all of it together, as the version of its
 /// index says. `each` gets every inode's file and may end the work with an error.
 ///
@@ -117,7 +98,7 @@ pub fn parse_content_hash(text: &str) -> Option<[u8; 32]> {
 pub fn content_hash<E: From<Error>>(
     image: &Image,
     mut each: impl FnMut(&File, [u8; 32]) -> Result<(), E>,
-) -> Result<[u8; 32], E> {
+) -> Result<ContentHash, E> {
     let mut inodes: HashMap<u64, [u8; 32]> = HashMap::new();
     // Files that share their bytes are read once.
     let mut places: HashMap<Place, [u8; 32]> = HashMap::new();
@@ -154,7 +135,7 @@ pub fn content_hash<E: From<Error>>(
 pub fn content_hash_by<E: From<Error>>(
     image: &Image,
     hash: impl FnMut(&File) -> Result<[u8; 32], E>,
-) -> Result<[u8; 32], E> {
+) -> Result<ContentHash, E> {
     match image.index() {
         Ok(Some(index)) => match index.records_hash() {
             Some(records) => Ok(join_content_hash(&records, &tree_hash(image, hash)?)),
@@ -170,7 +151,7 @@ pub fn content_hash_by<E: From<Error>>(
 ///
 /// # Errors
 /// What is wrong with the index; see [`Index::check`].
-pub(crate) fn stated_content(image: &Image) -> Result<Option<([u8; 32], Hashes)>> {
+pub(crate) fn stated_content(image: &Image) -> Result<Option<(ContentHash, Hashes)>> {
     let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
     index.check(image)?;
     if let Some(other) = beside_index(image).next() {
@@ -249,7 +230,7 @@ fn tree_hash<E: From<Error>>(
 fn paths_hash<E: From<Error>>(
     image: &Image,
     mut hash: impl FnMut(&File) -> Result<[u8; 32], E>,
-) -> Result<[u8; 32], E> {
+) -> Result<ContentHash, E> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(v1::CONTENT_PREFIX);
     let (mut total, limit) = (0u64, image.options().metadata_bound());
@@ -281,7 +262,7 @@ fn paths_hash<E: From<Error>>(
         }
         Ok::<_, E>(())
     })?;
-    Ok(hasher.finalize().into())
+    Ok(<[u8; 32]>::from(hasher.finalize()).into())
 }
 
 #[cfg(test)]

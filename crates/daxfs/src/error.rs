@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use crate::Rule;
 use crate::foreign::Foreign;
-use crate::holder::HolderError;
+use crate::holder::{ContentHash, HolderError};
 use crate::region::RemoteError;
 use crate::region::{Provenance, Source};
 use crate::tensor::TensorError;
-use crate::text::{Escaped, hex};
+use crate::text::Escaped;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -75,12 +75,12 @@ pub enum Error {
     },
 
     /// The image holds other content than was expected.
-    #[error("the image's content hash is {}, expected {}", found.as_ref().map_or_else(|| "not stored".to_owned(), hex), hex(expected))]
+    #[error("the image's content hash is {}, expected {}", found.map_or_else(|| "not stored".to_owned(), |hash| hash.to_string()), expected)]
     OtherContent {
         /// What was asked for.
-        expected: [u8; 32],
+        expected: ContentHash,
         /// What the image says, if it says anything.
-        found: Option<[u8; 32]>,
+        found: Option<ContentHash>,
     },
 
     /// The file of the image has another digest of fs-verity than was expected, or none that the kernel checks.
@@ -489,7 +489,7 @@ mod tests {
             (TensorError::Empty.into(), "format"),
             (Error::NotAnImage { found: 0 }, "format"),
             (dmabuf::Error::OutOfBounds { offset: 0, len: 1, bound: 0 }.into(), "format"),
-            (Error::OtherContent { expected: hash, found: None }, "other content"),
+            (Error::OtherContent { expected: hash.into(), found: None }, "other content"),
             (Error::WrongHash { path: Vec::new(), expected: hash, found: hash }, "other content"),
             (refused(Refusal::OtherContent), "other content"),
             (unreachable(refused_connection), "unreachable"),

@@ -16,7 +16,7 @@ use crate::holder::{Attachment, Watch};
 use crate::snapshot::{Tree, ViewKind};
 use crate::tensor::{self, Index, TensorCache, Tensors};
 use crate::verify::Lazy;
-use crate::{File, FileType, Provenance, Region, Superblock, format};
+use crate::{ContentHash, File, FileType, Provenance, Region, Superblock, format};
 
 mod open;
 
@@ -160,7 +160,7 @@ impl Image {
     /// until options that say [`OpenOptions::private`] were used once; from then on they decide.
     ///
     /// ```
-    /// # fn follow(image: &daxfs::Image, announced: [u8; 32]) -> daxfs::Result<Option<daxfs::Image>> {
+    /// # fn follow(image: &daxfs::Image, announced: daxfs::ContentHash) -> daxfs::Result<Option<daxfs::Image>> {
     /// let next = match image.refresh() {
     ///     Err(error) if error.is_other_content() => {
     ///         image.refresh_with(&image.options().clone().expect(announced))?
@@ -438,7 +438,7 @@ impl Image {
 
     /// BLAKE3 over all names and contents, as the packer stored it; see [`format::index`]. `None` without an index
     /// or hashes in it. Nothing is recomputed here.
-    pub fn content_hash(&self) -> Option<[u8; 32]> {
+    pub fn content_hash(&self) -> Option<ContentHash> {
         self.index().ok().flatten().and_then(Index::content_hash)
     }
 }

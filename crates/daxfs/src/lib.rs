@@ -82,9 +82,9 @@ pub mod dlpack;
 
 pub use content::{
     DirectoryHasher, beside_index, content_hash, content_hash_by, is_content, join_content_hash,
-    parse_content_hash,
 };
 pub use daxfs_protocol as holder;
+pub use daxfs_protocol::{ContentHash, ContentHashError};
 /// Why memory cannot be had, mapped or asked; inside [`Error::Memory`].
 pub use dmabuf::Error as MemoryError;
 pub use dmabuf::{

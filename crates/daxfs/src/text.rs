@@ -1,17 +1,8 @@
-//! What errors show: names that may hold anything, names that are like another, hashes.
+//! What errors show: names that may hold anything, names that are like another.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
-
-/// A hash as users write it.
-pub(crate) fn hex(hash: &[u8; 32]) -> String {
-    let mut text = String::from("blake3:");
-    for byte in hash {
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
-}
 
 /// Bytes of a name or path as readable text: printable UTF-8 as it is, all else escaped.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +42,6 @@ mod tests {
     #[test]
     fn bytes_that_do_not_print_are_escaped() {
         assert_eq!(Escaped(b"a\n\xff/\xc3\xa9").to_string(), "a\\n\\xff/\u{e9}");
-        assert_eq!(hex(&[0x0f; 32]), format!("blake3:{}", "0f".repeat(32)));
     }
 
     #[test]

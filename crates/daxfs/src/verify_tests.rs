@@ -14,7 +14,7 @@ use crate::{Error, OpenOptions, Provenance, Region};
 struct Packed {
     _dir: tempfile::TempDir,
     path: PathBuf,
-    content: [u8; 32],
+    content: crate::ContentHash,
 }
 
 impl Packed {

@@ -164,7 +164,7 @@ impl MappedImage {
         let hashes: HashMap<u64, Hash> =
             checks.iter().zip(found).filter_map(|(check, hash)| Some((check.source.ino()?, *hash))).collect();
         let mut is_whole = true;
-        let content: Hash = content_hash_by::<daxfs::Error>(self.image(), |file| {
+        let content = content_hash_by::<daxfs::Error>(self.image(), |file| {
             let hash = hashes.get(&file.ino()).copied();
             is_whole &= hash.is_some();
             Ok(hash.unwrap_or_default())

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use daxfs::signature::{self, PublicKeys, SIGNATURE_MAX, SignatureError};
-use daxfs::{Image, Provenance};
+use daxfs::{ContentHash, Image, Provenance};
 use daxfs_protocol::message::{ImageInfo, MemoryKind, Role};
 use dmabuf::{FdKind, HugePages, Seals};
 use mkimage::Memory;
@@ -53,7 +53,7 @@ pub struct LoadOptions {
     no_copy: bool,
     /// Whether the memory was made for this load, and is nobody's choice.
     packed: bool,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
     signature: Option<String>,
     /// Keys one of which must have signed it.
     keys: Option<PublicKeys>,
@@ -94,8 +94,8 @@ impl LoadOptions {
                 "no-copy" => parsed.no_copy = value == "1",
                 "packed" => parsed.packed = value == "1",
                 "expect" => {
-                    let hash = daxfs::parse_content_hash(value);
-                    parsed.expect = Some(hash.ok_or_else(|| wrong("expected a BLAKE3 hash".into()))?);
+                    let hash = value.parse::<ContentHash>();
+                    parsed.expect = Some(hash.map_err(|error| wrong(error.to_string()))?);
                 }
                 "signature" if value.len() > SIGNATURE_MAX => {
                     let why = format!("a signature has at most {SIGNATURE_MAX} bytes");

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use daxfs_protocol::ContentHash;
 use daxfs_protocol::message::{
     COPIES_MAX, DeviceCopy, ImageInfo, PAGE_MAX, Refusal, Reply, Request, Version,
 };
@@ -87,7 +88,7 @@ impl Server {
         &mut self,
         connection: &mut Connection,
         name: &str,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
     ) -> Result<Option<Reply>, Refused> {
         check_attaches(connection)?;
         let info = &self.visible(connection, name)?.info;

@@ -12,7 +12,7 @@ use daxfs::format::index::{self as raw, GROUP_LEN};
 use daxfs::format::index::{
     CheckpointRecord, DtypeRecord, FileRecord, Header, OriginalRecord, RunRecord, Section, TensorRecord,
 };
-use daxfs::{DirectoryHasher, Dtype, join_content_hash};
+use daxfs::{ContentHash, DirectoryHasher, Dtype, join_content_hash};
 use std::collections::{BTreeSet, HashMap};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -141,7 +141,7 @@ pub(crate) fn build(
     layout: &Layout,
     set: &TensorSet,
     hashes: Option<&Hashes>,
-) -> Result<(Vec<u8>, Option<Hash>)> {
+) -> Result<(Vec<u8>, Option<ContentHash>)> {
     let mut tables = Tables::default();
     for dtype in described(set) {
         tables.add_dtype(dtype)?;
@@ -193,7 +193,7 @@ pub(crate) fn build(
     header.records_hash = daxfs::tensor::index::records_hash(&header, &table);
     let content =
         hashes.map(|hashes| join_content_hash(&header.records_hash, &tree_hash(tree, layout, &hashes.files)));
-    header.content_hash = content.unwrap_or_default();
+    header.content_hash = content.map_or([0; 32], Into::into);
 
     let mut bytes = Vec::with_capacity(usize::try_from(at).unwrap_or(0));
     bytes.extend_from_slice(header.as_bytes());
@@ -405,7 +405,7 @@ mod tests {
         let (bytes, content) = build(&tree, &layout, &set, Some(&hashes)).unwrap();
         assert_eq!(bytes.len() as u64, len);
         let header = Header::read_from_bytes(&bytes[..128]).unwrap();
-        assert_eq!(Some(header.content_hash), content);
+        assert_eq!(Some(header.content_hash.into()), content);
         let section = |at: usize| {
             let section = Section::read_from_bytes(&bytes[128 + at * 64..][..64]).unwrap();
             let start = usize::try_from(section.offset.get()).unwrap();

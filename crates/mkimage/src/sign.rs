@@ -6,6 +6,7 @@ mod layout;
 use crate::output::{Output, Readers};
 use crate::{Error, Result};
 use ct_codecs::{Base64, Decoder};
+use daxfs::ContentHash;
 use daxfs::signature::{Scheme, beside, cosign, layout_beside, statement};
 use minisign::{PublicKey, SecretKey, SecretKeyBox};
 use p256::ecdsa::signature::Signer as _;
@@ -110,11 +111,11 @@ impl Signer {
     ///
     /// # Errors
     /// [`Error::Sign`].
-    pub fn sign(&self, content: &[u8; 32], image: &Path) -> Result<String> {
+    pub fn sign(&self, content: &ContentHash, image: &Path) -> Result<String> {
         self.signed(content, image).map(|signed| signed.text())
     }
 
-    fn signed(&self, content: &[u8; 32], image: &Path) -> Result<Signed> {
+    fn signed(&self, content: &ContentHash, image: &Path) -> Result<Signed> {
         let failed = |why: String| Error::Sign { path: image.to_owned(), why };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // A line of text: a name that is not is escaped.
@@ -176,7 +177,7 @@ impl Signer {
     /// # Errors
     /// As for [`Signer::sign`] and [`Signer::place`], and [`Error::Io`]: then the image is there without a signature,
     /// or with an old one that is not its own.
-    pub fn write(&self, content: &[u8; 32], image: &Path, sync: bool) -> Result<PathBuf> {
+    pub fn write(&self, content: &ContentHash, image: &Path, sync: bool) -> Result<PathBuf> {
         let path = self.place(image)?;
         match self.signed(content, image)? {
             Signed::Text(text) => write_file(&path, text.as_bytes(), sync)?,

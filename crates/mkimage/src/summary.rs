@@ -2,6 +2,7 @@
 
 use crate::packer::Plan;
 use crate::plan::Format;
+use daxfs::ContentHash;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -83,7 +84,8 @@ pub struct Summary {
     /// Bytes of the image per second, in 10^9.
     pub gigabytes_per_second: f64,
     /// BLAKE3 over names and contents, in hexadecimal; `null` where it was not computed.
-    pub content_hash: Option<String>,
+    #[serde(serialize_with = "digits")]
+    pub content_hash: Option<ContentHash>,
     /// Digest of fs-verity, as `fsverity measure` writes it; `null` where it was not turned on.
     pub fsverity: Option<String>,
     /// File or OCI image layout with the signature of the contents; `null` where they were not signed.
@@ -222,7 +224,7 @@ impl fmt::Display for Summary {
             write!(f, "\nmode {mode}: {why} (--mode says otherwise)")?;
         }
         if let Some(hash) = &self.content_hash {
-            write!(f, "\ncontent {hash}")?;
+            write!(f, "\ncontent {}", hash.digits())?;
         }
         if let Some(digest) = &self.fsverity {
             write!(f, "\nfsverity {digest}")?;
@@ -252,6 +254,14 @@ impl fmt::Display for Size {
             unit += 1;
         }
         write!(f, "{value:.1} {}", UNITS[unit])
+    }
+}
+
+/// Of a hash, its digits alone.
+fn digits<S: serde::Serializer>(hash: &Option<ContentHash>, to: S) -> Result<S::Ok, S::Error> {
+    match hash {
+        Some(hash) => to.collect_str(&hash.digits()),
+        None => to.serialize_none(),
     }
 }
 

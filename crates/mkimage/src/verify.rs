@@ -6,7 +6,7 @@ use crate::parallel;
 use crate::source::{Opener, SourceFile};
 use crate::tree::Kind;
 use crate::{Error, Result};
-use daxfs::{File, FileType, Image, OpenOptions, Region, SharedBytes};
+use daxfs::{ContentHash, File, FileType, Image, OpenOptions, Region, SharedBytes};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub(crate) fn verify(
     plan: &Plan,
     region: Region,
     backing: Option<Region>,
-    content_hash: Option<&str>,
+    content_hash: Option<ContentHash>,
 ) -> Result<()> {
     let access = region.cpu_access()?;
     // The kernel's rules, which this machine's kernel would not get as far as for another page size.
@@ -145,7 +145,7 @@ fn compare(
 }
 
 /// The index must be what the reader finds in the headers.
-fn check_index(plan: &Plan, image: &Image, wanted: bool, content_hash: Option<&str>) -> Result<()> {
+fn check_index(plan: &Plan, image: &Image, wanted: bool, content_hash: Option<ContentHash>) -> Result<()> {
     let own = daxfs::format::index::PATH.as_bytes();
     let index = image.index()?;
     if index.is_some() != wanted {
@@ -160,8 +160,8 @@ fn check_index(plan: &Plan, image: &Image, wanted: bool, content_hash: Option<&s
             index.verify_checkpoint(&file(checkpoint.ino)?)?;
         }
     }
-    let found = image.content_hash().map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
-    if found.as_deref() != content_hash {
+    let found = image.content_hash();
+    if found != content_hash {
         return Err(mismatch(own, format!("content hash {found:?}, must be {content_hash:?}")));
     }
     Ok(())

@@ -262,7 +262,7 @@ impl Plan {
         if let Some(ino) = self.layout.index_file() {
             let (bytes, content) = index::build(&self.tree, &self.layout, &self.tensors, hashes.as_ref())?;
             files.write_late(self.layout.extent(ino).offset, &bytes)?;
-            summary.content_hash = content.map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
+            summary.content_hash = content;
         }
         Ok(())
     }
@@ -535,7 +535,7 @@ impl Plan {
             None => None,
         };
         let region = Region::from_fd_part(own(fd)?, part)?;
-        verify::verify(self, region, backing, summary.content_hash.as_deref())?;
+        verify::verify(self, region, backing, summary.content_hash)?;
         summary.verified = true;
         Ok(())
     }

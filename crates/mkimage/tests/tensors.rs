@@ -78,13 +78,13 @@ fn the_hashes_are_those_of_the_files() {
             assert_eq!(index.file_hash(file.ino()).unwrap(), Some(wanted), "{:?}", entry.path());
         }
     }
-    let hash = image.content_hash().map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string());
+    let hash = image.content_hash();
     assert_eq!(hash, summary.content_hash);
     let (bare, summary) = pack(dir.path(), Packer::new().hash(false));
     assert_eq!((bare.content_hash(), summary.content_hash), (None, None));
     // The hash is of the content: layout and packer's settings do not show.
     let (image, _) = pack(dir.path(), Packer::new().threads(3).block_size(65536));
-    assert_eq!(image.content_hash().map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string()), hash);
+    assert_eq!(image.content_hash(), hash);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn content_without_tensors_has_hashes_and_an_index_without_them_is_left_out() {
     assert_eq!((index.file_count(), index.tensor_count()), (1, 0));
     let wanted = *blake3::hash(&common::noise(5, 70_000)).as_bytes();
     assert_eq!(index.file_hash(image.file("table").unwrap().ino()).unwrap(), Some(wanted));
-    assert_eq!(summary.content_hash.unwrap().len(), 64);
+    assert!(summary.content_hash.is_some());
     assert!(image.tensors().is_err(), "it still has no tensors");
     for packer in [Packer::new().hash(false), Packer::new().plain(true)] {
         let (image, summary) = pack(dir.path(), packer);

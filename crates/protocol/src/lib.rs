@@ -17,8 +17,10 @@
 
 mod address;
 mod client;
+mod hash;
 pub mod message;
 pub mod wire;
 
 pub use address::{Address, default_socket};
 pub use client::{Allowed, Attachment, Connection, DEFAULT_TIMEOUT, Health, HolderError, Step, Watch};
+pub use hash::{ContentHash, ContentHashError};

@@ -13,6 +13,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ContentHash;
+
 /// Most bytes of a message.
 pub const MESSAGE_MAX: usize = 64 << 10;
 /// Most descriptors with a message.
@@ -160,9 +162,9 @@ impl Builder {
     }
 
     /// A presence byte, and the 32 bytes if there are any.
-    pub fn hash(&mut self, hash: Option<&[u8; 32]>) -> &mut Self {
+    pub fn hash(&mut self, hash: Option<&ContentHash>) -> &mut Self {
         match hash {
-            Some(hash) => self.u8(1).raw(hash),
+            Some(hash) => self.u8(1).raw(hash.as_bytes()),
             None => self.u8(0),
         }
     }
@@ -274,10 +276,10 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     /// See [`Fields::array`].
-    pub fn hash(&mut self, field: &'static str) -> Result<Option<[u8; 32]>, WireError> {
+    pub fn hash(&mut self, field: &'static str) -> Result<Option<ContentHash>, WireError> {
         match self.u8(field)? {
             0 => Ok(None),
-            1 => Ok(Some(self.array(field)?)),
+            1 => Ok(Some(ContentHash::from(self.array::<32>(field)?))),
             _ => Err(WireError::Field { field, what: "its presence byte is neither 0 nor 1" }),
         }
     }
@@ -301,7 +303,7 @@ mod tests {
 
     fn message() -> Vec<u8> {
         let mut builder = Builder::new(7, 1);
-        builder.u8(1).u32(2).u64(3).bytes(b"name").hash(None).hash(Some(&[9; 32]));
+        builder.u8(1).u32(2).u64(3).bytes(b"name").hash(None).hash(Some(&[9; 32].into()));
         builder.finish()
     }
 
@@ -316,7 +318,7 @@ mod tests {
         assert_eq!(fields.u64("c"), Ok(3));
         assert_eq!(fields.text("d"), Ok("name".to_owned()));
         assert_eq!(fields.hash("e"), Ok(None));
-        assert_eq!(fields.hash("f"), Ok(Some([9; 32])));
+        assert_eq!(fields.hash("f"), Ok(Some([9; 32].into())));
         fields.end().unwrap();
     }
 

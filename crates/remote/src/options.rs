@@ -1,5 +1,6 @@
 //! How an image is fetched.
 
+use daxfs::ContentHash;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,7 @@ impl fmt::Debug for Progress {
 #[non_exhaustive]
 pub struct Options {
     /// The content hash that the image must have. It is compared before any file is fetched.
-    pub expect: Option<[u8; 32]>,
+    pub expect: Option<ContentHash>,
     /// Most requests at a time. Fewer are made as long as more do not help.
     pub connections: usize,
     /// Pages of the memory.

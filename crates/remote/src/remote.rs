@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Once};
 
-use daxfs::{Image, OpenOptions, Region, Verify};
+use daxfs::{ContentHash, Image, OpenOptions, Region, Verify};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::check::Check;
@@ -31,7 +31,7 @@ pub struct Loaded {
     pub len: u64,
     /// Its content hash, which every file was compared with; `None` for an image without hashes, of which nothing was
     /// compared but its structure.
-    pub content_hash: Option<[u8; 32]>,
+    pub content_hash: Option<ContentHash>,
 }
 
 impl Remote {

@@ -14,13 +14,12 @@
 //! The address goes by the socket since it may hold a signature, and arguments are seen by everybody. When the other process
 //! closes the socket, nobody wants the image any more.
 
-use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use daxfs::Image;
+use daxfs::{ContentHash, Image};
 
 use crate::{Error, Loaded, Location, Options, Progress, Remote, Result};
 
@@ -50,7 +49,7 @@ enum Wanted {
 struct Request {
     location: Location,
     wanted: Wanted,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
 }
 
 impl Request {
@@ -69,7 +68,7 @@ impl Request {
         };
         let expect = match word()? {
             "-" => None,
-            hash => Some(daxfs::parse_content_hash(hash).ok_or_else(|| wrong("has no content hash"))?),
+            hash => Some(hash.parse().map_err(|_| wrong("has no content hash"))?),
         };
         Ok(Self { location: word()?.parse()?, wanted, expect })
     }
@@ -123,12 +122,8 @@ fn memory(image: &Image) -> Result<OwnedFd> {
         .map_err(|error| Error::system("duplicate the memory of an image", error))
 }
 
-fn hash(hash: Option<[u8; 32]>) -> String {
-    let mut text = String::new();
-    for byte in hash.iter().flatten() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    if text.is_empty() { "-".to_owned() } else { text }
+fn hash(hash: Option<ContentHash>) -> String {
+    hash.map_or_else(|| "-".to_owned(), |hash| hash.digits().to_string())
 }
 
 /// Progress as messages, now and then.

@@ -22,7 +22,7 @@ fn load(server: &Server, options: Options) -> Result<Vec<u8>, Error> {
     Remote::open(&server.location(), options)?.load().map(|loaded| bytes_of(loaded.fd))
 }
 
-fn content(bytes: &[u8]) -> [u8; 32] {
+fn content(bytes: &[u8]) -> daxfs::ContentHash {
     Image::from_bytes(bytes.to_vec()).unwrap().content_hash().unwrap()
 }
 
@@ -72,7 +72,7 @@ fn metadata_takes_few_requests_and_no_file() {
     // An image that is expected to be another one is refused before any file is fetched.
     let other = Server::new(bytes);
     let mut options = options();
-    options.expect = Some([7; 32]);
+    options.expect = Some([7; 32].into());
     let error = load(&other, options).unwrap_err();
     assert!(
         matches!(&error, Error::Image { source, .. } if matches!(**source, daxfs::Error::OtherContent { .. })),

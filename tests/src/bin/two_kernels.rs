@@ -163,7 +163,12 @@ fn report(image: &Image) -> Result<Report> {
         let value = (tensor.dtype().name().to_owned(), tensor.shape().to_vec(), hash.to_hex().to_string());
         tensors.insert(name, value);
     }
-    Ok(Report { generation: image.generation(), content_hash: image.content_hash().map(hex), files, tensors })
+    Ok(Report {
+        generation: image.generation(),
+        content_hash: image.content_hash().map(|hash| hash.digits().to_string()),
+        files,
+        tensors,
+    })
 }
 
 fn hex(hash: [u8; 32]) -> String {

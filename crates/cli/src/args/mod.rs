@@ -17,7 +17,7 @@ pub use upload::{Gpu, UploadArgs};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use daxfs::{Verify, VerityDigest};
+use daxfs::{ContentHash, Verify, VerityDigest};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -249,14 +249,14 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// Of this content.
-    Content([u8; 32]),
+    Content(ContentHash),
     /// In a file with this digest.
     Verity(VerityDigest),
 }
 
 impl SourceArgs {
     /// The content hash that is expected, if one is.
-    pub fn content(&self) -> Option<[u8; 32]> {
+    pub fn content(&self) -> Option<ContentHash> {
         match self.expect {
             Some(Expect::Content(hash)) => Some(hash),
             _ => None,
@@ -269,8 +269,8 @@ pub(crate) fn parse_expect(text: &str) -> Result<Expect, String> {
     if let Some(digest) = text.strip_prefix("fsverity:") {
         return digest.parse().map(Expect::Verity);
     }
-    let hash = daxfs::parse_content_hash(text).map(Expect::Content);
-    hash.ok_or_else(|| "expected blake3: and 64 hexadecimal digits, as daxfs ps --json shows".to_owned())
+    let hash = text.parse().map(Expect::Content);
+    hash.map_err(|_| "expected blake3: and 64 hexadecimal digits, as daxfs ps --json shows".to_owned())
 }
 
 fn parse_verify() -> impl clap::builder::TypedValueParser<Value = Verify> {
@@ -303,7 +303,7 @@ pub(crate) fn parse_sha256(text: &str) -> Result<(OsString, [u8; 32]), String> {
 
 /// 64 hexadecimal digits.
 pub(crate) fn sha256(digits: &str) -> Option<[u8; 32]> {
-    daxfs::parse_content_hash(digits).filter(|_| digits.len() == 64)
+    blake3::Hash::from_hex(digits).ok().map(Into::into)
 }
 
 #[cfg(test)]
@@ -379,7 +379,7 @@ mod tests {
             &["daxfs", "verify", "a", "--expect", &hash][..],
             &["daxfs", "--expect", &hash, "swap", "n", "a"],
         ] {
-            assert_eq!(read(line).unwrap().source.content(), Some([0x5a; 32]), "{line:?}");
+            assert_eq!(read(line).unwrap().source.content(), Some([0x5a; 32].into()), "{line:?}");
         }
         let verity = format!("fsverity:sha256:{}", "5a".repeat(32));
         let expect = read(&["daxfs", "ls", "a", "--expect", &verity]).unwrap().source.expect;

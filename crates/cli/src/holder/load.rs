@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::text::human;
 use anyhow::anyhow;
 use daxfs_holder::client::{Given, Load, LoadError};
-use daxfs_protocol::{Allowed, Connection, Step};
+use daxfs_protocol::{Allowed, Connection, ContentHash, Step};
 use std::io::Write;
 
 /// Sends the source and follows the load.
@@ -19,7 +19,7 @@ use std::io::Write;
 pub fn run(
     args: &LoadArgs,
     replace: bool,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
     out: &mut Output,
 ) -> anyhow::Result<Outcome> {
     let load = Load {

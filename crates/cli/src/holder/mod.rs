@@ -12,7 +12,7 @@ use crate::args::{DropArgs, HealthArgs, HolderVerb, StopArgs};
 use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{count, human};
-use daxfs_protocol::{Connection, Health};
+use daxfs_protocol::{Connection, ContentHash, Health};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// When the holder cannot be reached, refuses, or cannot start.
 pub fn run(
     verb: &HolderVerb,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
     verify: bool,
     out: &mut Output,
 ) -> anyhow::Result<Outcome> {

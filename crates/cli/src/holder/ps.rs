@@ -73,7 +73,7 @@ impl ImageJson {
             size: info.size,
             memory: info.kind.name(),
             page_size: Some(info.page_size).filter(|&size| size > 0),
-            content_hash: info.content_hash.map(|hash| format!("blake3:{}", hex(&hash))),
+            content_hash: info.content_hash.map(|hash| hash.to_string()),
             device: Some(info.device).filter(|uuid| *uuid != [0; 16]).map(|uuid| uuid_text(&uuid)),
             copies: info
                 .copies
@@ -170,7 +170,7 @@ fn copies(info: &ImageInfo) -> String {
 
 /// The beginning of the content hash, as much as people compare.
 pub fn content(info: &ImageInfo) -> String {
-    info.content_hash.map_or_else(|| "-".to_owned(), |hash| format!("blake3:{}", hex(&hash[..6])))
+    info.content_hash.map_or_else(|| "-".to_owned(), |hash| hash.to_string().chars().take(19).collect())
 }
 
 /// Processes that have the image, besides this one. Only its memory tells, so it is attached for the moment; an image

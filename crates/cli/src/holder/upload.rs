@@ -6,7 +6,7 @@ use crate::output::{Outcome, Output};
 use crate::placements;
 use crate::progress::Progress;
 use crate::text::human;
-use daxfs::{Image, OpenOptions};
+use daxfs::{ContentHash, Image, OpenOptions};
 use daxfs_device::{Device, ImageExt, Placement, UploadOptions, cuda};
 use daxfs_protocol::message::uuid_text;
 use nix::sys::signal::{SigSet, Signal};
@@ -43,7 +43,7 @@ struct CopyJson {
 /// images.
 pub fn run(
     args: &UploadArgs,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
     verify: bool,
     out: &mut Output,
 ) -> anyhow::Result<Outcome> {

@@ -4,7 +4,6 @@ use super::layout::{Checkpoint as CheckpointMap, FileMap, Kind, Layout, TensorMa
 use super::report::is_aligned;
 use crate::json::{self, PathJson};
 use crate::memory::Memory;
-use crate::text::hex;
 use daxfs::{Image, ViewKind};
 use serde::Serialize;
 use std::io::Write;
@@ -109,7 +108,7 @@ pub fn write(
             view,
             view_entries,
             tensors: layout.tensors().count(),
-            content_hash: image.content_hash().map(|hash| hex(&hash)),
+            content_hash: image.content_hash().map(|hash| hash.digits().to_string()),
         },
         memory,
         regions: regions(layout),

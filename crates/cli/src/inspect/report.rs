@@ -2,7 +2,7 @@
 
 use super::layout::{FileMap, Kind, Layout, TensorMap};
 use crate::memory::Memory;
-use crate::text::{Side, Table, alignment, count, escape, hex, human, percent};
+use crate::text::{Side, Table, alignment, count, escape, human, percent};
 use daxfs::{Image, ViewKind};
 use std::io::{self, Write};
 
@@ -53,7 +53,7 @@ fn summary(image: &Image, layout: &Layout, memory: &Memory, out: &mut impl Write
         ),
     );
     if let Some(hash) = image.content_hash() {
-        line("content hash", hex(&hash));
+        line("content hash", hash.digits().to_string());
     }
     for (label, text) in memory.lines() {
         line(label, text);

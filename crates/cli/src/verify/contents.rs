@@ -5,7 +5,7 @@ use crate::paths::each_in_order;
 use crate::progress::Progress;
 use crate::text::{escape, human};
 use daxfs::tensor::index::Groups;
-use daxfs::{Entry, File, FileType, Image, Index, Region, format};
+use daxfs::{ContentHash, Entry, File, FileType, Image, Index, Region, format};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
@@ -58,11 +58,11 @@ pub fn check(image: &Image, index: &Index, quiet: bool, findings: &mut Findings)
         }
     }
     if let Some(computed) = content_hash(image, &known, findings) {
-        findings.facts.content_hash = Some(hash_text(&computed));
+        findings.facts.content_hash = Some(computed.digits().to_string());
         match index.content_hash() {
             Some(stored) if stored != computed => {
                 let text =
-                    format!("content hash is {}, the index has {}", hash_text(&computed), hash_text(&stored));
+                    format!("content hash is {}, the index has {}", computed.digits(), stored.digits());
                 findings.differ(Kind::Hash, None, text);
             }
             _ => (),
@@ -211,7 +211,7 @@ fn content_hash(
     image: &Image,
     hashes: &BTreeMap<u64, [u8; 32]>,
     findings: &mut Findings,
-) -> Option<[u8; 32]> {
+) -> Option<ContentHash> {
     let mut complete = true;
     let hash = daxfs::content_hash_by(image, |file| {
         let hash = hashes.get(&file.ino()).copied();

@@ -4,7 +4,7 @@ use super::{Findings, Kind};
 use crate::args::VerifyArgs;
 use anyhow::bail;
 use daxfs::signature::{PublicKeys, SignatureError, read};
-use daxfs::{Image, parse_content_hash};
+use daxfs::{ContentHash, Image};
 
 /// The keys that the command line names, read before anything that takes long.
 ///
@@ -26,7 +26,7 @@ pub fn check(
 ) -> anyhow::Result<()> {
     // A key on P-256 may have signed the digests of all files instead.
     let files_are_signed = findings.facts.manifests.iter().any(super::manifest::Facts::is_valid_for_all);
-    match findings.facts.content_hash.as_deref().and_then(parse_content_hash) {
+    match findings.facts.content_hash.as_deref().and_then(|content| content.parse().ok()) {
         Some(content) => {
             check_content(image, keys, args, &content, files_are_signed, findings)?;
             let is_signed = files_are_signed || findings.facts.signed_by.is_some();
@@ -48,7 +48,7 @@ fn check_content(
     image: &Image,
     keys: &PublicKeys,
     args: &VerifyArgs,
-    content: &[u8; 32],
+    content: &ContentHash,
     files_are_signed: bool,
     findings: &mut Findings,
 ) -> anyhow::Result<()> {

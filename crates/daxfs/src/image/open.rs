@@ -19,7 +19,7 @@ use crate::signature::{self, PublicKeys, SignatureError};
 use crate::snapshot::{self, Snapshot, Strict};
 use crate::tensor::TensorCache;
 use crate::verify::{self, Lazy, Progress, Verify};
-use crate::{Provenance, Region, content, format};
+use crate::{ContentHash, Provenance, Region, content, format};
 
 /// Default of [`OpenOptions::max_metadata`]: enough for about a million files.
 pub const DEFAULT_MAX_METADATA: u64 = 512 << 20;
@@ -51,7 +51,7 @@ pub struct OpenOptions {
     holder_timeout: Option<Duration>,
     max_metadata: u64,
     backing: Option<Region>,
-    expect: Option<[u8; 32]>,
+    expect: Option<ContentHash>,
     verify: Option<Verify>,
     progress: Option<Progress>,
     signed: Option<Signed>,
@@ -78,7 +78,7 @@ enum Place {
 
 impl Signed {
     /// Checks that the content was signed; the image's holder may have a signature `attached`.
-    fn check(&self, content: &[u8; 32], attached: Option<&str>) -> Result<(), SignatureError> {
+    fn check(&self, content: &ContentHash, attached: Option<&str>) -> Result<(), SignatureError> {
         let found = match &self.place {
             Place::Text(text) => text.clone(),
             Place::File(path) => Some(signature::read(path)?),
@@ -191,8 +191,8 @@ impl OpenOptions {
     /// Whether the bytes of the files are read and compared, too, [`OpenOptions::verify`] says. The table in
     /// `docs/content.md` says what is covered.
     #[must_use]
-    pub fn expect(mut self, content_hash: [u8; 32]) -> Self {
-        self.expect = Some(content_hash);
+    pub fn expect(mut self, content_hash: impl Into<ContentHash>) -> Self {
+        self.expect = Some(content_hash.into());
         self
     }
 
@@ -288,7 +288,7 @@ impl OpenOptions {
     }
 
     /// The content hash of [`OpenOptions::expect`].
-    pub fn expected(&self) -> Option<[u8; 32]> {
+    pub fn expected(&self) -> Option<ContentHash> {
         self.expect
     }
 

@@ -27,7 +27,7 @@ pub use remote::{RemoteAddress, RemoteError, Wanted};
 pub use source::{Opened, Part, Source};
 
 use crate::holder::{Attachment, DEFAULT_TIMEOUT};
-use crate::{Error, Result};
+use crate::{ContentHash, Error, Result};
 
 /// What is known of the writers of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ impl Region {
     /// `private` maps copy-on-write.
     pub(crate) fn open_with(
         source: &OsStr,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         private: bool,
         timeout: Duration,
     ) -> Result<Self> {
@@ -94,7 +94,7 @@ impl Region {
 
     fn open_source(
         source: Source,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         private: bool,
         timeout: Duration,
     ) -> Result<Self> {
@@ -118,7 +118,7 @@ impl Region {
     /// [`Error::Remote`], [`Error::Cancelled`].
     pub fn fetch(
         address: &RemoteAddress,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         mut progress: impl FnMut(u64, u64) -> bool,
     ) -> Result<Self> {
         let region = Self::from_fd(address.fetch(Wanted::Image, expect, &mut progress)?)?;

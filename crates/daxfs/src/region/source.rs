@@ -11,7 +11,7 @@ use dmabuf::{FdInfo, FdKind, Mounted};
 
 use super::{RemoteAddress, Wanted};
 use crate::holder::{Address, Attachment, DEFAULT_TIMEOUT};
-use crate::{Error, Result};
+use crate::{ContentHash, Error, Result};
 
 /// Paths with these beginnings may carry `@OFFSET+LENGTH`: all others are names of files, which may hold an `@`.
 const DEVICES: [&[u8]; 3] = [b"/dev/dax", b"/sys/bus/pci/devices/", b"/sys/devices/"];
@@ -186,7 +186,7 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Memory`] when it cannot be opened or is no memory; [`Error::Holder`].
-    pub fn open(&self, write: bool, expect: Option<[u8; 32]>) -> Result<Opened> {
+    pub fn open(&self, write: bool, expect: Option<ContentHash>) -> Result<Opened> {
         self.open_within(write, expect, DEFAULT_TIMEOUT)
     }
 
@@ -194,7 +194,7 @@ impl Source {
     pub(crate) fn open_within(
         &self,
         write: bool,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         timeout: Duration,
     ) -> Result<Opened> {
         let opened = |fd, part| Ok(Opened { fd, part, attachment: None });

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::SignatureError;
+use crate::ContentHash;
 
 /// There is none.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ impl Signed {
         match *key {}
     }
 
-    pub(super) fn is_of(&self, _content: &[u8; 32]) -> bool {
+    pub(super) fn is_of(&self, _content: &ContentHash) -> bool {
         false
     }
 

@@ -8,6 +8,7 @@ use super::text::{bounded, into_io, read_file};
 use super::{
     PublicKeys, SIGNATURE_MAX, SignatureError, Valid, beside, canonical, cosign, layout_beside, several,
 };
+use crate::ContentHash;
 
 /// What lies beside an image and could be read in part at least. Each kind counts by itself: one that is no signature
 /// takes nothing from another one that is.
@@ -60,7 +61,7 @@ impl Found {
     ///
     /// # Errors
     /// As for [`PublicKeys::verify`], of each kind, and why what else lies there is none.
-    pub fn verify(self, keys: &PublicKeys, content: &[u8; 32]) -> Result<Valid, SignatureError> {
+    pub fn verify(self, keys: &PublicKeys, content: &ContentHash) -> Result<Valid, SignatureError> {
         let mut errors = Vec::new();
         for text in &self.texts {
             match keys.verify(content, text) {

@@ -32,7 +32,8 @@ use std::path::{Path, PathBuf};
 
 use minisign_verify::{Error, PublicKey};
 
-use crate::text::{Escaped, hex};
+use crate::ContentHash;
+use crate::text::Escaped;
 pub use found::{Found, read_beside};
 use text::Part;
 pub use text::{canonical, read};
@@ -181,11 +182,11 @@ pub enum SignatureError {
     #[error(
         "the signature is not valid for the content {}: it is of another content, or was changed (it says {said:?} of \
          itself)",
-        hex(content)
+        content
     )]
     Invalid {
         /// The content.
-        content: [u8; 32],
+        content: ContentHash,
         /// What the signature says of itself, which is not to be trusted here.
         said: String,
     },
@@ -198,8 +199,8 @@ pub enum SignatureError {
 }
 
 /// What is signed: `daxfs content blake3:`, the hash in hexadecimal digits, and a newline.
-pub fn statement(content: &[u8; 32]) -> String {
-    format!("daxfs content {}\n", hex(content))
+pub fn statement(content: &ContentHash) -> String {
+    format!("daxfs content {content}\n")
 }
 
 /// Where the signature of an image in a file by minisign lies: beside it, under its name with [`SUFFIX`].
@@ -302,7 +303,7 @@ impl PublicKeys {
     ///
     /// # Errors
     /// [`SignatureError`]: no signature, by another key, or of another content.
-    pub fn verify(&self, content: &[u8; 32], signature: &str) -> Result<Valid, SignatureError> {
+    pub fn verify(&self, content: &ContentHash, signature: &str) -> Result<Valid, SignatureError> {
         let statement = statement(content);
         let mut refused = None;
         let (parts, others) = text::decode(signature)?;
@@ -366,7 +367,7 @@ impl PublicKeys {
     }
 }
 
-fn invalid(content: &[u8; 32], said: &str) -> SignatureError {
+fn invalid(content: &ContentHash, said: &str) -> SignatureError {
     SignatureError::Invalid { content: *content, said: Escaped(said.as_bytes()).to_string() }
 }
 

@@ -11,18 +11,18 @@ const OTHER_KEY: &str = "untrusted comment: minisign public key E7620F1842B4E81F
 #[test]
 fn what_the_stock_tool_signs_is_valid_for_its_content_alone() {
     let keys = PublicKeys::parse(KEY, "key").unwrap();
-    let comment = keys.verify(&[0; 32], SIGNATURE).unwrap().comment;
+    let comment = keys.verify(&[0; 32].into(), SIGNATURE).unwrap().comment;
     assert!(comment.contains("file:statement"), "{comment}");
-    let replayed = keys.verify(&[1; 32], SIGNATURE).unwrap_err();
+    let replayed = keys.verify(&[1; 32].into(), SIGNATURE).unwrap_err();
     assert!(
-        matches!(&replayed, SignatureError::Invalid { content, .. } if *content == [1; 32]),
+        matches!(&replayed, SignatureError::Invalid { content, .. } if *content == [1; 32].into()),
         "{replayed}"
     );
-    let other = PublicKeys::parse(OTHER_KEY, "key").unwrap().verify(&[0; 32], SIGNATURE).unwrap_err();
+    let other = PublicKeys::parse(OTHER_KEY, "key").unwrap().verify(&[0; 32].into(), SIGNATURE).unwrap_err();
     assert!(matches!(other, SignatureError::OtherKey { keys: 1 }), "{other}");
     let both = PublicKeys::parse(&[OTHER_KEY, KEY].concat(), "keys").unwrap();
     assert_eq!(both.count(), 2);
-    both.verify(&[0; 32], SIGNATURE).unwrap();
+    both.verify(&[0; 32].into(), SIGNATURE).unwrap();
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn no_other_text_is_a_signature() {
     let text = SIGNATURE.trim_end();
     for end in 0..text.len() {
         if text.is_char_boundary(end) {
-            keys.verify(&[0; 32], &text[..end]).unwrap_err();
+            keys.verify(&[0; 32].into(), &text[..end]).unwrap_err();
         }
     }
     let lines: Vec<&str> = text.lines().collect();
@@ -42,21 +42,24 @@ fn no_other_text_is_a_signature() {
             let changed = String::from_utf8(bytes).unwrap();
             let mut other = lines.clone();
             other[at] = &changed;
-            let outcome = keys.verify(&[0; 32], &other.join("\n"));
+            let outcome = keys.verify(&[0; 32].into(), &other.join("\n"));
             assert!(outcome.is_err(), "line {at}, letter {letter}");
         }
     }
     let long = "x".repeat(SIGNATURE_MAX + 1);
-    assert!(matches!(keys.verify(&[0; 32], &long), Err(SignatureError::TooLong { .. })));
+    assert!(matches!(keys.verify(&[0; 32].into(), &long), Err(SignatureError::TooLong { .. })));
     for text in ["", "\n\n\n\n", "a\nb\nc\nd\n", "untrusted comment: \u{1b}\nRUQ=\ntrusted comment: \nRUQ=\n"]
     {
-        assert!(matches!(keys.verify(&[0; 32], text), Err(SignatureError::NotASignature { .. })), "{text:?}");
+        assert!(
+            matches!(keys.verify(&[0; 32].into(), text), Err(SignatureError::NotASignature { .. })),
+            "{text:?}"
+        );
     }
     let old = "untrusted comment: signature from minisign secret key\n\
         RWQf6LRCGA9i59SLOFxz6NxvASXDJeRtuZykwQepbDEGt87ig1BNpWaVWuNrm73YiIiJbq71Wi+dP9eKL8OC351vwIasSSbXxwA=\n\
         trusted comment: timestamp:1555779966\tfile:test\n\
         QtKMXWyYcwdpZAlPF7tE2ENJkRd1ujvKjlj1m9RtHTBnZPa5WKU5uWRs5GoP5M/VqE81QFuMKI5k/SfNQUaOAA==\n";
-    let refused = PublicKeys::parse(OTHER_KEY, "key").unwrap().verify(&[0; 32], old).unwrap_err();
+    let refused = PublicKeys::parse(OTHER_KEY, "key").unwrap().verify(&[0; 32].into(), old).unwrap_err();
     assert!(refused.to_string().contains("of the old kind"), "{refused}");
 }
 
@@ -89,7 +92,7 @@ fn what_is_passed_on_is_signed_and_what_is_found_is_no_link() {
         SIGNATURE.replacen("untrusted comment: ", "untrusted comment: one secret and ", 1) + "another\n";
     let passed = canonical(&text).unwrap();
     assert!(!passed.contains("secret") && !passed.contains("another"), "{passed}");
-    PublicKeys::parse(KEY, "key").unwrap().verify(&[0; 32], &passed).unwrap();
+    PublicKeys::parse(KEY, "key").unwrap().verify(&[0; 32].into(), &passed).unwrap();
     assert_eq!(canonical(&passed).unwrap(), passed);
     assert!(matches!(canonical("a\nsecret\n"), Err(SignatureError::NotASignature { .. })));
     let dir = tempfile::tempdir().unwrap();
@@ -102,7 +105,9 @@ fn what_is_passed_on_is_signed_and_what_is_found_is_no_link() {
     std::fs::rename(dir.path().join("elsewhere"), beside(&image)).unwrap();
     let found = || read_beside(&image).unwrap().unwrap();
     let keys = PublicKeys::parse(KEY, "key").unwrap();
-    assert!(found().verify(&keys, &[0; 32]).is_ok() && found().verify(&keys, &[1; 32]).is_err());
+    assert!(
+        found().verify(&keys, &[0; 32].into()).is_ok() && found().verify(&keys, &[1; 32].into()).is_err()
+    );
     let (text, refused) = found().canonical();
     assert!(text == canonical(SIGNATURE).unwrap() && refused.is_empty(), "{text} {refused:?}");
 }
@@ -112,5 +117,5 @@ fn places() {
     for (image, signature) in [("a/m.daxfs", "a/m.daxfs.minisig"), ("weights/", "weights.minisig")] {
         assert_eq!(beside(Path::new(image)), Path::new(signature));
     }
-    assert_eq!(statement(&[0x0f; 32]), format!("daxfs content blake3:{}\n", "0f".repeat(32)));
+    assert_eq!(statement(&[0x0f; 32].into()), format!("daxfs content blake3:{}\n", "0f".repeat(32)));
 }

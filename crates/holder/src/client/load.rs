@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use daxfs::signature::{self, SignatureError};
-use daxfs::{Escaped, Part, RemoteAddress, Source, Wanted};
+use daxfs::{ContentHash, Escaped, Part, RemoteAddress, Source, Wanted};
 use daxfs_protocol::message::{ImageInfo, Refusal};
 use daxfs_protocol::{Allowed, Connection, HolderError, Step};
 use dmabuf::HugePages;
@@ -54,7 +54,7 @@ pub struct Load {
     /// How a directory is packed.
     pub packing: Packing,
     /// The content hash that the image must have.
-    pub expect: Option<[u8; 32]>,
+    pub expect: Option<ContentHash>,
     /// Who may attach.
     pub allowed: Allowed,
 }
@@ -135,7 +135,7 @@ impl Given {
     /// if its content is the expected one.
     fn open_as(
         &self,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         tell: &mut dyn FnMut(Step) -> bool,
     ) -> Result<OwnedFd, LoadError> {
         match self {
@@ -249,7 +249,7 @@ impl Load {
         options.extend(self.packing.texts());
         options.extend(self.allowed.uids.iter().map(|uid| format!("allow-uid={uid}")));
         options.extend(self.allowed.gids.iter().map(|gid| format!("allow-gid={gid}")));
-        options.extend(self.expect.map(|hash| format!("expect=blake3:{}", hex(&hash))));
+        options.extend(self.expect.map(|hash| format!("expect={hash}")));
         options
     }
 
@@ -357,10 +357,6 @@ fn of_source(error: HolderError, given: &Given) -> LoadError {
         }
         error => LoadError::Holder(error),
     }
-}
-
-fn hex(hash: &[u8; 32]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn system(op: &'static str, subject: String, source: std::io::Error) -> daxfs::Error {

@@ -88,11 +88,7 @@ pub fn write_whole(path: &Path, text: &str) {
 /// BLAKE3 of what the image really holds, not what its index says.
 pub fn hash_of(image: &Image) -> String {
     let hash = daxfs::content_hash(image, |_, _| Ok::<(), daxfs::Error>(())).unwrap();
-    hex(&hash)
-}
-
-pub fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.digits().to_string()
 }
 
 /// Starts this test binary again, to run its test `process` only.

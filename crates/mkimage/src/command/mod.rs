@@ -59,8 +59,7 @@ fn run(args: &Args) -> Result<()> {
             signer.as_ref().map(|signer| signer.place(&file)).transpose()?;
             let mut summary = packer.plan()?.write_file(&file)?;
             if let Some(signer) = signer {
-                let content = summary.content_hash.as_deref().and_then(daxfs::parse_content_hash);
-                let content = content.ok_or_else(|| Error::Setting {
+                let content = summary.content_hash.ok_or_else(|| Error::Setting {
                     option: "--sign",
                     why: "this image has no content hash that could be signed".to_owned(),
                 })?;

@@ -9,15 +9,15 @@ fn stock() -> PathBuf {
 #[test]
 fn keys_of_the_stock_tool_sign() {
     let signer = Signer::open(&stock(), None).unwrap();
-    let text = signer.sign(&[7; 32], Path::new("a/model\n.daxfs")).unwrap();
+    let text = signer.sign(&[7; 32].into(), Path::new("a/model\n.daxfs")).unwrap();
     let keys = PublicKeys::read(&stock().with_extension("pub")).unwrap();
-    let comment = keys.verify(&[7; 32], &text).unwrap().comment;
+    let comment = keys.verify(&[7; 32].into(), &text).unwrap().comment;
     assert!(comment.contains("\tfile:model\\n.daxfs\tdaxfs content blake3:0707"), "{comment}");
     assert_eq!(format!("{signer:?}"), "Signer { .. }");
     let dir = tempfile::tempdir().unwrap();
-    let path = signer.write(&[7; 32], &dir.path().join("m.daxfs"), false).unwrap();
+    let path = signer.write(&[7; 32].into(), &dir.path().join("m.daxfs"), false).unwrap();
     assert!(path.ends_with("m.daxfs.minisig"));
-    keys.verify(&[7; 32], &std::fs::read_to_string(path).unwrap()).unwrap();
+    keys.verify(&[7; 32].into(), &std::fs::read_to_string(path).unwrap()).unwrap();
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn passwords() {
     std::fs::write(&password, "right\n").unwrap();
     let signer = Signer::open(&key, Some(&password)).unwrap();
     let keys = PublicKeys::parse(&pair.pk.to_base64(), "key").unwrap();
-    keys.verify(&[1; 32], &signer.sign(&[1; 32], Path::new("m")).unwrap()).unwrap();
+    keys.verify(&[1; 32].into(), &signer.sign(&[1; 32].into(), Path::new("m")).unwrap()).unwrap();
     std::fs::write(&password, "wrong\n").unwrap();
     let error = Signer::open(&key, Some(&password)).unwrap_err();
     assert!(matches!(error, Error::Key { .. }) && error.to_string().contains("password"), "{error}");
@@ -55,10 +55,10 @@ fn keys_on_p256_sign_into_a_layout() {
         let content = [u8::try_from(number).unwrap(); 32];
         let signer = Signer::open(key, None).unwrap();
         assert_eq!(signer.scheme(), Scheme::Cosign);
-        let path = signer.write(&content, &image, number == 0).unwrap();
+        let path = signer.write(&content.into(), &image, number == 0).unwrap();
         assert!(path.ends_with("m.daxfs.cosign"));
         let text = daxfs::signature::read(&path).unwrap();
-        let valid = keys.verify(&content, &text).unwrap();
+        let valid = keys.verify(&content.into(), &text).unwrap();
         assert!(valid.comment.starts_with("reference:m.daxfs\tcreator:daxfs-pack\ttimestamp:"), "{valid:?}");
         // Nothing of the older signature is left.
         assert_eq!(std::fs::read_dir(path.join("blobs/sha256")).unwrap().count(), 6);
@@ -74,14 +74,14 @@ fn a_layout_takes_the_place_of_nothing_else() {
     let path = signer.place(&image).unwrap();
     let index = path.join("index.json");
     let blobs = path.join("blobs/sha256");
-    signer.write(&[1; 32], &image, false).unwrap();
+    signer.write(&[1; 32].into(), &image, false).unwrap();
     // A kill before the index comes leaves the files before it.
     std::fs::remove_file(&index).unwrap();
-    signer.write(&[2; 32], &image, false).unwrap();
+    signer.write(&[2; 32].into(), &image, false).unwrap();
     let others = std::fs::read_dir(&blobs).unwrap().count();
     // Those that the index leads to go with it, and no other one.
     std::fs::write(blobs.join("notes"), "").unwrap();
-    signer.write(&[3; 32], &image, false).unwrap();
+    signer.write(&[3; 32].into(), &image, false).unwrap();
     assert_eq!(std::fs::read_dir(&blobs).unwrap().count(), others + 1);
     std::fs::rename(&index, dir.path().join("index")).unwrap();
     assert!(matches!(signer.place(&image), Err(Error::Output { .. })), "notes");
@@ -96,7 +96,7 @@ fn a_layout_takes_the_place_of_nothing_else() {
     let own = std::fs::read_to_string(&index).unwrap();
     // As a registry's image with its signatures is saved.
     std::fs::write(&index, own.replace("application/vnd.daxfs.content.v1", "application/other")).unwrap();
-    let error = signer.write(&[1; 32], &image, false).unwrap_err();
+    let error = signer.write(&[1; 32].into(), &image, false).unwrap_err();
     assert!(matches!(error, Error::Output { .. }), "{error}");
     std::fs::remove_file(&index).unwrap();
     std::fs::write(path.join("notes"), "").unwrap();
@@ -115,7 +115,7 @@ fn a_layout_is_written_through_no_link() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("m.daxfs");
     let signer = Signer::open(&on_p256("key.pem"), None).unwrap();
-    let path = signer.write(&[1; 32], &image, false).unwrap();
+    let path = signer.write(&[1; 32].into(), &image, false).unwrap();
     for is_begun in [false, true] {
         for inner in ["", "blobs", "blobs/sha256"] {
             let (place, victim) = (dir.path().join("m.daxfs.cosign").join(inner), dir.path().join("victim"));
@@ -124,7 +124,7 @@ fn a_layout_is_written_through_no_link() {
             std::os::unix::fs::symlink(&victim, place).unwrap();
             std::fs::write(victim.join("precious"), "").unwrap();
             let before = std::fs::read_dir(&victim).unwrap().count();
-            for refused in [signer.place(&image), signer.write(&[2; 32], &image, false)] {
+            for refused in [signer.place(&image), signer.write(&[2; 32].into(), &image, false)] {
                 assert!(matches!(refused, Err(Error::Output { .. })), "{inner}: {refused:?}");
             }
             assert_eq!(std::fs::read_dir(&victim).unwrap().count(), before, "{inner}");
@@ -198,6 +198,6 @@ fn what_is_no_key_is_refused() {
     use ct_codecs::Encoder;
     let text = format!("comment\n{}\n", Base64::encode_to_string(&bytes).unwrap());
     std::fs::write(&path, text).unwrap();
-    let error = Signer::open(&path, None).unwrap().sign(&[0; 32], Path::new("m")).unwrap_err();
+    let error = Signer::open(&path, None).unwrap().sign(&[0; 32].into(), Path::new("m")).unwrap_err();
     assert!(matches!(error, Error::Sign { .. }), "{error}");
 }

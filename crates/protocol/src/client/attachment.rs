@@ -9,8 +9,8 @@ use dmabuf::{FdInfo, FdKind};
 
 use super::connection::DEFAULT_TIMEOUT;
 use super::{Connection, HolderError, Watch};
-use crate::Address;
 use crate::message::{DeviceCopy, ImageInfo, MemoryKind, Reply, Request, Role, SIGNATURE_MAX, Version};
+use crate::{Address, ContentHash};
 
 /// How often an attach is tried when the holder ends the connection instead of answering.
 const ATTEMPTS: u32 = 3;
@@ -47,7 +47,7 @@ impl Attachment {
     ///
     /// # Errors
     /// [`HolderError`].
-    pub fn new(address: Address, expect: Option<[u8; 32]>) -> Result<(Self, OwnedFd), HolderError> {
+    pub fn new(address: Address, expect: Option<ContentHash>) -> Result<(Self, OwnedFd), HolderError> {
         Self::within(address, expect, DEFAULT_TIMEOUT)
     }
 
@@ -58,7 +58,7 @@ impl Attachment {
     /// [`HolderError`]; [`HolderError::Timeout`] when the holder does not answer in that time.
     pub fn within(
         address: Address,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
         timeout: Duration,
     ) -> Result<(Self, OwnedFd), HolderError> {
         let attach = || Connection::open_within(&address.socket, timeout)?.attach(&address.name, expect);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::HolderError;
+use crate::ContentHash;
 use crate::message::{ImageInfo, Reply, Request};
 use crate::wire::{DESCRIPTORS_MAX, MESSAGE_MAX, WireError};
 
@@ -204,7 +205,7 @@ impl Connection {
     pub(super) fn attach(
         &mut self,
         name: &str,
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
     ) -> Result<(ImageInfo, Vec<OwnedFd>), HolderError> {
         match self.request(&Request::Attach { name: name.to_owned(), expect }, &[])? {
             (Reply::Attached(info), descriptors) if info.name == name => Ok((info, descriptors)),

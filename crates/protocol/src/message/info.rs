@@ -1,5 +1,6 @@
 //! What the holder says of an image.
 
+use crate::ContentHash;
 use crate::wire::{Builder, Fields, WireError};
 
 /// Longest name of an image.
@@ -110,7 +111,7 @@ pub struct ImageInfo {
     /// Page size that was obtained, in bytes; 0 when it is not known.
     pub page_size: u64,
     /// Content hash, see `daxfs::format::index`.
-    pub content_hash: Option<[u8; 32]>,
+    pub content_hash: Option<ContentHash>,
     /// UUID of the device that holds the memory; zero for host memory.
     pub device: [u8; 16],
     /// When it was loaded: seconds since 1970.

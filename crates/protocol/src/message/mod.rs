@@ -25,7 +25,7 @@ mod tests {
             size: 1 << 40,
             kind: MemoryKind::SealedMemfd,
             page_size: 2 << 20,
-            content_hash: Some([7; 32]),
+            content_hash: Some([7; 32].into()),
             device: [0; 16],
             loaded: 1_800_000_000,
             attaches: 12,
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn requests_come_back_and_cut_ones_do_not() {
         let requests = [
-            Request::Attach { name: "a".into(), expect: Some([1; 32]) },
+            Request::Attach { name: "a".into(), expect: Some([1; 32].into()) },
             Request::Current { name: "a".into() },
             Request::List { after: String::new() },
             Request::Load { name: "a".into(), replace: true, options: vec!["into=memfd".into()] },

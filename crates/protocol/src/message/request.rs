@@ -3,6 +3,7 @@
 use super::info::{DeviceCopy, read_name};
 use super::reply::{read_ids, write_ids};
 use super::verb::request as verb;
+use crate::ContentHash;
 use crate::wire::{Builder, Fields, Frame, WireError};
 
 /// What a client asks.
@@ -14,7 +15,7 @@ pub enum Request {
         /// Which image.
         name: String,
         /// The content hash that it must have.
-        expect: Option<[u8; 32]>,
+        expect: Option<ContentHash>,
     },
     /// Which generation does the name have?
     Current {

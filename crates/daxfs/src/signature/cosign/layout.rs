@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::{Descriptor, Signed, json, signed_layer};
+use crate::ContentHash;
 use crate::signature::text::read_file;
 use crate::signature::{SIGNATURE_MAX, SignatureError, statement};
 
@@ -58,7 +59,7 @@ struct Manifest {
 }
 
 /// The manifest that stands for a content: an artifact whose one layer is the [`statement`], the same bytes each time.
-pub fn manifest(content: &[u8; 32]) -> String {
+pub fn manifest(content: &ContentHash) -> String {
     let manifest = Manifest {
         schema_version: 2,
         media_type: MANIFEST_TYPE.to_owned(),
@@ -71,7 +72,7 @@ pub fn manifest(content: &[u8; 32]) -> String {
 
 /// Every file of a layout with the manifest of a content and one signature, in DER, of its payload; `index.json`, which
 /// leads to the others, is the last.
-pub fn layout(content: &[u8; 32], payload: &[u8], signature: &[u8]) -> Vec<(PathBuf, Vec<u8>)> {
+pub fn layout(content: &ContentHash, payload: &[u8], signature: &[u8]) -> Vec<(PathBuf, Vec<u8>)> {
     #[derive(Serialize)]
     struct Config {
         architecture: &'static str,

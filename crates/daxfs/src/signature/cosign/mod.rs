@@ -25,8 +25,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 use super::SignatureError;
-use crate::parse_content_hash;
-use crate::text::{Escaped, hex};
+use crate::ContentHash;
+use crate::text::Escaped;
 
 pub(super) use layout::read_layout;
 pub use layout::{MANIFEST_TYPE, is_part, layout, manifest, replaceable_blobs};
@@ -138,7 +138,7 @@ struct Optional {
 
 /// What is to be signed of a content: compact JSON. `reference` is the name of the image, for people; nothing is bound
 /// by it. `time` is in seconds since 1970.
-pub fn payload(content: &[u8; 32], reference: &str, time: u64) -> Vec<u8> {
+pub fn payload(content: &ContentHash, reference: &str, time: u64) -> Vec<u8> {
     let others = [("creator", "daxfs-pack".into()), ("timestamp", time.into())];
     let payload = Payload {
         critical: Critical {
@@ -147,7 +147,7 @@ pub fn payload(content: &[u8; 32], reference: &str, time: u64) -> Vec<u8> {
             r#type: SIGNATURE_TYPE.to_owned(),
         },
         optional: Some(Optional {
-            content: Some(hex(content)),
+            content: Some(content.to_string()),
             others: others.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }),
     };
@@ -193,7 +193,7 @@ pub(super) struct Signed {
 
 /// What stands for the content in a payload.
 enum Bound {
-    Content([u8; 32]),
+    Content(ContentHash),
     Manifest(String),
 }
 
@@ -234,9 +234,9 @@ impl Signed {
         }
         let bound = match optional.and_then(|optional| optional.content) {
             Some(claim) => {
-                let content = parse_content_hash(&claim);
+                let content = claim.parse::<ContentHash>().ok();
                 let content = content.ok_or_else(|| refuse("its claim daxfs-content is no content hash"))?;
-                comment.push_str(&format!("\tdaxfs content {}", hex(&content)));
+                comment.push_str(&format!("\tdaxfs content {content}"));
                 Bound::Content(content)
             }
             None => {
@@ -259,7 +259,7 @@ impl Signed {
     }
 
     /// Whether it is one of this content.
-    pub(super) fn is_of(&self, content: &[u8; 32]) -> bool {
+    pub(super) fn is_of(&self, content: &ContentHash) -> bool {
         match &self.bound {
             Bound::Content(bound) => bound == content,
             Bound::Manifest(bound) => *bound == digest(manifest(content).as_bytes()),

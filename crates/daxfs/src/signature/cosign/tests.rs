@@ -38,54 +38,56 @@ fn write(path: &Path, files: &[(std::path::PathBuf, Vec<u8>)]) {
 
 #[test]
 fn a_claim_binds_the_content_whatever_artifact_is_signed() {
-    let valid = keys().verify(&[0; 32], CLAIM_LINE).unwrap();
+    let valid = keys().verify(&[0; 32].into(), CLAIM_LINE).unwrap();
     assert_eq!(valid.scheme, Scheme::Cosign);
     assert!(
         valid.comment.starts_with("reference:registry.example/llama\tdaxfs content blake3:0000"),
         "{valid:?}"
     );
-    let replayed = keys().verify(&[1; 32], CLAIM_LINE).unwrap_err();
+    let replayed = keys().verify(&[1; 32].into(), CLAIM_LINE).unwrap_err();
     assert!(
-        matches!(&replayed, SignatureError::Invalid { content, .. } if *content == [1; 32]),
+        matches!(&replayed, SignatureError::Invalid { content, .. } if *content == [1; 32].into()),
         "{replayed}"
     );
-    let payload = String::from_utf8(payload(&[7; 32], "m", 9)).unwrap();
-    keys().verify(&[7; 32], &signed(&payload)).unwrap();
+    let payload = String::from_utf8(payload(&[7; 32].into(), "m", 9)).unwrap();
+    keys().verify(&[7; 32].into(), &signed(&payload)).unwrap();
     // The claim counts, and not what else the payload has.
     let other = payload.replace(&"07".repeat(32), &"08".repeat(32));
-    keys().verify(&[7; 32], &signed(&other)).unwrap_err();
+    keys().verify(&[7; 32].into(), &signed(&other)).unwrap_err();
 }
 
 #[test]
 fn without_a_claim_the_manifest_binds_the_content() {
-    let right = digest(manifest(&[7; 32]).as_bytes());
+    let right = digest(manifest(&[7; 32].into()).as_bytes());
     let payload = |digest: &str| {
         format!(
             "{{\"critical\":{{\"identity\":{{\"docker-reference\":\"\"}},\"image\":{{\"docker-manifest-digest\":\
              \"{digest}\"}},\"type\":\"cosign container image signature\"}},\"optional\":null}}"
         )
     };
-    let valid = keys().verify(&[7; 32], &signed(&payload(&right))).unwrap();
+    let valid = keys().verify(&[7; 32].into(), &signed(&payload(&right))).unwrap();
     assert!(valid.comment.ends_with(&right), "{valid:?}");
-    let other = keys().verify(&[8; 32], &signed(&payload(&right))).unwrap_err();
+    let other = keys().verify(&[8; 32].into(), &signed(&payload(&right))).unwrap_err();
     assert!(matches!(other, SignatureError::Invalid { .. }), "{other}");
     // Who has the manifest of a content once has it for ever.
     let golden = "sha256:8ff37e98dd7046cddcda1ff8d6528fbe7d83b7795b73dc42d82dc2d1ed77832f";
-    assert_eq!(right, golden, "{}", manifest(&[7; 32]));
+    assert_eq!(right, golden, "{}", manifest(&[7; 32].into()));
 }
 
 #[test]
 fn what_is_changed_or_of_others_is_refused() {
     let other_type =
-        String::from_utf8(payload(&[7; 32], "m", 9)).unwrap().replace("container image", "other");
+        String::from_utf8(payload(&[7; 32].into(), "m", 9)).unwrap().replace("container image", "other");
     let text = signed(&other_type);
-    assert!(keys().verify(&[7; 32], &text).unwrap_err().to_string().contains("the type of its payload"));
-    let right = signed(&String::from_utf8(payload(&[7; 32], "m", 9)).unwrap());
-    let other_sign = line(&payload(&[7; 32], "m", 9), &sign(b"another"));
-    let changed = keys().verify(&[7; 32], &other_sign).unwrap_err();
+    assert!(
+        keys().verify(&[7; 32].into(), &text).unwrap_err().to_string().contains("the type of its payload")
+    );
+    let right = signed(&String::from_utf8(payload(&[7; 32].into(), "m", 9)).unwrap());
+    let other_sign = line(&payload(&[7; 32].into(), "m", 9), &sign(b"another"));
+    let changed = keys().verify(&[7; 32].into(), &other_sign).unwrap_err();
     assert!(matches!(changed, SignatureError::OtherKey { keys: 1 }), "{changed}");
     for end in 1..right.trim_end().len() {
-        let error = keys().verify(&[7; 32], &right[..end]).unwrap_err();
+        let error = keys().verify(&[7; 32].into(), &right[..end]).unwrap_err();
         assert!(matches!(error, SignatureError::NotASignature { .. }), "{end}: {error}");
     }
     // Each letter counts, of the payload and of the signature.
@@ -94,14 +96,14 @@ fn what_is_changed_or_of_others_is_refused() {
         let mut changed = bytes.to_vec();
         changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
         let changed = String::from_utf8(changed).unwrap();
-        if let Ok(valid) = keys().verify(&[7; 32], &changed) {
+        if let Ok(valid) = keys().verify(&[7; 32].into(), &changed) {
             panic!("{at}: {changed} {valid:?}");
         }
     }
     let minisign = PublicKeys::parse(MINISIGN_KEY, "key").unwrap();
-    let scheme = minisign.verify(&[7; 32], &right).unwrap_err();
+    let scheme = minisign.verify(&[7; 32].into(), &right).unwrap_err();
     assert!(matches!(scheme, SignatureError::OtherScheme { .. }), "{scheme}");
-    assert!(keys().verify(&[0; 32], MINISIGN).unwrap_err().to_string().contains("one of minisign"));
+    assert!(keys().verify(&[0; 32].into(), MINISIGN).unwrap_err().to_string().contains("one of minisign"));
 }
 
 #[test]
@@ -109,13 +111,13 @@ fn one_text_has_signatures_of_both_kinds() {
     let text = MINISIGN.to_owned() + CLAIM_LINE;
     let both = PublicKeys::parse(&[MINISIGN_KEY, "\n", KEY].concat(), "keys").unwrap();
     assert!(both.count() == 2 && both.has(Scheme::Cosign) && both.has(Scheme::Minisign));
-    assert_eq!(both.verify(&[0; 32], &text).unwrap().scheme, Scheme::Minisign);
-    assert_eq!(keys().verify(&[0; 32], &text).unwrap().scheme, Scheme::Cosign);
-    let replayed = both.verify(&[1; 32], &text).unwrap_err();
+    assert_eq!(both.verify(&[0; 32].into(), &text).unwrap().scheme, Scheme::Minisign);
+    assert_eq!(keys().verify(&[0; 32].into(), &text).unwrap().scheme, Scheme::Cosign);
+    let replayed = both.verify(&[1; 32].into(), &text).unwrap_err();
     assert!(matches!(replayed, SignatureError::Invalid { .. }), "{replayed}");
     let passed = canonical(&text).unwrap();
     assert!(passed.lines().count() == 5 && canonical(&passed).unwrap() == passed, "{passed}");
-    keys().verify(&[0; 32], &passed).unwrap();
+    keys().verify(&[0; 32].into(), &passed).unwrap();
     // What nobody signed is not passed on.
     let noted =
         CLAIM_LINE.replace("\"annotations\":{", "\"urls\":[\"secret\"],\"annotations\":{\"a\":\"secret\",");
@@ -130,10 +132,10 @@ fn what_is_no_signature_takes_nothing_from_another_one() {
     let minisign = PublicKeys::parse(MINISIGN_KEY, "key").unwrap();
     for bad in ["{}\n", "{\n", &CLAIM_LINE.replace("simplesigning", "other")] {
         let text = MINISIGN.to_owned() + bad;
-        minisign.verify(&[0; 32], &text).unwrap();
+        minisign.verify(&[0; 32].into(), &text).unwrap();
         assert_eq!(canonical(&text).unwrap(), canonical(MINISIGN).unwrap());
-        keys().verify(&[0; 32], &[bad, CLAIM_LINE, "no line of minisign's\n"].concat()).unwrap();
-        let error = minisign.verify(&[1; 32], &text).unwrap_err();
+        keys().verify(&[0; 32].into(), &[bad, CLAIM_LINE, "no line of minisign's\n"].concat()).unwrap();
+        let error = minisign.verify(&[1; 32].into(), &text).unwrap_err();
         let SignatureError::Several { errors } = &error else { panic!("{error}") };
         assert!(
             matches!(&errors[..], [SignatureError::Invalid { .. }, SignatureError::NotASignature { .. }]),
@@ -148,19 +150,19 @@ fn what_is_no_signature_takes_nothing_from_another_one() {
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("index.json"), "").unwrap();
     let found = || read_beside(&image).unwrap().unwrap();
-    found().verify(&minisign, &[0; 32]).unwrap();
+    found().verify(&minisign, &[0; 32].into()).unwrap();
     let (passed, refused) = found().canonical();
     assert_eq!(passed, canonical(MINISIGN).unwrap());
     assert!(matches!(&refused[..], [SignatureError::NotALayout { .. }]), "{refused:?}");
-    let error = found().verify(&keys(), &[0; 32]).unwrap_err().to_string();
+    let error = found().verify(&keys(), &[0; 32].into()).unwrap_err().to_string();
     assert!(error.contains("one of minisign") && error.contains("it is not an index"), "{error}");
 
-    let payload = payload(&[7; 32], "m", 9);
-    write(&path, &layout(&[7; 32], &payload, &sign(&payload)));
+    let payload = payload(&[7; 32].into(), "m", 9);
+    write(&path, &layout(&[7; 32].into(), &payload, &sign(&payload)));
     std::fs::write(&file, "no signature").unwrap();
-    found().verify(&keys(), &[7; 32]).unwrap();
+    found().verify(&keys(), &[7; 32].into()).unwrap();
     std::fs::remove_dir_all(path.join("blobs")).unwrap();
-    let error = found().verify(&keys(), &[7; 32]).unwrap_err();
+    let error = found().verify(&keys(), &[7; 32].into()).unwrap_err();
     assert!(matches!(&error, SignatureError::Several { errors } if errors.len() == 2), "{error}");
     let (passed, refused) = found().canonical();
     assert!(passed.is_empty() && refused.len() == 2, "{passed} {refused:?}");
@@ -193,8 +195,8 @@ fn layouts_are_read_whole_or_refused() {
     let image = dir.path().join("m.daxfs");
     let path = layout_beside(&image);
     assert!(path.ends_with("m.daxfs.cosign") && read_beside(&image).unwrap().is_none());
-    let payload = payload(&[7; 32], "m", 9);
-    let files = layout(&[7; 32], &payload, &sign(&payload));
+    let payload = payload(&[7; 32].into(), "m", 9);
+    let files = layout(&[7; 32].into(), &payload, &sign(&payload));
     write(&path, &files);
     let mut blobs =
         replaceable_blobs(&path, &|name| dmabuf::open_read_only(&path.join(name))).unwrap().unwrap();
@@ -217,7 +219,7 @@ fn layouts_are_read_whole_or_refused() {
     assert!(refused.is_empty(), "{refused:?}");
     assert_eq!(text, line(&payload, &sign(&payload)));
     assert_eq!(read(&path).unwrap(), text);
-    keys().verify(&[7; 32], &text).unwrap();
+    keys().verify(&[7; 32].into(), &text).unwrap();
     std::fs::write(crate::signature::beside(&image), MINISIGN.trim_end()).unwrap();
     let (both, refused) = found().canonical();
     assert!(both == canonical(MINISIGN).unwrap() + &text && refused.is_empty(), "{both} {refused:?}");

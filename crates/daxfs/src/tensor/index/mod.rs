@@ -24,7 +24,7 @@ use record::{Section, place};
 
 use super::{TensorError, TensorInfo};
 use crate::format::index as raw;
-use crate::{Error, Extent, Image, Region, Result, SharedBytes, ViewKind};
+use crate::{ContentHash, Error, Extent, Image, Region, Result, SharedBytes, ViewKind};
 
 /// Longest tensor name in an index, in bytes.
 pub const MAX_NAME: usize = 64 << 10;
@@ -41,7 +41,7 @@ pub struct Index {
     extent: Extent,
     version: u32,
     flags: u32,
-    content_hash: [u8; 32],
+    content_hash: ContentHash,
     /// The header; none in version 1.
     header: Option<Arc<raw::Header>>,
     /// The table of sections; empty in version 1.
@@ -97,7 +97,7 @@ impl Index {
     }
 
     /// The content hash as the header has it; [`crate::format::index`] defines what it covers.
-    pub fn content_hash(&self) -> Option<[u8; 32]> {
+    pub fn content_hash(&self) -> Option<ContentHash> {
         self.has_hashes().then_some(self.content_hash)
     }
 

@@ -45,7 +45,7 @@ impl Index {
         Ok(Self {
             version: raw::v1::VERSION,
             flags: header.flags.get(),
-            content_hash: header.content_hash,
+            content_hash: header.content_hash.into(),
             header: None,
             table: [].into(),
             files: Section::new("file records", records.0, header.file_count.into(), start, bound)?,
@@ -90,7 +90,7 @@ impl Index {
         Ok(Self {
             version: raw::VERSION,
             flags: header.flags.get(),
-            content_hash: header.content_hash,
+            content_hash: header.content_hash.into(),
             files: found.records(raw::FILES, Counted::In32)?,
             tensors: found.records(raw::TENSORS, Counted::In32)?,
             checkpoints: found.records(raw::CHECKPOINTS, Counted::In32)?,

@@ -82,7 +82,7 @@ fn files_tensors_and_checkpoints_are_found() {
 
 fn finds(index: &Index, inodes: &[u64]) {
     assert_eq!((index.tensor_count(), index.checkpoint_count()), (4, 2));
-    assert_eq!(index.content_hash(), Some([9; 32]));
+    assert_eq!(index.content_hash(), Some([9; 32].into()));
     assert_eq!(index.file_hash(9).unwrap(), Some([9; 32]));
     for ino in [0, 1, 3, 10, u64::from(u32::MAX) + 6, u64::MAX] {
         assert_eq!(index.file(ino).unwrap(), None, "{ino}");
