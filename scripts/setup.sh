@@ -52,6 +52,7 @@ system() {
     [ -e /etc/OpenCL/vendors/pocl.icd ] || packages+=(pocl-opencl-icd ocl-icd-libopencl1) # an OpenCL device
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
     has openssl || packages+=(openssl) # the same for those of cosign
+    has fsck.erofs || packages+=(erofs-utils) # the stock tool that judges EROFS views
     has jq || packages+=(jq) # commands of the documents
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"

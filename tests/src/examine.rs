@@ -64,6 +64,7 @@ fn examine_in(image: &Image, memory: Memory) -> Seen {
     let mut seen = Seen::default();
     assert!(format!("{image:?}").len() < 4096, "Debug of an image is a summary");
     let _ = (image.superblock(), image.view_kind(), image.content_hash());
+    let _ = image.check_erofs();
     let mut inodes = BTreeMap::new();
     for entry in image.walk() {
         seen.entries += 1;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
+use crate::format::erofs;
 use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
 use crate::tensor::error::escaped;
 use crate::tensor::{Place, TensorError};
@@ -76,8 +77,9 @@ pub fn is_content(path: &[u8]) -> bool {
     rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
 }
 
-/// What is in the place of the index, `/.daxfs`, and is not the index: [`is_content`] is false of it, so that no hash
-/// covers it, and nothing may be there. An image with a content to rely on has none.
+/// What is in the place of the index, `/.daxfs`, and is neither the index nor the EROFS view: [`is_content`] is false of
+/// it, so that no hash covers it, and nothing may be there. An image with a content to rely on has none. Nor does a hash
+/// cover the view, which [`Image::check_erofs`] compares.
 pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
     let place = image.root().child(DIR);
     // In the stead of the directory a link or a file is left out of hashes just so.
@@ -86,8 +88,11 @@ pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
         other => (None, other),
     };
     let children = directory.into_iter().flat_map(|directory| directory.children());
-    let is_index = |child: &Entry| child.name() == NAME.as_bytes() && child.file_type() == FileType::File;
-    other.into_iter().chain(children.filter(move |child| !is_index(child)))
+    let is_own = |child: &Entry| {
+        let name = child.name();
+        (name == NAME.as_bytes() || name == erofs::NAME.as_bytes()) && child.file_type() == FileType::File
+    };
+    other.into_iter().chain(children.filter(move |child| !is_own(child)))
 }
 
 /// Hashes every file of an image now, each stretch of the image once, and all of it together, as the version of its
@@ -155,9 +160,11 @@ pub(crate) fn stated_content(image: &Image) -> Result<Option<(ContentHash, Hashe
     let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
     index.check(image)?;
     if let Some(other) = beside_index(image).next() {
-        let (place, rule) = ("directory".into(), "/.daxfs must hold the index and nothing else");
+        let (place, rule) =
+            ("directory".into(), "/.daxfs must hold the index, the EROFS view and nothing else");
         return Err(TensorError::Index { place, rule, found: escaped(&other.path()) }.into());
     }
+    image.check_erofs()?;
     image.charge("hashes of the index", u64::from(index.file_count()).saturating_mul(STATED_BYTES))?;
     let mut hashes = Vec::new();
     for record in index.files() {

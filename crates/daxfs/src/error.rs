@@ -136,6 +136,15 @@ pub enum Error {
     #[error("opening the image was cancelled while its files were hashed")]
     Cancelled,
 
+    /// The EROFS view, by which kernels mount the image, is not that of the image's tree.
+    #[error("/.daxfs/erofs: {place}: {why}; pack the image again, or with --no-erofs")]
+    ErofsView {
+        /// Where in the view, or of what.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+
     /// The region is too small to hold a superblock.
     #[error("region: {len:#x} bytes, but a superblock takes {need:#x}")]
     TooSmall {
@@ -377,6 +386,7 @@ impl Error {
             | Self::Overlap { .. }
             | Self::Invalid { .. }
             | Self::MetadataLimit { .. }
+            | Self::ErofsView { .. }
             | Self::FilesOverlap { .. } => true,
             Self::Tensor(error) => error.is_format(),
             Self::Remote(error) => error.is_format(),

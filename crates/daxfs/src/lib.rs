@@ -58,6 +58,7 @@
 mod budget;
 mod content;
 mod entry;
+pub mod erofs;
 mod error;
 mod faults;
 mod file;

@@ -241,6 +241,8 @@ fn check_magic(source: BorrowedFd<'_>, mapped: Option<&Mapping>) -> Result<()> {
 /// Compares the index with the headers of the files, and recomputes the hashes that the image carries on all processors,
 /// so that a name's content hash is what clients really get, by the index as well as by the files.
 pub(crate) fn verify(image: &Image, watch: &Arc<Watch>) -> Result<()> {
+    image.check_erofs()?;
+    watch.check()?;
     let Some(index) = image.index()? else { return Ok(()) };
     index.check(image)?;
     watch.check()?;

@@ -15,17 +15,19 @@ const HEAD: usize = 4096;
 const STEP: usize = 256 << 10;
 
 /// For every file that repeats another one: its inode, and the lowest inode with the same contents. Files that are
-/// made anew in the image are compared among themselves: they will differ from their source.
+/// made anew in the image are compared among themselves: they will differ from their source. One that `is_alone` repeats
+/// none.
 pub(crate) fn find(
     tree: &Tree,
     numbers: &Numbers,
     is_rewritten: impl Fn(u32) -> bool,
+    is_alone: impl Fn(u32) -> bool,
     threads: Threads,
 ) -> Result<HashMap<u32, u32>> {
     let mut by_size: HashMap<u64, Vec<u32>> = HashMap::new();
     for (ino, node) in numbers.files(tree) {
         let size = tree.node(node).identity.size;
-        if size > 0 {
+        if size > 0 && !is_alone(ino) {
             by_size.entry(size).or_default().push(ino);
         }
     }

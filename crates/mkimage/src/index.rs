@@ -383,6 +383,7 @@ mod tests {
             block_size: 4096,
             align: 2 << 20,
             index,
+            erofs: None,
             overlay: None,
             split: None,
             empty: false,

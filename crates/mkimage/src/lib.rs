@@ -55,6 +55,7 @@ mod buffers;
 pub mod command;
 mod copy;
 mod dedupe;
+mod erofs;
 mod error;
 mod hash;
 mod index;

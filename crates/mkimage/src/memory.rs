@@ -6,7 +6,7 @@ use crate::publish::{self, Region};
 use crate::target::{Access, Target};
 use crate::{Error, Result, metadata};
 use daxfs::Source;
-use daxfs::format::{GENERATION_OFFSET, Generation};
+use daxfs::format::{GENERATION_OFFSET, Generation, erofs};
 use dmabuf::{CpuAccess, HugePages, Memfd, Seals, heap_allocate_on, udmabuf_from, udmabuf_limit};
 use std::ffi::OsStr;
 use std::fmt;
@@ -180,8 +180,13 @@ impl Finish {
     }
 
     /// The superblock that makes the image valid.
-    pub(crate) fn superblock(&self, layout: &Layout, shift: u64) -> Vec<u8> {
-        let mut bytes = metadata::superblock(layout, shift);
+    pub(crate) fn superblock(
+        &self,
+        layout: &Layout,
+        shift: u64,
+        erofs: Option<&erofs::Superblock>,
+    ) -> Vec<u8> {
+        let mut bytes = metadata::superblock(layout, shift, erofs);
         if let Finish::Region { region, .. } = self
             && region.generation > 0
         {

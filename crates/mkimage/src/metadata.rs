@@ -6,18 +6,19 @@ use crate::plan::{Format, INODE_SIZE, Layout};
 use crate::tree::{Kind, ROOT, Tree};
 use daxfs::format::{
     DIRENT_STRIDE, Dirent, Inode, MAGIC, NAME_MAX, ROOT_INO, S_IFDIR, S_IFMT, S_IFREG, SUPERBLOCK_SIZE,
-    index, v5, v8,
+    erofs, index, v5, v8,
 };
 use std::ops::Range;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Permissions of `/.daxfs`; it has the owner of the root.
 const INDEX_DIRECTORY_MODE: u32 = S_IFDIR | 0o755;
-/// Permissions of `/.daxfs/index`.
+/// Permissions of what is in it.
 const INDEX_MODE: u32 = S_IFREG | 0o444;
 
-/// The first 4096 bytes of the image, whose base image lies `shift` bytes behind its place in an image of its own.
-pub(crate) fn superblock(layout: &Layout, shift: u64) -> Vec<u8> {
+/// The first 4096 bytes of the image, whose base image lies `shift` bytes behind its place in an image of its own, with
+/// the superblock of its EROFS view.
+pub(crate) fn superblock(layout: &Layout, shift: u64, erofs: Option<&erofs::Superblock>) -> Vec<u8> {
     let base_size = layout.base_end - layout.base;
     let mut bytes = match layout.shape.format {
         Format::V8 => {
@@ -61,6 +62,10 @@ pub(crate) fn superblock(layout: &Layout, shift: u64) -> Vec<u8> {
         }
     };
     bytes.resize(SUPERBLOCK_SIZE, 0);
+    if let Some(erofs) = erofs {
+        let place = erofs::SUPERBLOCK_OFFSET..erofs::SUPERBLOCK_OFFSET + size_of::<erofs::Superblock>();
+        bytes[place].copy_from_slice(erofs.as_bytes());
+    }
     bytes
 }
 
@@ -138,7 +143,7 @@ fn inode(layout: &Layout, tree: &Tree, ino: u32) -> Inode {
         Some(&number) => {
             let node = tree.node(number);
             // The index's directory is one more subdirectory of the root.
-            let own = u32::from(number == ROOT && layout.shape.index.is_some());
+            let own = u32::from(number == ROOT && layout.index_directory().is_some());
             (node.mode, node.uid, node.gid, layout.numbers.links[(ino - 1) as usize] + own)
         }
         None if Some(ino) == layout.index_directory() => (INDEX_DIRECTORY_MODE, root.uid, root.gid, 2),
@@ -161,7 +166,8 @@ fn inode(layout: &Layout, tree: &Tree, ino: u32) -> Inode {
 fn entry(layout: &Layout, tree: &Tree, directory: u32, at: u64) -> Dirent {
     let at = u32::try_from(at).unwrap_or(u32::MAX);
     let Some(&number) = layout.numbers.node.get((directory - 1) as usize) else {
-        return dirent(layout.inode_count, INDEX_MODE, b"index");
+        let own = layout.own_entries().nth(usize::try_from(at).unwrap_or(usize::MAX));
+        return own.map_or_else(Dirent::new_zeroed, |(ino, name)| dirent(ino, INDEX_MODE, name.as_bytes()));
     };
     let children = tree.children(number);
     let mut at = children.start + at;

@@ -1,6 +1,7 @@
 //! The builder: what to pack and how, and the plan that comes out of it.
 
 use crate::align::Rewrite;
+use crate::erofs::{self, View};
 use crate::parallel::Threads;
 use crate::plan::{Format, Layout, Numbers, Placement, Shape};
 use crate::progress::{Progress, Silent};
@@ -52,6 +53,8 @@ pub struct Packer {
     dedupe: bool,
     overlay: Option<Overlay>,
     empty: bool,
+    erofs: Option<bool>,
+    mtimes: bool,
     settings: Settings,
 }
 
@@ -99,6 +102,8 @@ impl Packer {
             dedupe: false,
             overlay: None,
             empty: false,
+            erofs: None,
+            mtimes: false,
             settings: Settings {
                 hash: true,
                 pages: HugePages::Auto,
@@ -234,6 +239,23 @@ impl Packer {
         self
     }
 
+    /// Whether the image gets an EROFS view ([`daxfs::erofs`]), by which every stock Linux mounts it: a second file system
+    /// over the same data blocks. By default it gets none. No hash covers the view: readers compare it with the image's
+    /// own tree.
+    #[must_use]
+    pub fn erofs(mut self, on: bool) -> Packer {
+        self.erofs = Some(on);
+        self
+    }
+
+    /// Whether the EROFS view has the times at which the sources were modified, off by default: the same contents give the
+    /// same image then, whenever they were made, and all times are 0, as the kernel's DAXFS shows them.
+    #[must_use]
+    pub fn mtimes(mut self, on: bool) -> Packer {
+        self.mtimes = on;
+        self
+    }
+
     /// The format's version, [`Format::V8`] by default.
     #[must_use]
     pub fn format(mut self, format: Format) -> Packer {
@@ -355,7 +377,8 @@ impl Packer {
     }
 
     /// Lists the inputs, reads the headers of safetensors files, and lays the image out. Equal inputs and settings
-    /// give an equal image: no time, owner of the process or order of a directory goes into it.
+    /// give an equal image: no time, owner of the process or order of a directory goes into it, but for the times that
+    /// [`Packer::mtimes`] asks for.
     ///
     /// # Errors
     ///
@@ -372,20 +395,35 @@ impl Packer {
         let tensors = tensors::read(&tree, &numbers, tensor_align)?;
         tensors::check_counts(&tensors)?;
         let is_rewritten = |ino| tensors.rewrite(ino).is_some();
+        let has_view = self.has_view();
+        let capabilities = match has_view {
+            true => erofs::capabilities(&tree, &numbers, self.settings.threads)?,
+            false => HashMap::new(),
+        };
+        // A view has no room for the end of a file beside its capabilities.
+        let is_alone = |ino| capabilities.contains_key(&ino);
         let shares = match self.dedupe {
-            true => dedupe::find(&tree, &numbers, is_rewritten, self.settings.threads)?,
+            true => dedupe::find(&tree, &numbers, is_rewritten, is_alone, self.settings.threads)?,
             false => HashMap::new(),
         };
         // Hashes are the identity of any content, so they are kept without tensors, too.
         let indexed = !self.empty && !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
         let size_of = |ino, size| tensors.rewrite(ino).map_or(size, |rewrite| rewrite.len);
         let index = indexed.then(|| index::size(&tree, &numbers, &tensors, size_of, self.settings.hash));
+        let view = match has_view {
+            true => {
+                let shape = daxfs::erofs::Shape { block_size: self.block_size, times: self.mtimes };
+                Some(View::plan(&tree, &numbers, capabilities, shape, &size_of, &shares)?)
+            }
+            false => None,
+        };
         let unit = self.align.max(tensor_align.unwrap_or(1)).max(self.block_size.into());
         let shape = Shape {
             format: self.format,
             block_size: self.block_size,
             align: self.align,
             index,
+            erofs: view.as_ref().map(View::len),
             overlay: self.overlay,
             split: self.settings.split.as_ref().map(|_| unit),
             empty: self.empty,
@@ -398,7 +436,22 @@ impl Packer {
         let layout = Layout::new(&tree, numbers, placement, shape)?;
         let mut settings = self.settings;
         settings.unit = unit;
-        Ok(Plan { tree, tensors, layout, shares, settings })
+        if view.is_some() && layout.total / u64::from(self.block_size) > u64::from(u32::MAX) {
+            let why = format!("an image of more than 2^32 blocks of {} bytes can have none", self.block_size);
+            return Err(erofs::refuse(&why));
+        }
+        Ok(Plan { tree, tensors, layout, shares, view, settings })
+    }
+
+    /// Whether the image gets an EROFS view.
+    fn has_view(&self) -> bool {
+        self.erofs == Some(true)
+    }
+
+    /// Why it can have none.
+    fn view_obstacle(&self) -> Option<&'static str> {
+        let split = self.settings.split.is_some();
+        erofs::obstacle(self.rules.plain, self.overlay.is_some(), split, self.empty)
     }
 
     /// What tensors are moved to multiples of; `None`: they stay where they are.
@@ -454,6 +507,12 @@ impl Packer {
                 return fail("--empty", "such an image is its --overlay; say how large it is".to_owned());
             }
         }
+        if let Some(why) = self.view_obstacle().filter(|_| self.erofs == Some(true)) {
+            return fail("--erofs", why.to_owned());
+        }
+        if self.mtimes && !self.has_view() {
+            return fail("--mtimes", "is for images with an EROFS view, and this one has none".to_owned());
+        }
         if let Some(mode) = self.settings.mode.filter(|mode| *mode > 0o777) {
             return fail("--mode", format!("{mode:o} is not within 0 to 777"));
         }
@@ -475,6 +534,8 @@ pub struct Plan {
     pub(crate) layout: Layout,
     /// Inodes whose contents another inode has, too.
     pub(crate) shares: HashMap<u32, u32>,
+    /// The EROFS view, if the image gets one.
+    pub(crate) view: Option<View>,
     pub(crate) settings: Settings,
 }
 

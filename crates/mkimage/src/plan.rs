@@ -7,6 +7,7 @@
 //! directories           272 bytes per entry, in inode order
 //! symbolic links        target and a NUL each, packed
 //! /.daxfs/index         from the next block boundary
+//! /.daxfs/erofs         from the next block boundary
 //! files below `align`   in inode order, each from a block boundary
 //! files from `align` up in inode order, each from a multiple of `align`
 //! ```
@@ -19,13 +20,13 @@
 //! touches. Large files come last so that their alignment leaves one gap after the small files and one at the
 //! end of each large file, and nothing else.
 //!
-//! Inodes are numbered in walk order, directory by directory, root first; the index's directory and the index
-//! come last. A hard-linked file has the number of its first name.
+//! Inodes are numbered in walk order, directory by directory, root first; the index's directory, the index and the EROFS
+//! view come last. A hard-linked file has the number of its first name.
 
 use crate::regions::{CachePlace, Overlay, OverlayPlace};
 use crate::tree::{Kind, ROOT, Tree};
 use crate::{Error, Result};
-use daxfs::format::{DIRENT_SIZE, DIRENT_STRIDE, Inode, ROOT_INO, SUPERBLOCK_SIZE, v5};
+use daxfs::format::{DIRENT_SIZE, DIRENT_STRIDE, Inode, ROOT_INO, SUPERBLOCK_SIZE, erofs, index, v5};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -141,12 +142,29 @@ pub(crate) struct Shape {
     pub(crate) align: u64,
     /// Bytes of the index file, when one is written.
     pub(crate) index: Option<u64>,
+    /// Bytes of the EROFS view, when one is written.
+    pub(crate) erofs: Option<u64>,
     /// Room for changes.
     pub(crate) overlay: Option<Overlay>,
     /// Whether what is in files goes into a backing file, whose beginning is planned on a multiple of this.
     pub(crate) split: Option<u64>,
     /// Whether there is no base image: the root lies in the overlay.
     pub(crate) empty: bool,
+}
+
+impl Shape {
+    /// Files in `/.daxfs`.
+    fn own_files(&self) -> u32 {
+        u32::from(self.index.is_some()) + u32::from(self.erofs.is_some())
+    }
+
+    /// Their inodes, and that of the directory.
+    pub(crate) fn own_inodes(&self) -> u32 {
+        match self.own_files() {
+            0 => 0,
+            files => files + 1,
+        }
+    }
 }
 
 /// What is known of a file besides its node.
@@ -177,7 +195,7 @@ pub(crate) struct Layout {
     pub(crate) backing: Option<Range<u64>>,
     /// Start of the inode table.
     pub(crate) inode_table: u64,
-    /// Inodes, with the index's two.
+    /// Inodes, with those of `/.daxfs` and what is in it.
     pub(crate) inode_count: u32,
     /// Per inode, by number: where its data lies. The length of a directory is its array, 272 per entry.
     pub(crate) extents: Vec<Extent>,
@@ -209,7 +227,7 @@ impl Layout {
         if shape.empty {
             return Layout::without_base(numbers, shape);
         }
-        let inode_count = u64::from(numbers.count()) + if shape.index.is_some() { 2 } else { 0 };
+        let inode_count = u64::from(numbers.count()) + u64::from(shape.own_inodes());
         let inode_count = u32::try_from(inode_count).map_err(|_| Error::TooMany {
             what: "inodes",
             got: inode_count,
@@ -324,11 +342,11 @@ impl Layout {
     }
 
     fn place_metadata(&mut self, tree: &Tree, cursor: &mut Cursor) -> Result<()> {
-        let own_entries = u64::from(self.shape.index.is_some());
+        let own_entries = u64::from(self.index_directory().is_some());
         for at in 0..self.extents.len() {
             let ino = u32::try_from(at + 1).unwrap_or(u32::MAX);
             let entries = if Some(ino) == self.index_directory() {
-                1
+                u64::from(self.shape.own_files())
             } else {
                 let Some(&node) = self.numbers.node.get(at) else { continue };
                 let Kind::Directory { count, .. } = tree.node(node).kind else { continue };
@@ -359,6 +377,9 @@ impl Layout {
         let block = u64::from(self.shape.block_size);
         if let (Some(len), Some(ino)) = (self.shape.index, self.index_file()) {
             self.extents[(ino - 1) as usize] = cursor.take("the index", len, block)?;
+        }
+        if let (Some(len), Some(ino)) = (self.shape.erofs, self.erofs_file()) {
+            self.extents[(ino - 1) as usize] = cursor.take("the EROFS view", len, block)?;
         }
         let files: Vec<u32> = self.numbers.files(tree).map(|(ino, _)| ino).collect();
         let mut sharing = Vec::new();
@@ -393,14 +414,26 @@ impl Layout {
         self.extents[(ino - 1) as usize]
     }
 
-    /// Inode of `/.daxfs`, when an index is written.
+    /// Inode of `/.daxfs`, when something is written there.
     pub(crate) fn index_directory(&self) -> Option<u32> {
-        self.shape.index.map(|_| self.inode_count - 1)
+        let files = self.shape.own_files();
+        (files > 0).then(|| self.inode_count - files)
     }
 
     /// Inode of `/.daxfs/index`.
     pub(crate) fn index_file(&self) -> Option<u32> {
-        self.shape.index.map(|_| self.inode_count)
+        self.shape.index.and(self.index_directory()).map(|directory| directory + 1)
+    }
+
+    /// Inode of `/.daxfs/erofs`.
+    pub(crate) fn erofs_file(&self) -> Option<u32> {
+        self.shape.erofs.map(|_| self.inode_count)
+    }
+
+    /// What is in `/.daxfs`, in the order of names.
+    pub(crate) fn own_entries(&self) -> impl Iterator<Item = (u32, &'static str)> {
+        let erofs = self.erofs_file().map(|ino| (ino, erofs::NAME));
+        erofs.into_iter().chain(self.index_file().map(|ino| (ino, index::NAME)))
     }
 
     /// The size field of an inode: what `stat` shows.
@@ -423,13 +456,13 @@ impl Layout {
     /// Bytes of the image that hold nothing: padding between extents.
     pub(crate) fn waste(&self) -> u64 {
         let files: u64 = self.files.iter().map(|&ino| self.extent(ino).len).sum();
-        let index = self.index_file().map_or(0, |ino| self.extent(ino).len);
+        let own: u64 = self.own_entries().map(|(ino, _)| self.extent(ino).len).sum();
         if self.shape.empty {
             return 0;
         }
         let head = SUPERBLOCK_SIZE as u64 + (self.metadata_end - self.base.max(SUPERBLOCK_SIZE as u64));
         let backing = self.backing.as_ref().map_or(0, |backing| backing.end - backing.start);
-        self.base_end + backing - head - files - index
+        self.base_end + backing - head - files - own
     }
 }
 

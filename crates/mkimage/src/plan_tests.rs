@@ -11,6 +11,7 @@ const SHAPE: Shape = Shape {
     block_size: 4096,
     align: 2 << 20,
     index: None,
+    erofs: None,
     overlay: None,
     split: None,
     empty: false,
@@ -22,7 +23,7 @@ fn plan(tree: &Tree, shape: Shape) -> Layout {
 
 /// The metadata of an image, put together from pieces of `step` bytes as the writer does.
 fn metadata_bytes(tree: &Tree, layout: &Layout, step: u64) -> Vec<u8> {
-    let mut bytes = metadata::superblock(layout, 0);
+    let mut bytes = metadata::superblock(layout, 0, None);
     bytes.resize(usize::try_from(layout.metadata_end).unwrap(), 0);
     let mut at = 0;
     while at < layout.metadata_end {
@@ -125,7 +126,7 @@ fn the_superblock_says_where_things_are() {
     for block_size in [4096, 16384, 65536] {
         let layout = plan(&tree, Shape { block_size, ..SHAPE });
         check_disjoint(&layout);
-        let superblock: v8::Superblock = read(&metadata::superblock(&layout, 0), 0);
+        let superblock: v8::Superblock = read(&metadata::superblock(&layout, 0, None), 0);
         let block = u64::from(block_size);
         assert_eq!(superblock.block_size.get(), block_size);
         assert_eq!(superblock.total_size.get(), layout.total);

@@ -4,7 +4,7 @@ use crate::block::Block;
 use crate::buffers::Buffers;
 use crate::summary::Size;
 use crate::{Error, Result, writeback};
-use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE};
+use daxfs::format::{GENERATION_OFFSET, Generation, SUPERBLOCK_SIZE, erofs};
 use dmabuf::{HugePages, Mapping, allocate_huge, huge_page_size, page_size};
 use std::fs::File;
 use std::ops::Range;
@@ -265,30 +265,39 @@ impl Target {
         // The record first: who finds no magic finds the reason.
         self.write_at(GENERATION_OFFSET as u64, record.as_bytes())?;
         fence(Ordering::SeqCst);
-        self.write_at(0, &[0; 4])?;
-        fence(Ordering::SeqCst);
+        self.clear_magic()
+    }
+
+    /// Takes what kernels and readers look for away: DAXFS's magic, and that of an EROFS view.
+    fn clear_magic(&self) -> Result<()> {
+        for offset in [0, erofs::SUPERBLOCK_OFFSET] {
+            self.write_at(offset as u64, &[0; 4])?;
+            fence(Ordering::SeqCst);
+        }
         Ok(())
     }
 
-    /// Writes the superblock so that its magic appears last: until then nobody takes the target for an image.
+    /// Writes the superblock so that its magic appears last, and that of an EROFS view just before it: until then nobody
+    /// takes the target for an image.
     ///
     /// Everything that was written before is visible before: on this machine by the fences, on machines that share
     /// the memory by what was flushed.
     pub(crate) fn write_superblock(&self, bytes: &[u8]) -> Result<()> {
-        let (magic, rest) = bytes.split_at(4);
+        let view = erofs::SUPERBLOCK_OFFSET..erofs::SUPERBLOCK_OFFSET + 4;
+        let mut rest = bytes.to_vec();
+        rest[view.clone()].fill(0);
         fence(Ordering::SeqCst);
         if self.keeps_head {
             match Generation::find(bytes) {
                 Some(record) => self.invalidate(&Generation::new(record.number.get(), true))?,
-                None => {
-                    self.write_at(0, &[0; 4])?;
-                    fence(Ordering::SeqCst);
-                }
+                None => self.clear_magic()?,
             }
         }
-        self.write_at(4, rest)?;
+        self.write_at(4, &rest[4..])?;
         fence(Ordering::SeqCst);
-        self.write_at(0, magic)?;
+        self.write_at(view.start as u64, &bytes[view])?;
+        fence(Ordering::SeqCst);
+        self.write_at(0, &bytes[..4])?;
         fence(Ordering::SeqCst);
         Ok(())
     }

@@ -35,7 +35,7 @@ pub(crate) fn verify(
     }
     let image = options.open_region(region.clone())?;
     let names = plan.tree.nodes.len();
-    let own = if plan.layout.shape.index.is_some() { 2 } else { 0 };
+    let own = usize::try_from(plan.layout.shape.own_inodes()).unwrap_or(usize::MAX);
     if image.len() != names + own {
         return Err(mismatch(b"/", format!("{} names, the source has {}", image.len(), names + own)));
     }
@@ -50,7 +50,13 @@ pub(crate) fn verify(
         }
         Ok(())
     })?;
-    check_index(plan, &image, own > 0, content_hash)?;
+    check_index(plan, &image, plan.layout.shape.index.is_some(), content_hash)?;
+    if image.check_erofs()? != plan.view.is_some() {
+        return Err(mismatch(
+            daxfs::format::erofs::PATH.as_bytes(),
+            "the reader does not find it".to_owned(),
+        ));
+    }
     drop(access);
     Ok(())
 }
@@ -61,7 +67,7 @@ fn check_name(plan: &Plan, image: &Image, number: u32) -> Result<()> {
     let entry = image.entry_no_follow(&path)?;
     let node = plan.tree.node(number);
     let ino = plan.layout.numbers.ino[number as usize];
-    let root_extra = u32::from(number == 0 && plan.layout.shape.index.is_some());
+    let root_extra = u32::from(number == 0 && plan.layout.index_directory().is_some());
     let links = plan.layout.numbers.links[(ino - 1) as usize] + root_extra;
     let wanted =
         (u64::from(ino), node.mode, node.uid, node.gid, plan.layout.size_field(&plan.tree, ino), links);

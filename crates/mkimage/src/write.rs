@@ -13,6 +13,7 @@ use crate::summary::{Pages, Size, Summary};
 use crate::target::{Access, DISK_STEP, Target};
 use crate::tree::Kind;
 use crate::{Error, Result, metadata, parallel, reflink, verify};
+use daxfs::format::erofs;
 use daxfs::{Part, Region};
 use dmabuf::{CpuAccess, HugePages, Mapping};
 use nix::sys::stat::{FileStat, fstat};
@@ -117,8 +118,8 @@ impl Plan {
         let mut summary = Summary::of(self, path.display().to_string());
         summary.mode = Some(format!("{:04o}", output.mode));
         summary.is_private = matches!(readers, Readers::Of { others: false, .. });
-        self.write(&target, backing.as_ref(), !is_memory, &mut summary)?;
-        target.write_superblock(&metadata::superblock(&self.layout, 0))?;
+        let erofs = self.write(&target, backing.as_ref(), !is_memory, &mut summary)?;
+        target.write_superblock(&metadata::superblock(&self.layout, 0, erofs.as_ref()))?;
         if is_memory {
             self.describe_pages(target.file.as_fd(), &mut summary)?;
         }
@@ -181,8 +182,8 @@ impl Plan {
         })?;
         {
             let access = finish.begin(&target)?;
-            self.write(&target, backing.as_ref(), false, &mut summary)?;
-            target.write_superblock(&finish.superblock(&self.layout, target.shift))?;
+            let erofs = self.write(&target, backing.as_ref(), false, &mut summary)?;
+            target.write_superblock(&finish.superblock(&self.layout, target.shift, erofs.as_ref()))?;
             access.map_or(Ok(()), CpuAccess::finish)?;
         }
         if finish.has_pages() {
@@ -212,14 +213,14 @@ impl Plan {
         Ok((fd, part, summary))
     }
 
-    /// Fills the target with everything but the superblock.
+    /// Fills the target with everything but the superblock. Returns that of the EROFS view.
     fn write(
         &self,
         target: &Target,
         backing: Option<&Backing>,
         is_file: bool,
         summary: &mut Summary,
-    ) -> Result<()> {
+    ) -> Result<Option<erofs::Superblock>> {
         let progress = &*self.settings.progress;
         progress.start(summary.data_bytes);
         let outcome = self.write_parts(target, backing, is_file, summary);
@@ -233,7 +234,7 @@ impl Plan {
         backing: Option<&Backing>,
         is_file: bool,
         summary: &mut Summary,
-    ) -> Result<()> {
+    ) -> Result<Option<erofs::Superblock>> {
         // The one of the two that what is in files goes to.
         let files = backing.map_or(target, |backing| &backing.target);
         let can_clone = is_file || backing.is_some();
@@ -264,7 +265,7 @@ impl Plan {
             files.write_late(self.layout.extent(ino).offset, &bytes)?;
             summary.content_hash = content;
         }
-        Ok(())
+        self.view.as_ref().map_or(Ok(None), |view| view.write(self, target))
     }
 
     /// Copies everything but superblock and index, on several threads. The hashes come back unsorted: those of the

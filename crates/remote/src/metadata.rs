@@ -59,12 +59,13 @@ pub(crate) async fn fetch(fetch: &Arc<Fetch>, target: &Arc<Target>) -> Result<Im
     }
     let options = OpenOptions::new().max_metadata(fetch.options.max_metadata).verify(Verify::Stored);
     let image = options.open_region(region.clone()).map_err(|error| fetch.image(error))?;
-    let index = match image.entry_no_follow(format::index::PATH) {
-        Ok(entry) => entry.file().ok().and_then(|file| file.extent()),
-        Err(_) => None,
-    };
-    let Some(index) = index else { return Ok(image) };
-    wanted.get(target, "the index", Vec::from([bounded(index.offset, index.len, target.len())])).await?;
+    let extent = |path| image.entry_no_follow(path).ok()?.file().ok()?.extent();
+    let Some(index) = extent(format::index::PATH) else { return Ok(image) };
+    // A view is compared with the tree where a content is expected; the packer puts it beside the index.
+    let view = extent(format::erofs::PATH).filter(|_| fetch.options.expect.is_some());
+    let own = [Some(index), view].into_iter().flatten();
+    let own = own.map(|extent| bounded(extent.offset, extent.len, target.len())).collect();
+    wanted.get(target, "the index", own).await?;
     // Anew, since what was looked up before is kept.
     drop(image);
     let options = match fetch.options.expect {

@@ -63,6 +63,8 @@ pub enum Kind {
     Manifest,
     /// The signature of the content.
     Signature,
+    /// The EROFS view.
+    Erofs,
 }
 
 impl Kind {
@@ -77,6 +79,7 @@ impl Kind {
             Self::Sha256 => "sha256",
             Self::Manifest => "manifest",
             Self::Signature => "signature",
+            Self::Erofs => "erofs",
         }
     }
 }
@@ -88,6 +91,8 @@ pub struct Facts {
     pub entries: usize,
     /// True when the image has an index.
     pub indexed: bool,
+    /// True when the image has an EROFS view, which is that of its tree.
+    pub erofs: bool,
     /// Files that were hashed.
     pub hashed_files: usize,
     /// Their bytes.
@@ -156,6 +161,19 @@ impl Findings {
         }
     }
 
+    /// As [`Findings::judge`], of the EROFS view, whose messages say where.
+    fn judge_view(&mut self, error: daxfs::Error) {
+        match error {
+            daxfs::Error::Memory(_) | daxfs::Error::MetadataLimit { .. } => self.fail(error),
+            error => {
+                let text = error.to_string();
+                let place = format!("{}: ", format::erofs::PATH);
+                let text = text.strip_prefix(&place).unwrap_or(&text).to_owned();
+                self.differ(Kind::Erofs, Some(format::erofs::PATH.as_bytes()), text);
+            }
+        }
+    }
+
     fn is_clean(&self) -> bool {
         self.differences.is_empty() && self.errors.is_empty() && self.unlisted == 0
     }
@@ -196,8 +214,12 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
         }
     };
     for other in daxfs::beside_index(&image) {
-        let text = "/.daxfs must hold the index and nothing else: no hash and no signature covers this";
+        let text = "/.daxfs must hold the index, the EROFS view and nothing else: no hash and no signature covers this";
         findings.differ(Kind::Index, Some(&other.path()), text);
+    }
+    match image.check_erofs() {
+        Ok(found) => findings.facts.erofs = found,
+        Err(error) => findings.judge_view(error),
     }
     let mut sound = true;
     if let Some(index) = index {
@@ -276,6 +298,9 @@ fn summary(image: &Image, findings: &Findings, args: &VerifyArgs) -> String {
     if facts.hashed_files > 0 {
         let files = count(facts.hashed_files as u64, "file", "files");
         parts.push(format!("hashes of {files} ({})", human(facts.hashed_bytes)));
+    }
+    if facts.erofs {
+        parts.push("the EROFS view".to_owned());
     }
     if facts.tensors > 0 {
         parts.push(count(facts.tensors, "tensor", "tensors"));

@@ -4,6 +4,7 @@
 //! byte offset of a copy. Offsets in the doc comments are from the start of the struct. Layout assertions
 //! stand below each struct.
 
+pub mod erofs;
 pub mod index;
 pub mod v5;
 pub mod v8;
