@@ -105,7 +105,8 @@ def format_() -> str:
     lines = [module(FORMAT / "mod.rs"), ""]
     for title, file in (("Version 8", "v8.rs"), ("Version 5", "v5.rs"), ("What both have", "mod.rs")):
         lines += [f"## {title}", "", *structures(FORMAT / file)]
-    lines += ["## The index", "", module(FORMAT / "index.rs"), "", *structures(FORMAT / "index.rs")]
+    for title, file in (("The index", "index.rs"), ("The EROFS view", "erofs.rs")):
+        lines += [f"## {title}", "", module(FORMAT / file), "", *structures(FORMAT / file)]
     return "\n".join(lines)
 
 
