@@ -130,6 +130,30 @@ def write_gguf(folder: Path) -> None:
         (folder / f"{name}-body").write_bytes(data[8:])
 
 
+def write_checkpoints(folder: Path) -> None:
+    """Write pickles as torch.save makes them, with each form that tensors have."""
+
+    def text(data: str) -> bytes:
+        return b"X" + struct.pack("<I", len(data)) + data.encode()
+
+    def arguments(kind: str, more: bytes = b"") -> bytes:
+        storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text("0") + text("cpu") + b"K\x10tQ"
+        return b"(" + storage + b"K\x01K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)R" + more + b"t"
+
+    def tensor(kind: str) -> bytes:
+        return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments(kind) + b"R"
+
+    third = b"ctorch._utils\n_rebuild_tensor_v3\n" + arguments("UntypedStorage", b"ctorch\nfloat8_e4m3fn\n") + b"R"
+    parameter = b"ctorch._utils\n_rebuild_parameter\n(" + tensor("HalfStorage") + b"\x88}tR"
+    subclass = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\ncm\nS\n"
+    subclass += arguments("LongStorage") + b"}tR"
+    items = {"a": tensor("FloatStorage"), "b": third, "c": parameter, "d": subclass, "e": b"G\x3f\xe0" + bytes(6)}
+    whole = b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+    nested = b"ccollections\nOrderedDict\n)Rq\x00(" + text("m") + whole + text("n") + b"](K\x07\x8a\x02\xff\x00Neu}b"
+    for name, top in {"tensor": third, "whole": whole, "nested": nested}.items():
+        (folder / name).write_bytes(b"\x80\x02" + top + b".")
+
+
 def write_messages(corpus: Path) -> None:
     """Write messages of the holder's protocol: alone, and for a real holder and a real client.
 
@@ -276,11 +300,13 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    targets = ("image", "overlay", "log", "safetensors", "gguf", "plan", "holder", "holder_server", "holder_client")
+    targets = ["image", "overlay", "log", "safetensors", "gguf", "torch", "plan", "holder", "holder_server"]
+    targets += ["holder_client"]
     for target in targets:
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
     write_gguf(corpus / "gguf")
+    write_checkpoints(corpus / "torch")
     write_messages(corpus)
     write_changes(corpus)
     write_plans(corpus / "plan")

@@ -342,6 +342,7 @@ fn from_tensor(fault: &TensorError) -> PyErr {
         TensorError::NotExportable { .. } | TensorError::NotWritable { .. } => {
             PyBufferError::new_err(fault.to_string())
         }
+        TensorError::Unsupported { .. } => raise(fault.to_string(), |types| &types.format),
         // First, since a shard or tensor that a checkpoint promises and does not have makes it invalid.
         inner if inner.is_format() => raise(fault.to_string(), |types| &types.format),
         inner if inner.is_not_found() => not_found(fault.to_string()),

@@ -342,7 +342,7 @@ fn broken_files_are_named() {
     let good = fixture.run(&["inspect", "IMAGE", "/model.safetensors"]).ok();
     assert!(good.contains("embed.weight"), "{good}");
     let all = fixture.run(&["inspect", "IMAGE"]);
-    assert_eq!((all.status, all.stderr.lines().count()), (2, 7), "{all:?}");
+    assert_eq!((all.status, all.stderr.lines().count()), (2, 8), "{all:?}");
     assert!(
         fixture.run(&["inspect", "IMAGE", "/bad/cut.safetensors"]).error().contains("/bad/cut.safetensors: ")
     );

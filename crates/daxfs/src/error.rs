@@ -372,6 +372,11 @@ impl Error {
         }
     }
 
+    /// True for a file with tensors that cannot be used in place, and may be sound all the same.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Tensor(error) if error.is_unsupported())
+    }
+
     /// True when the image, or a safetensors file or checkpoint in it, breaks a rule of its format or a limit, or is
     /// something else: to open it again is of no use. Of memory that is asked for beyond its end nothing tells whether an
     /// image or the caller did: it counts, too.

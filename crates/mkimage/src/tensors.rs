@@ -11,7 +11,9 @@ use crate::{Error, Result};
 use daxfs::format::index::{CONTAINER_SAFETENSORS, FILLER_PREFIX};
 use daxfs::tensor::checkpoint::{MAX_DOCUMENT, WeightMap, shard_path};
 use daxfs::tensor::index::{MAX_NAME, MAX_RANK};
-use daxfs::tensor::{ContainerKind, Header, HeaderSource, TensorInfo, is_checkpoint, is_leftover};
+use daxfs::tensor::{
+    ContainerKind, Header, HeaderSource, TensorInfo, is_checkpoint, is_leftover, listed_kind,
+};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -143,7 +145,7 @@ fn may_be_blob(name: &[u8], size: u64) -> bool {
 /// What the first bytes of a file are those of.
 fn container_of(opener: &mut Opener<'_>, node: u32, size: u64) -> Result<Option<ContainerKind>> {
     let source = opener.file(node)?;
-    let mut start = [0; 16];
+    let mut start = [0; ContainerKind::HEAD];
     let len = usize::try_from(size).unwrap_or(usize::MAX).min(start.len());
     source.read_exact_at(&mut start[..len], 0)?;
     Ok(ContainerKind::of_head(&start[..len], size))
@@ -248,8 +250,11 @@ fn read_checkpoints(
     checkpoints.sort_by_key(|(ino, _)| *ino);
     checkpoints.dedup_by_key(|(ino, _)| *ino);
     for (ino, node) in checkpoints {
+        let directory = tree.image_path(tree.node(node).parent);
         let resolved = match read_map(opener, node)? {
-            Ok(map) => resolve(&map, &tree.image_path(tree.node(node).parent), &paths, set),
+            // Of a format that was not downloaded.
+            Ok(map) if is_other_format(tree.name(node)) && is_nowhere(&map, &directory, &paths) => continue,
+            Ok(map) => resolve(&map, &directory, &paths, set),
             Err(why) => Err(why),
         };
         match resolved {
@@ -261,6 +266,16 @@ fn read_checkpoints(
         }
     }
     Ok(())
+}
+
+/// Whether a list of shards is one of a format that goes after safetensors.
+fn is_other_format(name: &[u8]) -> bool {
+    listed_kind(name).is_some_and(|kind| kind.code() != CONTAINER_SAFETENSORS)
+}
+
+/// Whether none of the shards is there.
+fn is_nowhere(map: &WeightMap, directory: &[u8], paths: &HashMap<Vec<u8>, u32>) -> bool {
+    map.shards.iter().all(|shard| shard_path(directory, shard).is_ok_and(|path| !paths.contains_key(&path)))
 }
 
 fn read_map(opener: &mut Opener<'_>, node: u32) -> Understood<WeightMap> {

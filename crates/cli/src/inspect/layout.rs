@@ -142,11 +142,11 @@ pub struct Usage {
 
 impl Layout {
     /// Looks at every entry of the image; parses the headers of the files with tensors, and the checkpoints, whose
-    /// paths are wanted.
+    /// paths are wanted. Files with tensors are those whose names say so, and those `named` that begin as such.
     ///
     /// # Errors
     /// When the lists that are made exceed the image's budget.
-    pub fn of(image: &Image, wanted: impl Fn(&[u8]) -> bool) -> daxfs::Result<Self> {
+    pub fn of(image: &Image, wanted: impl Fn(&[u8]) -> bool, named: &[&[u8]]) -> daxfs::Result<Self> {
         let superblock = image.superblock();
         let mut claims = Vec::new();
         let mut claim = |range: Option<Range<u64>>, kind| {
@@ -170,7 +170,8 @@ impl Layout {
         claim(superblock.branch_table.clone(), Kind::BranchTable);
         claim(superblock.delta_region.clone(), Kind::DeltaRegion);
 
-        let named = named_containers(image);
+        let mut containers = named_containers(image);
+        containers.extend(named.iter().filter_map(|path| container_at(image, path)));
         let mut files: Vec<FileMap> = Vec::new();
         let mut checkpoints = Vec::new();
         let mut seen = HashSet::new();
@@ -187,7 +188,7 @@ impl Layout {
                 FileType::File => {
                     let ino = entry.metadata().ino;
                     if seen.insert(ino) {
-                        let file = FileMap::of(image, entry, named.contains(&ino), &wanted);
+                        let file = FileMap::of(image, entry, containers.contains(&ino), &wanted);
                         // In a deep tree the paths of all files together are far longer than the image.
                         image.charge("paths of files", file.path.len() as u64)?;
                         files.push(file);
@@ -219,6 +220,24 @@ impl Layout {
         usage
     }
 
+    /// Bytes of all tensors, those that several share once.
+    pub fn tensor_bytes(&self) -> u64 {
+        let mut sum = 0u64;
+        for file in &self.files {
+            let tensors = file.tensors.iter().flatten().flatten();
+            let mut ranges: Vec<_> =
+                tensors.filter_map(|tensor| Some((tensor.offset?, tensor.nbytes))).collect();
+            ranges.sort_unstable();
+            let mut covered = 0;
+            for (start, len) in ranges {
+                let end = start.saturating_add(len);
+                sum = sum.saturating_add(end.saturating_sub(start.max(covered)));
+                covered = covered.max(end);
+            }
+        }
+        sum
+    }
+
     /// All tensors that could be listed.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorMap> {
         self.files.iter().filter_map(|file| file.tensors.as_ref()?.as_ref().ok()).flatten()
@@ -239,6 +258,14 @@ impl Checkpoint {
 fn named_containers(image: &Image) -> HashSet<u64> {
     let named = image.walk().filter(|entry| ContainerKind::of_name(entry.name()).is_some());
     named.filter_map(|entry| image.file(entry.path()).ok()).map(|file| file.ino()).collect()
+}
+
+/// The inode of the file at a path, if it begins as one with tensors does.
+fn container_at(image: &Image, path: &[u8]) -> Option<u64> {
+    let file = image.file(path).ok()?;
+    let mut head = [0; ContainerKind::HEAD];
+    let len = file.read_at(0, &mut head).ok()?;
+    ContainerKind::of_head(head.get(..len)?, file.len()).map(|_| file.ino())
 }
 
 impl FileMap {

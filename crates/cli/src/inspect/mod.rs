@@ -25,7 +25,8 @@ pub fn run(image: &Image, args: &InspectArgs, out: &mut Output) -> anyhow::Resul
     let memory = Memory::of(image.region())?;
     // The picture is of the whole image; otherwise only what is shown is parsed, and only that can be found broken.
     let wanted = |path: &[u8]| args.svg.is_some() || scopes.iter().any(|scope| scope.holds(path));
-    let layout = Layout::of(image, wanted)?;
+    let named: Vec<_> = scopes.iter().filter(|scope| !scope.directory).map(|scope| &scope.path[..]).collect();
+    let layout = Layout::of(image, wanted, &named)?;
     let title = name(&args.image);
     if let Some(path) = &args.svg {
         let picture = svg::draw(image, &layout, &title);

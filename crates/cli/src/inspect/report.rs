@@ -88,7 +88,7 @@ fn regions(image: &Image, layout: &Layout, out: &mut impl Write) -> io::Result<(
             usage.pieces.to_string(),
         ]);
         if kind == Kind::Files {
-            let tensors: u64 = layout.tensors().map(|tensor| tensor.nbytes).sum();
+            let tensors = layout.tensor_bytes();
             if tensors > 0 {
                 let name = "  tensors in them".to_owned();
                 let number = layout.tensors().count().to_string();

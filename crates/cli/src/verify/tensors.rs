@@ -2,7 +2,7 @@
 //! were made from, checkpoints, and numbered shards.
 
 use super::{Findings, Kind};
-use daxfs::tensor::{ContainerKind, is_checkpoint, shard_sets};
+use daxfs::tensor::{ContainerKind, is_checkpoint, listed_kind, shard_sets};
 use daxfs::{Entry, File, FileType, Foreign, Image, Index};
 use std::collections::HashSet;
 
@@ -21,7 +21,9 @@ pub fn check(image: &Image, index: Option<&Index>, findings: &mut Findings) {
         // Through links: in a Hugging Face cache they have the names, and the files do not.
         if is_checkpoint(entry.name()) && entry.followed().is_ok_and(|target| target.file().is_ok()) {
             findings.facts.checkpoints = findings.facts.checkpoints.saturating_add(1);
-            if let Err(error) = checkpoint(image, index, &entry) {
+            if let Err(error) = checkpoint(image, index, &entry)
+                && !(is_other_format(&entry) && is_leftover(&error))
+            {
                 findings.judge(Kind::Checkpoint, &entry.path(), error);
             }
         }
@@ -50,6 +52,16 @@ pub fn check(image: &Image, index: Option<&Index>, findings: &mut Findings) {
     }
 }
 
+/// Whether a list of shards is one of a format that goes after safetensors.
+fn is_other_format(entry: &Entry) -> bool {
+    listed_kind(entry.name()).is_some_and(|kind| ContainerKind::all().next() != Some(kind))
+}
+
+/// A list of PyTorch's shards lies beside safetensors where only these were downloaded.
+fn is_leftover(error: &daxfs::Error) -> bool {
+    matches!(error, daxfs::Error::Tensor(error) if error.lists_nothing())
+}
+
 enum Fault {
     Reader(daxfs::Error),
     Kind(String),
@@ -59,7 +71,13 @@ enum Fault {
 fn container(entry: &Entry, file: &File, parsed: &mut HashSet<u64>) -> Option<Fault> {
     let name = entry.name();
     if ContainerKind::of_name(name).is_some() {
-        return if parsed.insert(file.ino()) { file.tensors().err().map(Fault::Reader) } else { None };
+        // What cannot be used in place may be sound all the same.
+        let is_fault = |error: &daxfs::Error| !error.is_unsupported();
+        return if parsed.insert(file.ino()) {
+            file.tensors().err().filter(is_fault).map(Fault::Reader)
+        } else {
+            None
+        };
     }
     if file.len() > LONGEST_POINTER || !WEIGHTS.iter().any(|end| name.ends_with(end)) {
         return None;

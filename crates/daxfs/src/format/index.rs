@@ -122,6 +122,8 @@ pub const CONTAINER_NONE: u32 = 0;
 pub const CONTAINER_SAFETENSORS: u32 = 1;
 /// [`FileRecord::container`] of a GGUF file.
 pub const CONTAINER_GGUF: u32 = 2;
+/// [`FileRecord::container`] of a checkpoint of PyTorch.
+pub const CONTAINER_TORCH: u32 = 3;
 
 /// Codes of data types from here on are numbers of [`DtypeRecord`]s, with this added.
 pub const DTYPE_RECORDS: u16 = 0x8000;

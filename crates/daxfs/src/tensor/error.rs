@@ -46,6 +46,17 @@ pub enum TensorError {
         found: String,
     },
 
+    /// A sound file, or one that may be sound, that cannot be used in place.
+    #[error("{format}: {place}: {what}")]
+    Unsupported {
+        /// The format.
+        format: &'static str,
+        /// Where in the file.
+        place: String,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
+
     /// Too short to be a safetensors file.
     #[error("{len} bytes are too few, a safetensors file begins with 8 bytes that give its header's length")]
     TooShort {
@@ -502,6 +513,25 @@ impl TensorError {
         }
     }
 
+    /// True for a file that cannot be used in place, and may be sound all the same.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::InFile { fault, .. } => fault.is_unsupported(),
+            Self::Unsupported { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// True for a list of shards none of which is there, as whoever fetches one format of a model and all of its small
+    /// files leaves behind.
+    pub fn lists_nothing(&self) -> bool {
+        match self {
+            Self::InFile { fault, .. } => fault.lists_nothing(),
+            Self::MissingShards { missing, count, .. } => missing.len() == *count,
+            _ => false,
+        }
+    }
+
     /// True when a file, an index or a checkpoint breaks a rule, one that promises a shard or tensor which is not there
     /// included. False for what was asked of valid ones.
     pub fn is_format(&self) -> bool {
@@ -539,6 +569,7 @@ impl TensorError {
             | Self::Ambiguous { .. }
             | Self::NoVariant { .. }
             | Self::VariantOfFile { .. }
+            | Self::Unsupported { .. }
             | Self::NotExportable { .. }
             | Self::NotDequantizable { .. }
             | Self::WrongLength { .. }

@@ -39,7 +39,7 @@ pub use leftover::is_leftover;
 pub use metadata::{List, Value};
 pub(crate) use select::usable_index;
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
-pub use select::{is_checkpoint, shard_sets};
+pub use select::{is_checkpoint, listed_kind, shard_sets};
 pub use set::Tensors;
 pub use typed::Rows;
 

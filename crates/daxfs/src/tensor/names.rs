@@ -6,7 +6,7 @@
 //! STEM.safetensors.index.json         STEM.VARIANT.safetensors.index.json, STEM.safetensors.index.VARIANT.json
 //! ```
 //!
-//! Other containers have the first two forms, with an end of their own.
+//! Other containers have these forms with an end of their own; lists those that are written with lists.
 //!
 //! Whether `b` in `a.b` is a variant, or a part of the stem, only the neighbours tell: a name has both readings.
 
@@ -79,16 +79,22 @@ impl<'a> SetName<'a> {
 
     /// A list's name, without `.json`.
     fn checkpoint(rest: &'a [u8]) -> Option<Self> {
-        const INDEX: &[u8] = b".safetensors.index";
-        let (container, kind) = (ContainerKind::of_name(b".safetensors")?, Kind::Checkpoint);
-        if let Some(stem) = rest.strip_suffix(INDEX) {
+        let kind = Kind::Checkpoint;
+        if let Some((container, stem)) = listed(rest) {
             let (stem, variant) = split_variant(stem);
             return Some(Self { container, kind, stem, variant });
         }
         let (rest, variant) = split_variant(rest);
-        let stem = rest.strip_suffix(INDEX)?;
+        let (container, stem) = listed(rest)?;
         variant.map(|variant| Self { container, kind, stem, variant: Some(variant) })
     }
+}
+
+/// The container and the stem of `STEM.END.index`.
+fn listed(name: &[u8]) -> Option<(ContainerKind, &[u8])> {
+    let name = name.strip_suffix(b".index")?;
+    let container = ContainerKind::of_name(name).filter(|container| container.has_lists())?;
+    Some((container, name.strip_suffix(container.suffix().as_bytes())?))
 }
 
 /// Splits `STEM.VARIANT`. A variant is a word of letters, digits, `_` and `-`.
@@ -171,6 +177,13 @@ mod tests {
             ("model.Q4_K_M.gguf", all("whole", "model", Some("Q4_K_M"))),
             ("m-00001-of-00004.gguf", all("1 of 4 (5): m .gguf", "m", None)),
             ("model.gguf.index.json", None),
+            ("pytorch_model.bin", all("whole", "pytorch_model", None)),
+            (
+                "pytorch_model-00001-of-00002.bin",
+                all("1 of 2 (5): pytorch_model .bin", "pytorch_model", None),
+            ),
+            ("pytorch_model.bin.index.json", all("list", "pytorch_model", None)),
+            ("tokenizer.bin.index.json", None),
             ("model.safetensors.index.json.bak", None),
             ("config.json", None),
             ("model.bin", None),

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 
 use super::checkpoint::{join_shards, read_checkpoint};
-use super::container::header_of;
+use super::container::{ContainerKind, header_of};
 use super::error::escaped;
 use super::leftover::is_leftover;
 use super::names::{Kind, SetName};
@@ -140,8 +140,13 @@ pub fn shard_sets(directory: &Entry) -> Vec<(String, Result<Tensors>)> {
 
 /// True for names of lists of shards: `*.safetensors.index.json`, and those of variants.
 pub fn is_checkpoint(path: &[u8]) -> bool {
+    listed_kind(path).is_some()
+}
+
+/// The format of the shards that the name of a list of shards promises; `None` for the names of other files.
+pub fn listed_kind(path: &[u8]) -> Option<ContainerKind> {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-    SetName::parse(name).is_some_and(|name| name.kind == Kind::Checkpoint)
+    SetName::parse(name).filter(|name| name.kind == Kind::Checkpoint).map(|name| name.container)
 }
 
 /// A list of shards, or a whole set.

@@ -187,3 +187,48 @@ pub(crate) fn gguf(pairs: &[Vec<u8>], tensors: &[(&str, u32, &[u64], &[u8])], al
     file.extend(data);
     file
 }
+
+/// An archive of stored entries, as `torch.save` writes them: the bytes of each on a multiple of 64. With `wide`, all
+/// places and sizes in 64 bits.
+pub(crate) fn zip(entries: &[(&str, &[u8])], wide: bool) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    let u16 = |value: usize| u16::try_from(value).unwrap().to_le_bytes();
+    let u32 = |value: usize| u32::try_from(value).unwrap().to_le_bytes();
+    for (name, bytes) in entries {
+        let header = file.len();
+        let padding = (header + 30 + name.len() + 4).wrapping_neg() % 64;
+        let sizes = [u32(bytes.len()); 2];
+        let lens = [u16(name.len()), u16(padding + 4)];
+        file.extend([&b"PK\x03\x04"[..], &[0; 14], sizes.as_flattened(), lens.as_flattened()].concat());
+        file.extend([name.as_bytes(), b"FB", &u16(padding)].concat());
+        file.resize(file.len() + padding, b'Z');
+        file.extend(*bytes);
+        let (size, place, extra) = if wide {
+            let values = [bytes.len() as u64, bytes.len() as u64, header as u64].map(u64::to_le_bytes);
+            ([0xff; 4], [0xff; 4], [&u16(1)[..], &u16(24), values.as_flattened()].concat())
+        } else {
+            (u32(bytes.len()), u32(header), Vec::new())
+        };
+        let lens = [u16(name.len()), u16(extra.len())].concat();
+        let record =
+            [&b"PK\x01\x02"[..], &[0; 16], &size, &size, &lens, &[0; 10], &place, name.as_bytes(), &extra];
+        directory.extend(record.concat());
+    }
+    let start = file.len();
+    file.extend(&directory);
+    if wide {
+        let end = file.len() as u64;
+        let numbers =
+            [44, 0, 0, entries.len() as u64, entries.len() as u64, directory.len() as u64, start as u64];
+        let mut record: Vec<u8> = numbers.iter().flat_map(|number: &u64| number.to_le_bytes()).collect();
+        // Versions and disks have 12 bytes together.
+        record.drain(8..12);
+        file.extend(b"PK\x06\x06");
+        file.extend(record);
+        file.extend([&b"PK\x06\x07\0\0\0\0"[..], &end.to_le_bytes(), &[1, 0, 0, 0]].concat());
+    }
+    let count = u16(entries.len());
+    let (len, start) = if wide { ([0xff; 4], [0xff; 4]) } else { (u32(directory.len()), u32(start)) };
+    file.extend([&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &len, &start, &[0, 0]].concat());
+    file
+}

@@ -8,6 +8,8 @@
 
 mod gguf;
 pub mod safetensors;
+mod torch;
+mod zip;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,7 +30,17 @@ pub(super) trait Container: Sync {
     /// Its code in the index.
     fn code(&self) -> u32;
 
-    /// Whether a file of `len` bytes that begins with `head` can be one: at least 16 bytes, fewer of a shorter file.
+    /// Whether the last component of a path promises such a file.
+    fn promises(&self, name: &[u8]) -> bool {
+        name.ends_with(self.suffix().as_bytes())
+    }
+
+    /// Whether lists of shards of this format are written: `NAME.SUFFIX.index.json`.
+    fn has_lists(&self) -> bool {
+        true
+    }
+
+    /// Whether a file of `len` bytes that begins with `head` can be one: at least [`ContainerKind::HEAD`] bytes, fewer of a shorter file.
     fn recognises(&self, head: &[u8], len: u64) -> bool;
 
     /// Reads the header and checks it as a whole. What is read and made is charged to the source.
@@ -47,7 +59,7 @@ pub(super) trait Container: Sync {
 }
 
 /// All containers. Where a directory has several, those of the first are meant.
-static CONTAINERS: [&dyn Container; 2] = [&safetensors::Safetensors, &gguf::Gguf];
+static CONTAINERS: [&dyn Container; 3] = [&safetensors::Safetensors, &gguf::Gguf, &torch::Torch];
 
 /// Bytes that a header is parsed from.
 pub trait HeaderSource {
@@ -126,7 +138,7 @@ pub(crate) fn read_exact(file: &File, mut offset: u64, mut dst: &mut [u8]) -> Re
     Ok(())
 }
 
-/// A kind of container, such as safetensors or GGUF.
+/// A kind of container, such as safetensors, GGUF, or a checkpoint of PyTorch.
 #[derive(Clone, Copy)]
 pub struct ContainerKind(&'static dyn Container);
 
@@ -136,7 +148,7 @@ impl ContainerKind {
         CONTAINERS.iter().map(|container| Self(*container))
     }
 
-    /// What people call it: `"safetensors"`, `"GGUF"`.
+    /// What people call it: `"safetensors"`, `"GGUF"`, `"PyTorch checkpoint"`.
     pub fn name(self) -> &'static str {
         self.0.name()
     }
@@ -144,6 +156,11 @@ impl ContainerKind {
     /// How names of its files end, with the dot.
     pub fn suffix(self) -> &'static str {
         self.0.suffix()
+    }
+
+    /// Whether lists of shards of this format are written: `NAME.SUFFIX.index.json`.
+    pub(super) fn has_lists(self) -> bool {
+        self.0.has_lists()
     }
 
     /// Its code in the index; see [`crate::format::index::CONTAINER_SAFETENSORS`].
@@ -156,12 +173,16 @@ impl ContainerKind {
         Self::all().find(|kind| kind.code() == code)
     }
 
-    /// The kind that a name promises by its end.
+    /// The kind that a name, or the last component of a path, promises.
     pub fn of_name(name: &[u8]) -> Option<Self> {
-        Self::all().find(|kind| name.ends_with(kind.suffix().as_bytes()))
+        let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        Self::all().find(|kind| kind.0.promises(name))
     }
 
-    /// The kind of a file of `len` bytes that begins with `head`; at least the first 16 bytes decide.
+    /// Bytes that [`ContainerKind::of_head`] looks at.
+    pub const HEAD: usize = 256;
+
+    /// The kind of a file of `len` bytes that begins with `head`; the first [`ContainerKind::HEAD`] bytes decide.
     pub fn of_head(head: &[u8], len: u64) -> Option<Self> {
         Self::all().find(|kind| kind.0.recognises(head, len))
     }
@@ -175,7 +196,7 @@ impl ContainerKind {
         if let Some(kind) = Self::of_name(&file.path()) {
             return Ok(kind);
         }
-        let mut head = [0; HEAD];
+        let mut head = [0; Self::HEAD];
         let len = file.read_at(0, &mut head)?;
         let found = Self::of_head(head.get(..len).unwrap_or_default(), file.len());
         Ok(found.unwrap_or(Self(CONTAINERS[0])))
@@ -220,9 +241,6 @@ impl fmt::Display for ContainerKind {
         f.pad(self.name())
     }
 }
-
-/// Bytes that [`ContainerKind::of_file`] looks at.
-const HEAD: usize = 16;
 
 /// The header of a file, parsed on first use of the bytes that it has.
 pub(super) fn header_of(file: &File) -> Result<Arc<Header>> {

@@ -60,6 +60,11 @@ impl Container for Gguf {
         CONTAINER_GGUF
     }
 
+    /// Split files say of themselves which they are.
+    fn has_lists(&self) -> bool {
+        false
+    }
+
     fn recognises(&self, head: &[u8], _len: u64) -> bool {
         head.starts_with(MAGIC)
     }
