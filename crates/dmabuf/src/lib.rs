@@ -66,6 +66,7 @@ mod fdpass;
 mod fork;
 mod heap;
 mod kind;
+mod loops;
 mod map;
 mod memfd;
 mod mount;
@@ -101,7 +102,7 @@ pub use kind::{
 };
 pub use map::Mapping;
 pub use memfd::{HugePages, Memfd, allocate_huge};
-pub use mount::{Mountable, mount, unmount};
+pub use mount::{ErofsMount, Mountable, has_file_system, mount, mount_erofs, unmount};
 pub use mounted::{Mounted, mounted, mounts};
 pub use numa::nodes_of;
 pub use page::{huge_page_size, page_size};

@@ -1,11 +1,11 @@
-//! Having the kernel's own DAXFS mount memory.
+//! Having the kernel mount memory and files: by its own DAXFS, or by EROFS.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -15,7 +15,8 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, Result};
-use crate::fd::fd_name;
+use crate::fd::{fd_link, fd_name};
+use crate::loops::LoopDevice;
 
 /// Memory that the kernel can mount.
 #[derive(Debug, Clone, Copy)]
@@ -46,17 +47,8 @@ const NO_RIGHTS: &str = "mounting takes CAP_SYS_ADMIN, and that of the first use
 /// [`Error::Unavailable`] when the kernel has no such file system; [`Error::Refused`] without CAP_SYS_ADMIN, and with
 /// the kernel's own words for an image or memory that it does not take; [`Error::Os`] with what else it answers.
 pub fn mount(memory: Mountable<'_>, at: &Path, backing: Option<&Path>) -> Result<()> {
-    let place = || at.display().to_string();
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let point =
-        rustix::fs::open(at, flags, Mode::empty()).map_err(|errno| Error::os("open", place(), errno))?;
-    let context = fsopen("daxfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
-        Errno::NODEV => Error::Unavailable {
-            what: "the file system daxfs".into(),
-            needs: "the kernel's module daxfs (multikernel.io), loaded".into(),
-        },
-        errno => refused("fsopen", "daxfs".into(), errno, String::new()),
-    })?;
+    let point = mount_point(at)?;
+    let context = open_file_system("daxfs", "the kernel's module daxfs (multikernel.io), loaded")?;
     let context = context.as_fd();
     let said = |op, errno| refused(op, memory.to_string(), errno, log(context));
     match memory {
@@ -73,9 +65,97 @@ pub fn mount(memory: Mountable<'_>, at: &Path, backing: Option<&Path>) -> Result
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     let tree = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| said("fsmount", errno))?;
+    put(tree.as_fd(), point.as_fd(), at)
+}
+
+/// What an EROFS lies on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErofsMount {
+    /// The file itself (Linux 6.12).
+    File,
+    /// This loop device, which goes with the mount.
+    Loop(PathBuf),
+}
+
+/// Mounts the EROFS that begins at byte `offset` of a file or memfd, and has `len` bytes, at the directory `at`: the file
+/// itself where the kernel does that, by a loop device otherwise. In both cases what is read comes into the page cache,
+/// also of memory. Set-user-ID bits, file capabilities and device nodes are of no effect there (`nosuid`, `nodev`).
+///
+/// The kernel believes what it finds, and reads it again and again: mount only what was checked before, and what only
+/// those write who may bring the kernel down.
+///
+/// # Errors
+/// [`Error::Unavailable`] when the kernel has no EROFS or no loop devices; [`Error::Refused`] without CAP_SYS_ADMIN, and
+/// with the kernel's own words; [`Error::Os`] with what else it answers.
+pub fn mount_erofs(fd: BorrowedFd<'_>, offset: u64, len: u64, at: &Path) -> Result<ErofsMount> {
+    let point = mount_point(at)?;
+    let shown = fd_link(fd).unwrap_or_default();
+    // The kernel takes files by their paths.
+    let is_here = std::fs::File::open(&shown).is_ok_and(|file| same_file(file.as_fd(), fd));
+    if offset == 0 && is_here {
+        match configure_erofs(&shown) {
+            Ok(tree) => return put(tree.as_fd(), point.as_fd(), at).map(|()| ErofsMount::File),
+            // Older kernels and files on a tmpfs (ENOTBLK), and what else a disk may do better than a file.
+            Err(Error::Os { .. } | Error::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let device = LoopDevice::attach(fd, offset, len, &shown)?;
+    let tree = configure_erofs(device.path())?;
+    put(tree.as_fd(), point.as_fd(), at)?;
+    Ok(ErofsMount::Loop(device.path().to_path_buf()))
+}
+
+/// Has EROFS read a file or a device.
+fn configure_erofs(source: &Path) -> Result<OwnedFd> {
+    let context = open_file_system("erofs", "Linux 5.4 or later with the module erofs")?;
+    let context = context.as_fd();
+    let said = |op, errno| refused(op, source.display().to_string(), errno, log(context));
+    fsconfig_set_string(context, "source", source)
+        .and_then(|()| fsconfig_set_flag(context, "ro"))
+        .and_then(|()| fsconfig_create(context))
+        .map_err(|errno| said("fsconfig", errno))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|errno| said("fsmount", errno))
+}
+
+/// Whether this process may mount a file system, and the kernel has it; it may load a module for that.
+///
+/// # Errors
+/// [`Error::Unavailable`] or [`Error::Refused`] with what is missing.
+pub fn has_file_system(name: &str) -> Result<()> {
+    open_file_system(name, "a kernel that has it, or its module").map(drop)
+}
+
+fn open_file_system(name: &str, needs: &str) -> Result<OwnedFd> {
+    fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
+        Errno::NODEV => {
+            Error::Unavailable { what: format!("the file system {name}"), needs: needs.to_owned() }
+        }
+        errno => refused("fsopen", name.to_owned(), errno, String::new()),
+    })
+}
+
+fn mount_point(at: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(at, flags, Mode::empty())
+        .map_err(|errno| Error::os("open", at.display().to_string(), errno))
+}
+
+/// Puts a mount at a directory.
+fn put(tree: BorrowedFd<'_>, point: BorrowedFd<'_>, at: &Path) -> Result<()> {
     let by_descriptors = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&tree, "", &point, "", by_descriptors)
-        .map_err(|errno| refused("move_mount", place(), errno, String::new()))
+    move_mount(tree, "", point, "", by_descriptors)
+        .map_err(|errno| refused("move_mount", at.display().to_string(), errno, String::new()))
+}
+
+/// Whether two descriptors are of one file.
+fn same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let id = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    id(one).is_some_and(|found| id(other) == Some(found))
 }
 
 impl fmt::Display for Mountable<'_> {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{noise, varied_tree, write};
+use common::{erofs_tree as tree, noise, write};
 use daxfs::format::erofs as raw;
 use daxfs::{Error as ReadError, Image, OpenOptions};
 use mkimage::{Error, Format, Memory, Overlay, Packer};
@@ -13,39 +13,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// A tree of all that has a form of its own in EROFS.
-fn tree(root: &Path) -> PathBuf {
-    varied_tree(root);
-    for name in ["!x", "-", ".a", "...", "..x", ".!", "~"] {
-        write(root, format!("order/{name}"), name.as_bytes());
-    }
-    for number in 0..700 {
-        write(root, format!("many/a file with a longer name {number:04}"), b"");
-    }
-    // Directories of one block, and of nearly one.
-    for number in [268, 269, 270, 271, 272] {
-        for file in 0..number {
-            write(root, format!("full{number}/{file:03}"), b"");
-        }
-    }
-    for len in [1_usize, 2000, 4030, 4064, 4095] {
-        let target: String = "some/name/".chars().cycle().take(len).collect();
-        symlink(target, root.join(format!("link{len}"))).unwrap();
-    }
-    fs::hard_link(root.join("large/a.bin"), root.join("order/again")).unwrap();
-    // Files with one extent: equal ones, and others by their modes, with every length of a last block that matters.
-    for len in [1, 4032, 4033, 4064, 4065, 4095, 4096, 8192, 12_000] {
-        let bytes = noise(len + 5, len as usize);
-        for (name, mode) in [("one", 0o644), ("two", 0o644), ("three", 0o600), ("four", 0o600)] {
-            let path = write(root, format!("same/{len}/{name}"), &bytes);
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        }
-    }
-    root.to_path_buf()
-}
 
 fn packer(source: &Path) -> Packer {
     Packer::new().input(source).links(mkimage::Links::Keep).erofs(true)

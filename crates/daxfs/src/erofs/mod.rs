@@ -22,6 +22,7 @@
 
 mod check;
 mod layout;
+mod mount;
 mod render;
 
 use std::ops::Range;
