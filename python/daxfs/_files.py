@@ -42,6 +42,8 @@ WEIGHTS: tuple[str, ...] = (
 WEIGHTS += (".npz", ".tflite", ".pb", ".mlmodel")
 
 _LOCK = ".lock"
+# Bytes of a file that are hashed at a time.
+_PIECE = 1 << 20
 
 
 def is_weights(path: str) -> bool:
@@ -49,12 +51,25 @@ def is_weights(path: str) -> bool:
     return path.lower().endswith(WEIGHTS)
 
 
+def _source(file: daxfs.File) -> daxfs.File | daxfs.Original:
+    """Return a file as it was before packing: only files of tensors may differ from that."""
+    return file.original() if file.path.endswith(".safetensors") else file
+
+
+def _digest(file: daxfs.File) -> str:
+    """Return what tells the contents of a file, as they were before packing, from others."""
+    digest = hashlib.blake2b(digest_size=16)
+    with _source(file).open(buffering=0) as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def write(file: daxfs.File, target: Path) -> None:
     """Write a file as it was before packing; FileExistsError if something is there."""
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        # Only files of tensors may differ from their source.
-        (file.original() if file.path.endswith(".safetensors") else file).write_to(fd)
+        _source(file).write_to(fd)
         os.fchmod(fd, stat.S_IMODE(file.mode) & 0o777 | stat.S_IRUSR)
     except BaseException:
         target.unlink()
@@ -86,16 +101,22 @@ def materialize(image: daxfs.Image, directory: _Path, exclude_weights: bool, top
     return written
 
 
-class _Runtime:
+class Runtime:
     """The directory of this process."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         base = _base()
         _sweep(base)
-        self.folder = Path(tempfile.mkdtemp(prefix=_locate.RUNTIME, dir=base))
-        self.lock = _locked(self.folder, os.O_CREAT)
+        lock = None
+        while lock is None:
+            self.folder = Path(tempfile.mkdtemp(prefix=_locate.RUNTIME, dir=base))
+            # Another process that begins may take a directory whose lock nobody has yet for one that is left.
+            lock = _locked(self.folder, os.O_CREAT)
+        self.lock = lock
         self.made: weakref.WeakKeyDictionary[daxfs.Image, dict[str, str]] = weakref.WeakKeyDictionary()
+        # Folders that stand for images, by their names.
+        self.stand_ins: dict[str, tuple[daxfs.Image, str]] = {}
         atexit.register(self.remove)
 
     def remove(self) -> None:
@@ -105,8 +126,7 @@ class _Runtime:
 
     def file(self, file: daxfs.File) -> str:
         """Return the path of a file with these contents and this name."""
-        digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-        folder = self.folder / digest
+        folder = self.folder / _digest(file)
         target = folder / file.name
         if not target.exists():
             folder.mkdir(exist_ok=True)
@@ -166,17 +186,17 @@ def _sweep(base: Path) -> None:
             os.close(fd)
 
 
-_runtime: _Runtime | None = None
+_runtime: Runtime | None = None
 making = threading.RLock()
 os.register_at_fork(before=making.acquire, after_in_parent=making.release, after_in_child=making.release)
 
 
-def runtime() -> _Runtime:
+def runtime() -> Runtime:
     """Return the directory of this process, made when it is first asked for."""
     global _runtime  # noqa: PLW0603 - one for the process
     with making:
         if _runtime is None or _runtime.pid != os.getpid():
-            _runtime = _Runtime()
+            _runtime = Runtime()
         return _runtime
 
 
@@ -189,7 +209,8 @@ def path(image: daxfs.Image, name: _Path | None) -> str:
         made = own.made.setdefault(image, {})
         if wanted not in made:
             is_file = isinstance(found, daxfs.File)
-            made[wanted] = own.file(found) if is_file else own.directory(image, wanted)
+            # What is behind a link is listed by its own path.
+            made[wanted] = own.file(found) if is_file else own.directory(image, found.path)
         return made[wanted]
 
 
@@ -198,4 +219,4 @@ def _text(name: _Path) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-__all__ = ["WEIGHTS", "below", "is_weights", "making", "materialize", "path", "runtime", "write"]
+__all__ = ["WEIGHTS", "Runtime", "below", "is_weights", "making", "materialize", "path", "runtime", "write"]

@@ -61,7 +61,7 @@ class DaxfsFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _image(self, source: Any) -> daxfs.Image:
         image = self._images.get(source)
-        if image is None or not image.is_current():
+        if image is None or not _locate.is_current(image):
             image = self._images[source] = daxfs.open(source)
         return image
 

@@ -54,18 +54,21 @@ PLACES = {"pipeline": 1}
 class State:
     """What was hooked, and what it served."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_child: bool) -> None:
+        # Whether a program is run that another one started, and nobody asked what it served.
+        self.is_child = is_child
         self.replaced: list[tuple[Any, str, Any]] = []
         # Ours by the originals that they stand for, for names that other modules took.
         self.ours: dict[int, tuple[Any, Any]] = {}
-        self.files: dict[str, int] = {}
+        # Bytes of the files that a place means.
+        self.files: dict[_locate.Location, int] = {}
         self.finder: Finder | None = None
 
     def report(self) -> str:
         """Say in one line what was served."""
         if not self.files:
             return "daxfs: no image was asked for"
-        images = sorted({name.partition(_locate.MARK)[0] for name in self.files})
+        images = sorted({location.source for location in self.files})
         size = sum(self.files.values())
         amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
         count = f"{len(self.files)} file{'s' * (len(self.files) > 1)}"
@@ -75,7 +78,7 @@ class State:
 _state: State | None = None
 
 
-def install() -> None:
+def install(*, is_child: bool = False) -> None:
     """Have safetensors, transformers and huggingface_hub take images in this process, until uninstall().
 
     "llama.daxfs", "llama.daxfs!/text" and "daxfs://NAME" stand for folders of models then, with weights that are views
@@ -87,7 +90,7 @@ def install() -> None:
         return
     for name in KNOWN:
         _check(name)
-    state = State()
+    state = State(is_child)
     state.finder = Finder(state)
     _state = state
     try:
@@ -117,7 +120,7 @@ def uninstall() -> None:
 
 
 def _say() -> None:
-    if _state is not None:
+    if _state is not None and (_state.files or not _state.is_child):
         print(_state.report(), file=sys.stderr)
 
 
@@ -275,7 +278,7 @@ def _hook_safe_open(state: State, module: ModuleType) -> None:
             super().__init__(filename, *args, **kwargs)
             location = _locate.locate(filename)
             if location is not None:
-                state.files[str(location)] = sum(tensor.nbytes for tensor in self._open().values())
+                state.files[location] = sum(shard.size for shard in self._open().shards)
 
     safe_open.__module__ = original.__module__
     safe_open.__qualname__ = "safe_open"

@@ -4,12 +4,14 @@
     llama.daxfs!/tokenizer.json    a file or directory of it; the image may have any name here
     daxfs://llama                  an image of a holder
     daxfs://llama!/model.safetensors
+    daxfs+unix:///run/daxfs.sock/llama    one of the holder at this socket
 
 A file that exists under the whole name is that file: the file system has the first word.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from typing import Any, Optional
 import daxfs
 
 SCHEME = "daxfs://"
+# With the path of the socket, as Holder.address() has it.
+SOCKET_SCHEME = "daxfs+unix://"
+SCHEMES = (SCHEME, SOCKET_SCHEME)
 SUFFIX = ".daxfs"
 # Between an image and a path in it, as in URLs of archives.
 MARK = "!/"
@@ -51,10 +56,12 @@ def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
     if not isinstance(text, str):
         return None
-    # pathlib makes one of two slashes.
+    # pathlib makes one of several slashes.
     if text.startswith("daxfs:/") and not text.startswith(SCHEME):
         text = SCHEME + text[len("daxfs:/") :]
-    if text.startswith(SCHEME):
+    if text.startswith("daxfs+unix:/") and not text.startswith(SOCKET_SCHEME):
+        text = SOCKET_SCHEME + text[len("daxfs+unix:") :]
+    if text.startswith(SCHEMES):
         source, _, path = text.partition(MARK)
         return Location(source, _clean(path))
     if RUNTIME in text:
@@ -75,10 +82,15 @@ def _stood_for(path: Path) -> Optional[Location]:  # noqa: UP045
     if not path.name.endswith(".safetensors"):
         return None
     try:
-        source, _, inner = (path.parent / STAND_IN).read_text().rstrip("\n").partition(MARK)
-    except OSError:
+        place = json.loads((path.parent / STAND_IN).read_text())
+        return Location(str(place["image"]), str(place["path"])).join(path.name)
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return Location(source, inner).join(path.name)
+
+
+def stand_for(folder: Path, location: Location) -> None:
+    """Have the safetensors files in a folder stand for those in a directory of an image."""
+    (folder / STAND_IN).write_text(json.dumps({"image": location.source, "path": location.path}))
 
 
 def _is_there(source: str) -> bool:
@@ -99,9 +111,23 @@ def open_image(source: Any, *, private: bool = False) -> daxfs.Image:
         return daxfs.open(source)
     try:
         return daxfs.open(source, private=True)
+    except (daxfs.FormatError, daxfs.NotFoundError, ConnectionError, TimeoutError, FileNotFoundError):
+        # No other mapping has more to say.
+        raise
     except (daxfs.DaxfsError, OSError):
         # A device, or a dma-buf: an image that cannot be opened at all fails again, with the reason.
         return daxfs.open(source)
+
+
+def is_current(image: daxfs.Image) -> bool:
+    """Tell whether an image is still the one that its name means, as far as that can be known.
+
+    The memory of an image outlives its holder, and without a holder no name means another one.
+    """
+    try:
+        return image.is_current()
+    except (ConnectionError, TimeoutError):
+        return True
 
 
 def find(image: daxfs.Image, path: str) -> daxfs.Image | daxfs.Directory | daxfs.File:
@@ -112,4 +138,4 @@ def find(image: daxfs.Image, path: str) -> daxfs.Image | daxfs.Directory | daxfs
     return found
 
 
-__all__ = ["MARK", "SCHEME", "SUFFIX", "Location", "find", "locate", "open_image"]
+__all__ = ["MARK", "SCHEME", "SCHEMES", "SUFFIX", "Location", "find", "is_current", "locate", "open_image", "stand_for"]

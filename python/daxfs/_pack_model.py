@@ -110,7 +110,9 @@ def _without_duplicates(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, to
         if value.layout != torch.strided or value.dtype not in _NAMES:
             msg = f"{name!r}: {value.layout} of {value.dtype} is not stored by safetensors"
             raise ValueError(msg)
-        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        # Conjugates and negatives share the memory, and have other values.
+        kind = (value.dtype, value.is_conj(), value.is_neg())
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), *kind)
         first = seen.setdefault(place, name) if value.numel() else name
         if first == name:
             kept[name] = value
@@ -140,9 +142,10 @@ def _file_of(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     try:
         os.truncate(fd, data + end)
         os.pwrite(fd, struct.pack("<Q", len(text)) + text, 0)
-        with mmap.mmap(fd, data + end) as memory:
-            for start, value in places:
-                _copy(value, memory, data + start)
+        # Unmapped with the last reference to it: the traceback of an error has a tensor over it.
+        memory = mmap.mmap(fd, data + end)
+        for start, value in places:
+            _copy(value, memory, data + start)
     except BaseException:
         os.close(fd)
         raise

@@ -35,11 +35,12 @@ def main(words: list[str]) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
     os.environ["DAXFS_INSTALL"] = "1"
     sys.argv = rest
+    # As Python does it for a program, and does not under -P.
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = str(Path.cwd() if is_module else Path(rest[0]).absolute().parent)
     if is_module:
-        sys.path[0] = str(Path.cwd())
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(rest[0]).absolute().parent)
         runpy.run_path(rest[0], run_name="__main__")
 
 

@@ -73,9 +73,8 @@ def _opened(source: Source, subfolder: str) -> tuple[daxfs.Image, str]:
         image = _locate.open_image(source if location is None else location.source, private=True)
         path = "" if location is None else location.path
     top = "/".join(part for part in f"{path}/{subfolder}".split("/") if part not in ("", "."))
-    if top:
-        image.directory(top)
-    return image, top
+    # By its own path, also behind a link.
+    return image, image.directory(top).path if top else ""
 
 
 def _named(source: Source, top: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -83,6 +86,35 @@ def test_a_directory_has_all_but_weights(model: Path, runtime: Path) -> None:
         image.path()
 
 
+def test_directories_behind_links(tmp_path: Path, runtime: Path) -> None:
+    from daxfs import _stand_in
+    from daxfs._locate import Location
+
+    (tmp_path / "m/text").mkdir(parents=True)
+    (tmp_path / "m/text/config.json").write_text("{}")
+    (tmp_path / "m/link").symlink_to("text")
+    daxfs.pack(tmp_path / "m", tmp_path / "m.daxfs")
+    with daxfs.open(tmp_path / "m.daxfs") as image:
+        for name in ("link", "text/../text", "text"):
+            assert files_below(Path(image.path(name))) == {"config.json": b"{}"}
+            folder = Path(_stand_in.folder(Location(str(tmp_path / "m.daxfs"), name)))
+            assert files_below(folder).keys() == {"config.json", ".daxfs"}
+
+
+def test_contents_are_told_apart_as_they_were_before_packing(tmp_path: Path, runtime: Path) -> None:
+    header = b'{"w":{"dtype":"U8","shape":[300],"data_offsets":[0,300]}}'
+    files = [struct.pack("<Q", len(header)) + header + bytes(300)]
+    files.append(struct.pack("<Q", len(header) + 8) + header + b" " * 8 + bytes(300))
+    images = []
+    for number, contents in enumerate(files):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/m.safetensors").write_bytes(contents)
+        daxfs.pack(tmp_path / f"{number}", tmp_path / f"{number}.daxfs")
+        images.append(daxfs.open(tmp_path / f"{number}.daxfs"))
+    assert images[0]["m.safetensors"].read_bytes() == images[1]["m.safetensors"].read_bytes()
+    assert [Path(image.path("m.safetensors")).read_bytes() for image in images] == files
+
+
 def test_what_is_not_there(model: Path, runtime: Path) -> None:
     with daxfs.open(f"{model}.daxfs") as image, pytest.raises(daxfs.NotFoundError):
         image.path("nothing")
@@ -126,6 +158,29 @@ def test_nothing_is_left(model: Path, tmp_path: Path) -> None:
     # The next process removes what that one left, and not what is in use.
     run(f"{model}.daxfs", "end", runtime)
     assert [path.name for path in runtime.iterdir()] == ["daxfs-files-of-others"]
+
+
+def test_a_directory_that_was_taken_away_at_once_is_made_again(
+    model: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = _files._locked, []
+
+    def locked(folder: Path, flags: int = 0) -> int | None:
+        seen.append(folder)
+        if len(seen) > 1:
+            return real(folder, flags)
+        # As a process that begins does between the two calls of the real one.
+        other = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        found = real(folder, flags)
+        shutil.rmtree(folder)
+        os.close(other)
+        return found
+
+    monkeypatch.setattr(_files, "_locked", locked)
+    with daxfs.open(f"{model}.daxfs") as image:
+        assert Path(image.path("config.json")).read_text() == "{}"
+    assert len(seen) == 2
 
 
 def test_directories_in_use_stay(model: Path, runtime: Path) -> None:

@@ -221,3 +221,10 @@ def test_images_of_a_holder(held: str) -> None:
     assert pandas.read_csv(f"{held}labels.csv").id.tolist() == [1, 2]
     fs, top = fsspec.core.url_to_fs(held)
     assert fs.ls(top, detail=False) == ["held!/labels.csv", "held!/link.csv", "held!/sub"]
+
+
+def test_an_image_outlives_its_holder(folder: Path) -> None:
+    with daxfs.serve(m=folder) as holder:
+        fs = fsspec.filesystem("daxfs", fo=holder.address("m"))
+        assert fs.cat("labels.csv") == (folder / "labels.csv").read_bytes()
+    assert fs.cat("labels.csv") == (folder / "labels.csv").read_bytes()

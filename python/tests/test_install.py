@@ -90,6 +90,36 @@ def test_modules_arguments_and_children(packed: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "-m", "daxfs.run", "--help").stdout.startswith("usage: python -m daxfs.run")
 
 
+def test_children_say_what_they_served_and_nothing_else(packed: Path, tmp_path: Path) -> None:
+    child = """
+        import subprocess, sys
+        served = "import sys; from safetensors import safe_open; safe_open(sys.argv[1], 'np')"
+        for code in ("import safetensors", served):
+            subprocess.run([sys.executable, "-c", code, sys.argv[1]], check=True)
+    """
+    done = run(tmp_path, "-m", "daxfs.run", "SCRIPT", str(packed), code=child)
+    served, own = done.stderr.splitlines()
+    assert served.startswith("daxfs: 1 file of weights")
+    assert own == "daxfs: no image was asked for"
+
+
+def test_interpreters_without_daxfs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text("print('own')\n")
+    # Outside of the environment that has it; -E would leave out the variables.
+    child = "import subprocess, sys; subprocess.run([sys._base_executable, '-s', '-c', ''], check=True)"
+    done = run(tmp_path, "-m", "daxfs.run", "SCRIPT", code=child, PYTHONPATH=str(tmp_path / "site"))
+    assert done.stdout == "own\nown\n"
+    assert done.stderr == "daxfs: no image was asked for\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is of Python 3.11")
+def test_safe_paths_stay_safe(tmp_path: Path) -> None:
+    code = "import sys; print(sys.path[0])"
+    assert run(tmp_path, "-m", "daxfs.run", "SCRIPT", code=code).stdout == f"{tmp_path}\n"
+    assert run(tmp_path, "-P", "-m", "daxfs.run", "SCRIPT", code=code).stdout != f"{tmp_path}\n"
+
+
 def test_a_machines_own_sitecustomize_runs(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text("print('own')\n")
@@ -166,6 +196,21 @@ def test_other_weights_are_copied_where_there_are_no_safetensors(installed: Any,
         location = _locate.locate(f"{tmp_path}/m.daxfs!/{name}")
         assert location is not None
         assert (Path(_stand_in.folder(location)) / "pytorch_model.bin").exists() == there
+
+
+def test_what_stands_for_an_image_knows_it_by_any_name(installed: Any, tmp_path: Path) -> None:
+    from daxfs import _stand_in
+
+    for folder in ("a!", 'b "c"\n'):
+        top = tmp_path / folder
+        (top / "m").mkdir(parents=True)
+        write_safetensors(top / "m/model.safetensors", {"w": Spec.filled("U8", (3,))})
+        daxfs.pack(top / "m", top / "m.daxfs")
+        location = _locate.locate(f"{top}/m.daxfs")
+        assert location is not None
+        with theirs.safe_open(f"{_stand_in.folder(location)}/model.safetensors", "np") as file:
+            assert file.keys() == ["w"]
+    assert str(tmp_path / "a!/m.daxfs") in installed.report()
 
 
 def test_ordinary_names_go_to_the_originals(installed: Any, folders: dict[str, Path]) -> None:  # noqa: F811

@@ -441,3 +441,14 @@ def test_images_of_a_holder(held: str, file: Path) -> None:
             assert outcome(lambda v=found[key]: v) == outcome(lambda v=value: v)
     with pytest.raises(OSError, match="Read-only"):
         save_file({}, f"{held}!/x.safetensors")
+
+
+def test_images_of_a_holder_by_its_socket(file: Path) -> None:
+    from daxfs.safetensors.numpy import load_file, save_file
+
+    with daxfs.serve(m=file.parent) as holder:
+        address = holder.address("m")
+        for name in (address, f"{address}!/model.safetensors", Path(f"{address}!/model.safetensors")):
+            assert load_file(name).keys() == TENSORS.keys()
+        with pytest.raises(OSError, match="Read-only"):
+            save_file({}, f"{address}!/x.safetensors")

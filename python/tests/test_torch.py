@@ -176,7 +176,10 @@ def test_all_types_are_packed_as_safetensors_has_them(tmp_path: Path) -> None:
     state["scalar"] = torch.tensor(2.5)
     state["nothing"] = torch.empty(0, 4)
     state["turned"] = torch.arange(6.0).view(2, 3).T
-    state["conjugate"] = torch.tensor([1 + 2j], dtype=torch.complex64).conj()
+    state["complex"] = torch.tensor([1 + 2j], dtype=torch.complex64)
+    state["conjugate"] = state["complex"].conj()
+    state["imaginary"] = state["complex"].imag
+    state["negative"] = state["conjugate"].imag
     image = for_torch.save_model(state, metadata={"made": "here"}, name="sub/weights.safetensors")
     file = image["sub/weights.safetensors"]
     assert file.metadata == {"format": "pt", "made": "here"}
@@ -184,7 +187,7 @@ def test_all_types_are_packed_as_safetensors_has_them(tmp_path: Path) -> None:
         found = file[name].torch()
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
         bits = torch.int64 if value.dtype == torch.complex64 else None
-        expected = value.resolve_conj().contiguous()
+        expected = value.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
         assert torch.equal(found.reshape(-1).view(bits or torch.uint8), expected.reshape(-1).view(bits or torch.uint8))
         assert file[name].offset % 256 == 0 or not value.numel()
     # safetensors reads the file as it is stored.
@@ -222,10 +225,25 @@ def test_what_cannot_be_packed(value: Any, error: type[Exception], words: str) -
         for_torch.save_model({"x": value})
 
 
+class Unreadable(torch.Tensor):
+    """A tensor that fails when it is copied elsewhere."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.copy_:
+            raise ZeroDivisionError
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
 def test_nothing_is_left_open(model: Any) -> None:
     for_torch.save_model(model).close()
     before = sorted(os.listdir("/proc/self/fd"))
     for_torch.save_model(model).close()
     with pytest.raises(TypeError):
         for_torch.save_model({"x": torch.zeros(3), "y": 1})
+    # The memory is there for as long as the error that refers to it.
+    with pytest.raises(ZeroDivisionError) as caught:
+        for_torch.save_model({"x": torch.ones(3), "y": torch.zeros(3).as_subclass(Unreadable)})
+    assert caught.traceback[-2].locals["target"].sum() == 0
+    del caught
     assert sorted(os.listdir("/proc/self/fd")) == before

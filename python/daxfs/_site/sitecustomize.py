@@ -4,11 +4,6 @@ import os
 import sys
 from importlib.machinery import PathFinder
 
-if os.environ.get("DAXFS_INSTALL") == "1":
-    import daxfs
-
-    daxfs.install()
-
 # The machine's own one, which this one hides.
 _here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - runs before all else
 _spec = PathFinder.find_spec("sitecustomize", [path for path in sys.path if os.path.abspath(path) != _here])  # noqa: PTH100
@@ -16,3 +11,12 @@ if _spec is not None and _spec.loader is not None:
     from importlib.util import module_from_spec
 
     _spec.loader.exec_module(module_from_spec(_spec))
+
+if os.environ.get("DAXFS_INSTALL") == "1":
+    try:
+        from daxfs import _install
+    except ImportError:
+        # Of another interpreter, which has no daxfs.
+        pass
+    else:
+        _install.install(is_child=True)
