@@ -96,6 +96,7 @@ pub fn open(
     if let Some(seconds) = timeout {
         options = options.holder_timeout(watch::seconds(seconds)?);
     }
+    let is_remote = place.is_remote();
     let open = |options: OpenOptions| {
         let options = match backing {
             Some(backing) => options.backing(backing.map()?),
@@ -104,8 +105,8 @@ pub fn open(
         place.open(options, private)
     };
     let opened = match (options.expected().is_some() || key.is_some(), options.verification()) {
-        (false, None) | (_, Some(Verify::Stored)) => py.detach(|| open(options)),
-        // Hashing takes long, and Ctrl-C ends it.
+        (false, None) | (_, Some(Verify::Stored)) if !is_remote => py.detach(|| open(options)),
+        // Hashing and fetching take long, and Ctrl-C ends them.
         _ => {
             let stop = Arc::new(AtomicBool::new(false));
             let stopped = Arc::clone(&stop);

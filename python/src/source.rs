@@ -5,7 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use daxfs::signature::PublicKeys;
-use daxfs::{Image, OpenOptions, Part, Region, Source};
+use daxfs::{Image, OpenOptions, Part, Region, RemoteAddress, Source};
 use daxfs_holder::client::Given;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -42,6 +42,11 @@ impl Place {
         let kind = source.get_type().name()?;
         let message = format!("a source is a path, a file descriptor or an object with fileno(), not {kind}");
         Err(PyTypeError::new_err(message))
+    }
+
+    /// Whether it lies elsewhere, and is fetched.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Named(text) if RemoteAddress::parse(text).is_some())
     }
 
     /// Opens the image there; `private` maps it copy-on-write.

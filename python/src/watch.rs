@@ -1,6 +1,6 @@
 //! `daxfs.Watch`, and times as Python code gives them.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,13 +68,23 @@ impl Watch {
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let patience = timeout.map(seconds).transpose()?;
         let end = patience.and_then(|patience| Instant::now().checked_add(patience));
+        // Of our own, so that nobody waits for the slot while this waits, not even who closes the watch.
+        let fd = self
+            .slot()
+            .as_ref()
+            .and_then(|watch| watch.fd())
+            .map(|fd| fd.try_clone_to_owned())
+            .transpose()?;
         loop {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             let step = left.map_or(POLL, |left| left.min(POLL));
-            let changed = py.detach(|| match self.slot().as_mut() {
-                Some(watch) => watch.wait(Some(step)).or_raise(),
-                None => Err(PyValueError::new_err("the watch is closed")),
-            })?;
+            // An error of waiting is one of the connection as well, which says it in its words.
+            let changed = py.detach(|| {
+                let _ = fd.as_ref().map(|fd| dmabuf::wait_readable(fd.as_fd(), Some(step)));
+                self.slot().as_mut().map(|watch| watch.wait(Some(Duration::ZERO)))
+            });
+            // Exceptions are made when the slot is free: that takes the interpreter's lock.
+            let changed = changed.ok_or_else(|| PyValueError::new_err("the watch is closed"))?.or_raise()?;
             if changed || left.is_some_and(|left| left.is_zero()) {
                 return Ok(changed);
             }

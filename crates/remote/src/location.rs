@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use daxfs::RemoteAddress;
 use url::Url;
 
 use crate::{Error, Result};
@@ -85,8 +86,11 @@ impl FromStr for Location {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let shown = text.split(['?', '#']).next().unwrap_or_default();
-        let wrong = |why: String| Error::Location { text: crate::error::redacted(shown), why };
+        let shown = match RemoteAddress::parse(text.as_ref()) {
+            Some(Ok(address)) => address.to_string(),
+            _ => crate::error::redacted(text.split(['?', '#']).next().unwrap_or_default()),
+        };
+        let wrong = |why: String| Error::Location { text: shown.clone(), why };
         let url = Url::parse(text).map_err(|error| wrong(format!("is no address: {error}")))?;
         let found = Scheme::NAMES.iter().find(|(name, _)| *name == url.scheme());
         let Some((name, scheme)) = found else {
@@ -153,6 +157,7 @@ mod tests {
             ("gs://models/key?x=secret", "takes neither a user nor a query"),
             ("https://host/a#b", "takes no #fragment"),
             ("nothing", "is no address"),
+            ("https://user:se/secret@host/a", "https://...: is no address"),
         ] {
             let error = text.parse::<Location>().unwrap_err().to_string();
             assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");

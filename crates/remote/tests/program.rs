@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Fault, Server, pack};
-use daxfs::Image;
+use daxfs::{Error, Image, OpenOptions};
 use safetensors::tensor::{Dtype, TensorView};
 
 /// Variables that make this test's own program the command `daxfs`.
@@ -54,6 +55,28 @@ fn fails(args: &[&str], with: &[&str]) {
         assert!(said.contains(with), "{args:?}: no {with:?} in {said}");
     }
     assert!(!said.contains("secret"), "{said}");
+}
+
+/// The address of an image that somebody gives up.
+const GIVEN_UP: &str = "DAXFS_TEST_GIVEN_UP";
+
+/// Not a test: who gives up, started by the one below.
+#[test]
+fn given_up() {
+    let Ok(address) = std::env::var(GIVEN_UP) else { return };
+    let asked = AtomicUsize::new(0);
+    let options = OpenOptions::new().progress(move |_, _| asked.fetch_add(1, Ordering::Relaxed) < 3);
+    assert!(matches!(options.open(address), Err(Error::Cancelled)));
+}
+
+#[test]
+fn who_gives_up_is_heard_while_a_server_is_silent() {
+    let server = Server::new(model()).fault(0, usize::MAX, Fault::Stall);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "given_up"]).env(GIVEN_UP, server.address()).stdin(Stdio::null());
+    let output = command.env("DAXFS_REMOTE", env!("CARGO_BIN_EXE_daxfs-remote")).output().unwrap();
+    assert!(output.status.success() && text(&output).contains("1 passed"), "{output:?}");
+    assert!(server.requests() > 0, "the server was asked");
 }
 
 /// A model of two tensors, and a file that is too long for the first request.

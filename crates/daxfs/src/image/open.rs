@@ -260,7 +260,7 @@ impl OpenOptions {
 
     /// Calls `progress` with the bytes that were hashed and those that are to be, from several threads, which may
     /// overtake each other, while an image is opened with [`Verify::Full`]; `false` ends the opening with
-    /// [`Error::Cancelled`].
+    /// [`Error::Cancelled`]. Before that it is told how many bytes of an image that lies elsewhere are there.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Self {
         self.progress = Some(Progress(Arc::new(progress)));
@@ -323,7 +323,10 @@ impl OpenOptions {
     /// # Errors
     /// When the source cannot be mapped, or holds no valid image; see [`Error`].
     pub fn open(&self, source: impl AsRef<OsStr>) -> Result<Image> {
-        self.open_region(Region::open_with(source.as_ref(), self.expect, self.private, self.timeout())?)
+        let progress = |done, total| self.progress.as_ref().is_none_or(|progress| progress.0(done, total));
+        let region =
+            Region::open_with(source.as_ref(), self.expect, self.private, self.timeout(), &progress)?;
+        self.open_region(region)
     }
 
     /// Opens the image in a region.

@@ -78,18 +78,20 @@ impl Region {
     /// [`Error::Memory`] when the source cannot be opened, is no shareable memory, or cannot be mapped;
     /// [`Error::Holder`] when a holder cannot be reached or refuses.
     pub fn open(source: impl AsRef<OsStr>) -> Result<Self> {
-        Self::open_with(source.as_ref(), None, false, DEFAULT_TIMEOUT)
+        Self::open_with(source.as_ref(), None, false, DEFAULT_TIMEOUT, &|_, _| true)
     }
 
     /// Like [`Region::open`]; a holder is told which content hash is expected, and has so much time to answer, and
-    /// `private` maps copy-on-write.
+    /// `private` maps copy-on-write. `progress` is told how much of an image that lies elsewhere is there; `false` ends
+    /// it.
     pub(crate) fn open_with(
         source: &OsStr,
         expect: Option<ContentHash>,
         private: bool,
         timeout: Duration,
+        progress: &dyn Fn(u64, u64) -> bool,
     ) -> Result<Self> {
-        Self::open_source(Source::parse(source)?, expect, private, timeout)
+        Self::open_source(Source::parse(source)?, expect, private, timeout, progress)
     }
 
     fn open_source(
@@ -97,8 +99,9 @@ impl Region {
         expect: Option<ContentHash>,
         private: bool,
         timeout: Duration,
+        progress: &dyn Fn(u64, u64) -> bool,
     ) -> Result<Self> {
-        let Opened { fd, part, attachment } = source.open_within(false, expect, timeout)?;
+        let Opened { fd, part, attachment } = source.open_within(false, expect, timeout, progress)?;
         let region = Self::map(fd, part, private).map_err(|error| error.of_source(&source))?;
         if let (Some(attachment), Some(found)) = (&attachment, region.info()) {
             attachment.check(found)?;
@@ -428,7 +431,7 @@ impl Region {
     pub(crate) fn reopen(&self, private: bool, timeout: Duration) -> Result<Self> {
         match (self.source(), &*self.memory) {
             (Some(source @ (Source::Path { .. } | Source::Holder(_))), _) => {
-                Self::open_source(source.clone(), None, private, timeout)
+                Self::open_source(source.clone(), None, private, timeout, &|_, _| true)
             }
             (_, Memory::Mapped { fd, offset, .. }) => {
                 let fd = fd.try_clone().map_err(|source| dmabuf::Error::Os {

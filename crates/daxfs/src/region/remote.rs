@@ -31,6 +31,9 @@ const HELLO: &str = "daxfs-remote 1";
 /// How long that may take.
 const GREETING: Duration = Duration::from_secs(10);
 
+/// Time between two looks at whether the image is still wanted, while the program is silent.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The program itself ends what takes too long.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -159,7 +162,7 @@ impl RemoteAddress {
 
     /// Has the program fetch the image into sealed memory. It compares each file of an image that has hashes with its
     /// hash, and the content with `expect`, before it fetches the files. `progress` is told how many bytes of how many
-    /// are there; `false` ends it.
+    /// are there, several times a second also while nothing comes; `false` ends it.
     ///
     /// # Errors
     /// [`Error::Remote`].
@@ -183,7 +186,17 @@ impl RemoteAddress {
             Err(error) if error.io_kind() == io::ErrorKind::BrokenPipe => return Err(program.ended(self)),
             sent => sent?,
         }
+        let (mut done, mut total) = (0, 0);
         loop {
+            // Anything but time that has passed is for the receiving to say.
+            if let Err(error) = dmabuf::wait_readable(program.socket.as_fd(), Some(PAUSE))
+                && [io::ErrorKind::TimedOut, io::ErrorKind::Interrupted].contains(&error.kind())
+            {
+                if !progress(done, total) {
+                    return Err(Error::Cancelled);
+                }
+                continue;
+            }
             let mut message = vec![0; LONGEST];
             let (len, fds) = match dmabuf::recv_fds(program.socket.as_fd(), &mut message, 1) {
                 // It ended before it read the request.
@@ -196,11 +209,12 @@ impl RemoteAddress {
             let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
             match (verb, fds.into_iter().next()) {
                 ("progress", None) => {
-                    let (done, total) = rest.split_once(' ').unwrap_or_default();
-                    if let (Ok(done), Ok(total)) = (done.parse(), total.parse())
-                        && !progress(done, total)
-                    {
-                        return Err(Error::Cancelled);
+                    let (now, all) = rest.split_once(' ').unwrap_or_default();
+                    if let (Ok(now), Ok(all)) = (now.parse(), all.parse()) {
+                        (done, total) = (now, all);
+                        if !progress(done, total) {
+                            return Err(Error::Cancelled);
+                        }
                     }
                 }
                 (verb, Some(fd)) if verb == word => return self.sealed(fd),
@@ -312,8 +326,18 @@ impl fmt::Display for RemoteAddress {
         let end = rest.find('/').unwrap_or(rest.len());
         let (host, path) = rest.split_at(end);
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-        write!(f, "{scheme}://{host}{path}")
+        match has_port(host) {
+            true => write!(f, "{scheme}://{host}{path}"),
+            false => write!(f, "{scheme}://..."),
+        }
     }
+}
+
+/// Whether what stands behind the colon of a host, if there is one, is the number of a port. Otherwise it is the beginning
+/// of a password with a character that has to be escaped in an address, and the host is farther on.
+fn has_port(host: &str) -> bool {
+    let name = host.rfind(']').map_or(host, |end| &host[end..]);
+    name.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl fmt::Debug for RemoteAddress {
@@ -333,6 +357,12 @@ mod tests {
         assert_eq!(address.to_string(), "https://host:1/a@b");
         assert_eq!(format!("{address:?}"), "RemoteAddress(https://host:1/a@b)");
         assert_eq!(parse("s3://models/a").unwrap().unwrap().to_string(), "s3://models/a");
+        assert_eq!(parse("http://[::1]:80/a").unwrap().unwrap().to_string(), "http://[::1]:80/a");
+        for wrong in
+            ["https://user:se/cret@host/a", "https://user:se?cret@host/a", "https://user:se#cret@host/a"]
+        {
+            assert_eq!(parse(wrong).unwrap().unwrap().to_string(), "https://...");
+        }
         assert!(parse("daxfs://a").is_none() && parse("s3:/a").is_none() && parse("ftp://a/b").is_none());
         let long = format!("https://user:secret@host/{}", "x".repeat(9000));
         let error = parse(&long).unwrap().unwrap_err().to_string();

@@ -187,15 +187,17 @@ impl Source {
     /// # Errors
     /// [`Error::Memory`] when it cannot be opened or is no memory; [`Error::Holder`].
     pub fn open(&self, write: bool, expect: Option<ContentHash>) -> Result<Opened> {
-        self.open_within(write, expect, DEFAULT_TIMEOUT)
+        self.open_within(write, expect, DEFAULT_TIMEOUT, &|_, _| true)
     }
 
-    /// As [`Source::open`], with a bound for how long a holder may take to answer.
+    /// As [`Source::open`], with a bound for how long a holder may take to answer, and with somebody who is told how much
+    /// of an image that lies elsewhere is there, and may end that.
     pub(crate) fn open_within(
         &self,
         write: bool,
         expect: Option<ContentHash>,
         timeout: Duration,
+        progress: &dyn Fn(u64, u64) -> bool,
     ) -> Result<Opened> {
         let opened = |fd, part| Ok(Opened { fd, part, attachment: None });
         match self {
@@ -220,7 +222,10 @@ impl Source {
                         why: "an image that lies elsewhere cannot be written to",
                     });
                 }
-                opened(address.fetch(Wanted::Image, expect, &mut |_, _| true)?, Part::WHOLE)
+                opened(
+                    address.fetch(Wanted::Image, expect, &mut |done, total| progress(done, total))?,
+                    Part::WHOLE,
+                )
             }
         }
     }

@@ -185,8 +185,9 @@ impl External {
     /// Has it handed over in the one direction, and waits for that.
     fn hand_over(&self, by: HandOver, memory: cl_mem, queue: &CommandQueue) -> Result<(), ClError> {
         let mut event: cl_event = null_mut();
-        // SAFETY: the memory object and the queue are alive and of one context; one object is named, no event is waited
-        // for, and the place for the new one is alive.
+        // SAFETY: the memory object and the queue are alive; one object is named, no event is waited for, and the place
+        // for the new one is alive. Where the two are of different contexts, which the caller of a safe function may
+        // bring about, the extension has the driver answer CL_INVALID_CONTEXT.
         let code = unsafe { by(queue.get(), 1, &raw const memory, 0, null(), &raw mut event) };
         if code != 0 {
             return Err(ClError(code));
@@ -230,7 +231,7 @@ impl Buffer {
     /// ([`Device::context`]). When this returns the device has it. Several may have it at once.
     ///
     /// # Errors
-    /// [`DeviceError::Driver`].
+    /// [`DeviceError::Driver`], also for a queue of another context.
     pub fn acquire<'a>(&'a self, queue: &'a CommandQueue) -> Result<Acquired<'a>, DeviceError> {
         if let Some(external) = self.external() {
             let acquired = external.acquire(self.handle(), queue);

@@ -37,6 +37,9 @@ const MAX_RANK: usize = 64;
 const NAME: &str = "GGUF";
 const MAGIC: &[u8] = b"GGUF";
 
+/// Longest text that an error shows.
+const MAX_SHOWN: usize = 64;
+
 /// Key of the alignment of tensors.
 const ALIGNMENT: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -147,8 +150,18 @@ fn alignment_of(metadata: &BTreeMap<String, Value>) -> Result<u64, TensorError> 
         None => Ok(DEFAULT_ALIGNMENT),
         Some(value) => match value.as_u64().filter(|alignment| alignment.is_power_of_two()) {
             Some(alignment) => Ok(alignment),
-            None => Err(fault(ALIGNMENT, "must be a power of two", format!("{value:?}"))),
+            None => Err(fault(ALIGNMENT, "must be a power of two", shown(value))),
         },
+    }
+}
+
+/// A value in an error: what may be as long as the header is counted instead.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Text(text) if text.len() > MAX_SHOWN => format!("a text of {} bytes", text.len()),
+        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
+        Value::List(list) => format!("a list of {} values", list.len()),
+        value => format!("{value:?}"),
     }
 }
 

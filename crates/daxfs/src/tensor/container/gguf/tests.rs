@@ -174,6 +174,12 @@ fn what_breaks_a_rule_is_named() {
         let text = text(&gguf(&[pair("general.alignment", 4, &alignment.to_le_bytes())], &[], 32));
         assert!(text.contains("general.alignment: must be a power of two"), "{text}");
     }
+    // What is long is not shown.
+    let long = [(8, string(&[b'3'; 10_000])), (8, string(&[0xff; 10_000])), (9, list(4, 2500, &[1; 10_000]))];
+    for (kind, value) in long {
+        let text = text(&gguf(&[pair("general.alignment", kind, &value)], &[], 32));
+        assert!(text.contains("must be a power of two") && text.len() < 200, "{} bytes", text.len());
+    }
     let text = text(&gguf(&[pair("general.alignment", 8, &string(b"32"))], &[], 32));
     assert!(text.contains("must be a power of two (found Text(\"32\"))"), "{text}");
 }
