@@ -276,9 +276,8 @@ def _hook_safe_open(state: State, module: ModuleType) -> None:
 
         def __init__(self, filename: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(filename, *args, **kwargs)
-            location = _locate.locate(filename)
-            if location is not None:
-                state.files[location] = sum(shard.size for shard in self._open().shards)
+            if self._location is not None:
+                state.files[self._location] = sum(shard.size for shard in self._open().shards)
 
     safe_open.__module__ = original.__module__
     safe_open.__qualname__ = "safe_open"

@@ -6,7 +6,8 @@
     daxfs://llama!/model.safetensors
     daxfs+unix:///run/daxfs.sock/llama    one of the holder at this socket
 
-A file that exists under the whole name is that file: the file system has the first word.
+A file that exists under the whole name is that file: the file system has the first word. Every opening of a file looks
+for this, so that few system calls and no objects for paths are made for it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import daxfs
 
@@ -32,8 +32,7 @@ RUNTIME = "daxfs-files-"
 STAND_IN = ".daxfs"
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """A place in an image that is named, and not opened yet."""
 
     source: str
@@ -71,7 +70,7 @@ def locate(name: object) -> Optional[Location]:  # noqa: UP045 - Python 3.9
     at = text.find(MARK)
     while at >= 0:
         # The file system has the first word, also on names with a mark.
-        if (_is_there(text[:at]) or text.startswith("fd:")) and not Path(text).exists():
+        if (_is_there(text[:at]) or text.startswith("fd:")) and _mode(text) is None:
             return Location(text[:at], _clean(text[at + len(MARK) :]))
         at = text.find(MARK, at + 1)
     return None
@@ -95,10 +94,16 @@ def stand_for(folder: Path, location: Location) -> None:
 
 def _is_there(source: str) -> bool:
     """Tell whether something that may hold an image has this name: no directory. Its contents are not looked at."""
+    mode = _mode(source)
+    return mode is not None and not stat.S_ISDIR(mode)
+
+
+def _mode(path: str) -> Optional[int]:  # noqa: UP045
+    """Return the mode of what has this name; None where nothing has, or could have."""
     try:
-        return not stat.S_ISDIR(Path(source).stat().st_mode)
+        return os.stat(path).st_mode  # noqa: PTH116 - see above
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _clean(path: str) -> str:

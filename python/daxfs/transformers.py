@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 import daxfs
-from daxfs import _locate
+from daxfs import _direct, _locate
 from daxfs.torch import state_dict
 
 if TYPE_CHECKING:
@@ -53,10 +53,13 @@ def from_pretrained(
             raise FileNotFoundError(msg)
         config = AutoConfig.from_pretrained(folder, **revision)
     concrete = _concrete(cls, config, folder, revision)
-    tensors = state_dict(image.tensors(top or None, variant=variant))
-    if "dtype" not in options and "torch_dtype" not in options and config.dtype is None:
-        options["dtype"] = _dtype(tensors)
-    model = concrete.from_pretrained(None, config=config, state_dict=tensors, **options)
+    tensors = image.tensors(top or None, variant=variant)
+    model = _direct.load(concrete, config, tensors, options)
+    if model is None:
+        state = state_dict(tensors)
+        if "dtype" not in options and "torch_dtype" not in options and config.dtype is None:
+            options["dtype"] = _dtype(state)
+        model = concrete.from_pretrained(None, config=config, state_dict=state, **options)
     loaded = model[0] if isinstance(model, tuple) else model
     if loaded.can_generate() and os.path.exists(os.path.join(folder, "generation_config.json")):  # noqa: PTH110, PTH118
         loaded.generation_config = GenerationConfig.from_pretrained(folder)

@@ -34,16 +34,21 @@ class safe_open:  # noqa: N801
 
     def __new__(cls, filename: Filename, framework: str, device: str | int = "cpu", *, backend: str = "mmap") -> Self:
         """Open an image, or have safetensors open a file."""
-        if is_ordinary(filename):
+        is_named = not isinstance(filename, (*_OBJECTS, int))
+        location = _locate.locate(filename) if is_named else None
+        if is_named and location is None:
             opened: Self = original().safe_open(filename, framework, device, backend=backend)
             return opened
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        made._location = location
+        return made
 
     def __init__(self, filename: Filename, framework: str, device: str | int = "cpu", *, backend: str = "mmap") -> None:
+        self._location: _locate.Location | None
         self._framework = framework_of(framework, device, backend)
         # Arrays of JAX never change, and it copies what can.
         private = not isinstance(self._framework, _framework.Jax)
-        self._tensors: daxfs.Tensors | None = tensors_of(filename, private=private)
+        self._tensors: daxfs.Tensors | None = _tensors_at(filename, self._location, private)
         self._keys: list[str] | None = None
 
     def _open(self) -> daxfs.Tensors:
@@ -164,11 +169,17 @@ def _refuse_unknown(name: str, device: str | int, backend: str) -> None:
 
 def tensors_of(filename: Filename, *, private: bool) -> daxfs.Tensors:
     """Open the tensors that a name means, which is of no ordinary file."""
+    if isinstance(filename, _OBJECTS):
+        return _tensors_at(filename, None, private)
+    return _tensors_at(filename, None if isinstance(filename, int) else _locate.locate(filename), private)
+
+
+def _tensors_at(filename: Filename, location: _locate.Location | None, private: bool) -> daxfs.Tensors:
+    """Open the tensors of an object, or of what a name means."""
     if isinstance(filename, daxfs.Tensors):
         return filename
     if isinstance(filename, (daxfs.Image, daxfs.File)):
         return filename.tensors()
-    location = None if isinstance(filename, int) else _locate.locate(filename)
     image = _locate.open_image(filename if location is None else location.source, private=private)
     path = "" if location is None else location.path
     try:
