@@ -86,7 +86,7 @@ def _is_simple(cls: Any, config: Any, options: Mapping[str, Any]) -> bool:
     types = {options.get("dtype"), options.get("torch_dtype")} - {None, "auto"}
     rules = sys.modules.get("transformers.conversion_mapping")
     return (
-        config.model_type in TYPES
+        getattr(config, "model_type", None) in TYPES
         and cls.__module__.startswith("transformers.models.")
         and options.keys() <= _OPTIONS
         and not options.get("trust_remote_code")
