@@ -25,8 +25,8 @@ test-rust:       ## Rust tests and doc tests
 test-python:     ## build the wheel, install it into .venv, run the Python tests and the type checks
 	@scripts/test.sh setup wheel python stubs
 
-test-kernel:     ## tests on real dma-bufs, in a virtual machine where this machine has none
-	@scripts/test.sh setup wheel kernel
+test-kernel:     ## tests on real dma-bufs, and of EROFS on persistent memory, in virtual machines where this one has none
+	@scripts/test.sh setup wheel kernel kernel-erofs
 
 test-two-kernels: ## two virtual machines over one memory: devdax, a physical range, PCI memory, a CXL pool
 	@scripts/test.sh setup two-kernels

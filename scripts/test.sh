@@ -324,6 +324,11 @@ kernel() {
     in_guests tests/kernel/run.py
 }
 
+kernel_erofs() {
+    reason=$(tests/kernel/erofs.py --available) || return $NOT_RUN
+    in_guests tests/kernel/erofs.py
+}
+
 two_kernels() {
     # As above, for want of another emulator.
     reason=$(tests/kernel/two.py --available) || return $NOT_RUN
@@ -350,6 +355,7 @@ step ruff ruff
 step ptx ptx
 step demo demo
 step kernel kernel
+step kernel-erofs kernel_erofs
 step two-kernels two_kernels
 step fuzz fuzz
 # A quarter of an hour: only when it is asked for.
