@@ -124,6 +124,10 @@ pub const CONTAINER_SAFETENSORS: u32 = 1;
 pub const CONTAINER_GGUF: u32 = 2;
 /// [`FileRecord::container`] of a checkpoint of PyTorch.
 pub const CONTAINER_TORCH: u32 = 3;
+/// [`FileRecord::container`] of an archive of numpy's arrays.
+pub const CONTAINER_NPZ: u32 = 4;
+/// [`FileRecord::container`] of one of numpy's arrays.
+pub const CONTAINER_NPY: u32 = 5;
 
 /// Codes of data types from here on are numbers of [`DtypeRecord`]s, with this added.
 pub const DTYPE_RECORDS: u16 = 0x8000;

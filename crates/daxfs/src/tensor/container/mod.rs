@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod gguf;
+mod numpy;
 pub mod safetensors;
 mod torch;
 mod zip;
@@ -59,7 +60,8 @@ pub(super) trait Container: Sync {
 }
 
 /// All containers. Where a directory has several, those of the first are meant.
-static CONTAINERS: [&dyn Container; 3] = [&safetensors::Safetensors, &gguf::Gguf, &torch::Torch];
+static CONTAINERS: [&dyn Container; 5] =
+    [&safetensors::Safetensors, &gguf::Gguf, &torch::Torch, &numpy::Npz, &numpy::Npy];
 
 /// Bytes that a header is parsed from.
 pub trait HeaderSource {

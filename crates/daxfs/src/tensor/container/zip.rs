@@ -14,7 +14,7 @@ use crate::Result;
 use crate::tensor::TensorError;
 
 /// First bytes of an archive with entries.
-pub(super) const MAGIC: &[u8] = b"PK\x03\x04";
+const MAGIC: &[u8] = b"PK\x03\x04";
 
 const LOCAL: u32 = 0x0403_4b50;
 const LOCAL_LEN: usize = 30;
@@ -48,6 +48,12 @@ struct Entry {
     size: u64,
     method: u16,
     flags: u16,
+}
+
+/// The name of the first entry of a file that begins with `head`, if it is an archive, and the name ends in there.
+pub(super) fn first_name(head: &[u8]) -> Option<&[u8]> {
+    let len = usize::from(u16_at(head, 26));
+    head.get(LOCAL_LEN..)?.get(..len).filter(|_| head.starts_with(MAGIC))
 }
 
 /// Little-endian numbers out of a record, whose length was checked; zero behind its end.

@@ -306,6 +306,6 @@ fn containers_are_known_by_name_or_by_their_first_bytes() {
     let text = image.tensors().unwrap_err().to_string();
     assert!(text.ends_with("or choose a variant (variant=..., --variant): Q4_K, Q8_0"), "{text}");
     let kinds: Vec<_> = ContainerKind::all().map(|kind| (kind.name(), kind.code())).collect();
-    assert_eq!(kinds, [("safetensors", 1), ("GGUF", 2), ("PyTorch checkpoint", 3)]);
+    assert_eq!(kinds, [("safetensors", 1), ("GGUF", 2), ("PyTorch checkpoint", 3), ("npz", 4), ("npy", 5)]);
     assert!(ContainerKind::all().all(|kind| ContainerKind::from_code(kind.code()) == Some(kind)));
 }

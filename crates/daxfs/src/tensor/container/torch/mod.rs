@@ -73,9 +73,7 @@ impl Container for Torch {
 
     /// An archive whose first entry is the pickle: that is what `torch.save` writes first.
     fn recognises(&self, head: &[u8], _len: u64) -> bool {
-        let name_len = head.get(26..).and_then(|rest| rest.first_chunk()).map(|len| u16::from_le_bytes(*len));
-        let name = head.get(30..).and_then(|name| name.get(..usize::from(name_len?)));
-        head.starts_with(zip::MAGIC) && name.is_some_and(|name| name.ends_with(b"/data.pkl"))
+        zip::first_name(head).is_some_and(|name| name.ends_with(b"/data.pkl"))
     }
 
     fn parse(&self, source: &dyn HeaderSource) -> Result<Header> {
