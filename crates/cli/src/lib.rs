@@ -43,7 +43,8 @@ use std::ffi::OsString;
 /// Writes to the standard output and standard error of the process. Does not end the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     dmabuf::fill_standard_descriptors();
-    let cli = match Cli::read(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::read(mount::helper::translate(&args).unwrap_or(args)) {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing can be done about a closed terminal, and the exit status tells the story.

@@ -146,6 +146,12 @@ impl Entry {
         nodes.into_iter().map(move |node| Self::new(image.clone(), node))
     }
 
+    /// The entry at this place of [`Entry::children`], which takes no list of all of them.
+    pub fn nth_child(&self, index: usize) -> Option<Self> {
+        let node = self.image.tree().children(self.node).get(index);
+        node.map(|node| Self::new(self.image.clone(), *node))
+    }
+
     /// The entry of that name, if it is a directory that has one. Links are not followed.
     pub fn child(&self, name: impl AsRef<[u8]>) -> Option<Self> {
         self.image.tree().child(self.node, name.as_ref()).map(|node| Self::new(self.image.clone(), node))
@@ -310,6 +316,17 @@ mod tests {
             image.walk().filter(|entry| entry.file_type() != FileType::Directory).map(|e| e.path()).collect();
         wanted.sort_unstable();
         assert_eq!((found.len(), &found), (11, &wanted));
+    }
+
+    #[test]
+    fn children_are_found_by_their_place() {
+        let image =
+            ["/b", "/a/c", "/d"].iter().fold(TestImage::new(), |image, path| image.file(path, "x")).open();
+        let names = |entry: Entry| entry.name().to_vec();
+        let all: Vec<_> = image.root().children().map(names).collect();
+        let found: Vec<_> = (0..).map_while(|place| image.root().nth_child(place)).map(names).collect();
+        assert_eq!((found.len(), found), (3, all));
+        assert!(image.entry("/b").unwrap().nth_child(0).is_none());
     }
 
     #[test]

@@ -61,17 +61,23 @@ pub enum ImageVerb {
     /// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
     /// enough free memory that is not fragmented.
     Collapse(CollapseArgs),
-    /// Have the kernel mount an image that is in memory
+    /// Mount an image as files, read-only
     ///
-    /// The kernel's own DAXFS (the module daxfs of multikernel.io) shows the image as files, from the same memory. It
+    /// In the first way that fits, which is said if it is not the best; --as takes one.
+    ///
+    /// kernel: by the kernel's own DAXFS (the module daxfs of multikernel.io), from the same memory, without a copy. It
     /// takes dma-bufs and physical ranges, so pack with `--into udmabuf` or `--into heap:NAME`, also in a holder, which
-    /// packs folders so (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN; umount(8) takes the mount away. An image
-    /// with an overlay can be written there, and changes for all. A split image is mounted with the file of its contents
-    /// beside it: `daxfs --backing FILE mount IMAGE DIR`.
+    /// packs folders so (`daxfs serve --into udmabuf`). Needs CAP_SYS_ADMIN. The image is checked strictly before, since
+    /// on what is broken the kernel fails worse than by an error. An image with an overlay can be written there, and
+    /// changes for all. Who can open anything in the mount of a dma-buf gets the whole memory, with the access that it was
+    /// made with: where that is too much, mount below a directory that others cannot enter.
     ///
-    /// The image is checked strictly before, since on what is broken the kernel fails worse than by an error. Who can
-    /// open anything in the mount of a dma-buf gets the whole memory, with the access that it was made with: where that
-    /// is too much, mount below a directory that others cannot enter.
+    /// fuse: by a process of this command, on every kernel and from every source; root is not needed where fusermount3
+    /// is (package fuse3), nor in a user namespace. What is read is copied into the page cache once, so weights are better
+    /// opened than mounted. The process goes into the background when the mount answers, and ends with it:
+    /// `umount DIR` or `fusermount3 -u DIR` ends both, and so does SIGTERM.
+    ///
+    /// A split image is mounted with the file of its contents beside it: `daxfs --backing FILE mount IMAGE DIR`.
     Mount(MountArgs),
 }
 
@@ -292,16 +298,27 @@ pub struct ExtractArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  daxfs-pack weights/ --into udmabuf -- sh -c 'daxfs mount $DAXFS_IMAGE /mnt/model'\n  \
-                  daxfs mount daxfs://llama /mnt/llama\n  daxfs mount phys:0x8000000+64M /mnt/model"
+                  daxfs mount daxfs://llama /mnt/llama\n  daxfs mount phys:0x8000000+64M /mnt/model\n  \
+                  daxfs mount --as fuse -o allow_other,nodev root.daxfs /srv/root\n  \
+                  mount -t fuse.daxfs root.daxfs /srv/root -o expect=blake3:...    # with the helper, also in fstab"
 )]
 pub struct MountArgs {
-    /// Image in a dma-buf or in physical memory: fd:N, an image of a holder, phys:ADDRESS+LENGTH
+    /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Directory to mount it at
     pub dir: PathBuf,
     /// Way to mount it; by default the first that fits
     #[arg(long = "as", value_name = "WAY", value_enum)]
     pub way: Option<MountWay>,
+    /// Options as mount(8) has them, separated by commas: allow_other (all users, as the modes say), allow_root,
+    /// auto_unmount, follow (what the source means now, when it means another image), uid=N, gid=N (of all files),
+    /// threads=N, fsname=NAME, suid, dev, noexec, context=...; and as=, backing=, expect=, verify=, max_metadata=, strict,
+    /// sealed_copy, the flags of that name. What is for mount(8) alone is ignored
+    #[arg(short, long, value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Stay in the foreground until the mount is taken away
+    #[arg(short, long)]
+    pub foreground: bool,
 }
 
 /// Ways to mount an image.
@@ -309,6 +326,8 @@ pub struct MountArgs {
 pub enum MountWay {
     /// The kernel's own DAXFS, from the same memory
     Kernel,
+    /// A process that answers the kernel, with a copy of what is read in the page cache
+    Fuse,
 }
 
 /// Arguments of `daxfs collapse`.

@@ -3,6 +3,7 @@
 use super::{Request, Way};
 use crate::args::MountWay;
 use daxfs::FdKind;
+use daxfs_fuse::Mount;
 use std::path::Path;
 
 pub const WAY: Way = Way { id: MountWay::Kernel, name: "the kernel's DAXFS", unfit, mount };
@@ -18,10 +19,10 @@ fn unfit(request: &Request<'_>) -> Option<String> {
     (!known).then(|| "the module daxfs is not loaded".into())
 }
 
-fn mount(request: &Request<'_>) -> anyhow::Result<()> {
-    match &request.source.backing {
-        None => request.image.mount(&request.args.dir)?,
-        Some(path) => request.image.mount_split(&request.args.dir, Path::new(path))?,
+fn mount(request: &Request<'_>) -> anyhow::Result<Option<Mount>> {
+    match &request.wanted.source.backing {
+        None => request.image.mount(request.at)?,
+        Some(path) => request.image.mount_split(request.at, Path::new(path))?,
     }
-    Ok(())
+    Ok(None)
 }

@@ -2,20 +2,32 @@
 //!
 //! There are several ways to that, each a file here and a row of [`WAYS`], best first. The first that fits the image and
 //! the machine is taken, and it is said why not the ones before it; `--as` takes one, and its error is the command's.
+//!
+//! Where a process serves the mount, it is this one, forked before it has opened anything: it goes into the background
+//! once the mount answers, and what goes wrong before is the command's error.
 
+mod fuse;
+pub mod helper;
 mod kernel;
+mod options;
 
 use crate::args::{MountArgs, MountWay, SourceArgs};
-use crate::output::{Outcome, note};
+use crate::output::{Outcome, note, report};
 use crate::source;
 use anyhow::Context;
 use daxfs::Image;
+use daxfs_fuse::background::{self, Ready};
+use daxfs_fuse::{Mount, Signals};
+use options::Wanted;
+use std::path::Path;
 
 /// An image that is to be mounted.
 struct Request<'a> {
     image: &'a Image,
-    args: &'a MountArgs,
-    source: &'a SourceArgs,
+    at: &'a Path,
+    /// What the image is named by, for lists of mounts.
+    name: &'a str,
+    wanted: &'a Wanted,
 }
 
 /// A way to mount images.
@@ -25,37 +37,69 @@ struct Way {
     name: &'static str,
     /// Why it is out of the question for this image on this machine, as far as that is known beforehand.
     unfit: fn(&Request<'_>) -> Option<String>,
-    /// Mounts the image; the mount answers when this returns.
-    mount: fn(&Request<'_>) -> anyhow::Result<()>,
+    /// Mounts the image; the mount answers when this returns. Where the kernel does not serve it alone, this process has
+    /// to as long as the mount lasts.
+    mount: fn(&Request<'_>) -> anyhow::Result<Option<Mount>>,
 }
 
 /// All ways, best first.
-const WAYS: &[Way] = &[kernel::WAY];
+const WAYS: &[Way] = &[kernel::WAY, fuse::WAY];
 
 /// Mounts the image that the command line names.
 pub fn run(source: &SourceArgs, args: &MountArgs) -> anyhow::Result<Outcome> {
-    let image = source::open(source, &args.image, false)?;
-    let request = Request { image: &image, args, source };
-    let way = choose(&request)?;
-    (way.mount)(&request).with_context(|| source::name(&args.image))?;
+    let wanted = Wanted::new(source, args)?;
+    if args.foreground {
+        return mount(&wanted, args, Ready::in_foreground());
+    }
+    let status = background::run(|ready| match mount(&wanted, args, ready) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            report(&error);
+            Outcome::Failed.into()
+        }
+    });
+    Ok(match status.context("a process for the mount")? {
+        0 => Outcome::Clean,
+        _ => Outcome::Failed,
+    })
+}
+
+/// Mounts the image, says that it is ready, and serves it as long as it lasts, if that is to be done here.
+fn mount(wanted: &Wanted, args: &MountArgs, ready: Ready) -> anyhow::Result<Outcome> {
+    let signals = Signals::wait()?;
+    let image = source::open(&wanted.source, &wanted.image, false)?;
+    let name = source::name(&wanted.image);
+    let request = Request { image: &image, at: &args.dir, name: &name, wanted };
+    let (way, why) = choose(&request)?;
+    let mounted = (way.mount)(&request).with_context(|| name.clone())?;
+    if let Some(why) = why {
+        note(&why);
+    }
+    let Some(mount) = mounted else { return Ok(Outcome::Clean) };
+    // The mount has it, as long as it shows it.
+    drop(image);
+    ready.tell().context("going into the background")?;
+    mount.serve(&signals)?;
     Ok(Outcome::Clean)
 }
 
-/// The way that was asked for, else the first that fits. What the last way says is its error, when it is tried.
-fn choose(request: &Request<'_>) -> anyhow::Result<&'static Way> {
-    if let Some(id) = request.args.way {
-        return WAYS.iter().find(|way| way.id == id).context("this build has no such way of mounting");
+/// The way that was asked for, else the first that fits, with what is to be said of that. What the last way says is its
+/// error, when it is tried.
+fn choose(request: &Request<'_>) -> anyhow::Result<(&'static Way, Option<String>)> {
+    if let Some(id) = request.wanted.way {
+        let way = WAYS.iter().find(|way| way.id == id).context("this build has no such way of mounting")?;
+        return Ok((way, None));
     }
     let (last, better) = WAYS.split_last().context("this build has no way of mounting")?;
     let mut passed = Vec::new();
-    for way in better {
-        match (way.unfit)(request) {
-            None => return Ok(way),
-            Some(why) => passed.push(format!("{}: {why}", way.name)),
+    let fits = better.iter().find(|way| match (way.unfit)(request) {
+        Some(why) => {
+            passed.push(format!("by {}, since {why}", way.name));
+            false
         }
-    }
-    if !passed.is_empty() {
-        note(&format!("mounted by {}; not by {}", last.name, passed.join("; not by ")));
-    }
-    Ok(last)
+        None => true,
+    });
+    let way = fits.unwrap_or(last);
+    let why = (!passed.is_empty()).then(|| format!("mounted by {}; not {}", way.name, passed.join(", not ")));
+    Ok((way, why))
 }
