@@ -12,6 +12,7 @@
 //! | `faults`, `faults_holder` | is anything lost, left or hidden when a system call of the packer or the holder fails? |
 //! | `roundtrip` | is what was packed what is read, by us and by an independent reader? |
 //! | `kerf` | do images of an independent builder open with the same contents? |
+//! | `fuse` | does a mount by FUSE behave as a tmpfs with the same tree, whatever the image and its memory are? |
 //! | `overlay_changing` | what does a reader see while a kernel writes to the overlay? |
 //! | `concurrent_rewrite` | what does a reader see while another process writes? |
 //! | `kernel`, `kernel_holder`, `kernel_memory` | do images work on a kernel with udmabuf and dma-heap? |

@@ -11,7 +11,7 @@ use daxfs_tests::golden::project_root;
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may depend on; what it does not name it may not use.
-const LAYERS: [(&str, &[&str]); 9] = [
+const LAYERS: [(&str, &[&str]); 10] = [
     ("dmabuf", &[]),
     ("daxfs-protocol", &["dmabuf"]),
     ("daxfs", &["daxfs-protocol", "dmabuf"]),
@@ -21,7 +21,11 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("mkimage", &["daxfs", "daxfs-protocol", "dmabuf"]),
     // Never the devices: a holder keeps descriptors of their memory, and no driver.
     ("daxfs-holder", &["daxfs", "daxfs-protocol", "dmabuf", "mkimage"]),
-    ("daxfs-cli", &["daxfs", "daxfs-device", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"]),
+    ("daxfs-fuse", &["daxfs"]),
+    (
+        "daxfs-cli",
+        &["daxfs", "daxfs-device", "daxfs-fuse", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"],
+    ),
     (
         "daxfs-python",
         &["daxfs", "daxfs-cli", "daxfs-device", "daxfs-holder", "daxfs-protocol", "dmabuf", "mkimage"],

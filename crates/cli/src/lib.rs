@@ -44,7 +44,11 @@ use std::ffi::OsString;
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     dmabuf::fill_standard_descriptors();
     let args: Vec<OsString> = args.into_iter().collect();
-    let cli = match Cli::read(mount::helper::translate(&args).unwrap_or(args)) {
+    let args = mount::helper::translate(&args).unwrap_or(args);
+    if args.is_empty() {
+        return Outcome::Clean.into();
+    }
+    let cli = match Cli::read(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing can be done about a closed terminal, and the exit status tells the story.

@@ -95,11 +95,10 @@ impl Files {
             return Err(Errno::ENAMETOOLONG);
         }
         self.with(parent, |shown, directory| {
-            if directory.file_type() != FileType::Directory {
-                return Err(Errno::ENOTDIR);
-            }
             let entry = match name {
+                // Of any inode: the kernel has nothing but its number, from a handle (open_by_handle_at(2)).
                 b"." => Some(directory.clone()),
+                _ if directory.file_type() != FileType::Directory => return Err(Errno::ENOTDIR),
                 b".." => Some(directory.parent().unwrap_or_else(|| directory.clone())),
                 _ => directory.child(name),
             };

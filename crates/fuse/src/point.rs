@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::statfs::statfs;
 
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -24,8 +25,8 @@ const TYPE: &str = "fuse.daxfs";
 /// [`Error::Directory`], [`Error::NotADirectory`]; [`Error::Abandoned`] for a dead mount of another type.
 pub fn prepare(at: &Path) -> Result<PathBuf> {
     let failed = |source| Error::Directory { at: at.to_owned(), source };
-    let mut metadata = std::fs::metadata(at);
-    if metadata.as_ref().is_err_and(is_dead) {
+    // Asked is for what no kernel remembers: attributes of a root can be there longer than who gave them.
+    if let Err(Errno::ENOTCONN | Errno::ECONNABORTED) = statfs(at) {
         let path = std::path::absolute(at).map_err(failed)?;
         let table = std::fs::read("/proc/self/mountinfo").map_err(failed)?;
         let kind = type_at(&table, &path).unwrap_or_default();
@@ -34,9 +35,8 @@ pub fn prepare(at: &Path) -> Result<PathBuf> {
             return Err(Error::Abandoned { at: at.to_owned(), kind });
         }
         take_away(&path).map_err(failed)?;
-        metadata = std::fs::metadata(at);
     }
-    if !metadata.map_err(failed)?.is_dir() {
+    if !std::fs::metadata(at).map_err(failed)?.is_dir() {
         return Err(Error::NotADirectory { at: at.to_owned() });
     }
     at.canonicalize().map_err(failed)
@@ -72,11 +72,6 @@ pub fn mount(at: &Path, options: &Options) -> io::Result<Option<OwnedFd>> {
         Err(Errno::EPERM) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
-}
-
-/// What touching a FUSE mount says whose server has gone.
-fn is_dead(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 /// The type of what is mounted at a path, topmost, in the text of `/proc/self/mountinfo` (proc(5)).

@@ -7,7 +7,8 @@ use std::path::Path;
 /// The name of the link.
 const NAME: &str = "mount.fuse.daxfs";
 
-/// The arguments of `daxfs mount` for those that mount(8) gives; `None` when the command was not started by that name.
+/// The arguments of `daxfs mount` for those that mount(8) gives, none if it does not mean it (`-f`); `None` when the command
+/// was not started by that name.
 pub fn translate(args: &[OsString]) -> Option<Vec<OsString>> {
     let (program, rest) = args.split_first()?;
     if Path::new(program).file_name() != Some(OsStr::new(NAME)) {
@@ -24,8 +25,7 @@ pub fn translate(args: &[OsString]) -> Option<Vec<OsString>> {
                 line.push(arg.clone());
                 line.extend(rest.next().cloned());
             }
-            // To look and not to mount, which is another flag here.
-            Some("-f") => line.push("--fake".into()),
+            Some("-f") => return Some(Vec::new()),
             // Others, `-N` among them, are errors where they are read.
             _ => line.push(arg.clone()),
         }
@@ -56,6 +56,7 @@ mod tests {
             "fuse.daxfs",
         ];
         assert_eq!(translated(&line).unwrap(), ["daxfs", "mount", "daxfs://a", "/mnt", "-o", "rw,nofail"]);
+        assert_eq!(translated(&["mount.fuse.daxfs", "a", "/mnt", "-f"]).unwrap(), [""; 0]);
         assert_eq!(translated(&["daxfs", "mount"]), None);
         assert_eq!(translated(&[]), None);
     }
