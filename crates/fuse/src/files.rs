@@ -18,7 +18,7 @@ use crate::options::Options;
 use crate::shown::{Caching, Shown};
 
 /// Longest name, as everywhere on Linux.
-const NAME_MAX: usize = 255;
+const NAME_MAX: u32 = 255;
 /// Requests that wait at once without anybody waiting for them: pages that are read ahead.
 const BACKGROUND: u16 = 64;
 /// The unit of statfs(2).
@@ -91,7 +91,7 @@ impl Files {
     /// What a name in a directory means: attributes, and how long they hold. A name that is not there is worth to be
     /// remembered, too: attributes with the number 0.
     fn look_up(&self, parent: INodeNo, name: &[u8]) -> Result<(Duration, FileAttr), Errno> {
-        if name.len() > NAME_MAX {
+        if name.len() > NAME_MAX as usize {
             return Err(Errno::ENAMETOOLONG);
         }
         self.with(parent, |shown, directory| {
@@ -317,7 +317,7 @@ impl Filesystem for Files {
         let image = shown.image();
         let len = image.region().len().saturating_add(image.backing().map_or(0, daxfs::Region::len));
         let blocks = len.div_ceil(BLOCK.into());
-        reply.statfs(blocks, 0, 0, shown.inodes(), 0, BLOCK, NAME_MAX as u32, BLOCK);
+        reply.statfs(blocks, 0, 0, shown.inodes(), 0, BLOCK, NAME_MAX, BLOCK);
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -7,7 +7,7 @@ use std::ffi::{CString, OsString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What came back: a value, or the name of the error.
@@ -177,7 +177,7 @@ fn beside(path: &Path) -> PathBuf {
 
 /// What would change the tree. Nothing does.
 fn writes(path: &Path, new: &Path, say: &mut impl FnMut(&str, String)) {
-    let mode = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let mode = fs::Permissions::from_mode(0o777);
     say("mkdir", answer(io(fs::create_dir(new))));
     say("mkdir itself", answer(io(fs::create_dir(path))));
     say("unlink", answer(io(fs::remove_file(path))));
