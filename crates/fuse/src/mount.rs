@@ -99,27 +99,19 @@ impl Mount {
         self.caching
     }
 
-    /// Waits until somebody unmounts it.
-    ///
-    /// # Errors
-    /// [`Error::System`] when the threads could not go on.
-    pub fn wait(self) -> Result<()> {
-        self.until_ended()
-    }
-
-    /// Waits until somebody unmounts it, or a signal tells this process to end, and then takes it away: no path leads
-    /// there any more, and programs that have files of it open get errors when this process ends.
-    ///
-    /// # Errors
-    /// [`Error::System`] when the threads could not go on, or the mount cannot be taken away.
-    pub fn serve(self, signals: &Signals) -> Result<()> {
+    /// Has signals end it, from now on: [`Mount::wait`] takes the mount away then.
+    pub fn end_on(&self, signals: &Signals) {
         let tell = self.tell.clone();
         // The mount is gone when nobody listens.
         signals.call(move || _ = tell.send(Event::Told));
-        self.until_ended()
     }
 
-    fn until_ended(self) -> Result<()> {
+    /// Waits until somebody unmounts it. When a signal ends it, it is taken away: no path leads there any more, and
+    /// programs that have files of it open get errors when this process ends.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the threads could not go on; [`Error::Directory`] when it cannot be taken away.
+    pub fn wait(self) -> Result<()> {
         match self.events.recv() {
             Ok(Event::Ended(result)) => {
                 result.map_err(|source| Error::System { what: "answer the kernel", source })

@@ -1,6 +1,6 @@
 //! Signals that end a program, for one that has a mount to take away first.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal, raise};
 
@@ -9,12 +9,20 @@ use crate::error::{Error, Result};
 /// What ends a program in an orderly way.
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// Called when a signal comes.
-type Call = Box<dyn FnMut() + Send>;
+/// What is done when a signal comes.
+enum On {
+    /// What it does to programs.
+    Default,
+    /// It is kept for later.
+    Keep {
+        came: bool,
+    },
+    Call(Box<dyn FnMut() + Send>),
+}
 
 /// SIGTERM, SIGINT and SIGHUP, which a thread waits for. Until there is something to do about them they end the process
 /// as ever.
-pub struct Signals(Arc<Mutex<Option<Call>>>);
+pub struct Signals(Arc<Mutex<On>>);
 
 impl Signals {
     /// Blocks the signals in this thread and all that it starts from now on, and waits for them in one of its own. To be
@@ -25,13 +33,14 @@ impl Signals {
     pub fn wait() -> Result<Self> {
         let set: SigSet = ENDING.into_iter().collect();
         set.thread_block().map_err(Error::system("block signals"))?;
-        let call: Arc<Mutex<Option<Call>>> = Arc::default();
-        let theirs = Arc::clone(&call);
+        let on = Arc::new(Mutex::new(On::Default));
+        let theirs = Arc::clone(&on);
         let waiting = move || {
             while let Ok(signal) = set.wait() {
                 match &mut *theirs.lock().unwrap_or_else(PoisonError::into_inner) {
-                    Some(call) => call(),
-                    None => {
+                    On::Call(call) => call(),
+                    On::Keep { came } => *came = true,
+                    On::Default => {
                         // Here it is not blocked any more, and does what it does to programs.
                         let _ = set.thread_unblock();
                         let _ = raise(signal);
@@ -41,17 +50,46 @@ impl Signals {
         };
         let thread = std::thread::Builder::new().name("signals".into()).spawn(waiting);
         thread.map_err(|source| Error::System { what: "start a thread", source })?;
-        Ok(Self(call))
+        Ok(Self(on))
     }
 
-    /// Has the signals do this instead, in the thread that waits for them.
-    pub(crate) fn call(&self, call: impl FnMut() + Send + 'static) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
+    /// Keeps signals from now on until it is said what they do: while something is made that would be left behind.
+    pub fn keep(&self) {
+        *self.on() = On::Keep { came: false };
+    }
+
+    /// Has the signals do this instead, in the thread that waits for them, and at once if one came that was kept.
+    pub(crate) fn call(&self, mut call: impl FnMut() + Send + 'static) {
+        let mut on = self.on();
+        if matches!(*on, On::Keep { came: true }) {
+            call();
+        }
+        *on = On::Call(Box::new(call));
+    }
+
+    fn on(&self) -> MutexGuard<'_, On> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Debug for Signals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signals").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_signal_that_came_early_is_not_lost() {
+        let signals = Signals(Arc::new(Mutex::new(On::Keep { came: true })));
+        let (tell, told) = channel();
+        signals.call(move || tell.send(()).unwrap());
+        assert!(told.try_recv().is_ok());
+        signals.keep();
+        assert!(matches!(*signals.on(), On::Keep { came: false }));
     }
 }

@@ -71,6 +71,7 @@ fn mount(wanted: &Wanted, args: &MountArgs, ready: Ready) -> anyhow::Result<Outc
     let name = source::name(&wanted.image);
     let request = Request { image: &image, at: &args.dir, name: &name, wanted };
     let (way, why) = choose(&request)?;
+    signals.keep();
     let mounted = (way.mount)(&request).with_context(|| name.clone())?;
     if let Some(why) = why {
         note(&why);
@@ -78,8 +79,10 @@ fn mount(wanted: &Wanted, args: &MountArgs, ready: Ready) -> anyhow::Result<Outc
     let Some(mount) = mounted else { return Ok(Outcome::Clean) };
     // The mount has it, as long as it shows it.
     drop(image);
+    // Whoever hears that it is ready may end it.
+    mount.end_on(&signals);
     ready.tell().context("going into the background")?;
-    mount.serve(&signals)?;
+    mount.wait()?;
     Ok(Outcome::Clean)
 }
 
