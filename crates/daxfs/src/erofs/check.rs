@@ -14,7 +14,7 @@ use crate::snapshot;
 use crate::{FileType, Image, ViewKind};
 
 /// What comparing costs for each inode and each name, in bytes.
-const INODE_BYTES: u64 = 40;
+const INODE_BYTES: u64 = 96;
 const NAME_BYTES: u64 = size_of::<(&[u8], u32)>() as u64;
 
 /// Nobody's place.
@@ -43,7 +43,7 @@ impl Image {
         let _access = self.region().cpu_access()?;
         let bytes = self.region().view().get(view.start, view.end.saturating_sub(view.start))?;
         let header = header(bytes)?;
-        let tree = Names::of(self, capabilities(bytes, &header)?)?;
+        let tree = Names::of(self, capabilities(bytes, &header, self.tree().inode_count())?)?;
         let times = header.flags.get() & raw::HAS_TIMES != 0;
         let layout = Layout::new(&tree, Shape { block_size: self.superblock().block_size, times })?;
         let len = view.end.saturating_sub(view.start);
@@ -118,8 +118,12 @@ fn header(view: SharedBytes<'_>) -> Result<raw::Header> {
     }
 }
 
-/// The capabilities at the end of a view, by inode number.
-fn capabilities(view: SharedBytes<'_>, header: &raw::Header) -> Result<HashMap<u32, Capability>> {
+/// The capabilities at the end of a view, by inode number. Each is one of so many inodes, whose costs were charged.
+fn capabilities(
+    view: SharedBytes<'_>,
+    header: &raw::Header,
+    inodes: usize,
+) -> Result<HashMap<u32, Capability>> {
     let record = size_of::<raw::Capability>() as u64;
     let len = u64::from(header.capabilities.get()).saturating_mul(record);
     let start = (view.len() as u64).checked_sub(len);
@@ -127,6 +131,9 @@ fn capabilities(view: SharedBytes<'_>, header: &raw::Header) -> Result<HashMap<u
         let why = format!("{} records are more than its {:#x} bytes", header.capabilities, view.len());
         wrong("capabilities", why)
     })?;
+    if usize::try_from(header.capabilities.get()).unwrap_or(usize::MAX) > inodes {
+        return Err(wrong("capabilities", format!("there are {} of {inodes} inodes", header.capabilities)));
+    }
     let mut found = HashMap::new();
     for number in 0..header.capabilities.get() {
         let mut bytes = [0; size_of::<raw::Capability>()];
