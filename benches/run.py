@@ -34,6 +34,7 @@ from suites import (
     Context,
     drop_in,
     first_touch,
+    fuse,
     gpu,
     holder,
     lookup,
@@ -67,6 +68,7 @@ SUITES = {
     "readers": readers.suite,
     "holder": holder.suite,
     "restart": restart.suite,
+    "fuse": fuse.suite,
     "gpu": gpu.suite,
 }
 

@@ -53,6 +53,7 @@ system() {
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
     has openssl || packages+=(openssl) # the same for those of cosign
     has fsck.erofs || packages+=(erofs-utils) # the stock tool that judges EROFS views
+    has fusermount3 || packages+=(fuse3) # mounts of users who are not root
     has jq || packages+=(jq) # commands of the documents
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"

@@ -15,6 +15,7 @@ yaml = pytest.importorskip("yaml")
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+UNITS = ("daxfs.socket", "daxfs.service", "mnt-llama.mount")
 MANIFEST = DEPLOY / "kubernetes" / "daxfs.yaml"
 DAXFS = Path(sysconfig.get_path("scripts")) / "daxfs"
 # The oldest that is of interest, and the newest that the validator knows.
@@ -57,12 +58,12 @@ def test_only_the_socket_is_shared() -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_units_are_understood(tmp_path: Path) -> None:
     def verify() -> list[str]:
-        command = ["systemd-analyze", "verify", "--man=no", tmp_path / "daxfs.socket", tmp_path / "daxfs.service"]
+        command = ["systemd-analyze", "verify", "--man=no", *(tmp_path / name for name in UNITS)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         # Systems before 254 do not know this key, and say that they go on without it.
         return [line for line in done.stderr.splitlines() if "FileDescriptorStorePreserve" not in line]
 
-    for name in ("daxfs.socket", "daxfs.service"):
+    for name in UNITS:
         text = (DEPLOY / "systemd" / name).read_text()
         (tmp_path / name).write_text(text.replace("ExecStart=daxfs", f"ExecStart={DAXFS}"))
     assert verify() == []

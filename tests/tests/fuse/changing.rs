@@ -1,6 +1,6 @@
 //! Another image in the place of the one that is mounted.
 
-use super::support::{Place, can_mount};
+use super::support::{Place, can_mount, daxfs, mount_command, text};
 use daxfs::{Image, OpenOptions};
 use daxfs_fuse::{Mount, Options};
 use daxfs_tests::tree::Item;
@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -93,5 +94,57 @@ fn a_path_that_means_another_file_is_followed_on_demand() {
             sleep(Duration::from_millis(2500));
             assert_eq!(fs::read_to_string(&file).unwrap(), expected);
         }
+    }
+}
+
+/// A running holder; ended when it is dropped.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_mount_of_a_holders_image_outlives_the_holder_and_follows_a_swap_on_demand() {
+    if !can_mount() {
+        return;
+    }
+    for (options, expected) in [("allow_other", "first"), ("follow", "second")] {
+        let place = Place::new(&tree("first"));
+        let socket = place.tree().with_file_name("socket");
+        let holder = || {
+            let mut command = Command::new(daxfs());
+            command.arg("serve").arg("--socket").arg(&socket).stderr(Stdio::null());
+            command
+        };
+        let control = |args: &[&str]| {
+            let (verb, rest) = args.split_first().unwrap();
+            let output =
+                Command::new(daxfs()).arg(verb).arg("--socket").arg(&socket).args(rest).output().unwrap();
+            assert!(output.status.success(), "{args:?}: {}", text(&output));
+        };
+        let holding = Holder(holder().arg(format!("m={}", place.tree().display())).spawn().unwrap());
+        control(&["health", "--wait", "60"]);
+        let source = format!("daxfs+unix://{}/m", socket.display());
+        let at = place.at();
+        let output = mount_command(&[source.as_ref(), at.as_os_str(), "-o".as_ref(), options.as_ref()]);
+        assert!(output.status.success(), "{}", text(&output));
+        let file = at.join("d/file");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "first");
+        fs::write(place.tree().join("d/file"), "second").unwrap();
+        control(&["swap", "m", place.tree().to_str().unwrap()]);
+        if expected == "second" {
+            until_it_says(&file, expected);
+        } else {
+            sleep(Duration::from_millis(2500));
+        }
+        drop(holding);
+        // The memory is the mount's as well.
+        assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+        assert_eq!(fs::read(at.join("first")).unwrap(), vec![7; 300_000]);
+        nix::mount::umount(&at).unwrap();
     }
 }

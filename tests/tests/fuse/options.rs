@@ -155,3 +155,32 @@ fn a_user_namespace_needs_no_root() {
     let names = everything().len() + 2;
     assert_eq!(lines, ["{}", names.to_string().as_str(), "gone"], "{said}");
 }
+
+/// By fusermount3, which is set-user-ID, at a directory of the user's own.
+#[test]
+fn a_user_mounts_by_fusermount() {
+    if !can_mount() {
+        return;
+    }
+    if !Command::new("fusermount3").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("not run: there is no fusermount3 (the package fuse3)");
+        return;
+    }
+    let place = Place::new(&everything());
+    let command = place.tree().with_file_name("daxfs");
+    fs::copy(daxfs(), &command).unwrap();
+    fs::set_permissions(place.image(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::os::unix::fs::chown(place.at(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let run = |program: &OsStr, args: &[&OsStr]| {
+        Command::new(program).args(args).uid(NOBODY).gid(NOBODY).current_dir("/").output().unwrap()
+    };
+    let (image, at) = (place.image(), place.at());
+    let output = run(command.as_ref(), &["mount".as_ref(), image.as_ref(), at.as_ref()]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(line(&place)[2], "fuse.daxfs");
+    assert_eq!(read_as_nobody(&place).stdout, b"{}\n");
+    // Not even root's, unless the user says so.
+    assert_eq!(fs::read_dir(&at).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    let output = run("fusermount3".as_ref(), &["-u".as_ref(), at.as_ref()]);
+    assert!(output.status.success() && !place.is_mounted(), "{}", text(&output));
+}
