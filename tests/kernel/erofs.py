@@ -95,10 +95,9 @@ def wait_until_ready(name: str, running: Running) -> bool:
 def boot(source: Path, image: Path) -> int:
     """Both guests at once."""
     guests = []
+    devices = subprocess.check_output([ROOT / "target/debug/daxfs", "vm-args", image], text=True).split()
     with contextlib.ExitStack() as stack:
         for name in ("guest A", "guest B"):
-            backend = f"memory-backend-file,id=image,share=on,mem-path={image},size={image.stat().st_size}"
-            devices = ["-object", backend, "-device", "virtio-pmem-pci,bus=pcie.0,memdev=image"]
             guest = Guest(
                 memory="1G,slots=1,maxmem=4G", modules=MODULES, devices=devices, interactive=True, timeout=PATIENCE
             )

@@ -19,6 +19,7 @@
 //! | `kernel_module` | does the kernel's own DAXFS show the same files, and is the memory behind its mounts found? |
 //! | `kernel_pci` | what does a reader see when a PCI device is removed? |
 //! | `opencl`, `opencl_descriptors` | does OpenCL show an image's bytes, in place, by descriptor and copied? |
+//! | `vm_args` | does QEMU take the options that give an image to a machine? |
 //! | `vulkan` | does a device read from an image's memory what the CPU reads? |
 //!
 //! `docs/validation.md` explains the verdicts that `mutations` and the hostile images expect.

@@ -33,6 +33,7 @@ mod stat;
 mod text;
 mod tree;
 mod verify;
+mod vm_args;
 
 use args::{Cli, ImageVerb, SourceArgs, Verb};
 use output::{Outcome, Output, report};
@@ -94,6 +95,7 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
+        ImageVerb::VmArgs(verb) => vm_args::run(&open()?, verb, out),
         // Opens the image in its own process, where one serves the mount.
         ImageVerb::Mount(verb) => mount::run(args, verb),
         // Opens the image in its own way: a broken rule is a finding there.

@@ -1,6 +1,7 @@
 //! Verbs that look into an image.
 
 use super::holder::SelectionArgs;
+use super::vm::VmArgs;
 use super::{parse_alignment, parse_sha256, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
@@ -79,6 +80,12 @@ pub enum ImageVerb {
     ///
     /// A split image is mounted with the file of its contents beside it: `daxfs --backing FILE mount IMAGE DIR`.
     Mount(MountArgs),
+    /// Print the options that give an image to a virtual machine as memory
+    ///
+    /// The guest reads the host's pages: however many guests there are, the image is in memory once. They cannot write it.
+    /// One word is printed on each line, so that `$(daxfs vm-args IMAGE)` fits into a command line; with a command behind
+    /// -- that is run instead, with the options behind its own, which also works for memory without a path.
+    VmArgs(VmArgs),
 }
 
 impl ImageVerb {
@@ -102,7 +109,8 @@ impl ImageVerb {
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Extract(ExtractArgs { image, .. })
             | Self::Collapse(CollapseArgs { image })
-            | Self::Mount(MountArgs { image, .. }) => image,
+            | Self::Mount(MountArgs { image, .. })
+            | Self::VmArgs(VmArgs { image, .. }) => image,
         }
     }
 }

@@ -4,6 +4,7 @@ mod holder;
 mod image;
 mod socket;
 mod upload;
+mod vm;
 
 pub use holder::{
     AccessArgs, DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, StopArgs,
@@ -14,6 +15,7 @@ pub use image::{
 };
 pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};
+pub use vm::{Device, VmArgs, Vmm};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
