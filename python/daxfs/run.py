@@ -12,10 +12,17 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import daxfs
 
 USAGE = "usage: python -m daxfs.run [-m] SCRIPT_OR_MODULE [ARGUMENT...]"
+
+
+def _fail(text: str) -> NoReturn:
+    """Say why nothing is run, with the status that the commands have for that."""
+    print(text, file=sys.stderr)
+    sys.exit(2)
 
 
 def main(words: list[str]) -> None:
@@ -26,11 +33,11 @@ def main(words: list[str]) -> None:
     is_module = words[:1] == ["-m"]
     rest = words[1:] if is_module else words
     if not rest or (rest[0].startswith("-") and not is_module):
-        sys.exit(f"{USAGE}\nerror: what is run is missing")
+        _fail(f"{USAGE}\nerror: what is run is missing")
     try:
         daxfs.install()
     except RuntimeError as error:
-        sys.exit(f"error: {error}")
+        _fail(f"error: {error}")
     folder = str(Path(__file__).with_name("_site"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
     os.environ["DAXFS_INSTALL"] = "1"

@@ -514,7 +514,7 @@ impl Image {
             return Ok("<daxfs.Image, closed>".into());
         };
         let superblock = image.superblock();
-        let path = match image.region().info().and_then(|info| info.path.as_ref()) {
+        let path = match image.region().fd().and_then(dmabuf::fd_link) {
             Some(path) => format!(" {}", path.into_pyobject(py)?.str()?.repr()?),
             None => String::new(),
         };

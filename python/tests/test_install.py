@@ -85,7 +85,7 @@ def test_modules_arguments_and_children(packed: Path, tmp_path: Path) -> None:
     assert done.stdout == "True\n", done.stderr
     assert "sitecustomize" not in done.stderr
     done = run(tmp_path, "-m", "daxfs.run", "--nothing")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m daxfs.run")
     assert run(tmp_path, "-m", "daxfs.run", "--help").stdout.startswith("usage: python -m daxfs.run")
 

@@ -110,7 +110,7 @@ impl Memory {
             pages: Pages::of(region)?,
         };
         let Some(info) = region.info() else { return Ok(memory) };
-        memory.path = info.path.as_ref().map(|path| escape(path.as_os_str().as_bytes()));
+        memory.path = region.fd().and_then(dmabuf::fd_link).map(|path| escape(path.as_os_str().as_bytes()));
         memory.kind = if is_tmpfs(region, &info.kind) { "tmpfs file" } else { info.kind.name() };
         match &info.kind {
             FdKind::Memfd { seals, hugetlb } => {

@@ -93,7 +93,7 @@ fn describe(image: &Image) {
 fn describe_region(image: &Image, region: &Region) -> Described {
     let view = region.view();
     let start = view.as_ptr().addr();
-    let name = match (region.source(), region.info().and_then(|info| info.path.as_ref())) {
+    let name = match (region.source(), region.fd().and_then(dmabuf::fd_link)) {
         (Some(source), _) => format!("the image {source}"),
         (None, Some(path)) => format!("the image {}", path.display()),
         (None, None) => "an image of this process".to_owned(),

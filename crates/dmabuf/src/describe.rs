@@ -3,7 +3,6 @@
 #![deny(unsafe_code)]
 
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -25,15 +24,12 @@ pub struct FdInfo {
     pub dev: u64,
     /// `st_ino`.
     pub ino: u64,
-    /// Where `/proc/self/fd` says the descriptor leads (`/memfd:NAME (deleted)`, `/dmabuf:NAME`, a path). For
-    /// people only: a file may have been renamed or replaced since. `None` without a mounted `/proc`.
-    pub path: Option<PathBuf>,
 }
 
 impl FdInfo {
     /// Memory of which only this is known, for code that plans before there is a descriptor, and for tests.
     pub fn new(kind: FdKind, len: u64) -> Self {
-        Self { kind, len, writable: false, dev: 0, ino: 0, path: None }
+        Self { kind, len, writable: false, dev: 0, ino: 0 }
     }
 }
 
@@ -64,7 +60,6 @@ pub(crate) fn describe_found(fd: BorrowedFd<'_>) -> Result<(FdInfo, Found<'_>)> 
         writable: access != libc::O_RDONLY,
         dev: found.seen.stat().st_dev,
         ino: found.seen.stat().st_ino,
-        path: found.seen.link().map(Path::to_path_buf),
     };
     Ok((info, found))
 }

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "a descriptor of a kind that the standard library does not open")]
 
 use super::*;
-use crate::fd::open_read_only;
+use crate::fd::{fd_link, open_read_only};
 use crate::memfd::{HugePages, Memfd};
 use crate::seals::Seals;
 use std::fs::File;
@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 fn refusal(fd: impl AsFd) -> &'static str {
     match describe(fd.as_fd()) {
@@ -25,7 +26,7 @@ fn memfds_with_their_seals() {
     let FdKind::Memfd { seals, hugetlb: None } = info.kind else { panic!("{info:?}") };
     assert!(seals.contains(Seals::SHRINK) && !seals.contains(Seals::WRITE));
     assert_eq!((info.len, info.writable), (5000, true));
-    assert_eq!(info.path.unwrap(), Path::new("/memfd:describe me (deleted)"));
+    assert_eq!(fd_link(memfd.as_fd()).unwrap(), Path::new("/memfd:describe me (deleted)"));
     assert_eq!(fd_name(memfd.as_fd()), "memfd:describe me");
 
     let reopened =
@@ -33,6 +34,16 @@ fn memfds_with_their_seals() {
     let again = describe(reopened.as_fd()).unwrap();
     assert!(!again.writable && matches!(again.kind, FdKind::Memfd { .. }));
     assert_eq!((again.dev, again.ino), (info.dev, info.ino));
+}
+
+#[test]
+fn memfds_that_take_no_seals_are_told_from_files_of_tmpfs() {
+    let memfd = nix::sys::memfd::memfd_create("plain", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+    let sealed = FdKind::Memfd { seals: Seals::SEAL, hugetlb: None };
+    assert_eq!(describe(memfd.as_fd()).unwrap().kind, sealed);
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    assert_eq!(crate::seals::seals(file.as_fd()).unwrap(), Some(Seals::SEAL));
+    assert_eq!(describe(file.as_fd()).unwrap().kind, FdKind::File);
 }
 
 #[test]
@@ -45,7 +56,7 @@ fn files_on_disk_and_on_tmpfs() {
         file.as_file().set_len(12_345).unwrap();
         let info = describe(file.as_file().as_fd()).unwrap();
         assert_eq!((&info.kind, info.len, info.writable), (&FdKind::File, 12_345, true));
-        assert_eq!(info.path.as_deref(), Some(file.path()));
+        assert_eq!(fd_link(file.as_file().as_fd()).as_deref(), Some(file.path()));
         let read_only = open_read_only(file.path()).unwrap();
         assert!(!describe(read_only.as_fd()).unwrap().writable);
         // An unlinked file is a file still.

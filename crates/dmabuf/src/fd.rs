@@ -31,8 +31,9 @@ pub(crate) fn fs_type(fs: &Statfs) -> u32 {
     magic
 }
 
-/// Where `/proc/self/fd` says the descriptor leads.
-pub(crate) fn fd_link(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+/// Where `/proc/self/fd` says that a descriptor leads now: `/memfd:NAME (deleted)`, `/dmabuf:NAME`, a path. For people
+/// only: a file may be replaced in the next moment. `None` without a mounted `/proc`.
+pub fn fd_link(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 

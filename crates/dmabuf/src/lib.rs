@@ -92,7 +92,7 @@ pub use class::MemoryClass;
 pub use describe::{FdInfo, describe};
 pub use direct::DirectFile;
 pub use error::{Error, Result};
-pub use fd::{duplicate, open_no_follow, open_read_only, reopen, same_open_file};
+pub use fd::{duplicate, fd_link, open_no_follow, open_read_only, reopen, same_open_file};
 pub use fdpass::{recv_bytes, recv_fds, send_fds};
 pub use fork::around_forks;
 pub use heap::{heap_allocate, heap_allocate_on};

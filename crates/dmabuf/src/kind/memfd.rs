@@ -9,7 +9,7 @@ use super::file::{hugetlb, page_cache};
 use super::{FdKind, Kind, KindFacts, Layout, Seen};
 use crate::class::MemoryClass;
 use crate::error::Result;
-use crate::seals::{Seals, seals};
+use crate::seals::Seals;
 use crate::survey::{Access, Offer};
 
 pub(super) struct Row;
@@ -29,18 +29,25 @@ impl Kind for Row {
         &FACTS
     }
 
-    /// A memfd answers F_GET_SEALS, but so do tmpfs and hugetlbfs files: only a memfd has the link `/memfd:NAME` and
-    /// never had a directory entry.
+    /// A memfd answers F_GET_SEALS, but so do tmpfs and hugetlbfs files. Those are sealed against seals, and against
+    /// nothing else: of such memory only a memfd has the link `/memfd:NAME`. It never had a directory entry.
     fn recognise(&self, seen: &Seen<'_>) -> Result<Option<Layout>> {
-        let is_anonymous = seen.file_type() == SFlag::S_IFREG && seen.stat().st_nlink == 0;
-        let is_memfd = is_anonymous
-            && seen.link().is_none_or(|path| path.as_os_str().as_bytes().starts_with(b"/memfd:"))
-            && seals(seen.fd)?.is_some();
+        if seen.file_type() != SFlag::S_IFREG || seen.stat().st_nlink != 0 {
+            return Ok(None);
+        }
+        let is_memfd = match seen.seals()? {
+            None => false,
+            Some(seals) if seals == Seals::SEAL => {
+                seen.link().is_none_or(|path| path.as_os_str().as_bytes().starts_with(b"/memfd:"))
+            }
+            // To look at the link takes longer than all else.
+            Some(_) => true,
+        };
         Ok(is_memfd.then(|| page_cache(seen)))
     }
 
     fn describe(&self, seen: &Seen<'_>, _: &Layout) -> Result<FdKind> {
-        Ok(FdKind::Memfd { seals: seals(seen.fd)?.unwrap_or(Seals::empty()), hugetlb: hugetlb(seen) })
+        Ok(FdKind::Memfd { seals: seen.seals()?.unwrap_or(Seals::empty()), hugetlb: hugetlb(seen) })
     }
 
     fn keeps_pages(&self, kind: &FdKind) -> bool {

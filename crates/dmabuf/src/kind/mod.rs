@@ -23,7 +23,7 @@ use crate::again::uninterrupted;
 use crate::class::MemoryClass;
 use crate::error::{Error, Result};
 use crate::fd::{fd_link, fd_name, fs_type, open};
-use crate::seals::Seals;
+use crate::seals::{Seals, seals};
 use crate::survey::Offer;
 
 pub(crate) use dma_buf::{HEAPS, LIMIT, LIST_LIMIT};
@@ -118,13 +118,14 @@ pub(crate) struct Seen<'fd> {
     stat: FileStat,
     fs: Statfs,
     link: OnceCell<Option<PathBuf>>,
+    seals: OnceCell<Option<Seals>>,
 }
 
 impl<'fd> Seen<'fd> {
     fn new(fd: BorrowedFd<'fd>) -> Result<Self> {
         let stat = fstat(fd).map_err(|e| Error::os("fstat", fd_name(fd), e))?;
         let fs = uninterrupted(|| fstatfs(fd)).map_err(|e| Error::os("fstatfs", fd_name(fd), e))?;
-        Ok(Self { fd, stat, fs, link: OnceCell::new() })
+        Ok(Self { fd, stat, fs, link: OnceCell::new(), seals: OnceCell::new() })
     }
 
     /// What fstat(2) says.
@@ -135,6 +136,15 @@ impl<'fd> Seen<'fd> {
     /// Where `/proc/self/fd` says the descriptor leads; `None` without a mounted `/proc`.
     pub(crate) fn link(&self) -> Option<&Path> {
         self.link.get_or_init(|| fd_link(self.fd)).as_deref()
+    }
+
+    /// The seals; `None` for what has none at all.
+    fn seals(&self) -> Result<Option<Seals>> {
+        if let Some(known) = self.seals.get() {
+            return Ok(*known);
+        }
+        let found = seals(self.fd)?;
+        Ok(*self.seals.get_or_init(|| found))
     }
 
     /// The type bits. A dma-buf has none.
