@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, TypeVar
 
@@ -233,6 +234,19 @@ def test_watch(holder: daxfs.Served, tmp_path: Path) -> None:
     with daxfs.open(tmp_path / "image.daxfs") as image, pytest.raises(ValueError, match="no holder"):
         image.watch()
     assert image.closed
+
+
+def test_a_watch_is_closed_while_another_thread_waits(holder: daxfs.Served, tmp_path: Path) -> None:
+    holder.load("m", weights(tmp_path / "one", 1))
+    watch = holder.open("m").watch()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(watch.wait) for _ in range(2)]
+        assert watch.fileno() > 2
+        assert not watch.wait(0)
+        watch.close()
+        for wait in waiting:
+            with pytest.raises(ValueError, match="the watch is closed"):
+                wait.result(60)
 
 
 def test_serve_ends_with_its_block(tmp_path: Path) -> None:
