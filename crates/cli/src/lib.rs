@@ -3,7 +3,7 @@
 //! [`main`] takes the whole command line, so that the binary and the Python wheel share one entry point.
 //! Every verb has a module of its own; all flags and all help texts are in [`args`].
 //!
-//! Exit status: 0 when all went well, 1 when `verify` found differences, 2 on errors. Errors go to standard
+//! Exit status: 0 when all went well, 1 when `verify` or `diff` found differences, 2 on errors. Errors go to standard
 //! error as one line, `daxfs: what: why`. When standard output is a pipe that nobody reads any more, the
 //! command ends quietly with 0.
 
@@ -14,6 +14,7 @@ mod cat;
 mod collapse;
 mod cut;
 mod descent;
+mod diff;
 mod extract;
 mod holder;
 mod inspect;
@@ -98,6 +99,8 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::VmArgs(verb) => vm_args::run(&open()?, verb, out),
         // Opens the image in its own process, where one serves the mount.
         ImageVerb::Mount(verb) => mount::run(args, verb),
+        // Opens two.
+        ImageVerb::Diff(verb) => diff::run(args, verb, out),
         // Opens the image in its own way: a broken rule is a finding there.
         ImageVerb::Verify(verb) => verify::run(args, verb, out),
     }

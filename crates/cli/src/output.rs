@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 pub enum Outcome {
     /// All went well.
     Clean,
-    /// `verify` found differences.
+    /// `verify` or `diff` found differences.
     Differences,
     /// Errors were reported on standard error.
     Failed,

@@ -274,7 +274,8 @@ fn usage() {
     let fixture = Fixture::new();
     let help = fixture.run(&["--help"]).ok();
     assert!(help.contains("Exit status") && help.contains("daxfs verify model.daxfs weights/"), "{help}");
-    for verb in ["ls", "tree", "stat", "cat", "inspect", "verify", "extract", "collapse", "mount", "vm-args"]
+    for verb in
+        ["ls", "tree", "stat", "cat", "inspect", "verify", "diff", "extract", "collapse", "mount", "vm-args"]
     {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb}");
         assert!(fixture.run(&[verb, "--help"]).ok().contains("daxfs "), "{verb}");

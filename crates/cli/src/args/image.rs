@@ -46,6 +46,14 @@ pub enum ImageVerb {
     /// directions. Files whose tensors were moved, as packing does by default, are compared as they were. Owners and
     /// times are not compared. `/.daxfs` is ignored on both sides.
     Verify(VerifyArgs),
+    /// Compare two images: which files and which tensors differ
+    ///
+    /// Files are compared as they were in their sources, by type, contents and where links lead; owners, modes and times
+    /// are not looked at. Tensors are compared by name: type, shape and values, whatever files they lie in, so that a
+    /// model that was sharded otherwise is the same. What both images have a hash of is not read; --verify=full
+    /// proves the hashes first. Lines begin with - for what only the first image has, + for what only the second has, and
+    /// ~ for what is not the same in both.
+    Diff(DiffArgs),
     /// Unpack an image into a new directory
     ///
     /// Nothing is ever written outside DEST: every step is taken relative to an open directory, no symbolic link is
@@ -92,7 +100,9 @@ impl ImageVerb {
     /// Whether no progress is to be shown.
     pub fn is_quiet(&self) -> bool {
         match self {
-            Self::Verify(VerifyArgs { quiet, .. }) | Self::Extract(ExtractArgs { quiet, .. }) => *quiet,
+            Self::Verify(VerifyArgs { quiet, .. })
+            | Self::Extract(ExtractArgs { quiet, .. })
+            | Self::Diff(DiffArgs { quiet, .. }) => *quiet,
             _ => false,
         }
     }
@@ -106,6 +116,7 @@ impl ImageVerb {
             | Self::Cat(CatArgs { image, .. })
             | Self::Inspect(InspectArgs { image, .. })
             | Self::Place(PlaceArgs { image, .. })
+            | Self::Diff(DiffArgs { image, .. })
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Extract(ExtractArgs { image, .. })
             | Self::Collapse(CollapseArgs { image })
@@ -136,6 +147,31 @@ pub struct LsArgs {
     /// Print JSON: {"entries": [...]}
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `daxfs diff`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs diff llama-3.daxfs llama-3.1.daxfs\n  \
+    daxfs diff --tensors /model.safetensors base.daxfs tuned.daxfs\n  \
+    daxfs diff --brief daxfs://llama llama.daxfs || daxfs swap llama llama.daxfs\n\n\
+    Exit status: 0 when they are the same, 1 when they differ, 2 on errors.")]
+pub struct DiffArgs {
+    /// First image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
+    pub image: OsString,
+    /// Second image
+    pub other: OsString,
+    /// File, checkpoint or directory whose tensors are compared [default: those of the whole image]
+    #[arg(long, value_name = "PATH")]
+    pub tensors: Option<OsString>,
+    /// Print nothing; the exit status says whether they differ
+    #[arg(long, conflicts_with = "json")]
+    pub brief: bool,
+    /// Print JSON: {"files": [...], "tensors": [...], "same": ...}
+    #[arg(long)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Arguments of `daxfs place`.

@@ -10,8 +10,8 @@ pub use holder::{
     AccessArgs, DropArgs, HealthArgs, HolderVerb, LoadArgs, Log, NamedSource, PsArgs, ServeArgs, StopArgs,
 };
 pub use image::{
-    CatArgs, CollapseArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, MountWay, PlaceArgs,
-    StatArgs, TreeArgs, VerifyArgs,
+    CatArgs, CollapseArgs, DiffArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, MountWay,
+    PlaceArgs, StatArgs, TreeArgs, VerifyArgs,
 };
 pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};
