@@ -13,12 +13,14 @@ continuous integration. CORPUS gets one folder for each target. Nothing in there
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -248,6 +250,53 @@ def write_plans(folder: Path) -> None:
         (folder / name).write_text(json.dumps({"ranks": 2, "rules": rule}))
 
 
+def archive(members: list[tuple[str, bytes, str, int]], form: int = tarfile.PAX_FORMAT) -> bytes:
+    """Make a tar archive of members: name, kind, link, bytes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        for name, kind, link, size in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, link, size
+            member.mode, member.uid, member.gid, member.mtime = 0o755, 1000, 2**31, 1.5
+            if form == tarfile.PAX_FORMAT and size:
+                member.pax_headers = {"SCHILY.xattr.user.a": "b"}
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    return out.getvalue()
+
+
+def write_layers(folder: Path) -> None:
+    """Write layers: the length of the first in two bytes, in blocks, then one behind the other."""
+    file, directory, link, hard = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+    lower = [
+        ("d", directory, "", 0),
+        ("d/a", file, "", 5),
+        ("d/s/b", file, "", 600),
+        ("l", link, "/d/s", 0),
+        ("h", hard, "d/a", 0),
+        ("n" * 120, file, "", 1),
+        ("f", tarfile.FIFOTYPE, "", 0),
+    ]
+    uppers = {
+        "whiteout": [("d/.wh.a", file, "", 0), (".wh.l", file, "", 0)],
+        "opaque": [("d", directory, "", 0), ("d/.wh..wh..opq", file, "", 0), ("d/new", file, "", 2)],
+        "replaced": [("d", file, "", 1), ("h", directory, "", 0), ("l/through", file, "", 1)],
+        "odd": [("../../e", file, "", 1), ("/r", hard, "/h", 0), ("d/../x//.", link, "../..", 0)],
+    }
+    for form, name in ((tarfile.PAX_FORMAT, "pax"), (tarfile.GNU_FORMAT, "gnu")):
+        below = archive(lower, form)
+        for kind, members in uppers.items():
+            above = archive(members, form)
+            (folder / f"{name}-{kind}").write_bytes(struct.pack("<H", len(below) // 512) + below + above)
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9000", "GNU.sparse.name": "s"}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("GNUSparseFile.0/s")
+        data = b"2\n0\n5\n8000\n4\n".ljust(512, b"\0") + b"12345abcd"
+        member.size, member.pax_headers = len(data), sparse
+        tar.addfile(member, io.BytesIO(data))
+    (folder / "sparse").write_bytes(struct.pack("<H", 0) + out.getvalue())
+
+
 def make_tree(root: Path) -> None:
     """Write a little of everything, few bytes."""
     (root / "d/deep").mkdir(parents=True)
@@ -300,8 +349,8 @@ def copy_golden(folder: Path) -> int:
 
 def main(packer: str, corpus: Path) -> None:
     """Write the seeds of every target."""
-    targets = ["image", "overlay", "log", "safetensors", "gguf", "torch", "plan", "holder", "holder_server"]
-    targets += ["holder_client"]
+    targets = ["image", "overlay", "log", "safetensors", "gguf", "torch", "layers", "plan", "holder"]
+    targets += ["holder_server", "holder_client"]
     for target in targets:
         (corpus / target).mkdir(parents=True, exist_ok=True)
     write_headers(corpus / "safetensors")
@@ -310,6 +359,7 @@ def main(packer: str, corpus: Path) -> None:
     write_messages(corpus)
     write_changes(corpus)
     write_plans(corpus / "plan")
+    write_layers(corpus / "layers")
     pack_trees(packer, corpus / "image")
     golden = copy_golden(corpus / "image")
     if not golden:

@@ -15,7 +15,7 @@ TARGETS=(x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu)
 # The oldest C library that programs and wheels run with. Version 2.27 brought memfd_create, and this one, also of 2018,
 # is the next that wheels have a tag for.
 GLIBC=2.28
-CRATES=(dmabuf daxfs-protocol daxfs mkimage daxfs-device daxfs-holder daxfs-fuse daxfs-cli daxfs-remote)
+CRATES=(dmabuf daxfs-protocol daxfs daxfs-oci mkimage daxfs-device daxfs-holder daxfs-fuse daxfs-cli daxfs-remote)
 out=dist/release
 
 fail() {

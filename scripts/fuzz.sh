@@ -10,7 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-30}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(image overlay log safetensors gguf torch plan holder holder_server holder_client)
+[ ${#targets[@]} -gt 0 ] || targets=(image overlay log safetensors gguf torch layers plan holder holder_server
+    holder_client)
 
 # The packer first, its images are the seeds. A test beside it, so that both get the features that `cargo test` gives them.
 cargo build --locked --quiet --bins --test kernel

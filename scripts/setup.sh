@@ -51,6 +51,7 @@ system() {
     has zstd || packages+=(zstd) # golden images as seeds of the fuzzers
     [ -e /etc/OpenCL/vendors/pocl.icd ] || packages+=(pocl-opencl-icd ocl-icd-libopencl1) # an OpenCL device
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
+    has umoci || packages+=(umoci) # the stock tool that layers are compared with
     has openssl || packages+=(openssl) # the same for those of cosign
     has fsck.erofs || packages+=(erofs-utils) # the stock tool that judges EROFS views
     has fusermount3 || packages+=(fuse3) # mounts of users who are not root

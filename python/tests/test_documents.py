@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
-PROGRAMS = {"jq", "minisign", "openssl"}
+PROGRAMS = {"jq", "minisign", "openssl", "umoci"}
 ELSEWHERE = {
     "bench": "an idle machine: make bench is run by hand",
     "checkout": "the source tree; the steps of scripts/test.sh run these",

@@ -93,7 +93,7 @@ def test_what_is_no_image_is_called_what_it_is(tmp_path: Path) -> None:
         daxfs.open(tmp_path / "w.pt")
     with tarfile.open(tmp_path / "w.tar", "w") as archive:
         archive.add(tmp_path / "w.gz", "w.gz")
-    with pytest.raises(daxfs.FormatError, match=r"a tar archive; unpack it .*daxfs-pack DIR"):
+    with pytest.raises(daxfs.FormatError, match=r"a tar archive; pack what is in it: `daxfs-pack tar:FILE"):
         daxfs.open(tmp_path / "w.tar")
     with pytest.raises(daxfs.SourceError, match=r"it is a directory; `daxfs-pack DIR -o IMAGE.daxfs` packs it"):
         daxfs.open(tmp_path)

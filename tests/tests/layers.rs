@@ -11,14 +11,16 @@ use daxfs_tests::golden::project_root;
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may depend on; what it does not name it may not use.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("dmabuf", &[]),
     ("daxfs-protocol", &["dmabuf"]),
     ("daxfs", &["daxfs-protocol", "dmabuf"]),
     ("daxfs-device", &["daxfs", "daxfs-protocol", "dmabuf"]),
     // A process of its own: nothing of ours may need its libraries.
     ("daxfs-remote", &["daxfs", "dmabuf"]),
-    ("mkimage", &["daxfs", "daxfs-protocol", "dmabuf"]),
+    // Of images of containers alone: knows nothing of ours.
+    ("daxfs-oci", &[]),
+    ("mkimage", &["daxfs", "daxfs-oci", "daxfs-protocol", "dmabuf"]),
     // Never the devices: a holder keeps descriptors of their memory, and no driver.
     ("daxfs-holder", &["daxfs", "daxfs-protocol", "dmabuf", "mkimage"]),
     ("daxfs-fuse", &["daxfs"]),

@@ -121,9 +121,9 @@ impl Foreign {
             Self::LfsPointer => {
                 "the file itself was not downloaded: run `git lfs pull`, then pack it with daxfs-pack"
             }
-            Self::Tar => "unpack it (`tar -xf`) and pack the directory: `daxfs-pack DIR -o IMAGE.daxfs`",
+            Self::Tar => "pack what is in it: `daxfs-pack tar:FILE -o IMAGE.daxfs`",
             Self::Gzip | Self::Zstd => {
-                "decompress it, and pack what comes out: `daxfs-pack FILE_OR_DIR -o IMAGE.daxfs`"
+                "decompress it, and pack what comes out; what is in an archive: `daxfs-pack tar:FILE -o IMAGE.daxfs`"
             }
             Self::SquashFs => {
                 "unpack it (`unsquashfs`) and pack the directory: `daxfs-pack DIR -o IMAGE.daxfs`"

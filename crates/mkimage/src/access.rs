@@ -1,13 +1,15 @@
 //! Who may read the sources: as their modes say, and their access control lists, as the file system hands those out:
 //! POSIX's, in version 2 of the kernel's form (`linux/posix_acl_xattr.h`).
 
+use crate::archive::Archive;
 use crate::output::Readers;
 use crate::parallel::Threads;
 use crate::tree::{Kind, Node, ROOT, Tree};
 use crate::{Result, parallel};
+use daxfs::format::{S_IFMT, S_IFREG};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 2;
 /// Bytes of an entry: its kind, what it grants, and whose it is.
@@ -24,6 +26,9 @@ impl Tree {
     /// # Errors
     /// None of its own; what [`parallel::map`] passes on.
     pub(crate) fn readers(&self, threads: Threads) -> Result<Readers> {
+        if let Some(archive) = &self.archive {
+            return Ok(archive.readers());
+        }
         let narrowed = |denied: &HashSet<u32>| {
             let mut rule = Narrowed::default();
             for (number, node) in self.iter() {
@@ -41,22 +46,10 @@ impl Tree {
                 rule = narrowed(&denied);
             }
         }
-        // Who cannot pass them reaches nothing below.
         let inputs = self.inputs.iter().map(|input| input.path.clone());
         let followed = self.iter().filter(|(_, node)| node.followed);
-        let mut seen = HashSet::new();
-        for path in inputs.chain(followed.map(|(number, _)| self.source_path(number))) {
-            // What has no path any more is reached by its descriptor alone.
-            let Ok(path) = path.canonicalize() else { return Ok(Readers::NOBODY) };
-            for directory in path.ancestors().skip(1) {
-                if !seen.insert(directory.to_path_buf()) {
-                    break;
-                }
-                let Ok(stat) = nix::sys::stat::stat(directory) else { return Ok(Readers::NOBODY) };
-                rule.narrow(stat.st_mode, stat.st_gid, 0o1, || lets_in(directory, 0o1));
-            }
-        }
-        Ok(Readers::Of { others: rule.others, group: rule.group })
+        let paths = inputs.chain(followed.map(|(number, _)| self.source_path(number)));
+        Ok(rule.around(paths).unwrap_or(Readers::NOBODY))
     }
 
     /// What who reads the image must be allowed of a node, as the bits of the mode's last digit.
@@ -108,6 +101,23 @@ impl Narrowed {
         !self.others && self.group.is_none() && !self.is_first
     }
 
+    /// Takes the directories around some paths: who cannot pass them reaches nothing below. `None`: one of them has no
+    /// path any more, and is reached by its descriptor alone.
+    fn around(mut self, paths: impl Iterator<Item = PathBuf>) -> Option<Readers> {
+        let mut seen = HashSet::new();
+        for path in paths {
+            let path = path.canonicalize().ok()?;
+            for directory in path.ancestors().skip(1) {
+                if !seen.insert(directory.to_path_buf()) {
+                    break;
+                }
+                let stat = nix::sys::stat::stat(directory).ok()?;
+                self.narrow(stat.st_mode, stat.st_gid, 0o1, || lets_in(directory, 0o1));
+            }
+        }
+        Some(Readers::Of { others: self.others, group: self.group })
+    }
+
     /// Takes one more file or directory; `lets_in` says whether its list keeps nobody out.
     fn narrow(&mut self, mode: u32, gid: u32, needed: u32, lets_in: impl FnOnce() -> bool) {
         if self.is_nobody() {
@@ -123,6 +133,22 @@ impl Narrowed {
             self.group = if self.is_first || self.group == allowed { allowed } else { None };
             self.is_first = false;
         }
+    }
+}
+
+impl Archive {
+    /// Who may read the files that an archive or image lies in: what the permissions in it say is for who runs it.
+    fn readers(&self) -> Readers {
+        let mut rule = Narrowed::default();
+        for path in self.inputs() {
+            let Ok(stat) = nix::sys::stat::stat(path) else { return Readers::NOBODY };
+            // Nobody can say who may read what comes through a pipe.
+            if stat.st_mode & S_IFMT != S_IFREG {
+                return Readers::NOBODY;
+            }
+            rule.narrow(stat.st_mode, stat.st_gid, 0o4, || lets_in(path, 0o4));
+        }
+        rule.around(self.inputs().map(Path::to_path_buf)).unwrap_or(Readers::NOBODY)
     }
 }
 

@@ -7,7 +7,6 @@ use crate::source::SourceFile;
 use dmabuf::SharedBytesMut;
 use std::convert::Infallible;
 use std::ops::Range;
-use std::os::fd::AsFd;
 
 /// Gaps up to this many bytes are written as zeros; larger ones become holes of the file.
 pub(crate) const SMALL_GAP: u64 = 64 << 10;
@@ -81,14 +80,14 @@ impl<'a> Block<'a> {
     ) -> Result<bool> {
         // One byte more is asked for: that it does not come says what a second call would. Whatever lies behind is
         // filled later, or is zero and stays so.
-        if len == 0 || !self.reaches(offset + len + 1) {
+        if len == 0 || !self.reaches(offset + len + 1) || source.whole().is_none() {
             return self.read(offset, len, source, position).map(|()| false);
         }
         self.include(offset, len)?;
-        let count = self
-            .part(offset, len + 1)?
-            .pread_from(source.file.as_fd(), position)
-            .map_err(|error| source.unreadable(error))? as u64;
+        let (file, place) = source.place(position);
+        let count =
+            self.part(offset, len + 1)?.pread_from(file, place).map_err(|error| source.unreadable(error))?
+                as u64;
         match count {
             0 => Err(source.ended(position)),
             _ if count > len => Err(source.grew()),
@@ -108,9 +107,8 @@ impl<'a> Block<'a> {
         let mut done = 0;
         while done < len {
             let mut rest = self.part(offset + done, len - done)?;
-            let count = rest
-                .pread_from(source.file.as_fd(), position + done)
-                .map_err(|error| source.unreadable(error))?;
+            let (file, place) = source.place(position + done);
+            let count = rest.pread_from(file, place).map_err(|error| source.unreadable(error))?;
             if count == 0 {
                 return Err(source.ended(position + done));
             }

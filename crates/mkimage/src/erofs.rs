@@ -38,8 +38,13 @@ pub(crate) fn capabilities(
     let state = || Opener::new(tree);
     let found = parallel::map(programs.len(), threads, state, |opener, at| {
         let source = opener.unchecked_file(programs[at].1)?;
+        let Some(file) = source.whole() else {
+            let ino = tree.node(programs[at].1).identity.ino;
+            let value = tree.archive.as_ref().and_then(|archive| archive.capability(ino));
+            return Ok(value.and_then(Capability::new));
+        };
         let mut value = [0; CAPABILITY_MOST];
-        match fgetxattr(&source.file, c"security.capability", &mut value[..]) {
+        match fgetxattr(file, c"security.capability", &mut value[..]) {
             Ok(len) => Ok(Capability::new(&value[..len])),
             Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(None),
             Err(errno) => Err(source.fail("read the capabilities of", errno)),

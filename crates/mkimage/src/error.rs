@@ -141,6 +141,9 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A container image or an archive is damaged, or not taken.
+    #[error(transparent)]
+    Archive(daxfs_oci::Error),
     /// Shared memory could not be made, mapped or described.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),
@@ -158,6 +161,15 @@ pub enum Error {
         /// What differs.
         what: String,
     },
+}
+
+impl From<daxfs_oci::Error> for Error {
+    fn from(error: daxfs_oci::Error) -> Error {
+        match error {
+            daxfs_oci::Error::Cancelled => Error::Cancelled,
+            error => Error::Archive(error),
+        }
+    }
 }
 
 impl Error {

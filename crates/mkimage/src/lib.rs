@@ -50,6 +50,7 @@
 mod access;
 mod again;
 mod align;
+mod archive;
 mod block;
 mod buffers;
 pub mod command;
@@ -85,6 +86,8 @@ mod walk;
 mod write;
 mod writeback;
 
+pub use archive::Lost;
+pub use daxfs_oci::{Limits, Platform};
 pub use dmabuf::HugePages;
 pub use error::{Error, Result};
 pub use links::Links;

@@ -10,7 +10,7 @@ use crate::scan::{Rules, scan};
 use crate::selection::Selection;
 use crate::tensors::{self, TensorSet};
 use crate::tree::{Kind, Tree};
-use crate::{Error, Links, Result, dedupe, index};
+use crate::{Error, Limits, Links, Platform, Result, dedupe, index};
 use dmabuf::HugePages;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -121,12 +121,29 @@ impl Packer {
         }
     }
 
-    /// Adds a file or directory. A single directory becomes the root of the image; a single file, and each of
+    /// Adds a file or directory, or a container image or archive by its name: `oci:DIR[:TAG]`,
+    /// `docker-archive:FILE[:NAME]`, `tar:FILE` ([`daxfs_oci::Source`]), whose root becomes that of the image; `./` in
+    /// front of a path that begins so makes it a path. A single directory becomes the root of the image; a single file, and each of
     /// several inputs, lies in the root under its base name. Inputs that are symbolic links are followed; what becomes
     /// of links below them, [`Packer::links`] says.
     #[must_use]
     pub fn input(mut self, path: impl AsRef<Path>) -> Packer {
         self.inputs.push(path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Which of the container images for several machines is packed; by default the one for this machine, or the only
+    /// one.
+    #[must_use]
+    pub fn platform(mut self, platform: Option<Platform>) -> Packer {
+        self.rules.images.platform = platform;
+        self
+    }
+
+    /// Bounds on what a container image or archive may hold.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Packer {
+        self.rules.images.limits = limits;
         self
     }
 
@@ -354,6 +371,7 @@ impl Packer {
     #[must_use]
     pub fn progress(mut self, progress: impl Progress + 'static) -> Packer {
         self.settings.progress = Arc::new(progress);
+        self.rules.images.progress = Arc::clone(&self.settings.progress);
         self
     }
 
@@ -496,6 +514,10 @@ impl Packer {
                 return fail(option, "is of format 8".to_owned());
             }
         }
+        let images = self.inputs.iter().any(|input| matches!(daxfs_oci::Source::parse(input), Ok(Some(_))));
+        if self.rules.images.platform.is_some() && !images {
+            return fail("--platform", "is for container images, and no input is one".to_owned());
+        }
         if self.empty {
             if !self.inputs.is_empty() {
                 return fail("--empty", "there are inputs; without --empty they are packed".to_owned());
@@ -607,9 +629,10 @@ impl Plan {
             (more > 0).then(|| format!("{more} more symbolic links lead to nothing that can be packed"));
         let empty = self.files() == 0 && !tree.left_out.is_empty();
         let empty = empty.then(|| "no file is left: all were left out".to_owned());
+        let archive = tree.archive.iter().flat_map(|archive| archive.warnings.iter().cloned());
         let warnings =
             dropped.into_iter().chain(tree.dangling_names.iter().cloned()).chain(more).chain(empty);
-        warnings.chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
+        warnings.chain(archive).chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
     }
 
     pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {

@@ -1,6 +1,7 @@
 //! Lists what will be packed: the inputs, what lies below them, and what symbolic links lead to. Nothing is opened but
 //! directories, and what links lead to.
 
+use crate::archive;
 use crate::links::{self, Links};
 use crate::parallel::Threads;
 use crate::selection::{Choice, Selection};
@@ -27,6 +28,8 @@ pub(crate) struct Rules {
     pub(crate) confined: bool,
     /// Which names are left out.
     pub(crate) selection: Selection,
+    /// How images of containers are read.
+    pub(crate) images: archive::Settings,
 }
 
 /// Lists `inputs`: one directory becomes the root of the image; anything else lies in the root by its base name.
@@ -35,6 +38,14 @@ pub(crate) struct Rules {
 ///
 /// [`Error::NoInput`], [`Error::DuplicateName`], and those of the walk and of the links.
 pub(crate) fn scan(inputs: &[PathBuf], rules: &Rules, threads: Threads) -> Result<Tree> {
+    for input in inputs {
+        let Some(source) = daxfs_oci::Source::parse(input)? else { continue };
+        if inputs.len() > 1 {
+            let why = format!("{source} becomes the root of an image, and is packed alone");
+            return Err(Error::Setting { option: "INPUT", why });
+        }
+        return archive::scan(&source, rules, threads);
+    }
     let mut tree = Tree::default();
     match inputs {
         [] => return Err(Error::NoInput),
@@ -68,6 +79,10 @@ fn stat_input(path: &Path) -> Result<FileStat> {
 
 /// The name of an input in the root of the image. `.` and `dir/..` get the name of what they stand for.
 pub(crate) fn base_name(path: &Path) -> Result<OsString> {
+    if let Some(source) = daxfs_oci::Source::parse(path)? {
+        let none = || name_error(path, "has no name that an image could be called after; name the file");
+        return source.base_name().ok_or_else(none);
+    }
     let resolved = match path.file_name() {
         Some(name) => return Ok(name.to_owned()),
         None => path.canonicalize().map_err(|error| Error::io("resolve", path, error))?,

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Longest path given to one system call; the kernel's limit is 4096 with the NUL.
 const LONGEST_PATH: usize = 4000;
@@ -124,6 +125,13 @@ impl<'t> Opener<'t> {
     /// Opens what should be a regular file, for who reads it and checks then: reading something else is in vain, and
     /// does no more than opening it did.
     pub(crate) fn unchecked_file(&mut self, number: u32) -> Result<SourceFile<'t>> {
+        if let Some(archive) = &self.tree.archive {
+            let Some((held, place)) = archive.place(self.tree.node(number).identity.ino) else {
+                return Err(Error::io("open", &self.tree.source_path(number), nix::errno::Errno::ENOENT));
+            };
+            let part = Some(Part { start: place.offset, seen: held.identity });
+            return Ok(SourceFile { tree: self.tree, number, file: Arc::clone(&held.file), part });
+        }
         // O_NONBLOCK: a FIFO that took the file's place must not hang us; regular files ignore it.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let parent = self.tree.node(number).parent;
@@ -135,7 +143,7 @@ impl<'t> Opener<'t> {
             descend(self.through(parent)?, [step], flags)
                 .map_err(|errno| Error::io("open", &tree.source_path(number), errno))?
         };
-        Ok(SourceFile { tree: self.tree, number, file: File::from(fd) })
+        Ok(SourceFile { tree: self.tree, number, file: Arc::new(File::from(fd)), part: None })
     }
 
     fn step(&self, number: u32) -> Step<'t> {
@@ -176,7 +184,18 @@ pub(crate) struct SourceFile<'t> {
     /// Its node.
     pub(crate) number: u32,
     /// The open file.
-    pub(crate) file: File,
+    file: Arc<File>,
+    /// Where in it the contents lie, when it holds others, too.
+    part: Option<Part>,
+}
+
+/// A part of a file that holds the contents of many.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// The first byte.
+    start: u64,
+    /// What identifies the file; `None` where nobody else can reach it.
+    seen: Option<Identity>,
 }
 
 impl SourceFile<'_> {
@@ -185,10 +204,29 @@ impl SourceFile<'_> {
         self.tree.node(self.number).identity.size
     }
 
+    /// The file that all of the contents lie in from the first byte on; `None` where there are others in it.
+    pub(crate) fn whole(&self) -> Option<&File> {
+        self.part.is_none().then_some(&self.file)
+    }
+
+    /// The descriptor to read from, and where in the file `position` lies.
+    pub(crate) fn place(&self, position: u64) -> (BorrowedFd<'_>, u64) {
+        (self.file.as_fd(), self.offset(position))
+    }
+
+    fn offset(&self, position: u64) -> u64 {
+        self.part.map_or(position, |part| part.start.saturating_add(position))
+    }
+
     /// The file must still be what the scan saw; called after opening and again after the last read.
     pub(crate) fn check(&self) -> Result<()> {
+        let seen = match self.part {
+            None => self.tree.node(self.number).identity,
+            Some(Part { seen: Some(seen), .. }) => seen,
+            Some(Part { seen: None, .. }) => return Ok(()),
+        };
         let now = fstat(&self.file).map_err(|errno| self.fail("stat", errno))?;
-        if let Some(what) = self.tree.node(self.number).identity.difference(&Identity::of(&now)) {
+        if let Some(what) = seen.difference(&Identity::of(&now)) {
             return Err(self.changed(what));
         }
         Ok(())
@@ -197,6 +235,9 @@ impl SourceFile<'_> {
     /// There must be nothing behind the size that the scan saw. Files whose size says nothing, as in /proc,
     /// are found out here.
     pub(crate) fn check_end(&self) -> Result<()> {
+        if self.part.is_some() {
+            return Ok(());
+        }
         let size = self.size();
         // This one is made again when a signal interrupts it.
         match self.file.read_exact_at(&mut [0], size) {
@@ -212,7 +253,7 @@ impl SourceFile<'_> {
         let mut bytes = vec![0; index(self.size() - offset) + 1];
         let mut len = 0;
         loop {
-            match self.file.read_at(&mut bytes[len..], offset + len as u64) {
+            match self.file.read_at(&mut bytes[len..], self.offset(offset + len as u64)) {
                 Ok(0) => break,
                 Ok(count) => len += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -238,7 +279,7 @@ impl SourceFile<'_> {
 
     /// Reads exactly `buf.len()` bytes.
     pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        match self.file.read_exact_at(buf, offset) {
+        match self.file.read_exact_at(buf, self.offset(offset)) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(self.ended(offset)),
             other => other.map_err(|error| self.unreadable(error)),
         }

@@ -1,5 +1,7 @@
 //! What was written, for people and for programs.
 
+use crate::Lost;
+use crate::archive::CAPABILITY;
 use crate::packer::Plan;
 use crate::plan::Format;
 use daxfs::ContentHash;
@@ -65,6 +67,8 @@ pub struct Summary {
     /// What globs and the like left out, by its path in the image; directories end in a slash, and what lies in them is
     /// not listed.
     pub left_out: Vec<String>,
+    /// Files of a container image or archive that lose extended attributes, for which the format has no room.
+    pub lost: Vec<Lost>,
     /// Permissions of the file, in octal; `null` for memory.
     pub mode: Option<String>,
     /// Whether they are narrower than the umask says because those of the sources are.
@@ -126,6 +130,7 @@ impl Summary {
             tensors: if layout.shape.index.is_some() { plan.tensors() } else { 0 },
             skipped: plan.tree.skipped.iter().map(|path| path.display().to_string()).collect(),
             left_out: plan.tree.left_out.iter().map(|path| path.display().to_string()).collect(),
+            lost: lost(plan),
             mode: None,
             is_private: false,
             pages: None,
@@ -148,6 +153,17 @@ impl Summary {
         let bytes = self.image_bytes as f64;
         self.gigabytes_per_second = bytes / seconds.max(1e-9) / 1e9;
     }
+}
+
+/// What is lost of an archive, less what an EROFS view keeps.
+fn lost(plan: &Plan) -> Vec<Lost> {
+    let archive = plan.tree.archive.as_ref();
+    let mut lost = archive.map_or_else(Vec::new, |archive| archive.lost.clone());
+    if plan.view.is_some() {
+        lost.iter_mut().for_each(|lost| lost.attributes.retain(|name| name != CAPABILITY));
+        lost.retain(|lost| !lost.attributes.is_empty());
+    }
+    lost
 }
 
 /// One paragraph for a terminal; warnings and skipped files are not in it.
@@ -217,6 +233,14 @@ impl fmt::Display for Summary {
             write!(f, "\nleft out: {named}")?;
             if self.left_out.len() > NAMED {
                 write!(f, " and {} more", self.left_out.len() - NAMED)?;
+            }
+        }
+        if !self.lost.is_empty() {
+            let name = |lost: &Lost| format!("{} ({})", lost.path, lost.attributes.join(", "));
+            let named: Vec<String> = self.lost.iter().take(NAMED).map(name).collect();
+            write!(f, "\nwithout their extended attributes: {}", named.join(", "))?;
+            if self.lost.len() > NAMED {
+                write!(f, " and {} more (--json lists them)", self.lost.len() - NAMED)?;
             }
         }
         if let Some(mode) = self.mode.as_ref().filter(|_| self.is_private) {

@@ -3,6 +3,7 @@
 //! Node 0 is the root. The children of a directory are adjacent and sorted by their names' bytes, so a tree is
 //! the same whatever order the file system lists it in. Names and link targets lie in one arena.
 
+use crate::archive::Archive;
 use crate::{Error, Result};
 use daxfs::format::{S_IFLNK, S_IFMT};
 use nix::sys::stat::FileStat;
@@ -119,6 +120,8 @@ pub(crate) struct Tree {
     pub(crate) dangling: u64,
     /// The first of them, and why.
     pub(crate) dangling_names: Vec<String>,
+    /// Where contents lie, when the source is no tree of files.
+    pub(crate) archive: Option<Archive>,
 }
 
 impl Tree {

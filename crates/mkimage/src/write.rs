@@ -374,7 +374,8 @@ impl Plan {
             let extent = self.layout.extent(ino);
             let len = extent.len / unit * unit;
             let source = opener.file(self.layout.numbers.node_of(ino))?;
-            match reflink::clone(&source.file, &target.file, target.place(extent.offset), len) {
+            let Some(file) = source.whole() else { continue };
+            match reflink::clone(file, &target.file, target.place(extent.offset), len) {
                 Ok(true) => {}
                 // The first refusal speaks for the file system: most have no clones at all.
                 Ok(false) if cloned.files.is_empty() => break,
@@ -413,7 +414,8 @@ impl Plan {
             if !can_clone {
                 let source = opener.file(self.layout.numbers.node_of(ino))?;
                 let place = target.place(self.layout.extent(ino).offset);
-                can_clone = reflink::clone(&source.file, &target.file, place, reflink::unit(&target.file))
+                let Some(file) = source.whole() else { continue };
+                can_clone = reflink::clone(file, &target.file, place, reflink::unit(&target.file))
                     .map_err(|errno| Error::io("clone a block into", &target.path, errno))?;
                 if !can_clone {
                     return Ok(0);
@@ -484,8 +486,11 @@ impl Plan {
 
     /// Refuses to write into a file that is packed.
     fn refuse_source(&self, path: &Path, stat: &FileStat) -> Result<()> {
-        let Some(number) = self.tree.file_at(stat.st_dev, stat.st_ino) else { return Ok(()) };
-        let source = self.tree.source_path(number);
+        let source = match &self.tree.archive {
+            Some(archive) => archive.input_at(stat.st_dev, stat.st_ino).map(Path::to_path_buf),
+            None => self.tree.file_at(stat.st_dev, stat.st_ino).map(|number| self.tree.source_path(number)),
+        };
+        let Some(source) = source else { return Ok(()) };
         let why = format!("is {}, which is being packed; name another file", source.display());
         Err(Error::Output { path: path.to_path_buf(), why })
     }

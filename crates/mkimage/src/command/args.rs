@@ -1,6 +1,6 @@
 //! The command line of `daxfs-pack`, and what its words mean.
 
-use crate::{Error, Format, HugePages, Links, Memory, Overlay, Packer, Result};
+use crate::{Error, Format, HugePages, Limits, Links, Memory, Overlay, Packer, Platform, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use std::ffi::OsString;
@@ -11,10 +11,14 @@ use std::path::PathBuf;
 ///
 /// A single directory becomes the root of the image. A single file, and each of several inputs, lies in the root
 /// under its base name. Symbolic links given as INPUT are followed; of links below them, --links says what becomes.
+///
+/// A container image or an archive is an INPUT, too, and becomes the root of the image: `oci:DIR[:TAG]` (an OCI image
+/// layout; also `oci:DIR@DIGEST`), `docker-archive:FILE[:NAME]` (of docker save, podman save), `tar:FILE`. FILE may be
+/// compressed by gzip or zstd, a pipe, or `-`, standard input.
 #[derive(Debug, Parser)]
 #[command(name = "daxfs-pack", version, max_term_width = 100)]
 pub(super) struct Args {
-    /// Directories and files to pack.
+    /// Directories and files to pack, or one container image or archive.
     #[arg(required_unless_present = "empty", value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
 
@@ -69,6 +73,17 @@ pub(super) struct Args {
     /// `keep`, `follow`: all of them. `refuse`: an error.
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_links())]
     pub links: Links,
+
+    /// Which of the container images for several machines is packed: linux/amd64, linux/arm64/v8 and the like. By default
+    /// the one for this machine, or the only one.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+
+    /// How much of WHAT a container image or archive may have: `ratio`, bytes that come out for each byte that goes in,
+    /// 200 by default, and 64 MiB in any case; `members` of all its archives, 8M by default; `bytes` of them, 1T by
+    /// default. May be given several times.
+    #[arg(long, value_name = "WHAT=N", value_parser = parse_limit)]
+    pub limit: Vec<Limit>,
 
     /// Leave out what GLOB matches, by the rules of gitignore: `*.bin` everywhere, `/original/` the directory at the
     /// root, `!keep.bin` takes back. May be given several times.
@@ -183,6 +198,14 @@ pub(super) struct Args {
     pub command: Vec<OsString>,
 }
 
+/// A bound of `--limit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Limit {
+    Ratio(u64),
+    Members(u64),
+    Bytes(u64),
+}
+
 /// Values of `--hugepages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Pages {
@@ -238,6 +261,8 @@ impl Args {
             .split(self.split.clone())
             .skip_special(self.skip_special)
             .links(self.links)
+            .platform(self.platform.clone())
+            .limits(self.limits())
             .weights_only(self.weights_only)
             .mode(self.mode)
             .plain(self.plain)
@@ -260,6 +285,14 @@ impl Args {
         let packer = self.exclude.iter().fold(packer, Packer::exclude);
         let packer = self.include.iter().fold(packer, Packer::include);
         Ok(self.inputs.iter().fold(packer, |packer, input| packer.input(input)))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limit.iter().fold(Limits::default(), |limits, limit| match *limit {
+            Limit::Ratio(ratio) => Limits { ratio, ..limits },
+            Limit::Members(members) => Limits { members, ..limits },
+            Limit::Bytes(bytes) => Limits { bytes, ..limits },
+        })
     }
 
     fn huge_pages(&self) -> HugePages {
@@ -344,6 +377,18 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "a size is below 2^64 bytes".to_owned())
 }
 
+/// `WHAT=N`.
+fn parse_limit(text: &str) -> std::result::Result<Limit, String> {
+    let (what, number) = text.split_once('=').unwrap_or((text, ""));
+    let limit = match what {
+        "ratio" => Limit::Ratio,
+        "members" => Limit::Members,
+        "bytes" => Limit::Bytes,
+        _ => return Err("a limit is ratio=N, members=N or bytes=N".to_owned()),
+    };
+    parse_size(number).map(limit)
+}
+
 /// `SIZE` or `SIZE,BUCKETS`.
 fn parse_overlay(text: &str) -> std::result::Result<Overlay, String> {
     let (size, buckets) = match text.split_once(',') {
@@ -416,6 +461,21 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_images() {
+        let args = parse("--limit ratio=1000 --limit bytes=2T --platform linux/arm64 oci:a:b").unwrap();
+        assert_eq!(args.limits(), Limits { ratio: 1000, bytes: 2 << 40, ..Limits::default() });
+        assert_eq!(args.platform, "linux/arm64".parse().ok());
+        for line in [
+            "--limit ratio oci:a",
+            "--limit files=1 oci:a",
+            "--limit ratio=x oci:a",
+            "--platform amd64 oci:a",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn overlays() {
         let overlay = |text: &str| parse(&format!("--overlay {text} dir")).map(|args| args.overlay.unwrap());
         assert_eq!(overlay("64M").unwrap(), Overlay { size: 64 << 20, buckets: None });
@@ -464,6 +524,9 @@ mod tests {
     fn the_default_output_is_named_after_the_input() {
         assert_eq!(parse("a/weights/").unwrap().file().unwrap(), PathBuf::from("weights.daxfs"));
         assert_eq!(parse("m.safetensors").unwrap().file().unwrap(), PathBuf::from("m.safetensors.daxfs"));
+        assert_eq!(parse("oci:a/debian:12").unwrap().file().unwrap(), PathBuf::from("debian.daxfs"));
+        assert_eq!(parse("tar:root.tar.gz").unwrap().file().unwrap(), PathBuf::from("root.daxfs"));
+        assert!(parse("tar:-").unwrap().file().is_err());
         assert!(parse("a b").unwrap().file().is_err());
         assert!(parse("a -o -").unwrap().file().is_err());
     }
