@@ -178,8 +178,8 @@ impl Filesystem for Files {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO;
         let silent = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        let is_immutable = self.state.shown().caching() == Caching::Forever;
-        self.silent = is_immutable && !self.direct && config.capabilities().contains(silent);
+        let is_kept = self.state.shown().caching() != Caching::Brief;
+        self.silent = is_kept && !self.direct && config.capabilities().contains(silent);
         if self.silent {
             wanted |= silent;
         }

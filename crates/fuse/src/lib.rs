@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A mount is read-only. What nobody can write is cached by the kernel for good: names, attributes and pages are asked
-//! for once, and files are opened without a message. Of other memory the kernel asks again after a second, and what it
-//! has cached is dropped when another image takes the place ([`Caching`]).
+//! for once, and files are opened without a message. So is a regular file, until it is written; of other memory the
+//! kernel asks again after a second. What it has cached is dropped when another image takes the place ([`Caching`]).
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,8 +25,8 @@ const ENTRY_COST: u64 = 48;
 pub enum Caching {
     /// Names, attributes and pages for good: nobody can write the memory.
     Forever,
-    /// Names and attributes for a second, and pages until the file changes, which is looked for each second: a regular
-    /// file, of which the system says when it was written.
+    /// All of that until the file changes, which is looked for each second: a regular file, of which the system says when
+    /// it was written.
     Watched,
     /// Names and attributes for a second, and pages until a file is opened again: memory that others write without a
     /// trace.
@@ -57,8 +57,9 @@ impl Caching {
     /// How long names and attributes hold.
     pub(crate) fn time(self) -> Duration {
         match self {
-            Self::Forever => Duration::from_secs(u32::MAX.into()),
-            Self::Watched | Self::Brief => Duration::from_secs(1),
+            // What is watched is dropped when it changes.
+            Self::Forever | Self::Watched => Duration::from_secs(u32::MAX.into()),
+            Self::Brief => Duration::from_secs(1),
         }
     }
 }
