@@ -87,9 +87,10 @@ def test_parameters_are_views_and_results_the_same(
     expected = type(model).from_pretrained(folders[name])
     assert type(model) is type(MAKE[name]())
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    # What transformers makes itself, such as a bias that is not saved, is nobody's view.
+    # What transformers makes itself, such as a bias that is not saved, is nobody's view. Its loader
+    # copies a bias with two names; ours leaves it where it is.
     own = {key for key, value in expected.named_parameters(remove_duplicate=False) if not is_view(value, folders[name])}
-    assert {key for key, value in parameters.items() if not is_view(value, images[name])} == own
+    assert {key for key, value in parameters.items() if not is_view(value, images[name])} <= own
     assert len(own) <= 2
     assert not any(value.device.type == "meta" for _, value in model.named_buffers())
     assert {key: value.dtype for key, value in parameters.items()} == {

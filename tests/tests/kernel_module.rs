@@ -152,7 +152,7 @@ fn the_kernel_shows_what_was_packed_and_we_read_the_memory_behind_it() {
 fn mount_command(memory: &OwnedFd, at: &Path, user: Option<u32>) -> Output {
     fcntl(memory, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let mut command = daxfs();
-    command.arg("mount").arg(format!("fd:{}", memory.as_raw_fd())).arg(at);
+    command.args(["mount", "--as", "kernel"]).arg(format!("fd:{}", memory.as_raw_fd())).arg(at);
     if let Some(user) = user {
         command.uid(user).gid(user);
     }

@@ -203,8 +203,8 @@ fn links_out_of_a_directory_are_followed() {
     let snapshot = place.0.path("cache/snapshots/1");
     fs::create_dir_all(&snapshot).unwrap();
     fs::create_dir(place.0.path("cache/blobs")).unwrap();
-    for (name, blob) in [("model.safetensors", "0a"), ("config.json", "0b"), ("pytorch_model.bin", "0c")] {
-        let from = if name == "pytorch_model.bin" { "config.json" } else { name };
+    for (name, blob) in [("model.safetensors", "0a"), ("config.json", "0b"), ("vocabulary.bin", "0c")] {
+        let from = if name == "vocabulary.bin" { "config.json" } else { name };
         fs::copy(place.0.tree().join(from), place.0.path("cache/blobs").join(blob)).unwrap();
         std::os::unix::fs::symlink(format!("../../blobs/{blob}"), snapshot.join(name)).unwrap();
     }

@@ -28,6 +28,16 @@ pub fn can_mount() -> bool {
     false
 }
 
+/// Whether others than root may open /dev/fuse, as udev has it; some machines keep it for root.
+pub fn others_can_mount() -> bool {
+    let is_open =
+        std::fs::metadata("/dev/fuse").is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006);
+    if !is_open {
+        eprintln!("not run: /dev/fuse is for root alone");
+    }
+    is_open
+}
+
 /// A tree with one of everything, and a second name of a file.
 pub fn everything() -> Tree {
     let bytes = |len: usize| (0..len).map(|i| (i * 7 % 253).to_le_bytes()[0]).collect::<Vec<u8>>();
