@@ -10,6 +10,7 @@
 //! | `options` | `-o`, mount(8), fstab's options, other users, user namespaces |
 //! | `changing` | what shows when another image takes the place? |
 //! | `hostile` | do images made to hurt a reader hurt a mount? |
+//! | `ways` | which way of mounting does the command take? |
 //!
 //! They need root, as mounting for all users does, and say so where it is missing; with `CI=true` or
 //! `DAXFS_REQUIRE_ROOT` in the environment they fail there.
@@ -25,3 +26,4 @@ mod options;
 mod probe;
 mod programs;
 mod support;
+mod ways;

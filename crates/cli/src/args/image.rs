@@ -370,6 +370,8 @@ pub struct MountArgs {
 pub enum MountWay {
     /// The kernel's own DAXFS, from the same memory
     Kernel,
+    /// The kernel's EROFS, of an image with its view, in a file or a memfd
+    Erofs,
     /// A process that answers the kernel, with a copy of what is read in the page cache
     Fuse,
 }

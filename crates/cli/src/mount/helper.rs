@@ -1,5 +1,6 @@
 //! The command as a helper of mount(8): under the name `mount.fuse.daxfs`, a link to it in `/sbin`, it takes that
-//! program's arguments, `SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`.
+//! program's arguments, `SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`. The type is FUSE's; `as=` in the
+//! options says otherwise.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -14,7 +15,7 @@ pub fn translate(args: &[OsString]) -> Option<Vec<OsString>> {
     if Path::new(program).file_name() != Some(OsStr::new(NAME)) {
         return None;
     }
-    let mut line: Vec<OsString> = ["daxfs", "mount"].map(OsString::from).into();
+    let mut line: Vec<OsString> = ["daxfs", "mount", "--as", "fuse"].map(OsString::from).into();
     let mut rest = rest.iter();
     while let Some(arg) = rest.next() {
         match arg.to_str() {
@@ -55,7 +56,8 @@ mod tests {
             "-t",
             "fuse.daxfs",
         ];
-        assert_eq!(translated(&line).unwrap(), ["daxfs", "mount", "daxfs://a", "/mnt", "-o", "rw,nofail"]);
+        let expected = ["daxfs", "mount", "--as", "fuse", "daxfs://a", "/mnt", "-o", "rw,nofail"];
+        assert_eq!(translated(&line).unwrap(), expected);
         assert_eq!(translated(&["mount.fuse.daxfs", "a", "/mnt", "-f"]).unwrap(), [""; 0]);
         assert_eq!(translated(&["daxfs", "mount"]), None);
         assert_eq!(translated(&[]), None);

@@ -6,6 +6,7 @@
 //! Where a process serves the mount, it is this one, forked before it has opened anything: it goes into the background
 //! once the mount answers, and what goes wrong before is the command's error.
 
+mod erofs;
 mod fuse;
 pub mod helper;
 mod kernel;
@@ -14,7 +15,7 @@ mod options;
 use crate::args::{MountArgs, MountWay, SourceArgs};
 use crate::output::{Outcome, note, report};
 use crate::source;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use daxfs::Image;
 use daxfs_fuse::background::{self, Ready};
 use daxfs_fuse::{Mount, Signals};
@@ -35,6 +36,8 @@ struct Way {
     id: MountWay,
     /// As messages name it.
     name: &'static str,
+    /// Whether it takes the options of [`Wanted::option`].
+    has_options: bool,
     /// Why it is out of the question for this image on this machine, as far as that is known beforehand.
     unfit: fn(&Request<'_>) -> Option<String>,
     /// Mounts the image; the mount answers when this returns. Where the kernel does not serve it alone, this process has
@@ -42,8 +45,16 @@ struct Way {
     mount: fn(&Request<'_>) -> anyhow::Result<Option<Mount>>,
 }
 
+impl Way {
+    /// What of the options it cannot do.
+    fn lacks(&self, wanted: &Wanted) -> Option<String> {
+        let option = wanted.option.as_ref().filter(|_| !self.has_options)?;
+        Some(format!("the option {option:?} is of FUSE alone"))
+    }
+}
+
 /// All ways, best first.
-const WAYS: &[Way] = &[kernel::WAY, fuse::WAY];
+const WAYS: &[Way] = &[kernel::WAY, erofs::WAY, fuse::WAY];
 
 /// Mounts the image that the command line names.
 pub fn run(source: &SourceArgs, args: &MountArgs) -> anyhow::Result<Outcome> {
@@ -91,11 +102,14 @@ fn mount(wanted: &Wanted, args: &MountArgs, ready: Ready) -> anyhow::Result<Outc
 fn choose(request: &Request<'_>) -> anyhow::Result<(&'static Way, Option<String>)> {
     if let Some(id) = request.wanted.way {
         let way = WAYS.iter().find(|way| way.id == id).context("this build has no such way of mounting")?;
+        if let Some(why) = way.lacks(request.wanted) {
+            bail!("{}: {why}", way.name);
+        }
         return Ok((way, None));
     }
     let (last, better) = WAYS.split_last().context("this build has no way of mounting")?;
     let mut passed = Vec::new();
-    let fits = better.iter().find(|way| match (way.unfit)(request) {
+    let fits = better.iter().find(|way| match way.lacks(request.wanted).or_else(|| (way.unfit)(request)) {
         Some(why) => {
             passed.push(format!("by {}, since {why}", way.name));
             false

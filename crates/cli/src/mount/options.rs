@@ -19,10 +19,32 @@ pub struct Wanted {
     pub way: Option<MountWay>,
     /// With which options.
     pub mount: Options,
+    /// The first of them that is of FUSE alone.
+    pub option: Option<String>,
 }
 
 /// Flags that are options in a list, where a blank would be wrong: `_` is `-`.
 const FLAGS: [&str; 6] = ["backing", "expect", "verify", "max_metadata", "strict", "sealed_copy"];
+
+/// What the kernel's own file systems are not told here, by its name. `allow_other` is no such option: there the modes
+/// alone say who reads.
+const OF_FUSE: [&str; 15] = [
+    "allow_root",
+    "auto_unmount",
+    "context",
+    "defcontext",
+    "dev",
+    "direct_io",
+    "follow",
+    "fscontext",
+    "fsname",
+    "gid",
+    "noexec",
+    "rootcontext",
+    "suid",
+    "threads",
+    "uid",
+];
 
 impl Wanted {
     /// Of a command line.
@@ -35,6 +57,7 @@ impl Wanted {
             source: source.clone(),
             way: args.way,
             mount: Options::new(""),
+            option: None,
         };
         wanted.mount.report = note;
         let mut flags = Vec::new();
@@ -47,6 +70,9 @@ impl Wanted {
                 flags.push(format!("--{}", option.replacen('_', "-", name.matches('_').count())));
             } else {
                 wanted.mount.add(option)?;
+                if OF_FUSE.contains(&name) && wanted.option.is_none() {
+                    wanted.option = Some(option.clone());
+                }
             }
         }
         if !flags.is_empty() {
@@ -112,6 +138,7 @@ mod tests {
         assert_eq!((wanted.source.max_metadata, wanted.source.verify), (4096, Some(Verify::Lazy)));
         assert_eq!(wanted.source.backing.as_deref(), Some(OsStr::new("/b")));
         assert_eq!((wanted.way, wanted.mount.uid), (Some(MountWay::Fuse), Some(3)));
+        assert_eq!(wanted.option.as_deref(), Some("uid=3"));
         assert!(wanted.image.as_encoded_bytes().starts_with(b"/"), "{:?}", wanted.image);
     }
 

@@ -1,0 +1,105 @@
+//! Which way of mounting the command takes: the kernel's EROFS where an image has its view, FUSE otherwise.
+
+use super::support::{Place, can_mount, everything, mount_command, text};
+use daxfs_tests::tree::{self, assert_same};
+use mkimage::Packer;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+/// Mounts the image with more arguments: what was said, and the type of the file system that is there then.
+fn mounted(place: &Place, args: &[&str]) -> (Option<i32>, String, Option<String>) {
+    let (image, at) = (place.image(), place.at());
+    let args: Vec<&OsStr> =
+        [image.as_os_str(), at.as_os_str()].into_iter().chain(args.iter().map(OsStr::new)).collect();
+    let output = mount_command(&args);
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(1) == place.at().to_str());
+    let kind = line.and_then(|line| line.split(' ').nth(2)).map(str::to_owned);
+    (output.status.code(), text(&output), kind)
+}
+
+fn with_view() -> Place {
+    let place = Place::new(&everything());
+    Packer::new()
+        .input(place.tree())
+        .erofs(true)
+        .exact(true)
+        .plan()
+        .unwrap()
+        .write_file(place.image())
+        .unwrap();
+    fs::set_permissions(place.image(), Permissions::from_mode(0o644)).unwrap();
+    place
+}
+
+#[test]
+fn an_image_with_a_view_is_mounted_by_erofs() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let place = with_view();
+    let (status, said, kind) = mounted(&place, &["-o", "allow_other,ro,nofail"]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("erofs")), "{said}");
+    assert_same(&tree::on_disk(&place.at()), &tree::on_disk(&place.tree()));
+    dmabuf::unmount(&place.at()).unwrap();
+
+    // Memory has no path: a loop device reads it.
+    let (status, said, kind) = mounted(&place, &["--sealed-copy"]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("erofs")), "{said}");
+    assert_same(&tree::on_disk(&place.at()), &tree::on_disk(&place.tree()));
+    dmabuf::unmount(&place.at()).unwrap();
+}
+
+#[test]
+fn what_others_may_write_is_mounted_by_erofs_only_when_that_is_asked_for() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let place = with_view();
+    fs::set_permissions(place.image(), Permissions::from_mode(0o666)).unwrap();
+    let (status, said, kind) = mounted(&place, &[]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("fuse.daxfs")), "{said}");
+    assert!(said.contains("others than root can write its memory"), "{said}");
+    nix::mount::umount(&place.at()).unwrap();
+    let (status, said, kind) = mounted(&place, &["--as", "erofs"]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("erofs")), "{said}");
+    dmabuf::unmount(&place.at()).unwrap();
+}
+
+#[test]
+fn options_of_fuse_are_not_lost() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let place = with_view();
+    for way in ["erofs", "kernel"] {
+        let (status, said, kind) = mounted(&place, &["--as", way, "-o", "uid=3"]);
+        assert_eq!((status, kind), (Some(2), None), "{said}");
+        assert!(said.contains("the option \"uid=3\" is of FUSE alone"), "{said}");
+    }
+    let (status, said, kind) = mounted(&place, &["-o", "uid=3"]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("fuse.daxfs")), "{said}");
+    assert_eq!(fs::metadata(place.at().join("config.json")).unwrap().uid(), 3);
+    nix::mount::umount(&place.at()).unwrap();
+}
+
+#[test]
+fn an_image_without_a_view_is_refused_by_erofs() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new(&everything());
+    let (status, said, kind) = mounted(&place, &["--as", "erofs"]);
+    assert_eq!((status, kind), (Some(2), None), "{said}");
+    assert!(said.contains("pack it with --erofs"), "{said}");
+}
+
+fn has_erofs() -> bool {
+    let missing = dmabuf::has_file_system("erofs").err();
+    if let Some(why) = &missing {
+        assert!(std::env::var_os("DAXFS_REQUIRE_ROOT").is_none(), "{why}");
+        eprintln!("not run: {why}");
+    }
+    missing.is_none()
+}
