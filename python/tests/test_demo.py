@@ -78,4 +78,5 @@ def test_a_large_library_is_not_memory_of_the_tensors(tmp_path: Path) -> None:
 
 
 def test_a_copy_is(tmp_path: Path) -> None:
-    assert growth(tmp_path, "arrays['a'] = arrays['a'].copy()") > 8 << 20
+    # Of 8 MiB; the kernel may take other pages of the process away meanwhile.
+    assert growth(tmp_path, "arrays['a'] = arrays['a'].copy()") > 7 << 20
