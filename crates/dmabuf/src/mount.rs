@@ -127,7 +127,12 @@ fn configure_erofs(source: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// [`Error::Unavailable`] or [`Error::Refused`] with what is missing.
 pub fn has_file_system(name: &str) -> Result<()> {
-    open_file_system(name, "a kernel that has it, or its module").map(drop)
+    let context = open_file_system(name, "a kernel that has it, or its module")?;
+    // Root of another user namespace gets this far. Whether it may mount is looked at before the source that is missing.
+    match fsconfig_create(context.as_fd()) {
+        Err(errno @ Errno::PERM) => Err(refused("fsconfig", name.to_owned(), errno, String::new())),
+        _ => Ok(()),
+    }
 }
 
 fn open_file_system(name: &str, needs: &str) -> Result<OwnedFd> {

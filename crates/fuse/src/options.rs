@@ -107,6 +107,43 @@ impl Options {
         Ok(())
     }
 
+    /// The name of the first option that makes more of a mount than the image, read-only, with its own modes and owners.
+    /// Neither the source's name is one, nor `allow_other`, which mounts that the kernel serves have anyway.
+    #[must_use]
+    pub fn changed(&self) -> Option<&'static str> {
+        // Whole, so that a new option has to be put here, too.
+        let Self {
+            source: _,
+            allow_other: _,
+            allow_root,
+            auto_unmount,
+            follow,
+            threads,
+            direct_io,
+            uid,
+            gid,
+            report: _,
+            suid,
+            dev,
+            noexec,
+            contexts,
+        } = self;
+        let options = [
+            (*allow_root, "allow_root"),
+            (*auto_unmount, "auto_unmount"),
+            (*follow, "follow"),
+            (threads.is_some(), "threads"),
+            (*direct_io, "direct_io"),
+            (uid.is_some(), "uid"),
+            (gid.is_some(), "gid"),
+            (*suid, "suid"),
+            (*dev, "dev"),
+            (*noexec, "noexec"),
+            (!contexts.is_empty(), "context"),
+        ];
+        options.into_iter().find_map(|(given, name)| given.then_some(name))
+    }
+
     pub(crate) fn owners(&self) -> Owners {
         Owners { uid: self.uid, gid: self.gid }
     }

@@ -38,8 +38,8 @@ fn below(root: &Path, program: &Path, args: &[&str]) -> String {
         nix::unistd::chroot(&root)?;
         Ok(nix::unistd::chdir("/")?)
     };
-    // SAFETY: two system calls, as a child may make between fork and exec.
     #[allow(unsafe_code, reason = "what a child does before its program")]
+    // SAFETY: two system calls, as a child may make between fork and exec.
     unsafe {
         command.pre_exec(enter)
     };

@@ -1,11 +1,12 @@
 //! Which way of mounting the command takes: the kernel's EROFS where an image has its view, FUSE otherwise.
 
-use super::support::{Place, can_mount, everything, mount_command, text};
+use super::support::{Place, can_mount, daxfs, everything, mount_command, text};
 use daxfs_tests::tree::{self, assert_same};
 use mkimage::Packer;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 /// Mounts the image with more arguments: what was said, and the type of the file system that is there then.
 fn mounted(place: &Place, args: &[&str]) -> (Option<i32>, String, Option<String>) {
@@ -76,12 +77,53 @@ fn options_of_fuse_are_not_lost() {
     for way in ["erofs", "kernel"] {
         let (status, said, kind) = mounted(&place, &["--as", way, "-o", "uid=3"]);
         assert_eq!((status, kind), (Some(2), None), "{said}");
-        assert!(said.contains("the option \"uid=3\" is of FUSE alone"), "{said}");
+        assert!(said.contains("the option uid takes a process"), "{said}");
     }
     let (status, said, kind) = mounted(&place, &["-o", "uid=3"]);
     assert_eq!((status, kind.as_deref()), (Some(0), Some("fuse.daxfs")), "{said}");
     assert_eq!(fs::metadata(place.at().join("config.json")).unwrap().uid(), 3);
     nix::mount::umount(&place.at()).unwrap();
+}
+
+/// Root of another user namespace mounts by FUSE alone, and is not held up by what it may not do.
+#[test]
+fn a_user_namespace_passes_erofs_over() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let place = with_view();
+    let script = "set -e; \"$1\" mount \"$2\" \"$3\"; cut -d' ' -f2,3 /proc/self/mounts; umount \"$3\"";
+    let mut shell = Command::new("unshare");
+    shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+    let output = shell.args([daxfs(), place.image(), place.at()]).output().unwrap();
+    let said = text(&output);
+    if !output.status.success() && said.starts_with("unshare:") {
+        assert!(std::env::var_os("DAXFS_REQUIRE_ROOT").is_none(), "{said}");
+        eprintln!("not run: no user namespaces: {said}");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains(&format!("{} fuse.daxfs", place.at().display())), "{said}");
+}
+
+/// A process of some user that serves a file system says of each file what it likes.
+#[test]
+fn a_file_that_a_process_serves_is_not_roots() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let (inner, outer) = (with_view(), Place::empty());
+    fs::copy(inner.image(), outer.tree().join("image")).unwrap();
+    fs::set_permissions(outer.tree().join("image"), Permissions::from_mode(0o644)).unwrap();
+    outer.pack();
+    let _outer = outer.mount();
+    let file = outer.at().join("image");
+    let stat = fs::metadata(&file).unwrap();
+    assert_eq!((stat.uid(), stat.mode() & 0o777), (0, 0o644));
+    let output = mount_command(&[file.as_os_str(), inner.at().as_os_str()]);
+    let said = text(&output);
+    assert!(output.status.success() && said.contains("others than root can write"), "{said}");
+    nix::mount::umount(&inner.at()).unwrap();
 }
 
 #[test]

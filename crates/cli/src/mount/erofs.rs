@@ -4,11 +4,11 @@ use super::{Request, Way};
 use crate::args::MountWay;
 use daxfs::{FdKind, Image, Provenance};
 use daxfs_fuse::Mount;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 
 pub const WAY: Way =
-    Way { id: MountWay::Erofs, name: "the kernel's EROFS", has_options: false, unfit, mount };
+    Way { id: MountWay::Erofs, name: "the kernel's EROFS", has_process: false, unfit, mount };
 
 fn unfit(request: &Request<'_>) -> Option<String> {
     match request.image.erofs_obstacle() {
@@ -25,7 +25,11 @@ fn unfit(request: &Request<'_>) -> Option<String> {
     })
 }
 
-/// Whether nobody can write the image's memory, or root alone.
+/// File systems whose files are what the disks and the memory of this machine have, and not what a server says, or a
+/// process of some user.
+const LOCAL: [FsType; 4] = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC];
+
+/// Whether nobody can write the image's memory, or root alone: then it is root's file, on a local file system.
 fn only_root_writes(image: &Image) -> bool {
     let region = image.region();
     if region.provenance() == Provenance::Sealed {
@@ -33,8 +37,8 @@ fn only_root_writes(image: &Image) -> bool {
     }
     let is_file = region.info().is_some_and(|info| matches!(info.kind, FdKind::File));
     let Some(fd) = region.fd().filter(|_| is_file) else { return false };
-    let file = fd.as_fd().try_clone_to_owned().map(std::fs::File::from);
-    file.and_then(|file| file.metadata()).is_ok_and(|file| file.uid() == 0 && file.mode() & 0o022 == 0)
+    fstatfs(fd).is_ok_and(|fs| LOCAL.contains(&fs.filesystem_type()))
+        && fstat(fd).is_ok_and(|file| file.st_uid == 0 && file.st_mode & 0o022 == 0)
 }
 
 fn mount(request: &Request<'_>) -> anyhow::Result<Option<Mount>> {

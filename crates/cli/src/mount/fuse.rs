@@ -4,7 +4,7 @@ use super::{Request, Way};
 use crate::args::MountWay;
 use daxfs_fuse::Mount;
 
-pub const WAY: Way = Way { id: MountWay::Fuse, name: "FUSE", has_options: true, unfit: |_| None, mount };
+pub const WAY: Way = Way { id: MountWay::Fuse, name: "FUSE", has_process: true, unfit: |_| None, mount };
 
 fn mount(request: &Request<'_>) -> anyhow::Result<Option<Mount>> {
     let mut options = request.wanted.mount.clone();

@@ -7,7 +7,7 @@ use daxfs_fuse::Mount;
 use std::path::Path;
 
 pub const WAY: Way =
-    Way { id: MountWay::Kernel, name: "the kernel's DAXFS", has_options: false, unfit, mount };
+    Way { id: MountWay::Kernel, name: "the kernel's DAXFS", has_process: false, unfit, mount };
 
 fn unfit(request: &Request<'_>) -> Option<String> {
     match request.image.region().info().map(|info| &info.kind) {

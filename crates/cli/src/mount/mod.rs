@@ -36,8 +36,8 @@ struct Way {
     id: MountWay,
     /// As messages name it.
     name: &'static str,
-    /// Whether it takes the options of [`Wanted::option`].
-    has_options: bool,
+    /// Whether a process serves it, which the options of [`Wanted::of_a_process`] are for.
+    has_process: bool,
     /// Why it is out of the question for this image on this machine, as far as that is known beforehand.
     unfit: fn(&Request<'_>) -> Option<String>,
     /// Mounts the image; the mount answers when this returns. Where the kernel does not serve it alone, this process has
@@ -48,8 +48,8 @@ struct Way {
 impl Way {
     /// What of the options it cannot do.
     fn lacks(&self, wanted: &Wanted) -> Option<String> {
-        let option = wanted.option.as_ref().filter(|_| !self.has_options)?;
-        Some(format!("the option {option:?} is of FUSE alone"))
+        let option = wanted.of_a_process().filter(|_| !self.has_process)?;
+        Some(format!("the option {option} takes a process that serves the mount"))
     }
 }
 

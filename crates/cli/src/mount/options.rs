@@ -19,32 +19,12 @@ pub struct Wanted {
     pub way: Option<MountWay>,
     /// With which options.
     pub mount: Options,
-    /// The first of them that is of FUSE alone.
-    pub option: Option<String>,
+    /// Whether the command itself serves the mount, as long as it lasts.
+    pub foreground: bool,
 }
 
 /// Flags that are options in a list, where a blank would be wrong: `_` is `-`.
 const FLAGS: [&str; 6] = ["backing", "expect", "verify", "max_metadata", "strict", "sealed_copy"];
-
-/// What the kernel's own file systems are not told here, by its name. `allow_other` is no such option: there the modes
-/// alone say who reads.
-const OF_FUSE: [&str; 15] = [
-    "allow_root",
-    "auto_unmount",
-    "context",
-    "defcontext",
-    "dev",
-    "direct_io",
-    "follow",
-    "fscontext",
-    "fsname",
-    "gid",
-    "noexec",
-    "rootcontext",
-    "suid",
-    "threads",
-    "uid",
-];
 
 impl Wanted {
     /// Of a command line.
@@ -57,7 +37,7 @@ impl Wanted {
             source: source.clone(),
             way: args.way,
             mount: Options::new(""),
-            option: None,
+            foreground: args.foreground,
         };
         wanted.mount.report = note;
         let mut flags = Vec::new();
@@ -70,9 +50,6 @@ impl Wanted {
                 flags.push(format!("--{}", option.replacen('_', "-", name.matches('_').count())));
             } else {
                 wanted.mount.add(option)?;
-                if OF_FUSE.contains(&name) && wanted.option.is_none() {
-                    wanted.option = Some(option.clone());
-                }
             }
         }
         if !flags.is_empty() {
@@ -82,6 +59,17 @@ impl Wanted {
             wanted.source.backing = Some(absolute(backing)?);
         }
         Ok(wanted)
+    }
+
+    /// The name of an option that only a mount that a process serves can have.
+    pub fn of_a_process(&self) -> Option<&'static str> {
+        if self.foreground {
+            return Some("--foreground");
+        }
+        if !self.mount.source.is_empty() {
+            return Some("fsname");
+        }
+        self.mount.changed()
     }
 }
 
@@ -138,8 +126,22 @@ mod tests {
         assert_eq!((wanted.source.max_metadata, wanted.source.verify), (4096, Some(Verify::Lazy)));
         assert_eq!(wanted.source.backing.as_deref(), Some(OsStr::new("/b")));
         assert_eq!((wanted.way, wanted.mount.uid), (Some(MountWay::Fuse), Some(3)));
-        assert_eq!(wanted.option.as_deref(), Some("uid=3"));
+        assert_eq!(wanted.of_a_process(), Some("uid"));
         assert!(wanted.image.as_encoded_bytes().starts_with(b"/"), "{:?}", wanted.image);
+    }
+
+    #[test]
+    fn what_only_a_process_can_do_is_known() {
+        for (line, expected) in [
+            (&["-o", "allow_other,ro,nosuid,nodev,nofail"][..], None),
+            (&["-o", "suid,nosuid"], None),
+            (&["-o", "suid"], Some("suid")),
+            (&["-o", "fsname=a"], Some("fsname")),
+            (&["--foreground"], Some("--foreground")),
+        ] {
+            let line: Vec<_> = ["a", "/mnt"].iter().chain(line).copied().collect();
+            assert_eq!(wanted(&line).unwrap().of_a_process(), expected, "{line:?}");
+        }
     }
 
     #[test]
