@@ -33,10 +33,12 @@ from harness.result import MET, MISSED, table
 from suites import (
     Context,
     drop_in,
+    file_systems,
     first_touch,
     fuse,
     gpu,
     holder,
+    layers,
     lookup,
     open_tensors,
     pack_disk,
@@ -69,6 +71,8 @@ SUITES = {
     "holder": holder.suite,
     "restart": restart.suite,
     "fuse": fuse.suite,
+    "layers": layers.suite,
+    "file-systems": file_systems.suite,
     "gpu": gpu.suite,
 }
 

@@ -76,6 +76,8 @@ peers() {
     has mksquashfs || packages+=(squashfs-tools)
     has mkfs.xfs || packages+=(xfsprogs)
     has mkfs.btrfs || packages+=(btrfs-progs)
+    has umoci || packages+=(umoci)
+    has skopeo || packages+=(skopeo)
     install "${packages[@]}"
 }
 

@@ -31,6 +31,8 @@ PACKAGES = {
     "mksquashfs": "squashfs-tools",
     "mkfs.xfs": "xfsprogs",
     "mkfs.btrfs": "btrfs-progs",
+    "mkcomposefs": "composefs",
+    "mount.composefs": "composefs",
 }
 
 
@@ -48,7 +50,7 @@ def missing(*names: str) -> str | None:
     absent = [name for name in names if program(name) is None]
     if not absent:
         return None
-    packages = " ".join(PACKAGES.get(name, name) for name in absent)
+    packages = " ".join(dict.fromkeys(PACKAGES.get(name, name) for name in absent))
     return f"left out: {', '.join(absent)} (install the package {packages})"
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vm import busybox
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +25,7 @@ class Model:
 
 
 def make_model(folder: Path, seed: int, rows: int) -> Model:
-    """A model in two shards with files around them, about `8 * rows` KiB; its sizes depend on `rows` alone."""
+    """A model in two shards with files and a program around them, 8 KiB a row; its sizes depend on `rows` alone."""
     source = random.Random(seed)  # noqa: S311 (the same bytes in every run)
     tensors = {}
     for name, dtype, shape, width in (
@@ -48,6 +51,8 @@ def make_model(folder: Path, seed: int, rows: int) -> Model:
         (folder / f"vocabulary/part-{part}").write_bytes(source.randbytes(1 + 997 * part))
     (folder / "vocabulary/empty").write_bytes(b"")
     (folder / "vocabulary/first").symlink_to("part-0")
+    (folder / "bin").mkdir()
+    shutil.copy2(busybox(), folder / "bin/busybox")
     return Model(folder, tensors)
 
 

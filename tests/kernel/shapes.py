@@ -160,7 +160,7 @@ PAIRS = [
         {
             "memory": f"{2 * SOFT_BASE + 2 * SIZE >> 20}M",
             "append": f"memmap={SIZE >> 20}M%{SOFT_BASE:#x}-0x1+0xefffffff memmap={SIZE >> 20}M${PHYSICAL_BASE:#x}",
-            "modules": ["dax_hmem", "device_dax"],
+            "modules": ["dax_hmem", "device_dax", "fuse"],
             "setup": DEVDAX,
         },
         [*middle_of_ram("soft", "physical"), "-device", "ivshmem-plain,bus=pcie.0,addr=0x10,memdev=ivshmem"],
@@ -172,7 +172,7 @@ PAIRS = [
             "machine": "q35,hpet=off,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=1G",
             # With a hypervisor in sight the kernel refuses to commit a region, since it could not flush caches.
             "cpu": f"{CPU},hypervisor=off",
-            "modules": ["cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl", "device_dax"],
+            "modules": ["cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl", "device_dax", "fuse"],
             "setup": CXL_REGION.replace("SIZE", hex(CXL_SIZE)) + DEVDAX,
         },
         [

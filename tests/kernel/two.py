@@ -9,6 +9,7 @@ Guests of one boot have as many of the shapes as go together (PAIRS). When one o
 shapes of its pair are run once more in other guests, and FILE is told. For each shape:
   * the image is packed, by this machine or by a guest, and both guests read it: every file and tensor has the bytes
     that this machine packed, and `daxfs verify` agrees;
+  * both guests mount it by FUSE: the files have the same bytes, and a program runs from there;
   * what guest A stores is seen by guest B and here, so the memory is one; a reader cannot write to it in any way, and
     guest B, whose emulator has the memory read-only, not even as root with a writable mapping;
   * the image is replaced while both guests read it, by a guest and by this machine, beside the old one and in its
@@ -147,6 +148,8 @@ class Test:
         self.pack("guest A", whole, 0)
         self.read_by_both(whole, 0)
         verify = b.start("run", command=[str(self.images.programs / "daxfs"), "verify", self.shape.source])
+        print("  mounted by FUSE in both", flush=True)
+        self.mounted_by_both(0)
         print("  read-only", flush=True)
         self.one_memory()
         self.no_writes()
@@ -187,6 +190,24 @@ class Test:
             check(opened == expected, f"{answer.peer.name} opened {opened}, expected {expected}")
         for answer in [guest.start("report") for guest in self.guests]:
             self.same(answer.get(), self.images.reports[which], answer.peer.name)
+
+    def mounted_by_both(self, which: int) -> None:
+        """The image as a root file system, in each guest out of the common memory."""
+        programs = self.images.programs
+        point = "/run/image"
+        script = f"mkdir -p {point} && {programs}/daxfs mount --as fuse {self.shape.source} {point}"
+        # A program of the image, which sees nothing but the image.
+        inside = f"chroot {point} /bin/busybox sh -c '/bin/busybox cat /config.json'"
+        for answer in [guest.start("run", command=["sh", "-c", script]) for guest in self.guests]:
+            done, who = answer.get(), answer.peer.name
+            check(done["status"] == 0, f"`{script}` in {who}: {done}")
+        for answer in [guest.start("hash-tree", folder=point) for guest in self.guests]:
+            found = {name: hash for name, hash in answer.get().items() if not name.startswith("/.daxfs/")}
+            self.same({"files": found}, {"files": self.images.reports[which]["files"]}, answer.peer.name)
+        config = (self.images.models[which].folder / "config.json").read_text()
+        for guest in self.guests:
+            check(guest.run("sh", "-c", inside) == config, f"a program of the image in {guest.name} reads another file")
+            guest.run("umount", point)
 
     def same(self, found: dict, expected: dict, who: str) -> None:
         for part, contents in expected.items():
