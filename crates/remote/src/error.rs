@@ -72,6 +72,16 @@ pub enum Error {
         /// Which of its bytes.
         range: Range<u64>,
     },
+    /// An object that is another one than its digest says.
+    #[error("{place}: the object has the digest sha256:{got}, and its server calls it {expected}")]
+    WrongDigest {
+        /// The address.
+        place: String,
+        /// What the server, or the address, says.
+        expected: String,
+        /// Of what came, in hex.
+        got: String,
+    },
     /// Too little came for too long.
     #[error("{place}: {got} bytes came within {within:?}, less than {least}")]
     Stalled {

@@ -18,16 +18,19 @@ pub enum Scheme {
     Gcs,
     /// `az://CONTAINER/KEY`: Azure Blob Storage, of the account in `AZURE_STORAGE_ACCOUNT_NAME`.
     Azure,
+    /// `oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]`: a registry of containers, and an artifact in it that holds an image.
+    Oci,
     /// `https://HOST/PATH`, `http://HOST/PATH`: any server that knows ranges.
     Http,
 }
 
 impl Scheme {
     /// Every scheme, as addresses begin.
-    pub const NAMES: [(&'static str, Self); 5] = [
+    pub const NAMES: [(&'static str, Self); 6] = [
         ("s3", Self::S3),
         ("gs", Self::Gcs),
         ("az", Self::Azure),
+        ("oci", Self::Oci),
         ("https", Self::Http),
         ("http", Self::Http),
     ];
@@ -46,6 +49,10 @@ impl Scheme {
             Self::Azure => {
                 "credentials come from AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, \
                  AZURE_STORAGE_SAS_TOKEN or a managed identity; AZURE_SKIP_SIGNATURE=true reads without any"
+            }
+            Self::Oci => {
+                "credentials come from what docker login or podman login has kept (DOCKER_CONFIG, REGISTRY_AUTH_FILE), a \
+                 token from DAXFS_REMOTE_TOKEN"
             }
             Self::Http => "a token is taken from DAXFS_REMOTE_TOKEN, a user from the address",
         }
@@ -76,6 +83,11 @@ impl Location {
         &self.url
     }
 
+    /// What a registry's tools call the artifact: `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`.
+    pub(crate) fn registry_name(&self) -> String {
+        self.to_string().trim_start_matches("oci://").to_owned()
+    }
+
     /// Bucket and key of a store.
     pub(crate) fn key(&self) -> &str {
         self.url.path().trim_start_matches('/')
@@ -101,11 +113,16 @@ impl FromStr for Location {
         if location.url.host_str().is_none_or(str::is_empty) {
             return Err(wrong(format!(
                 "names no {}",
-                if *scheme == Scheme::Http { "host" } else { "bucket" }
+                match scheme {
+                    Scheme::Http => "host",
+                    Scheme::Oci => "registry",
+                    _ => "bucket",
+                }
             )));
         }
         if location.key().is_empty() || location.key().ends_with('/') {
-            return Err(wrong(format!("names no object; an image is {name}://.../NAME.daxfs")));
+            let named = if *scheme == Scheme::Oci { "REPOSITORY:TAG" } else { "NAME.daxfs" };
+            return Err(wrong(format!("names no object; an image is {name}://.../{named}")));
         }
         if *scheme != Scheme::Http && (location.url.query().is_some() || !location.url.username().is_empty())
         {
@@ -147,12 +164,17 @@ mod tests {
         let location: Location = "s3://models/llama/v1.daxfs".parse().unwrap();
         assert_eq!((location.scheme(), location.key()), (Scheme::S3, "llama/v1.daxfs"));
         assert_eq!(location.to_string(), "s3://models/llama/v1.daxfs");
+        let location: Location = "oci://host:5000/models/llama:v1".parse().unwrap();
+        assert_eq!(location.registry_name(), "host:5000/models/llama:v1");
         for (text, why) in [
             ("ftp://host/a", "begins with none of s3://"),
             ("s3://models", "names no object"),
             ("s3://models/", "names no object"),
             ("https://host/folder/", "names no object"),
             ("s3:///key", "names no bucket"),
+            ("oci:///llama:v1", "names no registry"),
+            ("oci://host:5000", "an image is oci://.../REPOSITORY:TAG"),
+            ("oci://user:secret@host/llama:v1", "takes neither a user nor a query"),
             ("s3://user@models/key", "takes neither a user nor a query"),
             ("gs://models/key?x=secret", "takes neither a user nor a query"),
             ("https://host/a#b", "takes no #fragment"),

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Once};
 
 use daxfs::{ContentHash, Image, OpenOptions, Region, Verify};
+use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::check::Check;
@@ -96,6 +97,9 @@ impl Remote {
         self.runtime.block_on(fetch.all(&target, plan.parts, Some(&total)))?;
         self.check_later(&target, &plan.later)?;
         let fd = sealed(target)?;
+        if let Some(expected) = fetch.object.digest(content_hash.is_some()) {
+            self.check_digest(&fd, expected)?;
+        }
         // Of the sealed memory: what is believed is what is handed out.
         let mut options = self.options();
         if let Some(hash) = content_hash {
@@ -132,6 +136,26 @@ impl Remote {
             }
         }
         Ok(())
+    }
+
+    /// Compares the whole object with the digest that it was asked for by, in one pass over the sealed memory.
+    fn check_digest(&self, fd: &OwnedFd, expected: &str) -> Result<()> {
+        let region = self.region(fd)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < region.len() {
+            let count = (region.len() - at).min(buffer.len() as u64);
+            let bytes = &mut buffer[..usize::try_from(count).unwrap_or_default()];
+            region.read_at(at, bytes).map_err(|error| self.fetch.image(error))?;
+            hasher.update(&*bytes);
+            at += count;
+        }
+        let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        match expected.strip_prefix("sha256:") {
+            Some(hex) if hex == got => Ok(()),
+            _ => Err(Error::WrongDigest { place: self.fetch.place(), expected: expected.to_owned(), got }),
+        }
     }
 
     /// Memory has at least a byte.

@@ -174,7 +174,10 @@ pub fn kind(error: &Error) -> &'static str {
         Error::Image { source, .. } if matches!(**source, daxfs::Error::OtherContent { .. }) => {
             "other-content"
         }
-        Error::Image { .. } | Error::WrongBytes { .. } | Error::NoHashes { .. } => "format",
+        Error::Image { .. }
+        | Error::WrongBytes { .. }
+        | Error::WrongDigest { .. }
+        | Error::NoHashes { .. } => "format",
         _ => "failed",
     }
 }

@@ -23,7 +23,7 @@ const PROGRAM: &str = "DAXFS_REMOTE";
 const NAME: &str = "daxfs-remote";
 
 /// What addresses begin with.
-const SCHEMES: [&str; 5] = ["s3://", "gs://", "az://", "https://", "http://"];
+const SCHEMES: [&str; 6] = ["s3://", "gs://", "az://", "oci://", "https://", "http://"];
 
 /// What the program says first, with the version of what both say.
 const HELLO: &str = "daxfs-remote 1";
@@ -47,8 +47,8 @@ const LONGEST: usize = 8 << 10;
 const LONGEST_ADDRESS: usize = 8 << 10;
 
 /// The address of an image that lies elsewhere: `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `az://CONTAINER/KEY`,
-/// `https://HOST/PATH`, `http://HOST/PATH`. Its text form, also in errors, has neither user nor query, which may be
-/// secret; [`RemoteAddress::fetch`] has them.
+/// `oci://REGISTRY/REPOSITORY[:TAG]`, `https://HOST/PATH`, `http://HOST/PATH`. Its text form, also in errors, has neither
+/// user nor query, which may be secret; [`RemoteAddress::fetch`] has them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RemoteAddress(String);
 

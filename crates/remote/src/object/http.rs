@@ -12,10 +12,10 @@ use crate::error::redacted;
 use crate::{Error, Location, Options, Result};
 
 /// How long the connection to a server may take.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
 /// The variable with a token for `Authorization: Bearer`.
-const TOKEN: &str = "DAXFS_REMOTE_TOKEN";
+pub(super) const TOKEN: &str = "DAXFS_REMOTE_TOKEN";
 
 /// An object of a web server.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! An object on a server: its length, a tag of its content, and ranges of its bytes. One file a kind of server.
 
 mod http;
+mod registry;
 mod store;
 
 use std::fmt;
@@ -36,6 +37,13 @@ pub(crate) trait Object: fmt::Debug + Send + Sync {
 
     /// Asks for a range within the object. What comes may be shorter or longer than that: the caller counts.
     fn read(&self, range: Range<u64>) -> Reading<'_>;
+
+    /// The digest that the whole object has to have, as `sha256:HEX`, if it has to be compared; `is_hashed` says whether
+    /// the image has hashes of its own, which were.
+    fn digest(&self, is_hashed: bool) -> Option<&str> {
+        let _ = is_hashed;
+        None
+    }
 }
 
 /// Opens an object: one request.
@@ -43,6 +51,7 @@ pub(crate) async fn open(location: &Location, options: &Options) -> Result<Arc<d
     Ok(match location.scheme() {
         Scheme::S3 | Scheme::Gcs | Scheme::Azure => Arc::new(store::Stored::open(location, options).await?),
         Scheme::Http => Arc::new(http::Page::open(location, options).await?),
+        Scheme::Oci => Arc::new(registry::Layer::open(location, options).await?),
     })
 }
 

@@ -1,0 +1,190 @@
+//! Images in a registry of containers, the one that Debian has: artifacts of a layer that is the image.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{image, options};
+use daxfs::{Provenance, Region};
+use daxfs_remote::{Error, Location, Remote};
+use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
+use oci_client::manifest::OciImageManifest;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference};
+
+const RAW: &str = "application/vnd.cncf.model.weight.v1.raw";
+const FILE: &str = "org.cncf.model.filepath";
+
+/// A registry with a folder of its own, for as long as this lives.
+struct Registry {
+    process: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Registry {
+    /// `None` where the program is not to be had, which is said.
+    fn start() -> Option<Self> {
+        let finder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/kernel/registry.py");
+        let found = Command::new("python3").arg(finder).output().unwrap();
+        if !found.status.success() {
+            eprintln!("not run: {}", String::from_utf8_lossy(&found.stderr));
+            return None;
+        }
+        let program = String::from_utf8(found.stdout).unwrap();
+        // Another process may take the port before the registry does: then another one is tried.
+        (0..5).find_map(|_| Self::try_start(program.trim())).or_else(|| panic!("{program} does not start"))
+    }
+
+    fn try_start(program: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let configuration = folder.path().join("registry.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {:?}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+            folder.path().join("store")
+        );
+        std::fs::write(&configuration, text).unwrap();
+        let mut command = Command::new(program);
+        command.arg("serve").arg(&configuration).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut registry = Self { process: command.spawn().unwrap(), port, folder };
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end && registry.process.try_wait().unwrap().is_none() {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Some(registry);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+
+    fn name(&self, rest: &str) -> String {
+        format!("127.0.0.1:{}/{rest}", self.port)
+    }
+
+    fn location(&self, rest: &str) -> Location {
+        format!("oci://{}", self.name(rest)).parse().unwrap()
+    }
+
+    /// Pushes files as raw layers, as tools of models do; gives the digest of the manifest.
+    fn push(&self, rest: &str, files: &[(&str, &[u8])]) -> String {
+        let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
+        let (client, reference) = (Client::new(config), self.name(rest).parse::<Reference>().unwrap());
+        let layers: Vec<_> = files
+            .iter()
+            .map(|(name, bytes)| {
+                let annotations = [(FILE.to_owned(), (*name).to_owned())].into();
+                ImageLayer::new(bytes.to_vec(), RAW.to_owned(), Some(annotations))
+            })
+            .collect();
+        let config =
+            Config::new(b"{}".to_vec(), "application/vnd.cncf.model.config.v1+json".to_owned(), None);
+        let manifest = OciImageManifest::build(&layers, &config, None);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            client.push(&reference, &layers, config, &RegistryAuth::Anonymous, Some(manifest)).await.unwrap();
+            client.fetch_manifest_digest(&reference, &RegistryAuth::Anonymous).await.unwrap()
+        })
+    }
+
+    /// Changes a byte of a blob on the registry's disk.
+    fn spoil(&self, digest: &str) {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let blobs = self.folder.path().join("store/docker/registry/v2/blobs/sha256");
+        let path = blobs.join(&hex[..2]).join(hex).join("data");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 5000;
+        bytes[last] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+fn load(location: &Location) -> Result<Vec<u8>, Error> {
+    let bytes_of = |fd: OwnedFd| {
+        let region = Region::from_fd(fd).unwrap();
+        assert_eq!(region.provenance(), Provenance::Sealed);
+        region.as_slice().unwrap().to_vec()
+    };
+    Remote::open(location, options())?.load().map(|loaded| bytes_of(loaded.fd))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+#[test]
+fn artifacts_of_a_registry() {
+    let Some(registry) = Registry::start() else { return };
+    let bytes = image();
+    let digest = registry.push("models/llama:v1", &[("README.md", b"read me"), ("llama.daxfs", &bytes)]);
+
+    // By its tag, by its digest, and its metadata alone.
+    let by_tag = registry.location("models/llama:v1");
+    assert!(load(&by_tag).unwrap() == bytes);
+    let by_digest = registry.location(&format!("models/llama@{digest}"));
+    assert!(load(&by_digest).unwrap() == bytes);
+    let metadata = Remote::open(&by_tag, options()).unwrap().metadata().unwrap();
+    assert_eq!(metadata.entry_no_follow("/large.bin").unwrap().metadata().size, 20_000_000);
+
+    // What is not there, and what holds no image.
+    let error = load(&registry.location("models/llama:v2")).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    let error = load(&registry.location("models/none:v1")).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    registry.push("texts:v1", &[("a.txt", b"a"), ("b.txt", b"b")]);
+    let error = load(&registry.location("texts:v1")).unwrap_err().to_string();
+    assert!(error.contains("holds no DAXFS image") && error.contains("a.txt, b.txt"), "{error}");
+    registry.push("text:v1", &[("a.txt", b"no image")]);
+    assert!(matches!(load(&registry.location("text:v1")).unwrap_err(), Error::Image { .. }));
+
+    // A registry that gives other bytes: the image's hashes find them in a file.
+    registry.spoil(&sha256(&bytes));
+    let error = load(&by_tag).unwrap_err();
+    assert!(matches!(&error, Error::WrongBytes { .. }), "{error}");
+}
+
+#[test]
+fn a_digest_binds_what_the_image_has_no_hashes_of() {
+    let Some(registry) = Registry::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("table"), vec![7; 1 << 20]).unwrap();
+    let path = folder.path().join("plain.daxfs");
+    mkimage::Packer::new().input(&tree).hash(false).plan().unwrap().write_file(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    registry.push("plain:v1", &[("plain.daxfs", &bytes)]);
+    let location = registry.location("plain:v1");
+    assert!(load(&location).unwrap() == bytes);
+    registry.spoil(&sha256(&bytes));
+    let error = load(&location).unwrap_err();
+    assert!(matches!(&error, Error::WrongDigest { .. }), "{error}");
+    assert!(error.to_string().contains(&sha256(&bytes)), "{error}");
+}
+
+#[test]
+fn a_registry_that_is_not_there() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let location: Location = format!("oci://127.0.0.1:{port}/llama:v1").parse().unwrap();
+    let error = load(&location).unwrap_err();
+    assert!(matches!(&error, Error::Server { again: true, .. }), "{error}");
+    assert!(error.to_string().starts_with(&format!("oci://127.0.0.1:{port}/llama:v1: ")), "{error}");
+    let error = load(&"oci://127.0.0.1:1/UPPER:v1".parse().unwrap()).unwrap_err();
+    assert!(matches!(&error, Error::Location { .. }), "{error}");
+}
