@@ -28,6 +28,7 @@ mod paths;
 mod place;
 mod placements;
 mod progress;
+mod push;
 mod source;
 mod sources;
 mod stat;
@@ -95,6 +96,7 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Inspect(verb) => inspect::run(&listing(true)?, verb, out),
         ImageVerb::Place(verb) => placements::run(&open()?, verb, out),
         ImageVerb::Extract(verb) => extract::run(&open()?, verb, out),
+        ImageVerb::Push(verb) => push::run(&open()?, verb, out),
         ImageVerb::Collapse(verb) => collapse::run(&open()?, verb, out),
         ImageVerb::VmArgs(verb) => vm_args::run(&open()?, verb, out),
         // Opens the image in its own process, where one serves the mount.

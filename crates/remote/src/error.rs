@@ -73,13 +73,13 @@ pub enum Error {
         range: Range<u64>,
     },
     /// An object that is another one than its digest says.
-    #[error("{place}: the object has the digest sha256:{got}, and its server calls it {expected}")]
+    #[error("{place}: the object has the digest {got}, and its server calls it {expected}")]
     WrongDigest {
         /// The address.
         place: String,
         /// What the server, or the address, says.
         expected: String,
-        /// Of what came, in hex.
+        /// Of what came.
         got: String,
     },
     /// Too little came for too long.

@@ -1,6 +1,6 @@
 //! DAXFS images from object stores and web servers.
 //!
-//! [`Remote::load`] reads an image by ranges, in parallel, into a memfd, compares what arrives with the hashes that the
+//! [`push`] writes one into a registry. [`Remote::load`] reads an image by ranges, in parallel, into a memfd, compares what arrives with the hashes that the
 //! image has of its files, and seals the memory. [`Remote::metadata`] reads what names, shapes and listings need, and
 //! nothing else.
 //!
@@ -28,6 +28,7 @@ mod metadata;
 mod object;
 mod options;
 mod plan;
+mod push;
 mod remote;
 pub mod talk;
 mod target;
@@ -35,4 +36,5 @@ mod target;
 pub use error::{Error, Result};
 pub use location::{Location, Scheme};
 pub use options::{Options, Progress};
+pub use push::push;
 pub use remote::{Loaded, Remote};

@@ -151,10 +151,12 @@ impl Remote {
             hasher.update(&*bytes);
             at += count;
         }
-        let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        match expected.strip_prefix("sha256:") {
-            Some(hex) if hex == got => Ok(()),
-            _ => Err(Error::WrongDigest { place: self.fetch.place(), expected: expected.to_owned(), got }),
+        let got = object::registry::sha256(&hasher.finalize());
+        match expected == got {
+            true => Ok(()),
+            false => {
+                Err(Error::WrongDigest { place: self.fetch.place(), expected: expected.to_owned(), got })
+            }
         }
     }
 
@@ -209,7 +211,7 @@ fn available_memory() -> Option<u64> {
 }
 
 /// The library for TLS takes its cryptography from one place for the whole process; one that is there already stays.
-fn install_provider() {
+pub(crate) fn install_provider() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -6,9 +6,11 @@
 //! | `daxfs-remote 1` | the program | it is there, and speaks this version |
 //! | `fetch image HASH ADDRESS` | the other process | all of an image; the content hash that it must have, or `-` |
 //! | `fetch metadata HASH ADDRESS` | the other process | what listings need of it |
+//! | `push OFFSET LENGTH ADDRESS` and a descriptor | the other process | into a registry; a part of the descriptor's memory |
 //! | `progress DONE TOTAL` | the program | bytes so far, of how many |
 //! | `image LENGTH HASH` and a descriptor | the program | the end: sealed memory; the content hash, or `-` |
 //! | `metadata LENGTH HASH` and a descriptor | the program | the end: memory with the metadata alone, sealed |
+//! | `pushed DIGEST` | the program | the end: the manifest's digest |
 //! | `error KIND TEXT` | the program | the end: `KIND` is one word of [`kind`] |
 //!
 //! The address goes by the socket since it may hold a signature, and arguments are seen by everybody. When the other process
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use daxfs::{ContentHash, Image};
+use daxfs::{ContentHash, Image, Part, Region};
 
 use crate::{Error, Loaded, Location, Options, Progress, Remote, Result};
 
@@ -46,10 +48,9 @@ enum Wanted {
 
 /// What the other process asks for.
 #[derive(Debug)]
-struct Request {
-    location: Location,
-    wanted: Wanted,
-    expect: Option<ContentHash>,
+enum Request {
+    Fetch { location: Location, wanted: Wanted, expect: Option<ContentHash> },
+    Push { location: Location, offset: u64, len: u64 },
 }
 
 impl Request {
@@ -58,8 +59,14 @@ impl Request {
         let text = std::str::from_utf8(message).map_err(|_| wrong("is not UTF-8"))?;
         let mut words = text.splitn(4, ' ');
         let mut word = || words.next().ok_or_else(|| wrong("has fewer than four words"));
-        if word()? != "fetch" {
-            return Err(wrong("is none that this version knows"));
+        match word()? {
+            "fetch" => {}
+            "push" => {
+                let mut number = || word()?.parse().map_err(|_| wrong("has no number of bytes"));
+                let (offset, len) = (number()?, number()?);
+                return Ok(Self::Push { location: word()?.parse()?, offset, len });
+            }
+            _ => return Err(wrong("is none that this version knows")),
         }
         let wanted = match word()? {
             "image" => Wanted::Image,
@@ -70,30 +77,40 @@ impl Request {
             "-" => None,
             hash => Some(hash.parse().map_err(|_| wrong("has no content hash"))?),
         };
-        Ok(Self { location: word()?.parse()?, wanted, expect })
+        Ok(Self::Fetch { location: word()?.parse()?, wanted, expect })
     }
 }
 
-/// Waits for the request, fetches, and says on `socket` how far it is and how it ended. True when the image was handed
-/// over.
+/// Waits for the request, does it, and says on `socket` how far it is and how it ended. True when it was done.
 pub fn serve(socket: OwnedFd) -> bool {
     if !say(socket.as_fd(), HELLO, None) {
         return false;
     }
     let mut message = vec![0; LONGEST_REQUEST];
-    let request = match dmabuf::recv_bytes(socket.as_fd(), &mut message) {
+    let (request, memory) = match dmabuf::recv_fds(socket.as_fd(), &mut message, 1) {
         // It has gone, or sent more than a request.
         Ok((0, _)) | Err(_) => return false,
-        Ok((len, _)) => Request::parse(message.get(..len).unwrap_or_default()),
+        Ok((len, fds)) => (Request::parse(message.get(..len).unwrap_or_default()), fds.into_iter().next()),
     };
     let socket = Arc::new(socket);
-    let ended = request.and_then(|Request { location, wanted, expect }| {
-        let options =
-            Options { expect, progress: telling(Arc::clone(&socket)), ..Options::from_environment()? };
-        fetch(&location, wanted, options)
+    let ended = request.and_then(|request| {
+        let options = Options { progress: telling(Arc::clone(&socket)), ..Options::from_environment()? };
+        match request {
+            Request::Fetch { location, wanted, expect } => {
+                let (text, fd) = fetch(&location, wanted, Options { expect, ..options })?;
+                Ok((text, Some(fd)))
+            }
+            Request::Push { location, offset, len } => {
+                let wrong = || Error::Location { text: "the request".into(), why: "has no memory".into() };
+                let image = |source| Error::Image { place: location.to_string(), source: Box::new(source) };
+                let part = Part { offset, len: Some(len) };
+                let region = Region::from_fd_part(memory.ok_or_else(wrong)?, part).map_err(image)?;
+                Ok((format!("pushed {}", crate::push(&region, &location, &options)?), None))
+            }
+        }
     });
     let (text, fd) = match &ended {
-        Ok((text, fd)) => (text.clone(), Some(fd.as_fd())),
+        Ok((text, fd)) => (text.clone(), fd.as_ref().map(AsFd::as_fd)),
         Err(error) => (failure(error), None),
     };
     say(socket.as_fd(), &text, fd) && ended.is_ok()

@@ -8,11 +8,13 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{image, options};
 use daxfs::{Provenance, Region};
-use daxfs_remote::{Error, Location, Remote};
+use daxfs_remote::{Error, Location, Progress, Remote};
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::manifest::OciImageManifest;
 use oci_client::secrets::RegistryAuth;
@@ -157,6 +159,52 @@ fn artifacts_of_a_registry() {
     registry.spoil(&sha256(&bytes));
     let error = load(&by_tag).unwrap_err();
     assert!(matches!(&error, Error::WrongBytes { .. }), "{error}");
+}
+
+#[test]
+fn what_is_pushed_is_loaded_again() {
+    let Some(registry) = Registry::start() else { return };
+    let bytes = image();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.daxfs");
+    std::fs::write(&path, &bytes).unwrap();
+    let region = Region::open(&path).unwrap();
+    let told = Arc::new(AtomicU64::new(0));
+    let here = Arc::clone(&told);
+    let mut options = options();
+    options.progress = Progress::new(move |done, total| {
+        assert!(done <= total, "{done} of {total}");
+        here.fetch_max(done, Ordering::Relaxed);
+        true
+    });
+    let digest = daxfs_remote::push(&region, &registry.location("models/llama:v1"), &options).unwrap();
+    assert!(load(&registry.location("models/llama:v1")).unwrap() == bytes);
+    assert!(load(&registry.location(&format!("models/llama@{digest}"))).unwrap() == bytes);
+    // The layer is there now, under another tag too.
+    told.store(0, Ordering::Relaxed);
+    let again = daxfs_remote::push(&region, &registry.location("models/llama:v2"), &options).unwrap();
+    assert_eq!(again, digest);
+    assert!(told.load(Ordering::Relaxed) <= bytes.len() as u64, "{told:?}");
+    assert!(load(&registry.location("models/llama:v2")).unwrap() == bytes);
+
+    let refused = |address: &str, why: &str| {
+        let error = daxfs_remote::push(&region, &address.parse().unwrap(), &options).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    refused("s3://bucket/a.daxfs", "is no registry");
+    refused(&format!("oci://{}@{digest}", registry.name("models/llama")), "named by a tag");
+    std::fs::write(&path, "no image").unwrap();
+    let region = Region::open(&path).unwrap();
+    let error = daxfs_remote::push(&region, &registry.location("text:v1"), &options).unwrap_err();
+    assert!(matches!(error, Error::Image { .. }), "{error}");
+    assert!(matches!(load(&registry.location("text:v1")).unwrap_err(), Error::NotFound { .. }));
+    // Nobody wants it any more.
+    std::fs::write(&path, &bytes).unwrap();
+    options.progress = Progress::new(|done, total| done < total * 3 / 4);
+    let region = Region::open(&path).unwrap();
+    let error = daxfs_remote::push(&region, &registry.location("other/llama:v1"), &options).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(matches!(load(&registry.location("other/llama:v1")).unwrap_err(), Error::NotFound { .. }));
 }
 
 #[test]

@@ -65,6 +65,12 @@ pub enum ImageVerb {
     /// Run by root, owners and exact modes are restored, as tar does; run by others, the umask applies and
     /// setuid, setgid and sticky bits are dropped, unless --same-permissions is given.
     Extract(ExtractArgs),
+    /// Push an image into a registry of containers
+    ///
+    /// The artifact has one layer, the image as it is, so that `daxfs load NAME oci://...` reads it by ranges on any
+    /// machine. A layer that the registry has already is not sent again. Prints the address with the digest. Credentials
+    /// are those of `docker login` or `podman login`.
+    Push(PushArgs),
     /// Move an image that is in memory to huge pages
     ///
     /// The pages are moved for every process that maps the memory. The kernel needs no setting for this, but
@@ -102,6 +108,7 @@ impl ImageVerb {
         match self {
             Self::Verify(VerifyArgs { quiet, .. })
             | Self::Extract(ExtractArgs { quiet, .. })
+            | Self::Push(PushArgs { quiet, .. })
             | Self::Diff(DiffArgs { quiet, .. }) => *quiet,
             _ => false,
         }
@@ -119,6 +126,7 @@ impl ImageVerb {
             | Self::Diff(DiffArgs { image, .. })
             | Self::Verify(VerifyArgs { image, .. })
             | Self::Extract(ExtractArgs { image, .. })
+            | Self::Push(PushArgs { image, .. })
             | Self::Collapse(CollapseArgs { image })
             | Self::Mount(MountArgs { image, .. })
             | Self::VmArgs(VmArgs { image, .. }) => image,
@@ -301,6 +309,19 @@ pub struct VerifyArgs {
     /// Print JSON: {"ok": ..., "differences": [...], ...}
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `daxfs push`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  daxfs push llama.daxfs oci://registry.example/models/llama:v1")]
+pub struct PushArgs {
+    /// Image: a path, /dev/daxX.Y, fd:N or daxfs://NAME
+    pub image: OsString,
+    /// Where to: oci://REGISTRY/REPOSITORY[:TAG]
+    pub address: OsString,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Arguments of `daxfs extract`.

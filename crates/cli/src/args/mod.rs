@@ -11,7 +11,7 @@ pub use holder::{
 };
 pub use image::{
     CatArgs, CollapseArgs, DiffArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, MountWay,
-    PlaceArgs, StatArgs, TreeArgs, VerifyArgs,
+    PlaceArgs, PushArgs, StatArgs, TreeArgs, VerifyArgs,
 };
 pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};

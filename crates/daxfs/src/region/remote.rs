@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use dmabuf::{FdKind, Seals};
 
 use crate::error::Error;
-use crate::{ContentHash, Result};
+use crate::{ContentHash, Region, Result};
 
 /// The variable with the path of the program, where it is not found on the `PATH` or beside this one.
 const PROGRAM: &str = "DAXFS_REMOTE";
@@ -172,17 +172,46 @@ impl RemoteAddress {
         expect: Option<ContentHash>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<OwnedFd> {
-        let (ours, theirs) = dmabuf::pair_seqpacket()?;
-        // It ends when this is dropped: its socket is closed, whatever happens here.
-        let program = Program { child: self.start(theirs)?, socket: ours };
-        program.greeting(self)?;
         let hash = expect.map_or_else(|| "-".to_owned(), |hash| hash.digits().to_string());
         let word = match wanted {
             Wanted::Image => "image",
             Wanted::Metadata => "metadata",
         };
         let request = format!("fetch {word} {hash} {}", self.0);
-        match dmabuf::send_fds(program.socket.as_fd(), request.as_bytes(), &[]) {
+        match self.ask(&request, None, word, progress)? {
+            (_, Some(fd)) => self.sealed(fd),
+            _ => Err(RemoteError::Ended { address: self.clone(), how: "without memory".into() }.into()),
+        }
+    }
+
+    /// Has the program push an image into a registry (`oci://`), and gives the digest of its manifest there. `progress` is
+    /// as for [`RemoteAddress::fetch`].
+    ///
+    /// # Errors
+    /// [`Error::Source`] for a region that no other process can have, [`Error::Remote`].
+    pub fn push(&self, region: &Region, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<String> {
+        let fd = region.fd().ok_or_else(|| Error::Source {
+            text: self.to_string(),
+            why: "what is pushed lies in memory with a descriptor, such as a file or a memfd",
+        })?;
+        let request = format!("push {} {} {}", region.offset(), region.len(), self.0);
+        Ok(self.ask(&request, Some(fd), "pushed", progress)?.0)
+    }
+
+    /// Has the program do something, until it says `word`; gives what follows it.
+    fn ask(
+        &self,
+        request: &str,
+        memory: Option<BorrowedFd<'_>>,
+        word: &str,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(String, Option<OwnedFd>)> {
+        let (ours, theirs) = dmabuf::pair_seqpacket()?;
+        // It ends when this is dropped: its socket is closed, whatever happens here.
+        let program = Program { child: self.start(theirs)?, socket: ours };
+        program.greeting(self)?;
+        let memory: Vec<_> = memory.into_iter().collect();
+        match dmabuf::send_fds(program.socket.as_fd(), request.as_bytes(), &memory) {
             Err(error) if error.io_kind() == io::ErrorKind::BrokenPipe => return Err(program.ended(self)),
             sent => sent?,
         }
@@ -217,7 +246,7 @@ impl RemoteAddress {
                         }
                     }
                 }
-                (verb, Some(fd)) if verb == word => return self.sealed(fd),
+                (verb, fd) if verb == word => return Ok((rest.to_owned(), fd)),
                 ("error", None) => {
                     let (kind, text) = rest.split_once(' ').unwrap_or(("failed", rest));
                     return Err(RemoteError::Failed { kind: kind.to_owned(), text: text.to_owned() }.into());

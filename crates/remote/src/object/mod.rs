@@ -1,7 +1,7 @@
 //! An object on a server: its length, a tag of its content, and ranges of its bytes. One file a kind of server.
 
 mod http;
-mod registry;
+pub(crate) mod registry;
 mod store;
 
 use std::fmt;

@@ -16,43 +16,60 @@ use crate::error::redacted;
 use crate::{Error, Location, Options, Result};
 
 /// Where artifacts say what a layer's file is called: that of the model specification, and that of `oras`.
-const NAMES: [&str; 2] = ["org.cncf.model.filepath", "org.opencontainers.image.title"];
+pub(crate) const NAMES: [&str; 2] = ["org.cncf.model.filepath", "org.opencontainers.image.title"];
 
 /// What the names of images end with.
-const SUFFIX: &str = ".daxfs";
+pub(crate) const SUFFIX: &str = ".daxfs";
 
 /// Artifacts that a message lists.
 const LISTED: usize = 20;
 
+/// A registry, and an artifact in it.
+pub(crate) struct Registry {
+    pub(crate) client: Client,
+    pub(crate) reference: Reference,
+    pub(crate) auth: RegistryAuth,
+    pub(crate) location: Location,
+}
+
+impl Registry {
+    /// Reads the address and the credentials; nothing is asked yet.
+    pub(crate) fn new(location: &Location, options: &Options) -> Result<Self> {
+        let wrong = |why: String| Error::Location { text: location.to_string(), why: redacted(&why) };
+        let reference: Reference =
+            location.registry_name().parse().map_err(|error| wrong(format!("{error}")))?;
+        let client = Client::new(config(&reference, options));
+        let auth = credentials(reference.resolve_registry()).map_err(wrong)?;
+        Ok(Self { client, reference, auth, location: location.clone() })
+    }
+
+    pub(crate) fn failed(&self, error: OciDistributionError) -> Error {
+        failed(&self.location, error)
+    }
+}
+
+// Neither credentials nor the client that has them.
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registry({})", self.location)
+    }
+}
+
 /// A layer of an artifact.
 #[derive(Debug)]
 pub(super) struct Layer {
-    client: Shown,
-    reference: Reference,
+    registry: Registry,
     descriptor: OciDescriptor,
-    location: Location,
     head: Head,
-}
-
-/// A client, which has no form as text.
-struct Shown(Client);
-
-impl std::fmt::Debug for Shown {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Client")
-    }
 }
 
 impl Layer {
     /// Asks for the manifest, and chooses the layer.
     pub(super) async fn open(location: &Location, options: &Options) -> Result<Self> {
         let wrong = |why: String| Error::Location { text: location.to_string(), why: redacted(&why) };
-        let text = location.registry_name();
-        let reference: Reference = text.parse().map_err(|error| wrong(format!("{error}")))?;
-        let client = Client::new(config(&reference, options));
-        let auth = credentials(reference.resolve_registry()).map_err(wrong)?;
-        let pulled = client.pull_manifest(&reference, &auth).await;
-        let (manifest, _) = pulled.map_err(|error| failed(location, error))?;
+        let registry = Registry::new(location, options)?;
+        let pulled = registry.client.pull_manifest(&registry.reference, &registry.auth).await;
+        let (manifest, _) = pulled.map_err(|error| registry.failed(error))?;
         let descriptor = match manifest {
             OciManifest::Image(manifest) => choose(manifest.layers).map_err(wrong)?,
             OciManifest::ImageIndex(index) => {
@@ -64,15 +81,15 @@ impl Layer {
         let len = u64::try_from(descriptor.size)
             .map_err(|_| wrong(format!("has a layer of {} bytes", descriptor.size)))?;
         let head = Head { len, tag: Some(descriptor.digest.clone()) };
-        Ok(Self { client: Shown(client), reference, descriptor, location: location.clone(), head })
+        Ok(Self { registry, descriptor, head })
     }
 
     async fn get(&self, range: Range<u64>) -> Result<Body> {
         let len = range.end.saturating_sub(range.start);
-        let reply =
-            self.client.0.pull_blob_stream_partial(&self.reference, &self.descriptor, range.start, Some(len));
-        let place = || self.location.to_string();
-        let stream = match reply.await.map_err(|error| failed(&self.location, error))? {
+        let Registry { client, reference, location, .. } = &self.registry;
+        let reply = client.pull_blob_stream_partial(reference, &self.descriptor, range.start, Some(len));
+        let place = || location.to_string();
+        let stream = match reply.await.map_err(|error| self.registry.failed(error))? {
             BlobResponse::Partial(stream) => stream,
             BlobResponse::Full(stream) if range == (0..self.head.len) => stream,
             BlobResponse::Full(_) => return Err(Error::NoRanges { place: place() }),
@@ -97,7 +114,7 @@ impl Object for Layer {
 
     /// Who names a digest is given what has it; who names a tag is given what the image's own hashes bind.
     fn digest(&self, is_hashed: bool) -> Option<&str> {
-        (self.reference.digest().is_some() || !is_hashed).then_some(self.descriptor.digest.as_str())
+        (self.registry.reference.digest().is_some() || !is_hashed).then_some(self.descriptor.digest.as_str())
     }
 }
 
@@ -120,6 +137,12 @@ fn choose(layers: Vec<OciDescriptor>) -> Result<OciDescriptor, String> {
         )),
         _ => Err(format!("holds several DAXFS images; one of them belongs into an artifact: {there}")),
     }
+}
+
+/// A digest as registries write it.
+pub(crate) fn sha256(hash: &[u8]) -> String {
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 fn config(reference: &Reference, options: &Options) -> ClientConfig {
