@@ -141,7 +141,8 @@ fn a_changed_index_is_found() {
 #[test]
 fn broken_rules_are_differences_when_lenient_opening_forgives_them() {
     let fixture = Fixture::new();
-    fixture.pack(|packer| packer.plain(true));
+    let page = u32::try_from(dmabuf::page_size()).unwrap();
+    fixture.pack(|packer| packer.plain(true).block_size(page));
     // The kernel's validation knows regular files, directories and links alone.
     let fifo = libc::S_IFIFO | 0o644;
     fixture.poke(fixture.inode_of("empty") + 4, &fifo.to_le_bytes());
