@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Runs test programs for Arm under emulation, and tells what cannot pass there from what is wrong.
 
-    arm64.py run BUILT KNOWN [PACKAGE...]       under the emulator of programs, one program after the other
-    arm64.py init BUILT FOLDER [PACKAGE...]     put the programs into a guest's first file system, with a list of them
-    arm64.py read BUILT KNOWN LOG [PACKAGE...]  what that guest printed
-    arm64.py kernel                             the folder with a kernel of 64 KiB pages, fetched where it is not there
+    arm64.py run BUILT KNOWN [NAME...]       under the emulator of programs, one program after the other
+    arm64.py init BUILT FOLDER [NAME...]     put the programs into a guest's first file system, with a list of them
+    arm64.py read BUILT KNOWN LOG [NAME...]  what that guest printed
+    arm64.py kernel                          the folder with a kernel of 64 KiB pages, fetched where it is not there
 
-BUILT is what `cargo build --tests --message-format json` printed; without names of packages all are meant. KNOWN has a
-line for each test that cannot pass there: program, test, and why; in both names * stands for anything. A test that
-fails and is not there is a failure; one that is there and passes is said, so that the list shrinks. The status is 1 if
-any failed.
+BUILT is what `cargo build --tests --message-format json` printed. NAME is a package or FOLDER/PROGRAM, where * stands
+for anything; without names all programs are meant. KNOWN has a line for each test that cannot pass there: program,
+test, and why; in both names * stands for anything. A test that fails and is not there is a failure; one that is there
+and passes is said, so that the list shrinks. The status is 1 if any failed.
 
 Debian has kernels of 4 and 16 KiB pages for Arm, Ubuntu one of 64 KiB. DAXFS_UBUNTU_MIRROR is another mirror to fetch
 it from; its hash is known.
@@ -58,6 +58,10 @@ class Program:
     def label(self) -> str:
         """The package's folder and the program's name."""
         return f"{self.folder.name}/{self.name}"
+
+    def is_one_of(self, name: str) -> bool:
+        """Say whether a name of the command line means this program: a package's, or a pattern of labels."""
+        return name == self.package or fnmatch.fnmatchcase(self.label, name)
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class Sums:
         return 1 if self.failed or not self.passed else 0
 
 
-def programs(built: Path, packages: tuple[str, ...]) -> list[Program]:
-    """Return the test programs in cargo's messages, of some packages or of all."""
+def programs(built: Path, names: tuple[str, ...]) -> list[Program]:
+    """Return the test programs in cargo's messages, those that some name means or all."""
     found = []
     for line in built.read_text().splitlines():
         message = json.loads(line)
@@ -129,10 +133,10 @@ def programs(built: Path, packages: tuple[str, ...]) -> list[Program]:
             # URL#VERSION where the folder has the package's name, URL#NAME@VERSION elsewhere.
             package, at, _ = message["package_id"].rpartition("#")[2].partition("@")
             found.append(Program(name, message["executable"], folder, package if at else folder.name))
-    if missing := set(packages) - {program.package for program in found}:
-        raise SystemExit(f"arm64.py: no tests of {', '.join(sorted(missing))}")
+    if missing := [name for name in names if not any(program.is_one_of(name) for program in found)]:
+        raise SystemExit(f"arm64.py: no tests of {', '.join(missing)}")
     return sorted(
-        (program for program in found if not packages or program.package in packages),
+        (program for program in found if not names or any(map(program.is_one_of, names))),
         key=lambda program: program.label,
     )
 
@@ -167,10 +171,10 @@ def emulate(program: Program) -> tuple[str, str]:
     return done.stdout.decode(errors="replace"), f"ended with status {done.returncode}"
 
 
-def run(built: Path, rows: Path, *packages: str) -> int:
+def run(built: Path, rows: Path, *names: str) -> int:
     """Run all under the emulator of programs."""
     sums = Sums(known(rows))
-    for program in programs(built, packages):
+    for program in programs(built, names):
         start = time.monotonic()
         output, ended = emulate(program)
         sums.add(program.label, output, ended)
@@ -178,10 +182,10 @@ def run(built: Path, rows: Path, *packages: str) -> int:
     return sums.report()
 
 
-def init(built: Path, folder: Path, *packages: str) -> int:
+def init(built: Path, folder: Path, *names: str) -> int:
     """Lay the programs out for a guest, without their debugging information, each where it was built."""
     lines = []
-    wanted = programs(built, packages)
+    wanted = programs(built, names)
     for program in wanted:
         target = folder / program.path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +213,7 @@ def printed(log: str) -> Iterator[tuple[str, str, str]]:
         yield label, output, f"ended with status {ended.split()[0]}" if ended else "did not end"
 
 
-def read(built: Path, rows: Path, log: Path, *packages: str) -> int:
+def read(built: Path, rows: Path, log: Path, *names: str) -> int:
     """Count what a guest printed. Programs that it did not get to have failed."""
     sums = Sums(known(rows))
     seen = set()
@@ -217,7 +221,7 @@ def read(built: Path, rows: Path, log: Path, *packages: str) -> int:
     for label, output, ended in printed(log.read_text(errors="replace").replace("\r", "")):
         seen.add(label)
         sums.add(label, output, ended)
-    for program in programs(built, packages):
+    for program in programs(built, names):
         if program.label not in seen:
             sums.add(program.label, "", "was not started: the guest ended before")
     return sums.report()

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds and tests the project for 64-bit Arm on an x86-64 machine, as root (scripts/debian.sh):
 #
-#   scripts/arm64.sh test [PACKAGE...]   the Rust tests, under the emulator of Arm programs; all crates, or some
-#   scripts/arm64.sh wheel               the wheel of `make dist` in Arm's Python: the README's example
-#   scripts/arm64.sh pages 16k|64k [PACKAGE...]    the tests on a kernel with such pages, in an emulated machine;
-#                                        without names of packages, those of the crates that may be published
+#   scripts/arm64.sh test [NAME...]    the Rust tests, under the emulator of Arm programs; all, or some
+#   scripts/arm64.sh wheel             the wheel of `make dist` in Arm's Python: the README's example
+#   scripts/arm64.sh pages 16k|64k [NAME...]    the tests on a kernel with such pages, in an emulated machine;
+#                                      without names, those of the crates that may be published
 #
+# NAME is a package (daxfs-cli) or a pattern of programs in folders ('tests/kernel*', cli/signed).
 # All crates are built once, with what tests start, whatever is run: of some alone, dependencies have other features.
 # What cannot pass is in scripts/arm64-emulator.txt and scripts/arm64-pages.txt, test by test; see scripts/arm64.py.
 set -euo pipefail
@@ -119,7 +120,8 @@ pages() {
     case $size in 16k | 64k) ;; *) fail "pages 16k or pages 64k" ;; esac
     shift
     packages=("$@")
-    [ $# -gt 0 ] || packages=(dmabuf daxfs-protocol daxfs mkimage daxfs-device daxfs-holder daxfs-cli)
+    [ $# -gt 0 ] || packages=(dmabuf daxfs-protocol daxfs daxfs-oci mkimage daxfs-device daxfs-holder daxfs-fuse daxfs-cli
+        daxfs-remote)
     if [ "$size" = 64k ]; then kernel=(--show "$(python3 scripts/arm64.py kernel)=/kernel"); fi
     build
     rm -rf "$guest"
