@@ -41,7 +41,7 @@ fn examples_run() {
 
     let shared = run(env!("CARGO_BIN_EXE_03-share"), &[&weights]);
     assert!(shared.contains("parent: packed"), "{shared}");
-    assert!(shared.contains("child: 4 entries"), "{shared}");
+    assert!(shared.contains("child: 5 entries"), "{shared}");
     assert!(shared.contains("sealed"), "{shared}");
 }
 

@@ -110,6 +110,8 @@ class _Summary(TypedDict):
     data_bytes: int
     backing_bytes: int | None
     overlay_bytes: int | None
+    erofs_bytes: int | None
+    no_erofs: str | None
     waste_bytes: int
     deduplicated_bytes: int
     cloned_bytes: int
@@ -227,6 +229,8 @@ def pack(
     skip_special: bool = False,
     plain: bool = False,
     hash: bool | None = None,
+    erofs: bool | None = None,
+    mtimes: bool = False,
     format: Literal[8, 5] = 8,
     block_size: int | Literal["page"] | None = None,
     huge_pages: _HugePages = "auto",
@@ -257,6 +261,8 @@ def pack(
     skip_special: bool = False,
     plain: bool = False,
     hash: bool | None = None,
+    erofs: bool | None = None,
+    mtimes: bool = False,
     format: Literal[8, 5] = 8,
     block_size: int | Literal["page"] | None = None,
     huge_pages: _HugePages = "auto",

@@ -43,6 +43,9 @@ use crate::{source, unlocked};
 /// plain: leave out the index of tensors and hashes; files are packed byte for byte then.
 /// hash: put hashes of all files into the index; None does so for files and devices, which stay, and not for new
 ///     memory, since hashing takes as long as packing into it.
+/// erofs: whether the image gets an EROFS view, by which every stock Linux mounts it; None for where it can have one,
+///     which is without plain, overlay, split and empty.
+/// mtimes: whether that view has the times at which the sources were modified; otherwise all times are 1970.
 /// format: version of the format, 8 or 5.
 /// block_size: page size of the machine that will mount the image: 4096 (the default), 16384 or 65536, or "page" for
 ///     this one's.
@@ -56,8 +59,8 @@ use crate::{source, unlocked};
 #[pyo3(signature = (
     sources=None, output=None, *, into=None, align=None, align_tensors=None, exact=false, overlay=None, empty=false,
     split=None, dedupe=false, links="auto", exclude=None, include=None, weights_only=false, mode=None,
-    skip_special=false, plain=false, hash=None, format=8, block_size=None, huge_pages="auto", numa=None, replace=false,
-    sync=true, verify=false, threads=None,
+    skip_special=false, plain=false, hash=None, erofs=None, mtimes=false, format=8, block_size=None, huge_pages="auto",
+    numa=None, replace=false, sync=true, verify=false, threads=None,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn pack<'py>(
@@ -80,6 +83,8 @@ pub fn pack<'py>(
     skip_special: bool,
     plain: bool,
     hash: Option<bool>,
+    erofs: Option<bool>,
+    mtimes: bool,
     format: u32,
     block_size: Option<BlockSize>,
     huge_pages: &str,
@@ -119,6 +124,7 @@ pub fn pack<'py>(
         .skip_special(skip_special)
         .plain(plain)
         .hash(hash.unwrap_or_else(|| target.stays()))
+        .mtimes(mtimes)
         .format(parse_format(format)?)
         .huge_pages(huge_pages)
         .numa(numa)
@@ -141,6 +147,9 @@ pub fn pack<'py>(
     }
     if let Some(bytes) = align {
         packer = packer.align(bytes);
+    }
+    if let Some(on) = erofs {
+        packer = packer.erofs(on);
     }
     if let Some(count) = threads {
         packer = packer.threads(count);

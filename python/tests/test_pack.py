@@ -91,6 +91,29 @@ def test_options(tree: Path, tmp_path: Path) -> None:
         assert image["sub/large.bin"].extent is not None
 
 
+def test_the_erofs_view(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tree.daxfs"
+    view = daxfs.pack(tree, path)
+    assert view["erofs_bytes"] is not None
+    assert view["no_erofs"] is None
+    assert path.read_bytes()[1024:1028] == (0xE0F5E1E2).to_bytes(4, "little")
+    names = sorted(daxfs.open(path))
+    none = daxfs.pack(tree, path, erofs=False)
+    assert (none["erofs_bytes"], none["no_erofs"]) == (None, None)
+    assert path.read_bytes()[1024:1028] == bytes(4)
+    assert none["content_hash"] == view["content_hash"]
+    assert sorted(daxfs.open(path)) == names
+    plain = daxfs.pack(tree, path, plain=True)
+    assert plain["erofs_bytes"] is None
+    assert plain["no_erofs"] is not None
+    assert "--plain" in plain["no_erofs"]
+    with pytest.raises(ValueError, match="--erofs.*--plain"):
+        daxfs.pack(tree, path, plain=True, erofs=True)
+    assert daxfs.pack(tree, path, mtimes=True)["content_hash"] == view["content_hash"]
+    with pytest.raises(ValueError, match="--mtimes"):
+        daxfs.pack(tree, path, erofs=False, mtimes=True)
+
+
 @pytest.mark.parametrize(("align", "bound"), [(None, 256), (True, 256), (64, 64), (4096, 4096), (False, None)])
 def test_align_tensors(tmp_path: Path, align: bool | int | None, bound: int | None) -> None:
     specs = {f"{i}": Spec.filled(dtype, (8, i + 1), i) for i, dtype in enumerate(BITS)}

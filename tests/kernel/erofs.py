@@ -66,7 +66,7 @@ def pack(source: Path, image: Path) -> None:
     """Pack and check with the commands of this checkout."""
     subprocess.run(["cargo", "build", "--locked", "--bins"], cwd=ROOT, check=True)
     programs = ROOT / "target/debug"
-    line = [programs / "daxfs-pack", "-q", "--erofs", "--dedupe", "--links", "keep", "--verify", source, "-o", image]
+    line = [programs / "daxfs-pack", "-q", "--dedupe", "--links", "keep", "--verify", source, "-o", image]
     subprocess.run(line, check=True)
     subprocess.run([programs / "daxfs", "verify", "-q", image, source], check=True)
     os.truncate(image, -(-image.stat().st_size // UNIT) * UNIT)

@@ -12,12 +12,17 @@ use daxfs_tests::examine::examine;
 use daxfs_tests::tree::{self, Item, Tree};
 use daxfs_tests::verdict::open;
 use mkimage::{Format, Packer};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use zerocopy::FromBytes;
 
 /// The most that the folder may hold.
-const LIMIT: u64 = 200 << 10;
+const LIMIT: u64 = 256 << 10;
+
+/// The image that is packed from an archive, in which the owners are 0 whoever runs the test.
+const WITH_VIEW: &str = "view-v8";
 
 /// A header and two tensors of these names, one of them in bfloat16.
 fn safetensors(bias: &str, weight: &str, fill: u8) -> Vec<u8> {
@@ -62,13 +67,15 @@ fn everything() -> Tree {
 
 /// Name, tree and packer of each image.
 fn subjects() -> Vec<(&'static str, Tree, Packer)> {
-    let packer = || Packer::new().align(4096);
+    let packer = || Packer::new().align(4096).erofs(false);
     vec![
         ("everything-v8", everything(), packer()),
         ("everything-v5", everything(), packer().format(Format::V5).exact(true)),
         ("plain-v8", everything(), packer().plain(true)),
         ("checkpoint-v8", checkpoint(), packer()),
         ("empty-v8", Vec::new(), packer()),
+        // As it is by default, with a view, which has the owners, too.
+        (WITH_VIEW, everything(), Packer::new().align(4096).dedupe(true)),
     ]
 }
 
@@ -87,7 +94,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 
-fn pack(source: &Tree, packer: Packer) -> Vec<u8> {
+fn pack(name: &str, source: &Tree, packer: Packer) -> Vec<u8> {
     use std::os::unix::fs::PermissionsExt;
     let work = tempfile::tempdir().unwrap();
     let root = work.path().join("tree");
@@ -95,6 +102,17 @@ fn pack(source: &Tree, packer: Packer) -> Vec<u8> {
     tree::write(source, &root);
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
     let image = work.path().join("image");
+    if name == WITH_VIEW {
+        let archive = work.path().join("files.tar");
+        let mut tar = Command::new("tar");
+        tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "-cf"]).arg(&archive);
+        assert!(tar.arg("-C").arg(&root).arg(".").status().unwrap().success());
+        let mut input = OsString::from("tar:");
+        input.push(&archive);
+        packer.input(input).plan().unwrap().write_file(&image).unwrap();
+        assert!(Image::open(&image).unwrap().check_erofs().unwrap());
+        return fs::read(&image).unwrap();
+    }
     packer.input(&root).plan().unwrap().write_file(&image).unwrap();
     without_owners(fs::read(&image).unwrap())
 }
@@ -103,7 +121,7 @@ fn pack(source: &Tree, packer: Packer) -> Vec<u8> {
 fn images_and_dumps_are_what_they_were() {
     let bless = std::env::var_os("DAXFS_BLESS").is_some();
     for (name, source, packer) in subjects() {
-        let packed = pack(&source, packer);
+        let packed = pack(name, &source, packer);
         let image = open(packed.clone(), true).unwrap();
         examine(&image);
         let shown = dump(&image);

@@ -51,7 +51,9 @@ fn json_adds_up() {
 
     let regions = json["regions"].as_array().unwrap();
     assert_eq!(regions.iter().map(|region| region["bytes"].as_u64().unwrap()).sum::<u64>(), size);
-    for name in ["superblock", "inode table", "directories", "symlinks", "index", "files", "padding"] {
+    for name in
+        ["superblock", "inode table", "directories", "symlinks", "index", "EROFS view", "files", "padding"]
+    {
         assert!(regions.iter().any(|region| region["name"] == name), "{name}");
     }
     let checkpoint = &json["checkpoints"][0];
@@ -130,6 +132,7 @@ fn the_picture_shows_regions_files_and_tensors() {
         "directories",
         "symlinks",
         "index",
+        "EROFS view",
         "padding",
         "tensors: F32",
         "/model.safetensors\nembed.weight\nF32 [40, 25]",
@@ -137,19 +140,20 @@ fn the_picture_shows_regions_files_and_tensors() {
     ] {
         assert!(svg.contains(text), "{text}");
     }
-    // The embedding is drawn where its bytes are. 32 KiB are 1024 pixels, and it lies in the first row.
+    // The head is drawn where its bytes are. 32 KiB are 1024 pixels, and it lies in one row.
     assert!(svg.contains("One row is 32.0 KiB"), "the scale changed: adapt the numbers below");
     let json = fixture.run(&["inspect", "--json", "IMAGE", "model.safetensors"]).json();
-    let offset = json["files"][0]["tensors"][0]["offset"].as_u64().unwrap();
-    assert!(offset + 4000 <= 32 << 10);
-    let before = svg.split("<title>/model.safetensors\nembed.weight").next().unwrap();
+    let offset = json["files"][0]["tensors"][1]["offset"].as_u64().unwrap();
+    let offset = offset % (32 << 10);
+    assert!(offset + 600 <= 32 << 10);
+    let before = svg.split("<title>/model.safetensors\nhead.weight").next().unwrap();
     let rect = &before[before.rfind("<rect ").unwrap()..];
     let number = |field: &str| -> f64 {
         let value = rect.split(&format!(" {field}=\"")).nth(1).unwrap();
         value.split('"').next().unwrap().parse().unwrap()
     };
     assert!((number("x") - (116.0 + offset as f64 / 32.0)).abs() < 0.01, "{rect}");
-    assert!((number("width") - 4000.0 / 32.0).abs() < 0.01, "{rect}");
+    assert!((number("width") - 600.0 / 32.0).abs() < 0.01, "{rect}");
 }
 
 #[test]

@@ -96,7 +96,7 @@ fn nothing_is_beside_the_index_of_what_is_signed() {
     fs::remove_dir_all(fixture.tree()).unwrap();
     fs::create_dir(fixture.tree()).unwrap();
     fs::write(fixture.tree().join("config.json"), "{}").unwrap();
-    fixture.pack(|packer| packer);
+    fixture.pack(|packer| packer.erofs(false));
     sign(&fixture.image());
     fixture.add_beside_index();
     let run = fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]);

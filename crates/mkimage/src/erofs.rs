@@ -184,6 +184,6 @@ pub(crate) fn obstacle(plain: bool, overlay: bool, split: bool, empty: bool) -> 
 }
 
 /// Refuses the option where there is an obstacle.
-pub(crate) fn refuse(why: &str) -> Error {
-    Error::Setting { option: "--erofs", why: why.to_owned() }
+pub(crate) fn refuse(why: String) -> Error {
+    Error::Setting { option: "--erofs", why }
 }

@@ -257,8 +257,8 @@ impl Packer {
     }
 
     /// Whether the image gets an EROFS view ([`daxfs::erofs`]), by which every stock Linux mounts it: a second file system
-    /// over the same data blocks. By default it gets none. No hash covers the view: readers compare it with the image's
-    /// own tree.
+    /// over the same data blocks. By default it gets one where it can have one, and [`Summary`](crate::Summary) says why
+    /// not; with `true` planning fails there. No hash covers the view: readers compare it with the image's own tree.
     #[must_use]
     pub fn erofs(mut self, on: bool) -> Packer {
         self.erofs = Some(on);
@@ -428,7 +428,7 @@ impl Packer {
         let indexed = !self.empty && !self.rules.plain && (self.settings.hash || !tensors.files.is_empty());
         let size_of = |ino, size| tensors.rewrite(ino).map_or(size, |rewrite| rewrite.len);
         let index = indexed.then(|| index::size(&tree, &numbers, &tensors, size_of, self.settings.hash));
-        let view = match has_view {
+        let mut view = match has_view {
             true => {
                 let shape = daxfs::erofs::Shape { block_size: self.block_size, times: self.mtimes };
                 Some(View::plan(&tree, &numbers, capabilities, shape, &size_of, &shares)?)
@@ -451,19 +451,25 @@ impl Packer {
             align: tensor_align.filter(|_| tensors.files.contains_key(&ino)).unwrap_or(1),
             shares: shares.get(&ino).copied(),
         };
-        let layout = Layout::new(&tree, numbers, placement, shape)?;
-        let mut settings = self.settings;
-        settings.unit = unit;
+        let mut layout = Layout::new(&tree, numbers, placement, shape)?;
+        let mut no_view = self.view_obstacle().filter(|_| self.erofs.is_none()).map(str::to_owned);
         if view.is_some() && layout.total / u64::from(self.block_size) > u64::from(u32::MAX) {
             let why = format!("an image of more than 2^32 blocks of {} bytes can have none", self.block_size);
-            return Err(erofs::refuse(&why));
+            if self.erofs.is_some() || self.mtimes {
+                return Err(erofs::refuse(why));
+            }
+            (view, no_view) = (None, Some(why));
+            let shape = Shape { erofs: None, ..layout.shape };
+            layout = Layout::new(&tree, layout.numbers, placement, shape)?;
         }
-        Ok(Plan { tree, tensors, layout, shares, view, settings })
+        let mut settings = self.settings;
+        settings.unit = unit;
+        Ok(Plan { tree, tensors, layout, shares, view, no_view, settings })
     }
 
-    /// Whether the image gets an EROFS view.
+    /// Whether the image gets an EROFS view: unless it is to have none, or can have none.
     fn has_view(&self) -> bool {
-        self.erofs == Some(true)
+        self.erofs.unwrap_or_else(|| self.view_obstacle().is_none())
     }
 
     /// Why it can have none.
@@ -530,10 +536,11 @@ impl Packer {
             }
         }
         if let Some(why) = self.view_obstacle().filter(|_| self.erofs == Some(true)) {
-            return fail("--erofs", why.to_owned());
+            return Err(erofs::refuse(why.to_owned()));
         }
         if self.mtimes && !self.has_view() {
-            return fail("--mtimes", "is for images with an EROFS view, and this one has none".to_owned());
+            let why = self.view_obstacle().map_or(String::new(), |why| format!(": {why}"));
+            return fail("--mtimes", format!("is for images with an EROFS view, and this one has none{why}"));
         }
         if let Some(mode) = self.settings.mode.filter(|mode| *mode > 0o777) {
             return fail("--mode", format!("{mode:o} is not within 0 to 777"));
@@ -558,6 +565,8 @@ pub struct Plan {
     pub(crate) shares: HashMap<u32, u32>,
     /// The EROFS view, if the image gets one.
     pub(crate) view: Option<View>,
+    /// Why it gets none, where it would have got one by default.
+    pub(crate) no_view: Option<String>,
     pub(crate) settings: Settings,
 }
 

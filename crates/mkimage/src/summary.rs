@@ -38,6 +38,10 @@ pub struct Summary {
     pub backing_bytes: Option<u64>,
     /// Bytes of room for what kernels write; `null` for an image that cannot be written to.
     pub overlay_bytes: Option<u64>,
+    /// Bytes of the EROFS view, by which every stock Linux mounts the image; `null` for an image without one.
+    pub erofs_bytes: Option<u64>,
+    /// Why the image has no EROFS view; `null` where it has one, or was not to have one.
+    pub no_erofs: Option<String>,
     /// Bytes of padding in it.
     pub waste_bytes: u64,
     /// Bytes that were not stored again because another file has the same contents.
@@ -116,6 +120,8 @@ impl Summary {
             data_bytes: layout.files.iter().map(|&ino| layout.extent(ino).len).sum(),
             backing_bytes: layout.backing.as_ref().map(|range| range.end - range.start),
             overlay_bytes: layout.overlay.map(|overlay| overlay.room()),
+            erofs_bytes: layout.shape.erofs,
+            no_erofs: plan.no_view.clone(),
             waste_bytes: plan.waste(),
             deduplicated_bytes: layout.shared,
             cloned_bytes: 0,
@@ -197,6 +203,9 @@ impl fmt::Display for Summary {
         if let Some(bytes) = self.overlay_bytes {
             write!(f, ", room for {} of changes", Size(bytes))?;
         }
+        if let Some(bytes) = self.erofs_bytes {
+            write!(f, ", an EROFS view of {}", Size(bytes))?;
+        }
         if self.deduplicated_bytes > 0 {
             write!(f, ", {} stored once less", Size(self.deduplicated_bytes))?;
         }
@@ -227,6 +236,9 @@ impl fmt::Display for Summary {
         }
         if self.verified {
             write!(f, ", verified")?;
+        }
+        if let Some(why) = &self.no_erofs {
+            write!(f, "\nno EROFS view: {why}")?;
         }
         if !self.left_out.is_empty() {
             let named = self.left_out[..self.left_out.len().min(NAMED)].join(", ");

@@ -75,6 +75,44 @@ fn a_view_is_one_of_the_tree() {
 }
 
 #[test]
+fn images_have_a_view_by_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = tree(&dir.path().join("in"));
+    let path = dir.path().join("image");
+    let summary = Packer::new().input(&source).plan().unwrap().write_file(&path).unwrap();
+    let image = Image::open(&path).unwrap();
+    assert!(image.check_erofs().unwrap());
+    assert_eq!((summary.erofs_bytes, &summary.no_erofs), (Some(image.file(raw::PATH).unwrap().len()), &None));
+    assert!(summary.to_string().contains(", an EROFS view of "), "{summary}");
+    let without = Packer::new().input(&source).erofs(false).plan().unwrap().write_file(&path).unwrap();
+    assert_eq!((without.erofs_bytes, without.content_hash), (None, summary.content_hash));
+    // Memory gets one, too, with and without hashes.
+    for hash in [false, true] {
+        let plan = Packer::new().input(&source).hash(hash).plan().unwrap();
+        let (region, summary) = plan.write_region(&Memory::Memfd(dmabuf::HugePages::No)).unwrap();
+        assert!(summary.erofs_bytes.is_some() && Image::from_region(region).unwrap().check_erofs().unwrap());
+    }
+}
+
+/// The largest image that EROFS can count the blocks of, and one above; nothing of it is written.
+#[test]
+fn an_image_beyond_the_blocks_of_erofs_is_planned_without_a_view() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = |each: u64| {
+        for name in ["one", "two"] {
+            fs::File::create(dir.path().join(name)).unwrap().set_len(each).unwrap();
+        }
+        Packer::new().input(dir.path().join("one")).input(dir.path().join("two")).hash(false)
+    };
+    assert!(sizes((7 << 40) - 1).erofs(true).plan().is_ok());
+    let large = || sizes((8 << 40) - 4096);
+    let with = |on| large().erofs(on).plan();
+    assert!(matches!(with(true), Err(Error::Setting { option: "--erofs", .. })));
+    assert_eq!(large().plan().unwrap().total_size(), with(false).unwrap().total_size());
+    assert!(large().mtimes(true).plan().is_err());
+}
+
+#[test]
 fn a_small_file_takes_few_bytes() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..2000 {
@@ -241,6 +279,20 @@ fn what_can_have_no_view_is_refused() {
         let error = packer.plan().unwrap_err();
         assert!(matches!(error, Error::Setting { option: "--erofs" | "--mtimes", .. }), "{error}");
     }
+    // Without the word it is left out there, and it is said why.
+    let left_out = |packer: Packer| {
+        let summary = packer.plan().unwrap().write_file(dir.path().join("image")).unwrap();
+        assert_eq!(summary.erofs_bytes, None);
+        let text = summary.to_string();
+        assert_eq!(text.contains("EROFS"), summary.no_erofs.is_some(), "{text}");
+        summary.no_erofs.unwrap_or_default()
+    };
+    let by_default = || Packer::new().input(&source);
+    assert!(left_out(by_default().plain(true)).contains("--plain"));
+    assert!(left_out(by_default().overlay(overlay)).contains("--overlay"));
+    assert!(left_out(by_default().split(Some(dir.path().join("backing")))).contains("--split"));
+    assert!(left_out(Packer::new().empty(true).overlay(overlay)).contains("without files"));
+    assert_eq!(left_out(by_default().erofs(false)), "", "that was asked for");
     // A name of the source's own in the place of the view gives way.
     write(&source, OsStr::from_bytes(b".daxfs/erofs"), b"not one");
     assert!(pack(packer(&source), &dir.path().join("image")).check_erofs().unwrap());

@@ -117,7 +117,7 @@ fn a_directory_of_100_000_entries() {
     }
     write(dir.path(), "entry-99999", b"the last one in the order of time");
     let image = pack(dir.path(), Packer::new());
-    assert_eq!(image.len(), 100_003, "the root, the entries, and the index in its directory");
+    assert_eq!(image.len(), 100_004, "the root, the entries, and the index and the view in their directory");
     assert_eq!(image.root().metadata().size, 271 * 100_001);
     let last = image.file("/entry-99999").unwrap().to_vec().unwrap();
     assert_eq!(last, b"the last one in the order of time");

@@ -22,14 +22,7 @@ fn mounted(place: &Place, args: &[&str]) -> (Option<i32>, String, Option<String>
 
 fn with_view() -> Place {
     let place = Place::new(&everything());
-    Packer::new()
-        .input(place.tree())
-        .erofs(true)
-        .exact(true)
-        .plan()
-        .unwrap()
-        .write_file(place.image())
-        .unwrap();
+    Packer::new().input(place.tree()).exact(true).plan().unwrap().write_file(place.image()).unwrap();
     fs::set_permissions(place.image(), Permissions::from_mode(0o644)).unwrap();
     place
 }
@@ -50,6 +43,24 @@ fn an_image_with_a_view_is_mounted_by_erofs() {
     assert_eq!((status, kind.as_deref()), (Some(0), Some("erofs")), "{said}");
     assert_same(&tree::on_disk(&place.at()), &tree::on_disk(&place.tree()));
     dmabuf::unmount(&place.at()).unwrap();
+}
+
+/// EROFS has no blocks that are larger than a page.
+#[test]
+fn an_image_for_larger_pages_is_mounted_by_fuse() {
+    if !can_mount() || dmabuf::page_size() >= 65536 {
+        return;
+    }
+    let place = Place::new(&everything());
+    let packer = Packer::new().input(place.tree()).exact(true).block_size(65536);
+    packer.plan().unwrap().write_file(place.image()).unwrap();
+    fs::set_permissions(place.image(), Permissions::from_mode(0o644)).unwrap();
+    let (status, said, kind) = mounted(&place, &[]);
+    assert_eq!((status, kind.as_deref()), (Some(0), Some("fuse.daxfs")), "{said}");
+    assert!(said.contains("its blocks have 65536 bytes"), "{said}");
+    nix::mount::umount(&place.at()).unwrap();
+    let (status, said, kind) = mounted(&place, &["--as", "erofs"]);
+    assert_eq!((status, kind), (Some(2), None), "{said}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub struct VmArgs {
 /// How a guest sees memory of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
-    /// A disk that is memory, /dev/pmem0 in the guest: its kernel mounts the EROFS view in place (`daxfs-pack --erofs`)
+    /// A disk that is memory, /dev/pmem0 in the guest: its kernel mounts the EROFS view in place
     VirtioPmem,
     /// The same as an NVDIMM, for guests without virtio-pmem
     Nvdimm,

@@ -22,6 +22,8 @@ pub enum Kind {
     Symlinks,
     /// `/.daxfs/index`.
     Index,
+    /// `/.daxfs/erofs`.
+    Erofs,
     /// Contents of files.
     Files,
     /// Overlay region.
@@ -50,6 +52,7 @@ impl Kind {
             Self::Directories => "directories",
             Self::Symlinks => "symlinks",
             Self::Index => "index",
+            Self::Erofs => "EROFS view",
             Self::Files => "files",
             Self::Overlay => "overlay",
             Self::BranchTable => "branch table",
@@ -198,8 +201,11 @@ impl Layout {
             }
         }
         for (number, file) in files.iter().enumerate() {
-            let index = file.path == format::index::PATH.as_bytes();
-            let kind = if index { Kind::Index } else { Kind::Files };
+            let kind = match &file.path[..] {
+                path if path == format::index::PATH.as_bytes() => Kind::Index,
+                path if path == format::erofs::PATH.as_bytes() => Kind::Erofs,
+                _ => Kind::Files,
+            };
             if let Some(range) = file.extent.clone().filter(|_| file.in_image) {
                 claims.push(Piece { range, kind, file: Some(number) });
             }

@@ -86,6 +86,7 @@ impl Paint {
             Self::Kind(Kind::Directories) => "#f43f5e",
             Self::Kind(Kind::Symlinks) => "#fb7ec0",
             Self::Kind(Kind::Index) => "#7c3aed",
+            Self::Kind(Kind::Erofs) => "#c4b5fd",
             Self::Kind(Kind::Files) => "#94a3b8",
             Self::Kind(Kind::Overlay) => "#a16207",
             Self::Kind(Kind::BranchTable) => "#78350f",

@@ -44,8 +44,12 @@ impl Image {
     /// [`Error::ErofsView`] for half a view.
     pub fn erofs_obstacle(&self) -> Result<Option<String>> {
         let region = self.region();
+        let (block, page) = (self.superblock().block_size, dmabuf::page_size());
         Ok(match region.info().map(|info| &info.kind) {
             _ if !self.has_erofs()? => Some("it has no EROFS view; pack it with --erofs".to_owned()),
+            _ if u64::from(block) > page => Some(format!(
+                "its blocks have {block} bytes, and EROFS has none larger than a page, here {page}"
+            )),
             _ if region.is_writable() => {
                 Some("it was opened privately, and the kernel does not see what was written".to_owned())
             }

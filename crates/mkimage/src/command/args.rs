@@ -111,10 +111,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "into")]
     pub mode: Option<u32>,
 
-    /// Add an EROFS view of the same data blocks (/.daxfs/erofs, about 77 bytes a file), by which every stock Linux mounts
-    /// the image without a module: from a file, through a loop device, and in place on persistent memory.
-    #[arg(long, conflicts_with = "plain")]
+    /// Have it an error where the image can have no EROFS view. By default every image gets one that can: a second file
+    /// system over the same data blocks (/.daxfs/erofs, about 77 bytes a file), by which every stock Linux mounts it
+    /// without a module, from a file, through a loop device, and in place on persistent memory. There is none with
+    /// --plain, --overlay, --split and --empty.
+    #[arg(long, conflicts_with_all = ["plain", "no_erofs"])]
     pub erofs: bool,
+
+    /// Leave the EROFS view out.
+    #[arg(long)]
+    pub no_erofs: bool,
 
     /// Times in the EROFS view: `keep` those at which the sources were modified; with `none` the same contents give the
     /// same image, and all times are 1970.
@@ -278,8 +284,8 @@ impl Args {
         if let Some(threads) = self.threads {
             packer = packer.threads(threads);
         }
-        if self.erofs {
-            packer = packer.erofs(true);
+        if self.erofs || self.no_erofs {
+            packer = packer.erofs(self.erofs);
         }
         let packer = packer.mtimes(self.mtimes == Times::Keep);
         let packer = self.exclude.iter().fold(packer, Packer::exclude);
@@ -502,6 +508,8 @@ mod tests {
             "dir --sign k --no-hash",
             "dir --sign k --into memfd -- cat",
             "dir --password-file p",
+            "dir --erofs --no-erofs",
+            "dir --erofs --plain",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
