@@ -100,9 +100,10 @@ old_enough() {
 inside_commands() {
     local target name tree program shell
     use_zig
-    # The wheel's package has no programs, but its features: with it, what the wheels compiled is taken as it is.
-    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-cli -p daxfs-remote -p mkimage \
-        -p daxfs-python --bins
+    # The wheel's package has no programs, but its features: with it, what the wheels compiled is taken as it is. So is
+    # it for the program of the other wheel, alone: its features would be everybody's.
+    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-cli -p mkimage -p daxfs-python --bins
+    cargo build --release --locked "${TARGETS[@]/#/--target=}" -p daxfs-remote --bins
     for target in "${TARGETS[@]}"; do
         for program in daxfs daxfs-pack daxfs-remote; do
             old_enough "/target/$target/release/$program"
