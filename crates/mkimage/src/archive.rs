@@ -7,6 +7,7 @@ use crate::scan::{Rules, name_error};
 use crate::selection::{Choice, Named, can_be_safetensors, is_weights, superfluous};
 use crate::tree::{Identity, Input, Kind, Node, ROOT, Stamp, Tree};
 use crate::{Error, Progress, Result, Silent};
+use daxfs::RemoteAddress;
 use daxfs::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, index};
 use daxfs_oci::{Content, Id, Inode, Limits, Platform, Rootfs, Source};
 use nix::sys::stat::fstat;
@@ -14,13 +15,18 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// The device that files of archives are on: no file system has it.
 const DEVICE: u64 = u64::MAX;
+
+/// Where layers are kept meanwhile, unless `TMPDIR` says it.
+const SPOOL: &str = "/var/tmp";
 
 /// The attribute with the capabilities of a file.
 pub(crate) const CAPABILITY: &str = "security.capability";
@@ -123,15 +129,42 @@ pub(crate) fn scan(source: &Source, rules: &Rules, threads: Threads) -> Result<T
             Threads::Most(count) => count,
         },
     };
-    let rootfs = daxfs_oci::read(source, &options, &|| settings.progress.cancelled())?;
+    let fetched = match source {
+        Source::Registry { address } => Some(fetch(address, settings)?),
+        _ => None,
+    };
+    let layout = fetched.as_ref().map(|folder| Source::Layout { path: folder.path().into(), wanted: None });
+    let from = layout.as_ref().unwrap_or(source);
+    let rootfs = daxfs_oci::read(from, &options, &|| settings.progress.cancelled())?;
     let mut tree = Tree::default();
     tree.inputs.push(Input { node: ROOT, path: source.to_string().into() });
     let mut scan = Scan { rules, rootfs: &rootfs, visits: Vec::new(), left_out: Vec::new(), source };
     scan.list(&mut tree)?;
     scan.choose();
     scan.build(&mut tree)?;
+    // Before what is open is looked at: to lose its name changes a file.
+    drop(fetched);
     tree.archive = Some(hold(rootfs, &mut tree, settings)?);
     Ok(tree)
+}
+
+/// Has `daxfs-remote` fetch what is needed of an image in a registry into an image layout.
+fn fetch(address: &str, settings: &Settings) -> Result<TempDir> {
+    let place = std::env::var_os("TMPDIR").filter(|place| !place.is_empty());
+    let place = place.map_or_else(|| PathBuf::from(SPOOL), PathBuf::from);
+    let folder = tempfile::Builder::new().prefix("daxfs-oci-").tempdir_in(&place);
+    let folder = folder.map_err(|error| Error::io("make a directory in", &place, error))?;
+    let opened = File::open(folder.path()).map_err(|error| Error::io("open", folder.path(), error))?;
+    let platform = settings.platform.clone().unwrap_or_else(Platform::host).to_string();
+    let address = match RemoteAddress::parse(address.as_ref()) {
+        Some(address) => address.map_err(Error::Fetch)?,
+        None => return Err(name_error(Path::new(address), "is no address")),
+    };
+    match address.pull_layout(opened.as_fd(), &platform, &mut |_, _| !settings.progress.cancelled()) {
+        Ok(_) => Ok(folder),
+        Err(daxfs::Error::Cancelled) => Err(Error::Cancelled),
+        Err(error) => Err(Error::Fetch(error)),
+    }
 }
 
 /// What became of a name.

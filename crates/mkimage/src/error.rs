@@ -144,6 +144,9 @@ pub enum Error {
     /// A container image or an archive is damaged, or not taken.
     #[error(transparent)]
     Archive(daxfs_oci::Error),
+    /// A container image cannot be fetched.
+    #[error(transparent)]
+    Fetch(daxfs::Error),
     /// Shared memory could not be made, mapped or described.
     #[error(transparent)]
     Memory(#[from] dmabuf::Error),

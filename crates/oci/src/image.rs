@@ -81,6 +81,10 @@ pub fn read(source: &Source, options: &Options, cancelled: &(dyn Fn() -> bool + 
     let shared = Shared { budget: &budget, cancelled };
     let spool = Arc::new(Spool::new(options.spool.as_deref()));
     match source {
+        Source::Registry { address } => Err(Error::Name {
+            text: address.clone(),
+            why: "an image in a registry is fetched into a layout first".to_owned(),
+        }),
         Source::Layout { path, wanted } => {
             let layout = Layout { path, platform: options.platform.as_ref() };
             let mut image = layout.open(wanted.as_ref())?;

@@ -1,4 +1,4 @@
-//! How inputs are named: `oci:DIR[:TAG]`, `docker-archive:FILE[:NAME]`, `tar:FILE`.
+//! How inputs are named: `oci:DIR[:TAG]`, `oci://REGISTRY/REPOSITORY[:TAG]`, `docker-archive:FILE[:NAME]`, `tar:FILE`.
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -35,6 +35,12 @@ pub enum Source {
         /// Which of its images; `None`: the only one.
         wanted: Option<Wanted>,
     },
+    /// An image in a registry, `oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]`: this crate has no network, and who uses it fetches
+    /// a layout first.
+    Registry {
+        /// The whole address.
+        address: String,
+    },
     /// What `docker save` and `podman save` write. `-` is standard input.
     DockerArchive {
         /// The file, which may be compressed.
@@ -66,9 +72,8 @@ impl Source {
         let rest = |prefix: &str| name.as_bytes().strip_prefix(prefix.as_bytes()).map(OsStr::from_bytes);
         let source = if let Some(rest) = rest("oci:") {
             if rest.as_bytes().starts_with(b"//") {
-                return Err(wrong(
-                    "images in registries are not read; copy one first: skopeo copy docker://NAME oci:DIR:TAG",
-                ));
+                let address = name.to_str().ok_or_else(|| wrong("an address is UTF-8"))?.to_owned();
+                return Ok(Some(Source::Registry { address }));
             }
             let (path, wanted) = split(rest).map_err(wrong)?;
             Source::Layout { path, wanted }
@@ -88,16 +93,24 @@ impl Source {
         Ok(Some(source))
     }
 
-    /// The directory or file.
+    /// The directory or file; of a registry the address.
     pub fn path(&self) -> &Path {
         match self {
+            Source::Registry { address } => Path::new(address),
             Source::Layout { path, .. } | Source::DockerArchive { path, .. } | Source::Tar { path } => path,
         }
     }
 
-    /// What an image of it may be called: the last part of the path, without the ends of archives.
+    /// What an image of it may be called: the last part of the path, without the ends of archives, tags and digests.
     pub fn base_name(&self) -> Option<OsString> {
         let name = self.path().file_name().filter(|name| *name != "-")?.as_bytes();
+        if matches!(self, Source::Registry { .. }) {
+            let end = name.iter().position(|byte| b":@".contains(byte)).unwrap_or(name.len());
+            return name
+                .get(..end)
+                .filter(|name| !name.is_empty())
+                .map(|name| OsStr::from_bytes(name).to_owned());
+        }
         let ends = [".gz", ".zst", ".tar", ".tgz"];
         let bare = ends.iter().fold(name, |name, end| match name.strip_suffix(end.as_bytes()) {
             Some(bare) if !bare.is_empty() && !matches!(self, Source::Layout { .. }) => bare,
@@ -110,6 +123,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (prefix, wanted) = match self {
+            Source::Registry { address } => return f.write_str(address),
             Source::Layout { wanted, .. } => ("oci", wanted.as_ref()),
             Source::DockerArchive { wanted, .. } => ("docker-archive", wanted.as_ref()),
             Source::Tar { .. } => ("tar", None),
@@ -168,6 +182,10 @@ mod tests {
         let by_digest = parse(&format!("oci:a:b@{digest}"));
         assert_eq!(by_digest, layout("a:b", Some(Wanted::Digest(Digest::parse(&digest).unwrap()))));
         assert_eq!(by_digest.to_string(), format!("oci:a:b@{digest}"));
+        let address = "oci://host:5000/library/debian:12".to_owned();
+        assert_eq!(parse(&address).base_name().unwrap(), "debian");
+        assert_eq!(parse(&address).to_string(), address);
+        assert_eq!(parse(&address), Source::Registry { address });
         assert_eq!(parse("tar:-"), Source::Tar { path: "-".into() });
         assert_eq!(parse("tar:a:b"), Source::Tar { path: "a:b".into() });
         let archive = Source::DockerArchive { path: "i.tar".into(), wanted: tag("a/b:c") };
@@ -175,9 +193,7 @@ mod tests {
         for path in ["weights", "./oci:dir", "/oci:dir", "oci", "ociv:x", ""] {
             assert_eq!(Source::parse(path).unwrap(), None, "{path}");
         }
-        for name in
-            ["oci:", "oci::tag", "oci:dir:", "tar:", "oci:d@sha256:00", "oci://host/name", "docker-archive:"]
-        {
+        for name in ["oci:", "oci::tag", "oci:dir:", "tar:", "oci:d@sha256:00", "docker-archive:"] {
             assert!(Source::parse(name).is_err(), "{name}");
         }
     }

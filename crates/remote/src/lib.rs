@@ -23,6 +23,7 @@
 mod check;
 mod error;
 mod fetch;
+mod layout;
 mod location;
 mod metadata;
 mod object;
@@ -34,6 +35,7 @@ pub mod talk;
 mod target;
 
 pub use error::{Error, Result};
+pub use layout::pull_layout;
 pub use location::{Location, Scheme};
 pub use options::{Options, Progress};
 pub use push::push;

@@ -7,16 +7,18 @@
 //! | `fetch image HASH ADDRESS` | the other process | all of an image; the content hash that it must have, or `-` |
 //! | `fetch metadata HASH ADDRESS` | the other process | what listings need of it |
 //! | `push OFFSET LENGTH ADDRESS` and a descriptor | the other process | into a registry; a part of the descriptor's memory |
+//! | `layout PLATFORM ADDRESS` and a descriptor | the other process | a container image into an image layout; of an empty directory |
 //! | `progress DONE TOTAL` | the program | bytes so far, of how many |
 //! | `image LENGTH HASH` and a descriptor | the program | the end: sealed memory; the content hash, or `-` |
 //! | `metadata LENGTH HASH` and a descriptor | the program | the end: memory with the metadata alone, sealed |
 //! | `pushed DIGEST` | the program | the end: the manifest's digest |
+//! | `layout DIGEST` | the program | the end: the digest that the address names |
 //! | `error KIND TEXT` | the program | the end: `KIND` is one word of [`kind`] |
 //!
 //! The address goes by the socket since it may hold a signature, and arguments are seen by everybody. When the other process
 //! closes the socket, nobody wants the image any more.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -51,6 +53,7 @@ enum Wanted {
 enum Request {
     Fetch { location: Location, wanted: Wanted, expect: Option<ContentHash> },
     Push { location: Location, offset: u64, len: u64 },
+    Layout { location: Location, platform: String },
 }
 
 impl Request {
@@ -65,6 +68,10 @@ impl Request {
                 let mut number = || word()?.parse().map_err(|_| wrong("has no number of bytes"));
                 let (offset, len) = (number()?, number()?);
                 return Ok(Self::Push { location: word()?.parse()?, offset, len });
+            }
+            "layout" => {
+                let platform = word()?.to_owned();
+                return Ok(Self::Layout { location: word()?.parse()?, platform });
             }
             _ => return Err(wrong("is none that this version knows")),
         }
@@ -95,13 +102,19 @@ pub fn serve(socket: OwnedFd) -> bool {
     let socket = Arc::new(socket);
     let ended = request.and_then(|request| {
         let options = Options { progress: telling(Arc::clone(&socket)), ..Options::from_environment()? };
+        let wrong = || Error::Location { text: "the request".into(), why: "has no descriptor".into() };
         match request {
             Request::Fetch { location, wanted, expect } => {
                 let (text, fd) = fetch(&location, wanted, Options { expect, ..options })?;
                 Ok((text, Some(fd)))
             }
+            Request::Layout { location, platform } => {
+                let folder = memory.ok_or_else(wrong)?;
+                let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+                let digest = crate::pull_layout(&location, path.as_ref(), &platform, &options)?;
+                Ok((format!("layout {digest}"), None))
+            }
             Request::Push { location, offset, len } => {
-                let wrong = || Error::Location { text: "the request".into(), why: "has no memory".into() };
                 let image = |source| Error::Image { place: location.to_string(), source: Box::new(source) };
                 let part = Part { offset, len: Some(len) };
                 let region = Region::from_fd_part(memory.ok_or_else(wrong)?, part).map_err(image)?;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{image, options};
-use daxfs::{Provenance, Region};
+use daxfs::{Image, Provenance, Region};
 use daxfs_remote::{Error, Location, Progress, Remote};
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::manifest::OciImageManifest;
@@ -102,7 +102,7 @@ impl Registry {
         let blobs = self.folder.path().join("store/docker/registry/v2/blobs/sha256");
         let path = blobs.join(&hex[..2]).join(hex).join("data");
         let mut bytes = std::fs::read(&path).unwrap();
-        let last = bytes.len() - 5000;
+        let last = bytes.len().saturating_sub(5000);
         bytes[last] ^= 1;
         std::fs::write(path, bytes).unwrap();
     }
@@ -113,6 +113,116 @@ impl Drop for Registry {
         self.process.kill().ok();
         self.process.wait().ok();
     }
+}
+
+/// A layer with one file.
+fn layer(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, name, content).unwrap();
+    builder.into_inner().unwrap()
+}
+
+/// Pushes container images for two machines, and an index of them.
+fn push_containers(registry: &Registry, repository: &str) {
+    let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
+    let (client, auth) = (Client::new(config), RegistryAuth::Anonymous);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let mut entries = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let tars = [layer("etc/name", b"base"), layer("etc/machine", architecture.as_bytes())];
+        let ids: Vec<_> = tars.iter().map(|tar| sha256(tar)).collect();
+        let layers = tars.map(|tar| ImageLayer::oci_v1(tar, None)).to_vec();
+        let config = serde_json::json!({
+            "architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids},
+            "config": {"Cmd": ["/bin/sh"]}
+        });
+        let config = Config::oci_v1(serde_json::to_vec(&config).unwrap(), None);
+        let manifest = OciImageManifest::build(&layers, &config, None);
+        let reference: Reference = registry.name(&format!("{repository}:{architecture}")).parse().unwrap();
+        let (digest, size) = runtime.block_on(async {
+            client.push(&reference, &layers, config, &auth, Some(manifest)).await.unwrap();
+            let digest = client.fetch_manifest_digest(&reference, &auth).await.unwrap();
+            let types = [oci_client::manifest::OCI_IMAGE_MEDIA_TYPE];
+            let (bytes, _) = client.pull_manifest_raw(&reference, &auth, &types).await.unwrap();
+            (digest, bytes.len())
+        });
+        entries.push(serde_json::json!({
+            "mediaType": oci_client::manifest::OCI_IMAGE_MEDIA_TYPE, "digest": digest, "size": size,
+            "platform": {"architecture": architecture, "os": "linux"}
+        }));
+    }
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE, "manifests": entries
+    });
+    let reference: Reference = registry.name(&format!("{repository}:all")).parse().unwrap();
+    runtime
+        .block_on(client.push_manifest_list(&reference, &auth, serde_json::from_value(index).unwrap()))
+        .unwrap();
+}
+
+/// Variables that make this test's own program a packer.
+const PACK: [&str; 3] = ["DAXFS_TEST_INPUT", "DAXFS_TEST_OUTPUT", "DAXFS_TEST_PLATFORM"];
+
+/// Not a test: packs what the one below says, with this crate's program to fetch it.
+#[test]
+fn packer() {
+    let [Ok(input), Ok(output)] = [PACK[0], PACK[1]].map(std::env::var) else { return };
+    let mut packer = mkimage::Packer::new().input(&input);
+    if let Ok(platform) = std::env::var(PACK[2]) {
+        packer = packer.platform(Some(platform.parse().unwrap()));
+    }
+    match packer.plan().and_then(|plan| plan.write_file(&output)) {
+        Ok(_) => {}
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn packed(input: &str, platform: Option<&str>, folder: &Path) -> Result<Image, String> {
+    let output = folder.join("packed.daxfs");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "packer", "--nocapture", "--quiet"]).env("TMPDIR", folder);
+    command.env("DAXFS_REMOTE", env!("CARGO_BIN_EXE_daxfs-remote")).env(PACK[0], input).env(PACK[1], &output);
+    command.envs(platform.map(|platform| (PACK[2], platform)));
+    let done = command.output().unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "packed.daxfs"), "{left:?}");
+    match done.status.success() {
+        true => Ok(Image::open(&output).unwrap()),
+        false => Err(String::from_utf8(done.stderr).unwrap()),
+    }
+}
+
+#[test]
+fn container_images_are_packed() {
+    let Some(registry) = Registry::start() else { return };
+    push_containers(&registry, "library/tool");
+    let folder = tempfile::tempdir().unwrap();
+    let machine = |image: &Image| image.file("/etc/machine").unwrap().to_vec().unwrap();
+    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let index = format!("oci://{}", registry.name("library/tool:all"));
+    let image = packed(&index, None, folder.path()).unwrap();
+    assert_eq!(machine(&image), host.as_bytes());
+    assert_eq!(image.file("/etc/name").unwrap().to_vec().unwrap(), b"base");
+    assert_eq!(machine(&packed(&index, Some("linux/arm64"), folder.path()).unwrap()), b"arm64");
+    let one = format!("oci://{}", registry.name("library/tool:amd64"));
+    assert_eq!(machine(&packed(&one, None, folder.path()).unwrap()), b"amd64");
+    std::fs::remove_file(folder.path().join("packed.daxfs")).unwrap();
+
+    let error = packed(&index, Some("linux/s390x"), folder.path()).unwrap_err();
+    assert!(error.contains("linux/s390x"), "{error}");
+    let none = format!("oci://{}", registry.name("library/none:v1"));
+    let error = packed(&none, None, folder.path()).unwrap_err();
+    assert!(error.contains(&format!("{none}: there is no such object")), "{error}");
+    // A blob that is another one.
+    registry.spoil(&sha256(&layer("etc/name", b"base")));
+    let error = packed(&one, None, folder.path()).unwrap_err();
+    assert!(error.contains("digest") || error.contains("Digest"), "{error}");
 }
 
 fn load(location: &Location) -> Result<Vec<u8>, Error> {

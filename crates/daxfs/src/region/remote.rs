@@ -198,6 +198,22 @@ impl RemoteAddress {
         Ok(self.ask(&request, Some(fd), "pushed", progress)?.0)
     }
 
+    /// Has the program fetch a container image out of a registry (`oci://`) into an image layout, as much of it as a machine
+    /// of `platform` needs (`OS/ARCHITECTURE[/VARIANT]`), and gives the digest that the address names. `folder` is an empty
+    /// directory. `progress` is as for [`RemoteAddress::fetch`].
+    ///
+    /// # Errors
+    /// [`Error::Remote`]. What was written until then stays in the folder.
+    pub fn pull_layout(
+        &self,
+        folder: BorrowedFd<'_>,
+        platform: &str,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<String> {
+        let request = format!("layout {} {}", platform.replace(' ', ""), self.0);
+        Ok(self.ask(&request, Some(folder), "layout", progress)?.0)
+    }
+
     /// Has the program do something, until it says `word`; gives what follows it.
     fn ask(
         &self,

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// under its base name. Symbolic links given as INPUT are followed; of links below them, --links says what becomes.
 ///
 /// A container image or an archive is an INPUT, too, and becomes the root of the image: `oci:DIR[:TAG]` (an OCI image
-/// layout; also `oci:DIR@DIGEST`), `docker-archive:FILE[:NAME]` (of docker save, podman save), `tar:FILE`. FILE may be
+/// layout; also `oci:DIR@DIGEST`), `oci://REGISTRY/REPOSITORY[:TAG]` (fetched by daxfs-remote), `docker-archive:FILE[:NAME]` (of docker save, podman save), `tar:FILE`. FILE may be
 /// compressed by gzip or zstd, a pipe, or `-`, standard input.
 #[derive(Debug, Parser)]
 #[command(name = "daxfs-pack", version, max_term_width = 100)]
