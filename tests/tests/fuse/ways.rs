@@ -8,8 +8,22 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
-/// Mounts the image with more arguments: what was said, and the type of the file system that is there then.
+/// Mounts the image with more arguments: what was said, and the type of the file system that is there then, which is that
+/// of the way that `--compat-check` names.
 fn mounted(place: &Place, args: &[&str]) -> (Option<i32>, String, Option<String>) {
+    let (status, said, kind) = mounted_unchecked(place, args);
+    if let Some(kind) = &kind {
+        let mut check = Command::new(daxfs());
+        check.args(["mount", "--compat-check", "--json"]).arg(place.image()).args(args);
+        let output = check.output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let expected = if kind == "erofs" { "the kernel's EROFS" } else { "FUSE" };
+        assert_eq!(report["here"]["chosen"], expected, "{report}");
+    }
+    (status, said, kind)
+}
+
+fn mounted_unchecked(place: &Place, args: &[&str]) -> (Option<i32>, String, Option<String>) {
     let (image, at) = (place.image(), place.at());
     let args: Vec<&OsStr> =
         [image.as_os_str(), at.as_os_str()].into_iter().chain(args.iter().map(OsStr::new)).collect();

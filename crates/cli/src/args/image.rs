@@ -364,6 +364,7 @@ pub struct ExtractArgs {
 #[command(
     after_help = "Examples:\n  daxfs-pack weights/ --into udmabuf -- sh -c 'daxfs mount $DAXFS_IMAGE /mnt/model'\n  \
                   daxfs mount daxfs://llama /mnt/llama\n  daxfs mount phys:0x8000000+64M /mnt/model\n  \
+                  daxfs mount --compat-check model.daxfs    # by which kernels, and how\n  \
                   daxfs mount --as fuse -o allow_other,nodev root.daxfs /srv/root\n  \
                   mount -t fuse.daxfs root.daxfs /srv/root -o expect=blake3:...    # with the helper, also in fstab"
 )]
@@ -371,7 +372,8 @@ pub struct MountArgs {
     /// Image: a path, /dev/daxX.Y, fd:N, daxfs://NAME, or - for standard input
     pub image: OsString,
     /// Directory to mount it at
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "compat_check", conflicts_with = "compat_check")]
+    pub dir: Option<PathBuf>,
     /// Way to mount it; by default the first that fits
     #[arg(long = "as", value_name = "WAY", value_enum)]
     pub way: Option<MountWay>,
@@ -384,6 +386,12 @@ pub struct MountArgs {
     /// Stay in the foreground until the mount is taken away
     #[arg(short, long)]
     pub foreground: bool,
+    /// Mount nothing: say which kernels can mount the image and how, and what would be chosen here and why
+    #[arg(long)]
+    pub compat_check: bool,
+    /// Print what --compat-check says as JSON
+    #[arg(long, requires = "compat_check", conflicts_with = "dir")]
+    pub json: bool,
 }
 
 /// Ways to mount an image.

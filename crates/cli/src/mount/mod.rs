@@ -6,6 +6,7 @@
 //! Where a process serves the mount, it is this one, forked before it has opened anything: it goes into the background
 //! once the mount answers, and what goes wrong before is the command's error.
 
+mod compat;
 mod erofs;
 mod fuse;
 pub mod helper;
@@ -59,10 +60,14 @@ const WAYS: &[Way] = &[kernel::WAY, erofs::WAY, fuse::WAY];
 /// Mounts the image that the command line names.
 pub fn run(source: &SourceArgs, args: &MountArgs) -> anyhow::Result<Outcome> {
     let wanted = Wanted::new(source, args)?;
+    let Some(dir) = &args.dir else {
+        let image = source::open(&wanted.source, &wanted.image, false)?;
+        return compat::report(&image, &source::name(&wanted.image), &wanted, args.json);
+    };
     if args.foreground {
-        return mount(&wanted, args, Ready::in_foreground());
+        return mount(&wanted, dir, Ready::in_foreground());
     }
-    let status = background::run(|ready| match mount(&wanted, args, ready) {
+    let status = background::run(|ready| match mount(&wanted, dir, ready) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             report(&error);
@@ -76,11 +81,11 @@ pub fn run(source: &SourceArgs, args: &MountArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Mounts the image, says that it is ready, and serves it as long as it lasts, if that is to be done here.
-fn mount(wanted: &Wanted, args: &MountArgs, ready: Ready) -> anyhow::Result<Outcome> {
+fn mount(wanted: &Wanted, dir: &Path, ready: Ready) -> anyhow::Result<Outcome> {
     let signals = Signals::wait()?;
     let image = source::open(&wanted.source, &wanted.image, false)?;
     let name = source::name(&wanted.image);
-    let request = Request { image: &image, at: &args.dir, name: &name, wanted };
+    let request = Request { image: &image, at: dir, name: &name, wanted };
     let (way, why) = choose(&request)?;
     signals.keep();
     let mounted = (way.mount)(&request).with_context(|| name.clone())?;
