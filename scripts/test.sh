@@ -115,7 +115,7 @@ python() {
     need_wheel || return
     # Where one is missing, its tests would be left out.
     local package
-    for package in jax ml_dtypes numpy safetensors torch transformers; do
+    for package in jax ml_dtypes numpy onnx onnxruntime safetensors torch transformers; do
         .venv/bin/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec(sys.argv[1]))' "$package" ||
             cannot "no $package in .venv: see the step setup" || return
     done

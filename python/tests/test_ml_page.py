@@ -14,7 +14,7 @@ from support import Spec, write_safetensors
 PAGE = Path(__file__).parents[2] / "docs/ml.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
-for package in ("torch", "transformers", "jax", "safetensors"):
+for package in ("torch", "transformers", "jax", "safetensors", "onnxruntime"):
     pytest.importorskip(package)
 
 
