@@ -56,6 +56,7 @@ system() {
     has fsck.erofs || packages+=(erofs-utils) # the stock tool that judges EROFS views
     has mkfs.xfs || packages+=(xfsprogs) # a file system with clones
     has fusermount3 || packages+=(fuse3) # mounts of users who are not root
+    has newuidmap || packages+=(uidmap) # containers of users who are not root
     has jq || packages+=(jq) # commands of the documents
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     install "${packages[@]}"

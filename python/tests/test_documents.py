@@ -36,7 +36,7 @@ ELSEWHERE = {
     "engine": "an inference engine",
     "gpu": "a GPU",
     "model_signing": "a Python package that the tests do not install",
-    "mount": "rights to mount, or a virtual machine; tests/tests/fuse and vm_args.rs have the same commands",
+    "mount": "rights to mount, or a virtual machine; tests/tests/fuse, run and vm_args.rs have such commands",
     "registry": "a registry of containers",
     "release": "the files of a release; scripts/test-dist.sh does the same",
     "store": "an object store or a web server; crates/remote/tests has a server of its own",
@@ -53,6 +53,7 @@ LEFT_OUT = {
     "mounting.md": {"mount": 4, "root": 1},
     "plans.md": {"gpu": 1},
     "remote.md": {"store": 1},
+    "rootfs.md": {"mount": 1},
     "sources.md": {"root": 2},
     "systemd.md": {"systemd": 2},
 }

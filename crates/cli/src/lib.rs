@@ -3,7 +3,8 @@
 //! [`main`] takes the whole command line, so that the binary and the Python wheel share one entry point.
 //! Every verb has a module of its own; all flags and all help texts are in [`args`].
 //!
-//! Exit status: 0 when all went well, 1 when `verify` or `diff` found differences, 2 on errors. Errors go to standard
+//! Exit status: 0 when all went well, 1 when `verify` or `diff` found differences, 2 on errors; `run` has that
+//! of its command. Errors go to standard
 //! error as one line, `daxfs: what: why`. When standard output is a pipe that nobody reads any more, the
 //! command ends quietly with 0.
 
@@ -29,6 +30,7 @@ mod place;
 mod placements;
 mod progress;
 mod push;
+mod run;
 mod source;
 mod sources;
 mod stat;
@@ -60,7 +62,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let mut out = Output::stdout();
-    let result = run(&cli, &mut out).and_then(|outcome| {
+    let result = run_verb(&cli, &mut out).and_then(|outcome| {
         out.finish()?;
         Ok(outcome)
     });
@@ -74,7 +76,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn run(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
+fn run_verb(cli: &Cli, out: &mut Output) -> anyhow::Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => run_on_image(&cli.source, verb, out),
         Verb::Holder(verb) => holder::run(verb, cli.source.content(), cli.source.verify.is_some(), out),
@@ -101,6 +103,8 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::VmArgs(verb) => vm_args::run(&open()?, verb, out),
         // Opens the image in its own process, where one serves the mount.
         ImageVerb::Mount(verb) => mount::run(args, verb),
+        // Opens it in namespaces of the container.
+        ImageVerb::Run(verb) => run::run(args, verb),
         // Opens two.
         ImageVerb::Diff(verb) => diff::run(args, verb, out),
         // Opens the image in its own way: a broken rule is a finding there.

@@ -12,6 +12,8 @@ pub enum Outcome {
     Differences,
     /// Errors were reported on standard error.
     Failed,
+    /// A command was run, and this is its exit status.
+    Status(u8),
 }
 
 impl From<Outcome> for u8 {
@@ -20,6 +22,7 @@ impl From<Outcome> for u8 {
             Outcome::Clean => 0,
             Outcome::Differences => 1,
             Outcome::Failed => 2,
+            Outcome::Status(status) => status,
         }
     }
 }
@@ -134,6 +137,9 @@ mod tests {
 
     #[test]
     fn exit_status() {
-        assert_eq!([Outcome::Clean, Outcome::Differences, Outcome::Failed].map(u8::from), [0, 1, 2]);
+        assert_eq!(
+            [Outcome::Clean, Outcome::Differences, Outcome::Failed, Outcome::Status(137)].map(u8::from),
+            [0, 1, 2, 137]
+        );
     }
 }

@@ -255,7 +255,10 @@ fn a_stored_hash_is_not_believed() {
     let hash = packed(&fixture);
     fixture.add_beside_index();
     let refused = expecting(&fixture.image(), hash).unwrap_err().to_string();
-    assert!(refused.contains("/.daxfs must hold the index, the EROFS view and nothing else"), "{refused}");
+    assert!(
+        refused.contains("/.daxfs must hold the index, the EROFS view, a configuration and nothing else"),
+        "{refused}"
+    );
 }
 
 #[test]

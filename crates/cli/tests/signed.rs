@@ -100,7 +100,10 @@ fn nothing_is_beside_the_index_of_what_is_signed() {
     sign(&fixture.image());
     fixture.add_beside_index();
     let run = fixture.run(&["verify", "IMAGE", "--key", "DIR/key.pub"]);
-    differs(&run, "index: /.daxfs/extra: /.daxfs must hold the index, the EROFS view and nothing else");
+    differs(
+        &run,
+        "index: /.daxfs/extra: /.daxfs must hold the index, the EROFS view, a configuration and nothing else",
+    );
     // Without an index the place is as empty, and it is no link.
     let place = fixture.tree().join("_daxfs");
     let verify = || {
@@ -112,11 +115,14 @@ fn nothing_is_beside_the_index_of_what_is_signed() {
     fs::write(place.join("evil.py"), "evil").unwrap();
     differs(
         &verify(),
-        "index: /.daxfs/evil.py: /.daxfs must hold the index, the EROFS view and nothing else",
+        "index: /.daxfs/evil.py: /.daxfs must hold the index, the EROFS view, a configuration and nothing else",
     );
     fs::rename(&place, fixture.tree().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink("elsewhere", &place).unwrap();
-    differs(&verify(), "index: /.daxfs: /.daxfs must hold the index, the EROFS view and nothing else");
+    differs(
+        &verify(),
+        "index: /.daxfs: /.daxfs must hold the index, the EROFS view, a configuration and nothing else",
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::format::erofs;
-use crate::format::index::{CONTENT_PREFIX, DIR, NAME, v1};
+use crate::format::index::{CONFIG_HASHED_NAME, CONFIG_MOST, CONFIG_NAME, CONTENT_PREFIX, DIR, NAME, v1};
 use crate::tensor::error::escaped;
 use crate::tensor::{Place, TensorError};
 use crate::verify::Hashes;
@@ -77,9 +77,9 @@ pub fn is_content(path: &[u8]) -> bool {
     rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with(b"/"))
 }
 
-/// What is in the place of the index, `/.daxfs`, and is neither the index nor the EROFS view: [`is_content`] is false of
-/// it, so that no hash covers it, and nothing may be there. An image with a content to rely on has none. Nor does a hash
-/// cover the view, which [`Image::check_erofs`] compares.
+/// What is in the place of the index, `/.daxfs`, and is neither the index, nor the EROFS view, nor a configuration that the
+/// content hash covers: [`is_content`] is false of it, so that no hash covers it, and nothing may be there. An image with a
+/// content to rely on has none. Nor does a hash cover the view, which [`Image::check_erofs`] compares.
 pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
     let place = image.root().child(DIR);
     // In the stead of the directory a link or a file is left out of hashes just so.
@@ -88,11 +88,22 @@ pub fn beside_index(image: &Image) -> impl Iterator<Item = Entry> + use<> {
         other => (None, other),
     };
     let children = directory.into_iter().flat_map(|directory| directory.children());
-    let is_own = |child: &Entry| {
+    // The content hash of version 1 leaves the configuration out.
+    let covers_config = !matches!(image.index(), Ok(Some(index)) if index.records_hash().is_none())
+        && config(image).is_some();
+    let is_own = move |child: &Entry| {
         let name = child.name();
-        (name == NAME.as_bytes() || name == erofs::NAME.as_bytes()) && child.file_type() == FileType::File
+        let is_config = covers_config && name == CONFIG_NAME.as_bytes();
+        (name == NAME.as_bytes() || name == erofs::NAME.as_bytes() || is_config)
+            && child.file_type() == FileType::File
     };
     other.into_iter().chain(children.filter(move |child| !is_own(child)))
+}
+
+/// The configuration of the container image that an image was packed from: a file of no more than [`CONFIG_MOST`] bytes.
+pub(crate) fn config(image: &Image) -> Option<File> {
+    let file = image.root().child(DIR)?.child(CONFIG_NAME)?.file().ok()?;
+    (file.len() <= CONFIG_MOST).then_some(file)
 }
 
 /// Hashes every file of an image now, each stretch of the image once, and all of it together, as the version of its
@@ -160,8 +171,10 @@ pub(crate) fn stated_content(image: &Image) -> Result<Option<(ContentHash, Hashe
     let Some(index) = image.index()?.filter(|index| index.has_hashes()) else { return Ok(None) };
     index.check(image)?;
     if let Some(other) = beside_index(image).next() {
-        let (place, rule) =
-            ("directory".into(), "/.daxfs must hold the index, the EROFS view and nothing else");
+        let (place, rule) = (
+            "directory".into(),
+            "/.daxfs must hold the index, the EROFS view, a configuration and nothing else",
+        );
         return Err(TensorError::Index { place, rule, found: escaped(&other.path()) }.into());
     }
     image.check_erofs()?;
@@ -210,6 +223,12 @@ fn tree_hash<E: From<Error>>(
             return Ok(DirectoryHasher::new().finish());
         };
         let Some(entry) = entries.next() else {
+            if depth == 1
+                && let Some(config) = config(image)
+            {
+                // Small, and in no list of files.
+                hasher.file(CONFIG_HASHED_NAME, config.len(), &config.hash()?);
+            }
             let (name, hash) = (directory.name().to_vec(), hasher.finish());
             levels.pop();
             match levels.last_mut() {

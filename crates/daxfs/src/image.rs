@@ -436,6 +436,15 @@ impl Image {
         Ok(self.0.index.get().and_then(Option::as_ref))
     }
 
+    /// The configuration of the container image that this one was packed from, byte for byte
+    /// (`/.daxfs/oci-config.json`); `None` when it has none. The content hash covers it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] and the like when it cannot be read.
+    pub fn oci_config(&self) -> Result<Option<Vec<u8>>> {
+        crate::content::config(self).map(|file| file.to_vec()).transpose()
+    }
+
     /// BLAKE3 over all names and contents, as the packer stored it; see [`format::index`]. `None` without an index
     /// or hashes in it. Nothing is recomputed here.
     pub fn content_hash(&self) -> Option<ContentHash> {

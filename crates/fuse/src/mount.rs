@@ -176,6 +176,8 @@ fn refused(at: &Path, source: io::Error) -> Error {
         "; who is not root mounts by fusermount3, of the package fuse3"
     } else if source.kind() == io::ErrorKind::NotFound {
         "; there is no /dev/fuse: the kernel's module fuse is not loaded, or this container was not given the device"
+    } else if source.raw_os_error() == Some(libc::EACCES) {
+        "; /dev/fuse is not open to this user: udev makes it so (mode 0666)"
     } else {
         ""
     };

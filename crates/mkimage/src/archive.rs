@@ -73,6 +73,8 @@ pub(crate) struct Archive {
     inputs: Vec<PathBuf>,
     /// What lets programs do more than who starts them, by the number of the inode in the source.
     capabilities: HashMap<u64, Box<[u8]>>,
+    /// The configuration of the image, byte for byte; `None` for archives that are none.
+    config: Option<Vec<u8>>,
     /// Files that lose something.
     pub(crate) lost: Vec<Lost>,
     /// What a user should know of the image.
@@ -94,6 +96,11 @@ impl Archive {
     /// The capability of a file, as the attribute has it.
     pub(crate) fn capability(&self, ino: u64) -> Option<&[u8]> {
         self.capabilities.get(&ino).map(AsRef::as_ref)
+    }
+
+    /// The configuration of the image.
+    pub(crate) fn config(&self) -> Option<&[u8]> {
+        self.config.as_deref()
     }
 
     /// Paths of the files that it lies in.
@@ -415,5 +422,13 @@ fn hold(rootfs: Rootfs, tree: &mut Tree, settings: &Settings) -> Result<Archive>
             warnings.push(format!("the image is for {platform}, this machine is {host}"));
         }
     }
-    Ok(Archive { sources, contents, inputs: rootfs.paths, capabilities, lost, warnings })
+    Ok(Archive {
+        sources,
+        contents,
+        inputs: rootfs.paths,
+        capabilities,
+        config: rootfs.config,
+        lost,
+        warnings,
+    })
 }

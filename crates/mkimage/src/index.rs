@@ -126,6 +126,11 @@ fn tree_hash(tree: &Tree, layout: &Layout, files: &[Hash]) -> Hash {
                 }
             }
         }
+        if number == ROOT
+            && let (Some(_), Some(config)) = (layout.shape.config, tree.config())
+        {
+            hasher.file(raw::CONFIG_HASHED_NAME, config.len() as u64, blake3::hash(config).as_bytes());
+        }
         directories.insert(number, hasher.finish());
     }
     directories.remove(&ROOT).unwrap_or_default()
@@ -383,6 +388,7 @@ mod tests {
             block_size: 4096,
             align: 2 << 20,
             index,
+            config: None,
             erofs: None,
             overlay: None,
             split: None,

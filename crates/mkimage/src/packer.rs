@@ -435,12 +435,14 @@ impl Packer {
             }
             false => None,
         };
+        let config = tree.config().filter(|_| !self.rules.plain).map(|config| config.len() as u64);
         let unit = self.align.max(tensor_align.unwrap_or(1)).max(self.block_size.into());
         let shape = Shape {
             format: self.format,
             block_size: self.block_size,
             align: self.align,
             index,
+            config,
             erofs: view.as_ref().map(View::len),
             overlay: self.overlay,
             split: self.settings.split.as_ref().map(|_| unit),

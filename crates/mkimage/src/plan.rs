@@ -7,6 +7,7 @@
 //! directories           272 bytes per entry, in inode order
 //! symbolic links        target and a NUL each, packed
 //! /.daxfs/index         from the next block boundary
+//! /.daxfs/oci-config.json  from the next block boundary
 //! /.daxfs/erofs         from the next block boundary
 //! files below `align`   in inode order, each from a block boundary
 //! files from `align` up in inode order, each from a multiple of `align`
@@ -142,6 +143,8 @@ pub(crate) struct Shape {
     pub(crate) align: u64,
     /// Bytes of the index file, when one is written.
     pub(crate) index: Option<u64>,
+    /// Bytes of the configuration of a container image, when there is one.
+    pub(crate) config: Option<u64>,
     /// Bytes of the EROFS view, when one is written.
     pub(crate) erofs: Option<u64>,
     /// Room for changes.
@@ -155,7 +158,7 @@ pub(crate) struct Shape {
 impl Shape {
     /// Files in `/.daxfs`.
     fn own_files(&self) -> u32 {
-        u32::from(self.index.is_some()) + u32::from(self.erofs.is_some())
+        u32::from(self.index.is_some()) + u32::from(self.config.is_some()) + u32::from(self.erofs.is_some())
     }
 
     /// Their inodes, and that of the directory.
@@ -378,6 +381,9 @@ impl Layout {
         if let (Some(len), Some(ino)) = (self.shape.index, self.index_file()) {
             self.extents[(ino - 1) as usize] = cursor.take("the index", len, block)?;
         }
+        if let (Some(len), Some(ino)) = (self.shape.config, self.config_file()) {
+            self.extents[(ino - 1) as usize] = cursor.take("the configuration", len, block)?;
+        }
         if let (Some(len), Some(ino)) = (self.shape.erofs, self.erofs_file()) {
             self.extents[(ino - 1) as usize] = cursor.take("the EROFS view", len, block)?;
         }
@@ -425,6 +431,12 @@ impl Layout {
         self.shape.index.and(self.index_directory()).map(|directory| directory + 1)
     }
 
+    /// Inode of `/.daxfs/oci-config.json`.
+    pub(crate) fn config_file(&self) -> Option<u32> {
+        let before = 1 + u32::from(self.shape.index.is_some());
+        self.shape.config.and(self.index_directory()).map(|directory| directory + before)
+    }
+
     /// Inode of `/.daxfs/erofs`.
     pub(crate) fn erofs_file(&self) -> Option<u32> {
         self.shape.erofs.map(|_| self.inode_count)
@@ -433,7 +445,9 @@ impl Layout {
     /// What is in `/.daxfs`, in the order of names.
     pub(crate) fn own_entries(&self) -> impl Iterator<Item = (u32, &'static str)> {
         let erofs = self.erofs_file().map(|ino| (ino, erofs::NAME));
-        erofs.into_iter().chain(self.index_file().map(|ino| (ino, index::NAME)))
+        let index = self.index_file().map(|ino| (ino, index::NAME));
+        let config = self.config_file().map(|ino| (ino, index::CONFIG_NAME));
+        erofs.into_iter().chain(index).chain(config)
     }
 
     /// The size field of an inode: what `stat` shows.

@@ -11,6 +11,7 @@ const SHAPE: Shape = Shape {
     block_size: 4096,
     align: 2 << 20,
     index: None,
+    config: None,
     erofs: None,
     overlay: None,
     split: None,

@@ -125,6 +125,11 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
+    /// The configuration of the container image that it comes from.
+    pub(crate) fn config(&self) -> Option<&[u8]> {
+        self.archive.as_ref()?.config()
+    }
+
     /// Stores `bytes` in the arena.
     pub(crate) fn intern(&mut self, bytes: &[u8]) -> Result<Span> {
         let offset = self.arena.len() as u64;

@@ -51,6 +51,12 @@ pub(crate) fn verify(
         Ok(())
     })?;
     check_index(plan, &image, plan.layout.shape.index.is_some(), content_hash)?;
+    if plan.layout.shape.config.is_some() && image.oci_config()?.as_deref() != plan.tree.config() {
+        return Err(mismatch(
+            daxfs::format::index::CONFIG_PATH.as_bytes(),
+            "it is not that of the source".to_owned(),
+        ));
+    }
     if image.check_erofs()? != plan.view.is_some() {
         return Err(mismatch(
             daxfs::format::erofs::PATH.as_bytes(),

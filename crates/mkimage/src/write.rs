@@ -265,6 +265,9 @@ impl Plan {
             files.write_late(self.layout.extent(ino).offset, &bytes)?;
             summary.content_hash = content;
         }
+        if let (Some(ino), Some(config)) = (self.layout.config_file(), self.tree.config()) {
+            files.write_late(self.layout.extent(ino).offset, config)?;
+        }
         self.view.as_ref().map_or(Ok(None), |view| view.write(self, target))
     }
 

@@ -210,3 +210,62 @@ fn the_command_takes_pipes() {
     assert!(output.status.code() == Some(2) && text.contains("has no manifest.json"), "{text}");
     assert!(!dir.path().join("none").exists());
 }
+
+/// An archive as `docker save` writes it, of one layer, with a configuration.
+fn saved(dir: &Path, root: &Path, user: &str) -> (PathBuf, String) {
+    let layer = archive(root, &dir.join("layer.tar"), &[]);
+    let sum = Command::new("sha256sum").arg(&layer).output().unwrap();
+    let digest = String::from_utf8(sum.stdout).unwrap()[..64].to_owned();
+    let config = format!(
+        r#"{{"os":"linux","architecture":"amd64","config":{{"User":"{user}"}},"rootfs":{{"type":"layers","diff_ids":["sha256:{digest}"]}}}}"#
+    );
+    fs::write(dir.join("config.json"), &config).unwrap();
+    fs::write(dir.join("manifest.json"), r#"[{"Config":"config.json","Layers":["layer.tar"]}]"#).unwrap();
+    let path = dir.join("saved.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(dir).arg("-cf").arg(&path).args(["config.json", "manifest.json", "layer.tar"]);
+    assert!(tar.status().unwrap().success());
+    (named("docker-archive", &path), config)
+}
+
+#[test]
+fn the_configuration_of_an_image_is_kept_and_bound_by_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    write(&root, "etc/passwd", b"web:x:33:33::/:/bin/sh\n");
+    write(&root, "model.safetensors", &safetensors(&[("w", "F32", &[9])]));
+    let (input, config) = saved(dir.path(), &root, "web");
+    let expected = config.as_bytes();
+    let platform = || Packer::new().platform(Some("linux/amd64".parse().unwrap()));
+    let (_, image, bytes) = pack(&input, platform());
+    assert_eq!(image.oci_config().unwrap().as_deref(), Some(expected));
+    assert_eq!(image.file("/.daxfs/oci-config.json").unwrap().to_vec().unwrap(), expected);
+    let hash = image.content_hash().unwrap();
+    assert_eq!(daxfs::beside_index(&image).count(), 0);
+    let expecting = |bytes: &[u8]| {
+        let options = daxfs::OpenOptions::new().expect(hash);
+        options.open_region(daxfs::Region::from_bytes(bytes.to_vec()))
+    };
+    expecting(&bytes).unwrap();
+    // Who would be somebody else: the same image otherwise.
+    let at = bytes.windows(12).position(|window| window == br#""User":"web""#).unwrap();
+    let mut forged = bytes.clone();
+    forged[at + 8..at + 11].copy_from_slice(b"adm");
+    let refused = expecting(&forged).unwrap_err().to_string();
+    assert!(refused.contains("content hash"), "{refused}");
+    // An image of another configuration has another content, the same one the same.
+    fs::create_dir(dir.path().join("other")).unwrap();
+    let (other, _) = saved(&dir.path().join("other"), &root, "adm");
+    assert_ne!(pack(&other, platform()).1.content_hash(), Some(hash));
+    assert_eq!(pack(&input, platform()).1.content_hash(), Some(hash));
+
+    let (_, image, _) = pack(&input, platform().erofs(true));
+    assert_eq!((image.content_hash(), image.oci_config().unwrap().as_deref()), (Some(hash), Some(expected)));
+    assert!(image.check_erofs().unwrap());
+    let (_, image, _) = pack(&input, platform().hash(false));
+    assert_eq!(image.oci_config().unwrap().as_deref(), Some(expected));
+    let (_, image, _) = pack(&input, platform().plain(true));
+    assert!(image.oci_config().unwrap().is_none() && image.entry_no_follow("/.daxfs").is_err());
+    let archive = named("tar", &dir.path().join("layer.tar"));
+    assert!(pack(&archive, Packer::new()).1.oci_config().unwrap().is_none());
+}

@@ -1,6 +1,7 @@
 //! Verbs that look into an image.
 
 use super::holder::SelectionArgs;
+use super::run::RunArgs;
 use super::vm::VmArgs;
 use super::{parse_alignment, parse_sha256, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
@@ -94,6 +95,19 @@ pub enum ImageVerb {
     ///
     /// A split image is mounted with the file of its contents beside it: `daxfs --backing FILE mount IMAGE DIR`.
     Mount(MountArgs),
+    /// Run a command in a container over an image
+    ///
+    /// The image is mounted as `daxfs mount` does it, and OverlayFS lies above it: what the command changes is kept in memory
+    /// and goes with it, or stays in --upper DIR. Command, environment, user and working directory are those of the container
+    /// image that was packed, where the command line does not say otherwise. The command sees its own processes, a minimal /dev
+    /// and /sys read-only; it has the network of this machine unless --net none is given, and no pseudoterminal of its own.
+    ///
+    /// Root is not needed: others run it in a user namespace, where they are root, and with newuidmap (package uidmap) and
+    /// ranges in /etc/subuid all other users are there, too. Nothing is left behind, however the container ends.
+    ///
+    /// This keeps apart what gets on with each other. It is no wall against programs that want to break out: system calls
+    /// are not filtered, and no resources limited.
+    Run(RunArgs),
     /// Print the options that give an image to a virtual machine as memory
     ///
     /// The guest reads the host's pages: however many guests there are, the image is in memory once. They cannot write it.
@@ -129,6 +143,7 @@ impl ImageVerb {
             | Self::Push(PushArgs { image, .. })
             | Self::Collapse(CollapseArgs { image })
             | Self::Mount(MountArgs { image, .. })
+            | Self::Run(RunArgs { image, .. })
             | Self::VmArgs(VmArgs { image, .. }) => image,
         }
     }

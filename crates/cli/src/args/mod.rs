@@ -2,6 +2,7 @@
 
 mod holder;
 mod image;
+mod run;
 mod socket;
 mod upload;
 mod vm;
@@ -13,6 +14,7 @@ pub use image::{
     CatArgs, CollapseArgs, DiffArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, MountWay,
     PlaceArgs, PushArgs, StatArgs, TreeArgs, VerifyArgs,
 };
+pub use run::{Bind, Network, RunArgs};
 pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};
 pub use vm::{Device, VmArgs, Vmm};

@@ -19,7 +19,7 @@ use crate::source;
 use anyhow::{Context, bail};
 use daxfs::Image;
 use daxfs_fuse::background::{self, Ready};
-use daxfs_fuse::{Mount, Signals};
+use daxfs_fuse::{Mount, Options, Signals};
 use options::Wanted;
 use std::path::Path;
 
@@ -100,6 +100,24 @@ fn mount(wanted: &Wanted, dir: &Path, ready: Ready) -> anyhow::Result<Outcome> {
     ready.tell().context("going into the background")?;
     mount.wait()?;
     Ok(Outcome::Clean)
+}
+
+/// Mounts an image for this process and those that it starts, with its own modes and owners, or all files as `owner`'s.
+/// Returns the mount where this process serves it.
+pub fn at(
+    image: &Image,
+    name: &str,
+    at: &Path,
+    way: Option<MountWay>,
+    owner: Option<u32>,
+    source: &SourceArgs,
+) -> anyhow::Result<Option<Mount>> {
+    let options = Options { allow_other: true, uid: owner, gid: owner, report: note, ..Options::new("") };
+    let wanted =
+        Wanted { image: name.into(), source: source.clone(), way, mount: options, foreground: false };
+    let request = Request { image, at, name, wanted: &wanted };
+    let (way, _) = choose(&request)?;
+    (way.mount)(&request).with_context(|| name.to_owned())
 }
 
 /// The way that was asked for, else the first that fits, with what is to be said of that. What the last way says is its

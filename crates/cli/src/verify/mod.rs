@@ -214,7 +214,7 @@ pub fn run(source: &SourceArgs, args: &VerifyArgs, out: &mut Output) -> anyhow::
         }
     };
     for other in daxfs::beside_index(&image) {
-        let text = "/.daxfs must hold the index, the EROFS view and nothing else: no hash and no signature covers this";
+        let text = "/.daxfs must hold the index, the EROFS view, a configuration and nothing else: no hash and no signature covers this";
         findings.differ(Kind::Index, Some(&other.path()), text);
     }
     match image.check_erofs() {

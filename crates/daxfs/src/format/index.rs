@@ -42,6 +42,9 @@
 //! | `f` | size (u64), BLAKE3 of the contents |
 //! | `l` | size of the target (u64), BLAKE3 of the target |
 //!
+//! The configuration of a container image, `/.daxfs/oci-config.json`, is in the tree hash of the root as a file named
+//! `.daxfs/oci-config.json`, behind all entries.
+//!
 //! An image without an index has such a hash, too, with a records hash of 32 zeros, which is stored nowhere.
 //! Modes, owners and times are not part of the content.
 //!
@@ -65,6 +68,16 @@ pub const DIR: &str = ".daxfs";
 pub const NAME: &str = "index";
 /// Absolute path of the index.
 pub const PATH: &str = "/.daxfs/index";
+/// Name, in that directory, of the configuration of the container image that an image was packed from, byte for byte.
+/// With an index of version 2 the tree hash of the root covers it, behind all entries, as a file named
+/// [`CONFIG_HASHED_NAME`].
+pub const CONFIG_NAME: &str = "oci-config.json";
+/// Absolute path of the configuration.
+pub const CONFIG_PATH: &str = "/.daxfs/oci-config.json";
+/// What the configuration is called in the tree hash; no entry of a directory can have such a name.
+pub const CONFIG_HASHED_NAME: &[u8] = b".daxfs/oci-config.json";
+/// Most bytes of a configuration, as of all documents of container images.
+pub const CONFIG_MOST: u64 = 4 << 20;
 /// First eight bytes.
 pub const MAGIC: [u8; 8] = *b"DAXINDEX";
 /// The version described here.
