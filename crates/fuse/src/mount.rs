@@ -2,9 +2,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use daxfs::Image;
@@ -61,25 +61,31 @@ impl Mount {
         let state = Arc::new(State::new(shown));
         let files = Files::new(Arc::clone(&state), options);
         let session = attach(files, &at, options).map_err(|source| refused(&at, source))?;
-        let notifier = session.notifier();
+        // It keeps the kernel's requests waiting, so it goes when nobody is left to answer them.
+        let notifier = Arc::new(Mutex::new(Some(session.notifier())));
         let (tell, events) = channel();
         let ended = Arc::new(AtomicBool::new(false));
-        let (told, over) = (tell.clone(), Arc::clone(&ended));
+        let (told, over, kept) = (tell.clone(), Arc::clone(&ended), Arc::clone(&notifier));
         let answering = move || {
             let result = session.run();
             over.store(true, Ordering::Relaxed);
             // Nobody waits for it any more: the mount was dropped.
             let _ = told.send(Event::Ended(result));
+            drop(kept.lock().unwrap_or_else(PoisonError::into_inner).take());
         };
         let started = |source| Error::System { what: "start a thread", source };
         thread::Builder::new().name("daxfs-mount".into()).spawn(answering).map_err(started)?;
         let device = point::ask(&at).map_err(|source| {
             // What does not answer is no use to anybody.
             let _ = point::take_away(&at);
-            Error::Silent { at: at.clone(), source }
+            match events.try_recv() {
+                Ok(Event::Ended(Err(source))) => Error::System { what: "answer the kernel", source },
+                _ => Error::Silent { at: at.clone(), source },
+            }
         })?;
         read_ahead(device);
-        if caching != Caching::Forever || options.follow {
+        let notifier = notifier.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(notifier) = notifier.filter(|_| caching != Caching::Forever || options.follow) {
             let (state, ended, options) = (Arc::downgrade(&state), Arc::clone(&ended), options.clone());
             let watching = move || watch(&state, &notifier, options.follow, options.report, &ended);
             thread::Builder::new().name("daxfs-watch".into()).spawn(watching).map_err(started)?;

@@ -58,6 +58,30 @@ fn is_there(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// However few descriptors there are: what cannot be served is not mounted, and nobody waits for its answers.
+#[test]
+fn too_few_descriptors_are_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new(&everything());
+    let (image, at) = (place.image(), place.at());
+    let mut said = String::new();
+    let mounted = (4..200).any(|limit| {
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "60", "prlimit"]).arg(format!("--nofile={limit}")).arg(daxfs());
+        command.args(["mount", "-o", "threads=4"]).args([&image, &at]);
+        let output = command.output().unwrap();
+        let code = output.status.code();
+        assert!(matches!(code, Some(0 | 1 | 2 | 127)), "{limit}: {}: {}", output.status, text(&output));
+        assert_eq!(code == Some(0), place.is_mounted(), "{limit}: {}", text(&output));
+        said += &text(&output);
+        code == Some(0)
+    });
+    assert!(mounted && said.contains("answer the kernel: Too many open files"), "{said}");
+    assert_eq!(fs::read(at.join("config.json")).unwrap(), b"{}\n");
+}
+
 #[test]
 fn umount_ends_the_process() {
     if !can_mount() {
