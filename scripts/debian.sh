@@ -34,7 +34,7 @@ define() {
         rust)
             suite=trixie foreign=arm64
             backports=(cargo rustc libstd-rust-dev:arm64)
-            packages+=(gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+            packages+=(gcc g++ libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
             # The stock tool that signatures are compared with.
             packages+=(minisign)
             ;;
