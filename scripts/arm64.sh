@@ -37,7 +37,7 @@ in_system() {
 # change: nobody does either here.
 build() {
     in_system --env CARGO_PROFILE_DEV_DEBUG=0 --env CARGO_INCREMENTAL=0 bash -c 'cd /project &&
-        cargo build --quiet --locked --target "$1" --bins --tests --message-format json \
+        cargo build --quiet --locked --target "$1" --bins --tests --message-format json-render-diagnostics \
             >/project/target/arm64/built.json' build $TARGET
 }
 

@@ -169,7 +169,8 @@ fn start_loopback() -> nix::Result<()> {
     // SAFETY: all zeros are a valid `struct ifreq`, which has numbers and arrays only.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
+        // Signed or not, as the processor has it.
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
     // SAFETY: the socket is open, and SIOCSIFFLAGS reads a `struct ifreq`, which `request` is.
