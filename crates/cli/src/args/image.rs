@@ -332,7 +332,7 @@ pub struct VerifyArgs {
 pub struct PushArgs {
     /// Image: a path, /dev/daxX.Y, fd:N or daxfs://NAME
     pub image: OsString,
-    /// Where to: oci://REGISTRY/REPOSITORY[:TAG]
+    /// Where to: oci://REGISTRY/REPOSITORY:TAG
     pub address: OsString,
     /// Show no progress
     #[arg(short, long)]
