@@ -17,8 +17,8 @@ from typing import Any, Union
 
 import numpy as np
 import onnx
-import onnxruntime
-from google.protobuf.message import DecodeError, Message
+import onnxruntime  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 import daxfs
 from daxfs import _locate
