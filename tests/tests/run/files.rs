@@ -1,6 +1,6 @@
 //! What of the image, of the machine and of what was changed a container sees.
 
-use super::support::{Place, can_run, daxfs, mounts_with};
+use super::support::{Place, can_run, daxfs, mounts_with, said};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -153,4 +153,46 @@ fn what_the_caller_has_open_is_not_the_containers() {
     // And the directory that is listed.
     assert_eq!((text.as_str(), status), ("0\n1\n2\n3\nof the image\n", 0));
     assert_eq!(fs::metadata(place.path("image.daxfs")).unwrap().ino(), file.metadata().unwrap().ino());
+}
+
+#[test]
+fn what_is_open_while_it_starts_is_no_way_out_of_it() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    fs::write(place.path("secret"), "of the machine\n").unwrap();
+    // The caller has a directory open, as some do without knowing.
+    let open = fs::File::open(place.path("")).unwrap();
+    nix::fcntl::fcntl(&open, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let far = format!("../../../../../..{}", place.path("secret").display());
+    let script = format!("pwd; for name in secret ../secret {far}; do cat $name; done; true");
+    let link = place.path("root/etc/resolv.conf");
+    for number in 3..14 {
+        let at = format!("/proc/self/fd/{number}");
+        for name in ["made", "../made"] {
+            let _ = fs::remove_file(&link);
+            // Where a file of the machine is put.
+            symlink(format!("{at}/{name}-{number}"), &link).unwrap();
+            place.run(&["--upper", "changes", "root", "--", "true"]);
+            // What is made for the command.
+            place.run(&["--upper", "changes", "--workdir", &format!("{at}/{name}"), "root", "--", "true"]);
+        }
+        let (text, status) =
+            place.run(&["--upper", "changes", "--workdir", &at, "root", "--", "sh", "-c", &script]);
+        assert!(!text.contains("of the machine"), "descriptor {number}, status {status}: {text}");
+    }
+    // Standard input is the command's, whatever it is.
+    let mut command = place.command(&["--workdir", "/proc/self/fd/0", "root", "--", "cat", "secret"]);
+    let (text, status) = said(&command.stdin(open).output().unwrap());
+    assert!(status == 2 && text.contains("not in the container"), "{status}: {text}");
+    let mut names: Vec<_> =
+        fs::read_dir(place.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["changes", "image.daxfs", "plain.daxfs", "root", "secret"],
+        "something was made outside"
+    );
+    assert!(!place.path("changes/made").exists() && !place.path("root/made").exists());
 }

@@ -79,10 +79,8 @@ pub fn enter(root: &Path, around: &Surroundings<'_>) -> anyhow::Result<()> {
     pivot_root(".", ".").context("pivot_root")?;
     std::env::set_current_dir("/").context("/")?;
 
-    show_processes()?;
     show_system(sys)?;
     show_devices(devices, around.users)?;
-    hide()?;
     temporary(around.read_only)?;
     for (path, tree) in files {
         if let Some(tree) = tree {
@@ -90,19 +88,30 @@ pub fn enter(root: &Path, around: &Surroundings<'_>) -> anyhow::Result<()> {
             let _ = tree?.put_new(Path::new(path));
         }
     }
-    for (bind, tree) in around.binds.iter().zip(around.trees) {
-        let kind = fs::metadata(&bind.target).map(|found| found.is_dir());
-        if kind.is_ok_and(|is_directory| is_directory != tree.is_directory) {
-            bail!(
-                "--bind: {} is a directory, and {} is none, or the other way round",
-                bind.target.display(),
-                bind.source.display()
-            );
-        }
-        tree.put_new(&bind.target)?;
+    // Paths of the image are followed before there is a /proc, in which this process' descriptors lead to the machine.
+    let binds = || around.binds.iter().zip(around.trees);
+    for (bind, tree) in binds().filter(|(bind, _)| !bind.target.starts_with("/proc")) {
+        put_bind(bind, tree)?;
     }
-    // Last, since the kernel shows processes anew only where they are seen already.
+    // The kernel shows processes anew only where they are seen already, so the machine's root goes after that.
+    show_processes()?;
+    hide()?;
+    for (bind, tree) in binds().filter(|(bind, _)| bind.target.starts_with("/proc")) {
+        put_bind(bind, tree)?;
+    }
     umount2(".", MntFlags::MNT_DETACH).context("leaving the machine's root")
+}
+
+fn put_bind(bind: &Bind, tree: &Tree) -> anyhow::Result<()> {
+    let kind = fs::metadata(&bind.target).map(|found| found.is_dir());
+    if kind.is_ok_and(|is_directory| is_directory != tree.is_directory) {
+        bail!(
+            "--bind: {} is a directory, and {} is none, or the other way round",
+            bind.target.display(),
+            bind.source.display()
+        );
+    }
+    tree.put_new(&bind.target)
 }
 
 /// Makes the root read-only, once everything that has to be made in it is there.

@@ -15,6 +15,8 @@
 //! Nothing of it is seen by the machine, and nothing needs to be taken away: mounts go with the processes that have them,
 //! and the processes with this one, also when it is killed.
 
+#![allow(unsafe_code, reason = "closing what is open in the first process")]
+
 mod config;
 mod inside;
 mod namespaces;
@@ -103,6 +105,9 @@ fn be_first(
         users,
     };
     inside::enter(&root, &around)?;
+    // SAFETY: this is the child of `First::start`, which ends by _exit(2) and drops nothing of its callers' frames: not
+    // `parts` either, whose descriptors were used by `enter` for the last time. What follows opens its own.
+    unsafe { process::close_descriptors() }.context("close_range (Linux 5.9)")?;
     process::make_workdir(&program);
     if args.read_only {
         inside::close()?;

@@ -256,9 +256,10 @@ fn become_program(program: &Program, users: Users, signals: &Signals) -> anyhow:
     become_user(&who, users)?;
     umask(Mode::from_bits_truncate(0o022));
     let workdir = &program.workdir;
-    std::env::set_current_dir(workdir).with_context(|| format!("working directory {}", workdir.display()))?;
-    // What the caller of this command has open is not for a container.
-    keep_standard_descriptors().context("close_range (Linux 5.11)")?;
+    let subject = || format!("working directory {}", workdir.display());
+    std::env::set_current_dir(workdir).with_context(subject)?;
+    // Standard input can be a directory of the machine, and a path can lead there by /proc. Such a place has no path here.
+    std::env::current_dir().with_context(|| format!("{}: it is not in the container", subject()))?;
     // The library ignores it.
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: no handler is installed, only the kernel's own way of handling it.
@@ -300,11 +301,19 @@ fn execute(name: &[u8], path: &[u8], args: &[CString], env: &[CString]) -> Errno
     reason
 }
 
-fn keep_standard_descriptors() -> nix::Result<()> {
-    const CLOSE_ON_EXEC: libc::c_uint = 4;
-    // SAFETY: it marks descriptors, and closes none before the program is replaced.
-    let status =
-        unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, CLOSE_ON_EXEC) };
+/// Closes what this process has open beside its standard descriptors: what its caller left open, and what a container was
+/// made with. Paths of an image may lead there by `/proc/self/fd`, and by a directory of the machine to all of it.
+///
+/// # Safety
+///
+/// Nothing that owns a descriptor may be used or dropped after it.
+///
+/// # Errors
+/// What the system says.
+pub unsafe fn close_descriptors() -> nix::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: it closes numbers, whose owners are not used any more, as the caller promises.
+    let status = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
     Errno::result(status).map(drop)
 }
 
