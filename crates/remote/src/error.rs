@@ -114,6 +114,18 @@ pub enum Error {
         /// Bytes that could be had.
         available: u64,
     },
+    /// What is fetched does not fit onto the disk.
+    #[error("{place}: {needed} bytes are fetched into {}, and {available} bytes are free there; TMPDIR names another place", folder.display())]
+    NoSpace {
+        /// The address.
+        place: String,
+        /// Where it is written.
+        folder: std::path::PathBuf,
+        /// Bytes that the registry says it has.
+        needed: u64,
+        /// Bytes that could be had.
+        available: u64,
+    },
     /// The image has no hashes of its files, and one is expected.
     #[error("{place}: the image has no content hash; it was packed without hashes, or by another packer")]
     NoHashes {
@@ -171,6 +183,20 @@ impl Error {
     pub(crate) fn system(what: &'static str, source: std::io::Error) -> Self {
         Self::System { what, source }
     }
+}
+
+/// An error of a library with its causes, those that its text does not name already; without the queries of addresses.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    redacted(&text)
 }
 
 /// A text of a library without the queries of the addresses in it, which may be signatures.

@@ -117,26 +117,46 @@ impl Pull<'_> {
         wanted.push(config);
         wanted.sort_by(|a, b| a.digest.cmp(&b.digest));
         wanted.dedup_by(|a, b| a.digest == b.digest);
-        let sum = wanted.iter().map(|blob| blob.size.unsigned_abs()).fold(0, u64::saturating_add);
-        self.total.fetch_add(sum, Ordering::Relaxed);
-        futures_util::stream::iter(wanted.iter().map(Ok::<_, Error>))
-            .try_for_each_concurrent(AT_ONCE, |blob| self.blob(blob))
+        let mut needed = 0_u64;
+        let mut sized = Vec::with_capacity(wanted.len());
+        for blob in &wanted {
+            let size = u64::try_from(blob.size);
+            let size = size.map_err(|_| self.wrong(&format!("has a blob of {} bytes", blob.size)))?;
+            needed = needed.saturating_add(size);
+            sized.push((blob, size));
+        }
+        self.check_room(needed)?;
+        self.total.fetch_add(needed, Ordering::Relaxed);
+        futures_util::stream::iter(sized.into_iter().map(Ok::<_, Error>))
+            .try_for_each_concurrent(AT_ONCE, |(blob, size)| self.blob(blob, size))
             .await
     }
 
-    async fn blob(&self, blob: &OciDescriptor) -> Result<()> {
+    /// Refuses what does not fit before anything of it is fetched.
+    fn check_room(&self, needed: u64) -> Result<()> {
+        let seen =
+            rustix::fs::statvfs(self.folder).map_err(|errno| Error::system("ask for room", errno.into()))?;
+        let available = seen.f_bavail.saturating_mul(seen.f_frsize);
+        if needed <= available {
+            return Ok(());
+        }
+        let folder = std::fs::canonicalize(self.folder).unwrap_or_else(|_| self.folder.to_owned());
+        Err(Error::NoSpace { place: self.registry.location.to_string(), folder, needed, available })
+    }
+
+    async fn blob(&self, blob: &OciDescriptor, size: u64) -> Result<()> {
         let Some(name) = blob_name(&blob.digest) else {
             return Err(self.wrong(&format!("names a blob by {:?}, which is no SHA-256", blob.digest)));
         };
         let path = self.folder.join(name);
         // Another image of the index has it, too.
         if path.exists() {
-            self.done.fetch_add(blob.size.unsigned_abs(), Ordering::Relaxed);
+            self.done.fetch_add(size, Ordering::Relaxed);
             return Ok(());
         }
         let (mut tries, place) = (0, || self.registry.location.to_string());
         loop {
-            match self.download(blob, &path).await {
+            match self.download(blob, size, &path).await {
                 Err(error) if error.is_worth_again() && tries < self.options.retries => {
                     tries += 1;
                     tokio::time::sleep(std::time::Duration::from_millis(100 << tries.min(7))).await;
@@ -151,7 +171,7 @@ impl Pull<'_> {
     }
 
     /// Writes a blob; its client compares it with its digest at the end.
-    async fn download(&self, blob: &OciDescriptor, path: &Path) -> Result<()> {
+    async fn download(&self, blob: &OciDescriptor, size: u64, path: &Path) -> Result<()> {
         let write = |error| Error::system("write a blob", error);
         let Registry { client, reference, .. } = self.registry;
         let reply = client.pull_blob_stream(reference, blob).await;
@@ -166,8 +186,8 @@ impl Pull<'_> {
             };
             let bytes = bytes.map_err(server)?;
             got = got.saturating_add(bytes.len() as u64);
-            if got > blob.size.unsigned_abs() {
-                return Err(self.wrong(&format!("has a blob of more than the {} bytes it says", blob.size)));
+            if got > size {
+                return Err(self.wrong(&format!("has a blob of more than the {size} bytes it says")));
             }
             file.write_all(&bytes).map_err(write)?;
             let done = self.done.load(Ordering::Relaxed).saturating_add(got);

@@ -165,6 +165,22 @@ fn push_containers(registry: &Registry, repository: &str) {
         .unwrap();
 }
 
+/// Pushes an image again, whose manifest says another length of its first layer.
+fn push_with_size(registry: &Registry, from: &str, to: &str, size: i64) {
+    let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
+    let (client, auth) = (Client::new(config), RegistryAuth::Anonymous);
+    let [from, to] = [from, to].map(|name| registry.name(name).parse::<Reference>().unwrap());
+    let kind = oci_client::manifest::OCI_IMAGE_MEDIA_TYPE;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (bytes, _) = client.pull_manifest_raw(&from, &auth, &[kind]).await.unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        manifest["layers"][0]["size"] = size.into();
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        client.push_manifest_raw(&to, bytes, kind.parse().unwrap()).await.unwrap();
+    });
+}
+
 /// Variables that make this test's own program a packer.
 const PACK: [&str; 3] = ["DAXFS_TEST_INPUT", "DAXFS_TEST_OUTPUT", "DAXFS_TEST_PLATFORM"];
 
@@ -221,6 +237,15 @@ fn container_images_are_packed() {
     let none = format!("oci://{}", registry.name("library/none:v1"));
     let error = packed(&none, None, folder.path()).unwrap_err();
     assert!(error.contains(&format!("{none}: there is no such object")), "{error}");
+    // Lengths that are none, that no disk has room for, and that the bytes do not have.
+    for (size, why) in
+        [(-1, "has a blob of -1 bytes"), (1 << 60, "bytes are free there"), (100, "more than the 100 bytes")]
+    {
+        push_with_size(&registry, "library/tool:amd64", "library/tool:odd", size);
+        let odd = format!("oci://{}", registry.name("library/tool:odd"));
+        let error = packed(&odd, None, folder.path()).unwrap_err();
+        assert!(error.contains(why), "{size}: {error}");
+    }
     // A blob that is another one.
     registry.spoil(&sha256(&layer("etc/name", b"base")));
     let error = packed(&one, None, folder.path()).unwrap_err();

@@ -8,7 +8,7 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_MATCH, LAS
 use reqwest::{Client, Proxy, Response, StatusCode};
 
 use super::{Body, Head, Object, Reading, check_same};
-use crate::error::redacted;
+use crate::error::{redacted, with_causes};
 use crate::{Error, Location, Options, Result};
 
 /// How long the connection to a server may take.
@@ -114,14 +114,7 @@ impl Page {
     /// What the client says; its texts name no address once that is taken away.
     fn failed(&self, error: reqwest::Error) -> Error {
         let again = !(error.is_builder() || error.is_redirect());
-        let error = error.without_url();
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        self.server(&text, again)
+        self.server(&with_causes(&error.without_url()), again)
     }
 }
 

@@ -12,7 +12,7 @@ use oci_client::{Client, Reference};
 
 use super::http::{CONNECT, TOKEN};
 use super::{Body, Head, Object, Reading};
-use crate::error::redacted;
+use crate::error::{redacted, with_causes};
 use crate::{Error, Location, Options, Result};
 
 /// Where artifacts say what a layer's file is called: that of the model specification, and that of `oras`.
@@ -216,14 +216,8 @@ fn failed(location: &Location, error: OciDistributionError) -> Error {
             Error::Server { place, text: redacted(&envelope.to_string()), again }
         }
         E::RequestError(error) => {
-            let error = error.without_url();
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                text = format!("{text}: {error}");
-                cause = error.source();
-            }
-            Error::Server { place, text: redacted(&text), again: !error.is_builder() }
+            let again = !error.is_builder();
+            Error::Server { place, text: with_causes(&error.without_url()), again }
         }
         other => Error::Server { place, text: redacted(&other.to_string()), again: false },
     }

@@ -1,7 +1,6 @@
 //! Objects of S3, Google Cloud Storage and Azure, by the crate `object_store`: credentials, signatures and endpoints are
 //! its business, and come from the environment variables that each cloud's own tools read.
 
-use std::error::Error as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use object_store::path::Path;
 use object_store::{ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use super::{Body, Head, Object, Reading, check_same};
-use crate::error::redacted;
+use crate::error::with_causes;
 use crate::{Error, Location, Options, Result, Scheme};
 
 /// How long a store's own client makes a request again before it is ours to do so.
@@ -59,18 +58,9 @@ impl Stored {
                 Error::NoRanges { place }
             }
             other => {
-                // The outermost text of a cause says where, those below what.
-                let mut text = other.to_string();
-                let mut cause = other.source();
-                while let Some(error) = cause {
-                    let said = error.to_string();
-                    if !text.contains(&said) {
-                        text = format!("{text}: {said}");
-                    }
-                    cause = error.source();
-                }
+                let text = with_causes(&other);
                 let again = !matches!(other, E::UnknownConfigurationKey { .. } | E::InvalidPath { .. });
-                Error::Server { place, text: redacted(&text), again }
+                Error::Server { place, text, again }
             }
         }
     }
