@@ -199,8 +199,19 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     redacted(&text)
 }
 
-/// A text of a library without the queries of the addresses in it, which may be signatures.
+/// A text of a library or a server without the queries of the addresses in it, which may be signatures, and with escapes
+/// for what could change a terminal.
 pub(crate) fn redacted(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in without_secrets(text).chars() {
+        let reorders =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}');
+        if c.is_control() || reorders { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+fn without_secrets(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -232,6 +243,7 @@ mod tests {
             ("https://h/a@b", "https://h/a@b"),
             ("why? because", "why? because"),
             ("://?", "://"),
+            ("a\u{1b}[31m\n\u{202e}b", "a\\u{1b}[31m\\n\\u{202e}b"),
         ] {
             assert_eq!(redacted(text), said);
         }
