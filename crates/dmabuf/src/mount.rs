@@ -16,7 +16,7 @@ use rustix::mount::{
 
 use crate::error::{Error, Result};
 use crate::fd::{fd_link, fd_name};
-use crate::loops::LoopDevice;
+use crate::loops::{Backing, LoopDevice};
 
 /// Memory that the kernel can mount.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,7 @@ pub enum Mountable<'a> {
     },
 }
 
+const CHANGED: &str = "somebody has given the device to another file meanwhile; try again";
 const NO_RIGHTS: &str = "mounting takes CAP_SYS_ADMIN, and that of the first user namespace";
 
 /// Mounts the image in `memory` at the directory `at`, by the kernel's module `daxfs` (format version 8), which also
@@ -74,13 +75,15 @@ pub fn mount(memory: Mountable<'_>, at: &Path, backing: Option<&Path>) -> Result
 pub enum ErofsMount {
     /// The file itself (Linux 6.12).
     File,
-    /// This loop device, which goes with the mount.
+    /// This loop device, which goes with its last mount.
     Loop(PathBuf),
 }
 
-/// Mounts the EROFS that begins at byte `offset` of a file or memfd, and has `len` bytes, at the directory `at`: the file
-/// itself where the kernel does that, by a loop device otherwise. In both cases what is read comes into the page cache,
-/// also of memory. Set-user-ID bits, file capabilities and device nodes are of no effect there (`nosuid`, `nodev`).
+/// Mounts the EROFS that begins at byte `offset` of a file or memfd, and has `len` bytes, at the directory `at`. All mounts
+/// of the same bytes, by whatever process, have one loop device and so one copy in the page cache; of a file on a disk
+/// that is the only one, of memory a second. `state` is another number when the contents are others: mounts after that
+/// do not see pages that were read before. Without loop devices the kernel mounts the file itself, where it does that.
+/// Set-user-ID bits, file capabilities and device nodes are of no effect there (`nosuid`, `nodev`).
 ///
 /// The kernel believes what it finds, and reads it again and again: mount only what was checked before, and what only
 /// those write who may bring the kernel down.
@@ -88,23 +91,35 @@ pub enum ErofsMount {
 /// # Errors
 /// [`Error::Unavailable`] when the kernel has no EROFS or no loop devices; [`Error::Refused`] without CAP_SYS_ADMIN, and
 /// with the kernel's own words; [`Error::Os`] with what else it answers.
-pub fn mount_erofs(fd: BorrowedFd<'_>, offset: u64, len: u64, at: &Path) -> Result<ErofsMount> {
+pub fn mount_erofs(fd: BorrowedFd<'_>, offset: u64, len: u64, state: u64, at: &Path) -> Result<ErofsMount> {
     let point = mount_point(at)?;
-    let shown = fd_link(fd).unwrap_or_default();
-    // The kernel takes files by their paths.
-    let is_here = std::fs::File::open(&shown).is_ok_and(|file| same_file(file.as_fd(), fd));
-    if offset == 0 && is_here {
-        match configure_erofs(&shown) {
-            Ok(tree) => return put(tree.as_fd(), point.as_fd(), at).map(|()| ErofsMount::File),
-            // Older kernels and files on a tmpfs (ENOTBLK), and what else a disk may do better than a file.
-            Err(Error::Os { .. } | Error::Refused { .. }) => {}
-            Err(error) => return Err(error),
+    let backing = Backing { fd, offset, len, state };
+    let device = match LoopDevice::of(backing) {
+        Ok(device) => device,
+        Err(error) => {
+            let file = mount_file(backing).ok_or(error)?;
+            return put(file.as_fd(), point.as_fd(), at).map(|()| ErofsMount::File);
         }
-    }
-    let device = LoopDevice::attach(fd, offset, len, &shown)?;
+    };
     let tree = configure_erofs(device.path())?;
+    if !device.is_of(backing) {
+        return Err(refused(
+            "LOOP_GET_STATUS64",
+            device.path().display().to_string(),
+            Errno::BUSY,
+            CHANGED.into(),
+        ));
+    }
     put(tree.as_fd(), point.as_fd(), at)?;
     Ok(ErofsMount::Loop(device.path().to_path_buf()))
+}
+
+/// Mounts all of a file without a device (Linux 6.12), where its file system allows it.
+fn mount_file(backing: Backing<'_>) -> Option<OwnedFd> {
+    // The kernel takes files by their paths.
+    let path = fd_link(backing.fd).filter(|_| backing.offset == 0)?;
+    std::fs::File::open(&path).ok().filter(|file| same_file(file.as_fd(), backing.fd))?;
+    configure_erofs(&path).ok()
 }
 
 /// Has EROFS read a file or a device.

@@ -59,6 +59,69 @@ fn an_image_with_a_view_is_mounted_by_erofs() {
     dmabuf::unmount(&place.at()).unwrap();
 }
 
+/// Pages that one mount has read are there for all: one file system, by one device.
+#[test]
+fn mounts_of_one_image_have_one_copy_and_others_have_their_own() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let (place, other) = (with_view(), with_view());
+    let at: Vec<_> = ["a", "b", "c", "d"].map(|name| place.at().join(name)).into();
+    // The mount points lie in a tmpfs that goes with the place.
+    let tmpfs = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &place.at(), Some("tmpfs"), tmpfs, None::<&str>).unwrap();
+    at.iter().for_each(|at| fs::create_dir(at).unwrap());
+    let mount = |image: &std::path::Path, at: &std::path::Path| {
+        let output = mount_command(&[image, at, "--as".as_ref(), "erofs".as_ref()].map(AsRef::as_ref));
+        assert!(output.status.success(), "{}", text(&output));
+        fs::metadata(at).unwrap().dev()
+    };
+    let first = mount(&place.image(), &at[0]);
+    assert_eq!(mount(&place.image(), &at[1]), first);
+    assert_ne!(mount(&other.image(), &at[2]), first);
+    // It lives as long as one of its mounts.
+    dmabuf::unmount(&at[0]).unwrap();
+    assert_same(&tree::on_disk(&at[1]), &tree::on_disk(&place.tree()));
+    assert_eq!(mount(&place.image(), &at[0]), first);
+    // What was written into the file since is not mixed with pages of before.
+    fs::write(place.tree().join("config.json"), "{\"changed\": true}\n").unwrap();
+    let next = place.tree().with_file_name("next");
+    Packer::new().input(place.tree()).exact(true).plan().unwrap().write_file(&next).unwrap();
+    let file = fs::File::options().write(true).open(place.image()).unwrap();
+    std::io::copy(&mut fs::File::open(&next).unwrap(), &mut &file).unwrap();
+    assert_ne!(mount(&place.image(), &at[3]), first);
+    assert_same(&tree::on_disk(&at[3]), &tree::on_disk(&place.tree()));
+    at.iter().for_each(|at| dmabuf::unmount(at).unwrap());
+}
+
+/// Containers that start at once have one copy too.
+#[test]
+fn mounts_that_begin_together_have_one_copy() {
+    if !can_mount() || !has_erofs() {
+        return;
+    }
+    let place = with_view();
+    let tmpfs = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &place.at(), Some("tmpfs"), tmpfs, None::<&str>).unwrap();
+    let image = daxfs::OpenOptions::new().sealed_copy(true).open(place.image()).unwrap();
+    let points: Vec<_> = (0..8).map(|i| place.at().join(i.to_string())).collect();
+    let barrier = std::sync::Barrier::new(points.len());
+    let devices: Vec<u64> = std::thread::scope(|scope| {
+        let (image, barrier) = (&image, &barrier);
+        let mounts = points.iter().map(|at| {
+            scope.spawn(move || {
+                fs::create_dir(at).unwrap();
+                barrier.wait();
+                image.mount_erofs(at).unwrap();
+                fs::metadata(at).unwrap().dev()
+            })
+        });
+        mounts.collect::<Vec<_>>().into_iter().map(|mount| mount.join().unwrap()).collect()
+    });
+    points.iter().for_each(|at| dmabuf::unmount(at).unwrap());
+    assert!(devices.iter().all(|device| *device == devices[0]), "{devices:?}");
+}
+
 /// EROFS has no blocks that are larger than a page.
 #[test]
 fn an_image_for_larger_pages_is_mounted_by_fuse() {

@@ -7,10 +7,14 @@ use dmabuf::{ErofsMount, FdKind};
 use crate::error::{Error, Result};
 use crate::{Image, Verify};
 
+/// Bytes with the superblocks and the record of generations.
+const FIRST_BLOCK: usize = 4096;
+
 impl Image {
     /// Has the kernel mount the image at a directory, by its EROFS: the view that the packer made, after it was compared
     /// with the image's own tree ([`Image::check_erofs`]). For images in files and memfds. What is read comes into the
-    /// page cache; an image on persistent memory is mounted in place, by mount(8) with `dax=always`.
+    /// page cache, once for all mounts of the image; one on persistent memory is mounted in place, by mount(8) with
+    /// `dax=always`.
     ///
     /// Programs do not get other rights by set-user-ID bits and capabilities, and device nodes do nothing.
     /// [`dmabuf::unmount`] or umount(8) takes the mount away; the image stays.
@@ -35,7 +39,19 @@ impl Image {
         let Some(fd) = region.fd() else {
             return Err(Error::NotMountable { why: "it has no descriptor".to_owned() });
         };
-        Ok(dmabuf::mount_erofs(fd, region.offset(), region.len(), at.as_ref())?)
+        Ok(dmabuf::mount_erofs(fd, region.offset(), region.len(), self.state()?, at.as_ref())?)
+    }
+
+    /// A number for what the image's memory has now. Whoever changes an image in place changes its first block: a
+    /// generation, or another superblock.
+    fn state(&self) -> Result<u64> {
+        let view = self.region().view();
+        let mut block = [0; FIRST_BLOCK];
+        let len = FIRST_BLOCK.min(view.len());
+        view.read_at(0, &mut block[..len])?;
+        let mut number = [0; 8];
+        number.copy_from_slice(&blake3::hash(&block).as_bytes()[..8]);
+        Ok(u64::from_le_bytes(number))
     }
 
     /// Why the kernel's EROFS cannot mount the image, as far as that is up to the image and its memory.
