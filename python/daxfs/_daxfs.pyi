@@ -122,6 +122,7 @@ class _Summary(TypedDict):
     hard_links: int
     tensors: int
     skipped: list[str]
+    fetched: str | None
     left_out: list[str]
     mode: str | None
     pages: _Memory | None

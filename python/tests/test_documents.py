@@ -52,7 +52,7 @@ LEFT_OUT = {
     "ml.md": {"engine": 1},
     "mounting.md": {"mount": 4, "root": 1},
     "plans.md": {"gpu": 1},
-    "remote.md": {"store": 1},
+    "remote.md": {"store": 2},
     "rootfs.md": {"mount": 1},
     "sources.md": {"root": 2},
     "systemd.md": {"systemd": 2},

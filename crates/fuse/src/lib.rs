@@ -34,6 +34,7 @@ mod files;
 mod mount;
 mod options;
 mod point;
+mod queues;
 mod shown;
 mod signals;
 mod watch;

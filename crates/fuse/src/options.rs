@@ -181,7 +181,7 @@ impl Options {
         let processors = || std::thread::available_parallelism().map_or(2, usize::from);
         config.n_threads = Some(self.threads.unwrap_or_else(|| processors().clamp(2, MOST_THREADS)));
         // A queue for each thread.
-        config.clone_fd = true;
+        config.clone_fd = crate::queues::are_known();
         config
     }
 }

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 /// The device that files of archives are on: no file system has it.
 const DEVICE: u64 = u64::MAX;
 
-/// Where layers are kept meanwhile, unless `TMPDIR` says it.
+/// Where what is fetched is kept meanwhile, unless `TMPDIR` says it.
 const SPOOL: &str = "/var/tmp";
 
 /// The attribute with the capabilities of a file.
@@ -155,19 +155,28 @@ pub(crate) fn scan(source: &Source, rules: &Rules, threads: Threads) -> Result<T
     Ok(tree)
 }
 
-/// Has `daxfs-remote` fetch what is needed of an image in a registry into an image layout.
-fn fetch(address: &str, settings: &Settings) -> Result<TempDir> {
+/// A directory for what is fetched, which goes with what it gives.
+pub(crate) fn spool(prefix: &str) -> Result<TempDir> {
     let place = std::env::var_os("TMPDIR").filter(|place| !place.is_empty());
     let place = place.map_or_else(|| PathBuf::from(SPOOL), PathBuf::from);
-    let folder = tempfile::Builder::new().prefix("daxfs-oci-").tempdir_in(&place);
-    let folder = folder.map_err(|error| Error::io("make a directory in", &place, error))?;
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(&place);
+    folder.map_err(|error| Error::io("make a directory in", &place, error))
+}
+
+/// Has `daxfs-remote` fetch what is needed of an image in a registry into an image layout.
+fn fetch(address: &str, settings: &Settings) -> Result<TempDir> {
+    let folder = spool("daxfs-oci-")?;
     let opened = File::open(folder.path()).map_err(|error| Error::io("open", folder.path(), error))?;
     let platform = settings.platform.clone().unwrap_or_else(Platform::host).to_string();
     let address = match RemoteAddress::parse(address.as_ref()) {
         Some(address) => address.map_err(Error::Fetch)?,
         None => return Err(name_error(Path::new(address), "is no address")),
     };
-    match address.pull_layout(opened.as_fd(), &platform, &mut |_, _| !settings.progress.cancelled()) {
+    let mut told = |done, total| {
+        settings.progress.fetching(done, total);
+        !settings.progress.cancelled()
+    };
+    match address.pull_layout(opened.as_fd(), &platform, &mut told) {
         Ok(_) => Ok(folder),
         Err(daxfs::Error::Cancelled) => Err(Error::Cancelled),
         Err(error) => Err(Error::Fetch(error)),

@@ -144,7 +144,7 @@ pub enum Error {
     /// A container image or an archive is damaged, or not taken.
     #[error(transparent)]
     Archive(daxfs_oci::Error),
-    /// A container image cannot be fetched.
+    /// A container image, or a tree of files, cannot be fetched.
     #[error(transparent)]
     Fetch(daxfs::Error),
     /// Shared memory could not be made, mapped or described.

@@ -72,6 +72,7 @@ mod progress;
 mod publish;
 mod reflink;
 mod regions;
+mod remote;
 mod reserve;
 mod scan;
 mod selection;

@@ -122,8 +122,10 @@ impl Packer {
     }
 
     /// Adds a file or directory, or a container image or archive by its name: `oci:DIR[:TAG]`,
-    /// `oci://REGISTRY/REPOSITORY[:TAG]` (which the program daxfs-remote fetches), `docker-archive:FILE[:NAME]`, `tar:FILE` ([`daxfs_oci::Source`]), whose root becomes that of the image; `./` in
-    /// front of a path that begins so makes it a path. A single directory becomes the root of the image; a single file, and each of
+    /// `oci://REGISTRY/REPOSITORY[:TAG]`, `docker-archive:FILE[:NAME]`, `tar:FILE` ([`daxfs_oci::Source`]), or a tree of files
+    /// that lies elsewhere: `hf://ORG/NAME[@REVISION]`, `s3://BUCKET/FOLDER/` ([`daxfs::RemoteAddress::is_tree`]). Its root
+    /// becomes that of the image; `./` in front of a path that begins so makes it a path. What lies elsewhere the program
+    /// daxfs-remote fetches, when it is planned, into `TMPDIR` or `/var/tmp`. A single directory becomes the root of the image; a single file, and each of
     /// several inputs, lies in the root under its base name. Inputs that are symbolic links are followed; what becomes
     /// of links below them, [`Packer::links`] says.
     #[must_use]

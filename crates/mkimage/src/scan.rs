@@ -4,6 +4,7 @@
 use crate::archive;
 use crate::links::{self, Links};
 use crate::parallel::Threads;
+use crate::remote;
 use crate::selection::{Choice, Selection};
 use crate::source::{Sort, kind_of};
 use crate::tree::{Input, Kind, ROOT, Tree};
@@ -39,12 +40,26 @@ pub(crate) struct Rules {
 /// [`Error::NoInput`], [`Error::DuplicateName`], and those of the walk and of the links.
 pub(crate) fn scan(inputs: &[PathBuf], rules: &Rules, threads: Threads) -> Result<Tree> {
     for input in inputs {
-        let Some(source) = daxfs_oci::Source::parse(input)? else { continue };
-        if inputs.len() > 1 {
-            let why = format!("{source} becomes the root of an image, and is packed alone");
-            return Err(Error::Setting { option: "INPUT", why });
+        let alone = |source: String| match inputs.len() {
+            1 => Ok(()),
+            _ => {
+                let why = format!("{source} becomes the root of an image, and is packed alone");
+                Err(Error::Setting { option: "INPUT", why })
+            }
+        };
+        if let Some(source) = daxfs_oci::Source::parse(input)? {
+            alone(source.to_string())?;
+            return archive::scan(&source, rules, threads);
         }
-        return archive::scan(&source, rules, threads);
+        if let Some(address) = remote::address(input)? {
+            alone(address.to_string())?;
+            let fetched = remote::fetch(&address, rules)?;
+            let mut tree = scan(&[fetched.root()], rules, threads)?;
+            tree.left_out.extend_from_slice(&fetched.left_out);
+            tree.left_out.sort_unstable();
+            tree.fetched = Some(fetched);
+            return Ok(tree);
+        }
     }
     let mut tree = Tree::default();
     match inputs {
@@ -82,6 +97,10 @@ pub(crate) fn base_name(path: &Path) -> Result<OsString> {
     if let Some(source) = daxfs_oci::Source::parse(path)? {
         let none = || name_error(path, "has no name that an image could be called after; name the file");
         return source.base_name().ok_or_else(none);
+    }
+    if let Some(address) = remote::address(path)? {
+        let none = || name_error(path, "has no name that an image could be called after; name the file");
+        return remote::base_name(&address).map(OsString::from).ok_or_else(none);
     }
     let resolved = match path.file_name() {
         Some(name) => return Ok(name.to_owned()),

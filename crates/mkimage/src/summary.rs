@@ -68,6 +68,8 @@ pub struct Summary {
     pub tensors: u64,
     /// Special files that were left out.
     pub skipped: Vec<String>,
+    /// What was fetched to be packed: of a repository at the commit of that moment; `null` for what lay here.
+    pub fetched: Option<String>,
     /// What globs and the like left out, by its path in the image; directories end in a slash, and what lies in them is
     /// not listed.
     pub left_out: Vec<String>,
@@ -135,6 +137,7 @@ impl Summary {
             hard_links: names - u64::from(layout.numbers.count()),
             tensors: if layout.shape.index.is_some() { plan.tensors() } else { 0 },
             skipped: plan.tree.skipped.iter().map(|path| path.display().to_string()).collect(),
+            fetched: plan.tree.fetched.as_ref().map(|fetched| fetched.address.to_string()),
             left_out: plan.tree.left_out.iter().map(|path| path.display().to_string()).collect(),
             lost: lost(plan),
             mode: None,
@@ -236,6 +239,9 @@ impl fmt::Display for Summary {
         }
         if self.verified {
             write!(f, ", verified")?;
+        }
+        if let Some(address) = &self.fetched {
+            write!(f, "\nfetched from {address}")?;
         }
         if let Some(why) = &self.no_erofs {
             write!(f, "\nno EROFS view: {why}")?;

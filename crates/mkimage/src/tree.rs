@@ -4,6 +4,7 @@
 //! the same whatever order the file system lists it in. Names and link targets lie in one arena.
 
 use crate::archive::Archive;
+use crate::remote::Fetched;
 use crate::{Error, Result};
 use daxfs::format::{S_IFLNK, S_IFMT};
 use nix::sys::stat::FileStat;
@@ -122,6 +123,8 @@ pub(crate) struct Tree {
     pub(crate) dangling_names: Vec<String>,
     /// Where contents lie, when the source is no tree of files.
     pub(crate) archive: Option<Archive>,
+    /// What was fetched to be packed, as long as the tree is needed.
+    pub(crate) fetched: Option<Fetched>,
 }
 
 impl Tree {

@@ -1,4 +1,4 @@
-//! Parts in parallel, into the memory: more at a time while that helps, again where they fail.
+//! Parts in parallel, into memory or a file: more at a time while that helps, again where they fail.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::check::Check;
 use crate::object::Object;
 use crate::plan::{Part, Piece};
-use crate::target::Target;
+use crate::sink::Sink;
 use crate::{Error, Location, Options, Result};
 
 /// Requests at a time at the beginning.
@@ -59,10 +59,10 @@ impl Fetch {
         Error::Image { place: self.place(), source: Box::new(source) }
     }
 
-    /// Fetches parts into the memory, and compares their pieces, on all threads.
+    /// Fetches parts into the sink, and compares their pieces, on all threads.
     pub(crate) async fn all(
         self: &Arc<Self>,
-        target: &Arc<Target>,
+        sink: &Arc<Sink>,
         parts: Vec<Part>,
         total: Option<&Arc<Total>>,
     ) -> Result<()> {
@@ -77,8 +77,8 @@ impl Fetch {
             while running.len() < limit
                 && let Some(part) = waiting.next()
             {
-                let (fetch, target, total) = (Arc::clone(self), Arc::clone(target), total.cloned());
-                running.spawn(async move { fetch.part(&target, part, total.as_deref()).await });
+                let (fetch, sink, total) = (Arc::clone(self), Arc::clone(sink), total.cloned());
+                running.spawn(async move { fetch.part(&sink, part, total.as_deref()).await });
             }
             match running.join_next().await {
                 Some(Ok(result)) => result?,
@@ -98,12 +98,12 @@ impl Fetch {
     }
 
     /// Fetches a part, and makes the request again from where it failed.
-    async fn part(&self, target: &Target, part: Part, total: Option<&Total>) -> Result<()> {
+    async fn part(&self, sink: &Sink, part: Part, total: Option<&Total>) -> Result<()> {
         let mut at = part.range.start;
         let (mut tries, mut wait) = (0, WAIT);
         while at < part.range.end {
             let before = at;
-            let Err(error) = self.request(target, &part, &mut at, total).await else { continue };
+            let Err(error) = self.request(sink, &part, &mut at, total).await else { continue };
             // One that got far is no repetition of the same failure.
             if at - before >= self.options.least {
                 (tries, wait) = (0, WAIT);
@@ -121,11 +121,11 @@ impl Fetch {
 
     /// One request for what is left of a part. `at` is moved behind what came and need not be fetched again, also where
     /// the request fails.
-    async fn request(&self, target: &Target, part: &Part, at: &mut u64, total: Option<&Total>) -> Result<()> {
+    async fn request(&self, sink: &Sink, part: &Part, at: &mut u64, total: Option<&Total>) -> Result<()> {
         let range = *at..part.range.end;
         let mut check = Check::new(part, range.start);
         let mut offset = range.start;
-        let received = self.receive(target, &range, &mut check, &mut offset, total).await;
+        let received = self.receive(sink, &range, &mut check, &mut offset, total).await;
         // What came of a piece that is not whole, or is wrong, is fetched again, and is not done.
         *at = if received.is_ok() { offset } else { check.resume() };
         if let Some(total) = total {
@@ -137,7 +137,7 @@ impl Fetch {
     /// Receives a range. `offset` is behind what came.
     async fn receive(
         &self,
-        target: &Target,
+        sink: &Sink,
         range: &Range<u64>,
         check: &mut Check<'_>,
         offset: &mut u64,
@@ -152,7 +152,7 @@ impl Fetch {
             if end > range.end {
                 return Err(wrong(format!("at least {} bytes", end - range.start)));
             }
-            target.write(*offset, &bytes)?;
+            sink.write(*offset, &bytes)?;
             *offset = end;
             let told = self.tell(total, bytes.len() as u64);
             check.update(&bytes).map_err(|piece| self.wrong(piece))?;

@@ -125,23 +125,11 @@ impl Pull<'_> {
             needed = needed.saturating_add(size);
             sized.push((blob, size));
         }
-        self.check_room(needed)?;
+        check_room(&self.registry.location.to_string(), self.folder, needed)?;
         self.total.fetch_add(needed, Ordering::Relaxed);
         futures_util::stream::iter(sized.into_iter().map(Ok::<_, Error>))
             .try_for_each_concurrent(AT_ONCE, |(blob, size)| self.blob(blob, size))
             .await
-    }
-
-    /// Refuses what does not fit before anything of it is fetched.
-    fn check_room(&self, needed: u64) -> Result<()> {
-        let seen =
-            rustix::fs::statvfs(self.folder).map_err(|errno| Error::system("ask for room", errno.into()))?;
-        let available = seen.f_bavail.saturating_mul(seen.f_frsize);
-        if needed <= available {
-            return Ok(());
-        }
-        let folder = std::fs::canonicalize(self.folder).unwrap_or_else(|_| self.folder.to_owned());
-        Err(Error::NoSpace { place: self.registry.location.to_string(), folder, needed, available })
     }
 
     async fn blob(&self, blob: &OciDescriptor, size: u64) -> Result<()> {
@@ -207,6 +195,17 @@ impl Pull<'_> {
     fn wrong(&self, why: &str) -> Error {
         Error::Server { place: self.registry.location.to_string(), text: redacted(why), again: false }
     }
+}
+
+/// Refuses what does not fit before anything of it is fetched.
+pub(crate) fn check_room(place: &str, folder: &Path, needed: u64) -> Result<()> {
+    let seen = rustix::fs::statvfs(folder).map_err(|errno| Error::system("ask for room", errno.into()))?;
+    let available = seen.f_bavail.saturating_mul(seen.f_frsize);
+    if needed <= available {
+        return Ok(());
+    }
+    let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    Err(Error::NoSpace { place: place.to_owned(), folder, needed, available })
 }
 
 /// The place of a blob in a layout. `None` for what is no SHA-256: a hostile name could lead elsewhere.

@@ -1,8 +1,8 @@
 //! DAXFS images from object stores and web servers.
 //!
-//! [`push`] writes one into a registry. [`Remote::load`] reads an image by ranges, in parallel, into a memfd, compares what arrives with the hashes that the
+//! [`Remote::load`] reads an image by ranges, in parallel, into a memfd, compares what arrives with the hashes that the
 //! image has of its files, and seals the memory. [`Remote::metadata`] reads what names, shapes and listings need, and
-//! nothing else.
+//! nothing else. [`push`] writes an image into a registry; [`pull_tree`] and [`pull_layout`] fetch what is packed.
 //!
 //! ```text
 //! Location  s3://models/llama.daxfs, https://host/llama.daxfs ...        location.rs
@@ -10,6 +10,7 @@
 //! metadata  superblock, inodes, directories, index: a few requests       metadata.rs
 //! Plan      parts that are fetched at once, and what each has to be      plan.rs
 //! fetch     parts in parallel, again where they fail, into the memory    fetch.rs
+//! tree      files of folders and repositories, for the packer            tree.rs
 //! ```
 //!
 //! A server is hostile until what it sent is compared: lengths are bounded before memory is made, ranges have to be those
@@ -31,8 +32,10 @@ mod options;
 mod plan;
 mod push;
 mod remote;
+mod sink;
 pub mod talk;
 mod target;
+mod tree;
 
 pub use error::{Error, Result};
 pub use layout::pull_layout;
@@ -40,3 +43,4 @@ pub use location::{Location, Scheme};
 pub use options::{Options, Progress};
 pub use push::push;
 pub use remote::{Loaded, Remote};
+pub use tree::{list_tree, pull_tree};

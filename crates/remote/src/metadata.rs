@@ -135,7 +135,9 @@ impl Wanted<'_> {
             return Err(Error::TooMuch { place, what, got: bytes, bound: self.fetch.options.max_metadata });
         }
         self.limit -= bytes;
-        self.fetch.all(target, missing.iter().cloned().map(crate::plan::Part::of).collect(), None).await?;
+        self.fetch
+            .all(target.sink(), missing.iter().cloned().map(crate::plan::Part::of).collect(), None)
+            .await?;
         target.note(missing);
         Ok(())
     }

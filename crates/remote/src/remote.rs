@@ -46,7 +46,8 @@ impl Remote {
         let runtime =
             Builder::new_multi_thread().worker_threads(threads).thread_name("remote").enable_all().build();
         let runtime = runtime.map_err(|error| Error::system("start threads", error))?;
-        let object = runtime.block_on(with_retries(location, &options))?;
+        let object = async || object::open(location, &options).await;
+        let object = runtime.block_on(with_retries(&options, object))?;
         let fetch = Fetch { object, location: location.clone(), options };
         Ok(Self { runtime, fetch: Arc::new(fetch) })
     }
@@ -94,7 +95,7 @@ impl Remote {
         target.populate()?;
         let total = Arc::new(Total::new(target.held(), len));
         fetch.tell(Some(&total), 0)?;
-        self.runtime.block_on(fetch.all(&target, plan.parts, Some(&total)))?;
+        self.runtime.block_on(fetch.all(target.sink(), plan.parts, Some(&total)))?;
         self.check_later(&target, &plan.later)?;
         let fd = sealed(target)?;
         if let Some(expected) = fetch.object.digest(content_hash.is_some()) {
@@ -186,11 +187,11 @@ fn sealed(target: Arc<Target>) -> Result<OwnedFd> {
     target.seal()
 }
 
-/// Opens an object; a server that is not there yet may be in a moment.
-async fn with_retries(location: &Location, options: &Options) -> Result<Arc<dyn object::Object>> {
+/// Asks again where that may help: a server that is not there yet may be in a moment.
+pub(crate) async fn with_retries<T>(options: &Options, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let mut tries = 0;
     loop {
-        match object::open(location, options).await {
+        match ask().await {
             Err(error) if error.is_worth_again() && tries < options.retries.min(3) => {
                 tries += 1;
                 tokio::time::sleep(std::time::Duration::from_millis(200 << tries)).await;
@@ -198,7 +199,7 @@ async fn with_retries(location: &Location, options: &Options) -> Result<Arc<dyn 
                     return Err(Error::Cancelled);
                 }
             }
-            opened => return opened,
+            done => return done,
         }
     }
 }

@@ -8,17 +8,22 @@
 //! | `fetch metadata HASH ADDRESS` | the other process | what listings need of it |
 //! | `push OFFSET LENGTH ADDRESS` and a descriptor | the other process | into a registry; a part of the descriptor's memory |
 //! | `layout PLATFORM ADDRESS` and a descriptor | the other process | a container image into an image layout; of an empty directory |
+//! | `list ADDRESS` and a descriptor | the other process | a tree of files, into the file `listing` of a directory |
+//! | `tree ADDRESS` and a descriptor | the other process | files of a tree, those in `wanted` of a directory, into its `files` |
 //! | `progress DONE TOTAL` | the program | bytes so far, of how many |
 //! | `image LENGTH HASH` and a descriptor | the program | the end: sealed memory; the content hash, or `-` |
 //! | `metadata LENGTH HASH` and a descriptor | the program | the end: memory with the metadata alone, sealed |
 //! | `pushed DIGEST` | the program | the end: the manifest's digest |
 //! | `layout DIGEST` | the program | the end: the digest that the address names |
+//! | `listed ADDRESS` | the program | the end: the address that has this content |
+//! | `tree COUNT` | the program | the end: how many files are there |
 //! | `error KIND TEXT` | the program | the end: `KIND` is one word of [`kind`] |
 //!
 //! The address goes by the socket since it may hold a signature, and arguments are seen by everybody. When the other process
 //! closes the socket, nobody wants the image any more.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -54,6 +59,8 @@ enum Request {
     Fetch { location: Location, wanted: Wanted, expect: Option<ContentHash> },
     Push { location: Location, offset: u64, len: u64 },
     Layout { location: Location, platform: String },
+    List { location: Location },
+    Tree { location: Location },
 }
 
 impl Request {
@@ -72,6 +79,11 @@ impl Request {
             "layout" => {
                 let platform = word()?.to_owned();
                 return Ok(Self::Layout { location: word()?.parse()?, platform });
+            }
+            verb @ ("list" | "tree") => {
+                let (_, address) = text.split_once(' ').unwrap_or_default();
+                let location = Location::tree(address)?;
+                return Ok(if verb == "list" { Self::List { location } } else { Self::Tree { location } });
             }
             _ => return Err(wrong("is none that this version knows")),
         }
@@ -110,9 +122,17 @@ pub fn serve(socket: OwnedFd) -> bool {
             }
             Request::Layout { location, platform } => {
                 let folder = memory.ok_or_else(wrong)?;
-                let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
-                let digest = crate::pull_layout(&location, path.as_ref(), &platform, &options)?;
+                let digest = crate::pull_layout(&location, &path_of(&folder), &platform, &options)?;
                 Ok((format!("layout {digest}"), None))
+            }
+            Request::List { location } => {
+                let folder = memory.ok_or_else(wrong)?;
+                let location = crate::list_tree(&location, &path_of(&folder), &options)?;
+                Ok((format!("listed {location}"), None))
+            }
+            Request::Tree { location } => {
+                let folder = memory.ok_or_else(wrong)?;
+                Ok((format!("tree {}", crate::pull_tree(&location, &path_of(&folder), &options)?), None))
             }
             Request::Push { location, offset, len } => {
                 let image = |source| Error::Image { place: location.to_string(), source: Box::new(source) };
@@ -127,6 +147,11 @@ pub fn serve(socket: OwnedFd) -> bool {
         Err(error) => (failure(error), None),
     };
     say(socket.as_fd(), &text, fd) && ended.is_ok()
+}
+
+/// A directory by its descriptor.
+fn path_of(folder: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()))
 }
 
 fn fetch(location: &Location, wanted: Wanted, options: Options) -> Result<(String, OwnedFd)> {

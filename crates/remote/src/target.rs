@@ -4,20 +4,19 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use daxfs::Region;
 use dmabuf::{HugePages, Mapping, Memfd, Seals};
 
+use crate::sink::Sink;
 use crate::{Error, Result};
 
 /// A memfd of an image's length. What was not written is zero, and takes no memory.
 #[derive(Debug)]
 pub(crate) struct Target {
     memfd: Memfd,
-    file: File,
-    len: u64,
+    sink: Arc<Sink>,
     /// What is there, in ascending order; neighbours are joined.
     there: Mutex<Vec<Range<u64>>>,
 }
@@ -28,22 +27,16 @@ impl Target {
         let memfd = Memfd::create("daxfs-remote", len, pages)?;
         let fd =
             memfd.as_fd().try_clone_to_owned().map_err(|error| Error::system("duplicate a memfd", error))?;
-        Ok(Self { memfd, file: File::from(fd), len, there: Mutex::default() })
+        Ok(Self { memfd, sink: Arc::new(Sink::new(File::from(fd), len)), there: Mutex::default() })
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.len
+        self.sink.len()
     }
 
-    /// Writes bytes that came. Any thread may do so: parts do not overlap.
-    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        // Beyond the end a write would make the memory larger.
-        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= self.len);
-        if end.is_none() {
-            let error = io::Error::other(format!("{} bytes at {offset}, of {}", bytes.len(), self.len));
-            return Err(Error::system("write behind the image", error));
-        }
-        self.file.write_all_at(bytes, offset).map_err(|error| Error::system("write to the memfd", error))
+    /// What it is written through.
+    pub(crate) fn sink(&self) -> &Arc<Sink> {
+        &self.sink
     }
 
     /// Notes that ranges are there.
@@ -91,11 +84,11 @@ impl Target {
 
     /// Makes the pages of all of it, large ones where the memory has them. It is quicker than page by page.
     pub(crate) fn populate(&self) -> Result<()> {
-        let len = usize::try_from(self.len).map_err(|_| {
+        let len = usize::try_from(self.len()).map_err(|_| {
             Error::system("map the image", io::Error::other("it does not fit the address space"))
         })?;
         let mapping = Mapping::read_write(self.memfd.as_fd(), 0, len)?;
-        dmabuf::allocate_huge(&mapping, 0..self.len)?;
+        dmabuf::allocate_huge(&mapping, 0..self.len())?;
         Ok(())
     }
 
@@ -110,7 +103,7 @@ impl Target {
     /// Seals the memory against any change.
     pub(crate) fn seal(self) -> Result<OwnedFd> {
         self.memfd.seal(Seals::IMMUTABLE | Seals::SEAL)?;
-        drop(self.file);
+        drop(self.sink);
         Ok(self.memfd.into())
     }
 }
@@ -137,9 +130,9 @@ mod tests {
     #[test]
     fn nothing_is_written_behind_the_end() {
         let target = Target::new(4096, HugePages::No).unwrap();
-        target.write(4000, &[1; 96]).unwrap();
-        assert!(matches!(target.write(4001, &[1; 96]), Err(Error::System { .. })));
-        assert!(target.write(u64::MAX, &[1]).is_err());
+        target.sink().write(4000, &[1; 96]).unwrap();
+        assert!(matches!(target.sink().write(4001, &[1; 96]), Err(Error::System { .. })));
+        assert!(target.sink().write(u64::MAX, &[1]).is_err());
         assert_eq!(target.seal().map(|fd| dmabuf::describe(fd.as_fd()).unwrap().len).unwrap(), 4096);
     }
 }

@@ -23,7 +23,7 @@ const PROGRAM: &str = "DAXFS_REMOTE";
 const NAME: &str = "daxfs-remote";
 
 /// What addresses begin with.
-const SCHEMES: [&str; 6] = ["s3://", "gs://", "az://", "oci://", "https://", "http://"];
+const SCHEMES: [&str; 7] = ["s3://", "gs://", "az://", "oci://", "hf://", "https://", "http://"];
 
 /// What the program says first, with the version of what both say.
 const HELLO: &str = "daxfs-remote 1";
@@ -47,8 +47,9 @@ const LONGEST: usize = 8 << 10;
 const LONGEST_ADDRESS: usize = 8 << 10;
 
 /// The address of an image that lies elsewhere: `s3://BUCKET/KEY`, `gs://BUCKET/KEY`, `az://CONTAINER/KEY`,
-/// `oci://REGISTRY/REPOSITORY[:TAG]`, `https://HOST/PATH`, `http://HOST/PATH`. Its text form, also in errors, has neither
-/// user nor query, which may be secret; [`RemoteAddress::fetch`] has them.
+/// `oci://REGISTRY/REPOSITORY[:TAG]`, `hf://ORG/NAME[@REVISION]/PATH`, `https://HOST/PATH`, `http://HOST/PATH`; or that of a
+/// tree of files, which is packed ([`RemoteAddress::is_tree`]). Its text form, also in errors, has neither user nor query,
+/// which may be secret; [`RemoteAddress::fetch`] has them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RemoteAddress(String);
 
@@ -212,6 +213,57 @@ impl RemoteAddress {
     ) -> Result<String> {
         let request = format!("layout {} {}", platform.replace(' ', ""), self.0);
         Ok(self.ask(&request, Some(folder), "layout", progress)?.0)
+    }
+
+    /// Whether it names a tree of files, and no image: a folder of a store (`s3://BUCKET/FOLDER/`), or a repository of a hub of
+    /// models (`hf://ORG/NAME[@REVISION]`). Whether there is one the program says.
+    pub fn is_tree(&self) -> bool {
+        let Some((scheme, path)) = self.0.split_once("://") else { return false };
+        match scheme {
+            "s3" | "gs" | "az" => path.ends_with('/'),
+            "hf" => {
+                let kinds = ["datasets/", "spaces/"];
+                let path = kinds.iter().find_map(|kind| path.strip_prefix(kind)).unwrap_or(path);
+                // Revisions that hubs make themselves have two slashes.
+                let ours = if path.contains("@refs/") { 3 } else { 1 };
+                path.matches('/').count() <= ours
+            }
+            _ => false,
+        }
+    }
+
+    /// Has the program list a tree of files into the file `listing` of `folder`, a directory: a record `BYTES SHA256|- PATH` and
+    /// a NUL for each file, sorted by path. Gives the address that has this content: of a repository that at the commit of
+    /// now. `progress` is as for [`RemoteAddress::fetch`].
+    ///
+    /// # Errors
+    /// [`Error::Remote`], and [`Error::Source`] when the program says what is no address.
+    pub fn list_tree(
+        &self,
+        folder: BorrowedFd<'_>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self> {
+        let (listed, _) = self.ask(&format!("list {}", self.0), Some(folder), "listed", progress)?;
+        match Self::parse(OsStr::new(&listed)) {
+            Some(address) => address,
+            None => {
+                Err(RemoteError::Ended { address: self.clone(), how: format!("saying {listed:?}") }.into())
+            }
+        }
+    }
+
+    /// Has the program fetch files of a tree into `files` of `folder`: those in its file `wanted`, which has the form of the
+    /// listing. Each is compared with its size, and with its SHA-256 where the record has one. `progress` is as for
+    /// [`RemoteAddress::fetch`].
+    ///
+    /// # Errors
+    /// [`Error::Remote`]. What was written until then stays in the folder.
+    pub fn pull_tree(
+        &self,
+        folder: BorrowedFd<'_>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        self.ask(&format!("tree {}", self.0), Some(folder), "tree", progress).map(drop)
     }
 
     /// Has the program do something, until it says `word`; gives what follows it.
@@ -394,6 +446,25 @@ impl fmt::Debug for RemoteAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trees() {
+        let is_tree = |text: &str| RemoteAddress::parse(OsStr::new(text)).unwrap().unwrap().is_tree();
+        for tree in [
+            "s3://models/llama/",
+            "s3://models/",
+            "hf://org/name",
+            "hf://org/name@v1",
+            "hf://org/name@refs/pr/1",
+            "hf://datasets/org/name",
+        ] {
+            assert!(is_tree(tree), "{tree}");
+        }
+        for image in ["s3://models/a", "hf://org/name/a.daxfs", "hf://datasets/org/name@v1/a", "https://h/a/"]
+        {
+            assert!(!is_tree(image), "{image}");
+        }
+    }
 
     #[test]
     fn addresses_show_no_secrets() {

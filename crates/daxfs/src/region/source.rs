@@ -24,7 +24,7 @@ const DEVICES: [&[u8]; 3] = [b"/dev/dax", b"/sys/bus/pci/devices/", b"/sys/devic
 /// | `-` | standard input, which must be a file or shareable memory, not a pipe |
 /// | `daxfs://NAME` | an image that a holder keeps, see [`crate::holder`] |
 /// | `daxfs+unix:///path/to.sock/NAME` | the same, at that socket |
-/// | `s3://...`, `gs://...`, `az://...`, `oci://...`, `https://...` | an image that lies elsewhere, see [`RemoteAddress`] |
+/// | `s3://...`, `gs://...`, `az://...`, `oci://...`, `hf://...`, `https://...` | an image that lies elsewhere, see [`RemoteAddress`] |
 /// | `phys:ADDRESS+LENGTH` | a physical range, through `/dev/mem` |
 /// | `/dev/daxX.Y` | a devdax device |
 /// | `/sys/bus/pci/devices/D/resourceN` | the memory of a PCI device; `resourceN_wc` is taken where it is there |

@@ -131,6 +131,13 @@ impl Given {
         self.open_as(None, &mut |_| true)
     }
 
+    /// The address of a tree of files that lies elsewhere, if it is one.
+    fn tree(&self) -> daxfs::Result<Option<PathBuf>> {
+        let Self::Named(text) = self else { return Ok(None) };
+        let address = RemoteAddress::parse(text).transpose()?;
+        Ok(address.filter(RemoteAddress::is_tree).map(|_| PathBuf::from(text)))
+    }
+
     /// Opens it. What lies elsewhere is fetched with the rights and credentials of who asks, never the holder's, and only
     /// if its content is the expected one.
     fn open_as(
@@ -204,15 +211,27 @@ impl Load {
         given: &Given,
         tell: &mut (dyn FnMut(Step) -> bool + Send),
     ) -> Result<ImageInfo, LoadError> {
-        let source = given.open_as(self.expect, tell)?;
-        self.check_effect(given, &source)?;
+        let tree = given.tree()?;
+        let source = match &tree {
+            // It is fetched with the rights and credentials of who asks, and what is fetched is a directory.
+            Some(_) if self.no_copy => {
+                let why = "is for memory; a tree of files is packed";
+                return Err(LoadError::NoEffect { place: given.name(), option: "no-copy", why });
+            }
+            Some(tree) => self.pack(tree, tell)?,
+            None => {
+                let source = given.open_as(self.expect, tell)?;
+                self.check_effect(given, &source)?;
+                source
+            }
+        };
         let mut options = self.options();
         let signature = match &self.signature {
             Some(path) => {
                 let text = signature::read(path).and_then(|text| signature::canonical(&text));
                 Some(text.map_err(LoadError::Signature)?)
             }
-            None => match given.text() {
+            None => match given.text().filter(|_| tree.is_none()) {
                 Some(text) => found(text, |text| {
                     tell(Step::Warning(text));
                 })?,
@@ -226,18 +245,25 @@ impl Load {
         let send = |options: &[String], source: BorrowedFd<'_>, tell: &mut dyn FnMut(Step) -> bool| {
             connect()?.load(&self.name, self.replace, options, source, tell)
         };
+        if tree.is_some() {
+            self.say_packed(&mut options);
+        }
         let sent = match send(&options, source.as_fd(), tell) {
             Err(HolderError::Refused { refusal: Refusal::ClientPacks, .. }) => {
                 let memory = self.pack(&given.path(&source)?, tell)?;
-                // What the packer was told is done. A swap keeps the kind of memory, which only the holder knows.
-                let packed = self.packing.texts();
-                options.retain(|option| !packed.contains(option));
-                options.push("packed=1".to_owned());
+                self.say_packed(&mut options);
                 send(&options, memory.as_fd(), tell)
             }
             sent => sent,
         };
         sent.map_err(|error| of_source(error, given))
+    }
+
+    /// What the packer was told is done. A swap keeps the kind of memory, which only the holder knows.
+    fn say_packed(&self, options: &mut Vec<String>) {
+        let packed = self.packing.texts();
+        options.retain(|option| !packed.contains(option));
+        options.push("packed=1".to_owned());
     }
 
     /// As the protocol has them; see [`crate::LoadOptions`].
@@ -331,6 +357,11 @@ struct Packed {
 }
 
 impl mkimage::Progress for Packed {
+    fn fetching(&self, done: u64, total: u64) {
+        // As below.
+        let _ = self.steps.send(Step::Progress { done, total });
+    }
+
     fn start(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
     }

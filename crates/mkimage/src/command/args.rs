@@ -13,12 +13,16 @@ use std::path::PathBuf;
 /// under its base name. Symbolic links given as INPUT are followed; of links below them, --links says what becomes.
 ///
 /// A container image or an archive is an INPUT, too, and becomes the root of the image: `oci:DIR[:TAG]` (an OCI image
-/// layout; also `oci:DIR@DIGEST`), `oci://REGISTRY/REPOSITORY[:TAG]` (fetched by daxfs-remote), `docker-archive:FILE[:NAME]` (of docker save, podman save), `tar:FILE`. FILE may be
-/// compressed by gzip or zstd, a pipe, or `-`, standard input.
+/// layout; also `oci:DIR@DIGEST`), `oci://REGISTRY/REPOSITORY[:TAG]`, `docker-archive:FILE[:NAME]` (of docker save, podman
+/// save), `tar:FILE`. FILE may be compressed by gzip or zstd, a pipe, or `-`, standard input.
+///
+/// So is a tree of files that lies elsewhere: a repository of a hub of models, `hf://ORG/NAME[@REVISION]`, or a folder of
+/// a store, which ends with a slash, `s3://BUCKET/FOLDER/` (also gs, az). The program daxfs-remote fetches it, and images of
+/// registries, into TMPDIR (/var/tmp) first.
 #[derive(Debug, Parser)]
 #[command(name = "daxfs-pack", version, max_term_width = 100)]
 pub(super) struct Args {
-    /// Directories and files to pack, or one container image or archive.
+    /// Directories and files to pack, or one container image, archive or tree that lies elsewhere.
     #[arg(required_unless_present = "empty", value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
 

@@ -3,7 +3,7 @@
 use crate::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-const TEMPLATE: &str = "packing [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const TEMPLATE: &str = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 
 /// A bar on standard error that disappears when packing is done.
 #[derive(Debug)]
@@ -21,7 +21,17 @@ impl Bar {
 }
 
 impl Progress for Bar {
+    fn fetching(&self, done: u64, total: u64) {
+        if total > 0 {
+            self.0.set_message("fetching");
+            self.0.set_length(total);
+            self.0.set_position(done);
+        }
+    }
+
     fn start(&self, total: u64) {
+        self.0.reset();
+        self.0.set_message("packing");
         self.0.set_length(total);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_MATCH, LAST_MODIFIED, RANGE};
 use reqwest::{Client, Proxy, Response, StatusCode};
+use url::Url;
 
 use super::{Body, Head, Object, Reading, check_same};
 use crate::error::{redacted, with_causes};
@@ -22,14 +23,21 @@ pub(super) const TOKEN: &str = "DAXFS_REMOTE_TOKEN";
 pub(super) struct Page {
     client: Client,
     location: Location,
+    /// Where it is asked for.
+    url: Url,
     head: Head,
 }
 
 impl Page {
     pub(super) async fn open(location: &Location, options: &Options) -> Result<Self> {
-        let client = client(location, options)?;
+        let client = client(location, options, std::env::var(TOKEN).ok())?;
+        Self::open_at(client, location, location.url().clone()).await
+    }
+
+    /// Opens what lies at `url` and is called `location`.
+    pub(super) async fn open_at(client: Client, location: &Location, url: Url) -> Result<Self> {
         // A range tells the length, the tag and whether the server knows ranges, which HEAD does not.
-        let probe = Self { client, location: location.clone(), head: Head { len: 0, tag: None } };
+        let probe = Self { client, location: location.clone(), url, head: Head { len: 0, tag: None } };
         let response = probe.send(&(0..1), None).await?;
         let head = match response.status() {
             // Nothing of an empty object can be asked for.
@@ -53,27 +61,18 @@ impl Page {
         {
             headers.insert(IF_MATCH, tag);
         }
-        let request = self.client.get(self.location.url().clone()).headers(headers);
-        let response = request.send().await.map_err(|error| self.failed(error))?;
-        let status = response.status();
-        let place = self.location.to_string();
-        match status {
-            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
-            status if status.is_success() => Err(Error::NoRanges { place }),
-            StatusCode::NOT_FOUND | StatusCode::GONE => Err(Error::NotFound { place }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let hint = self.location.scheme().credentials();
-                Err(Error::Denied { place, status: status.to_string(), hint })
+        let request = self.client.get(self.url.clone()).headers(headers);
+        let response = request.send().await.map_err(|error| failed(&self.location, error))?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(response);
+        }
+        match checked(&self.location, response) {
+            Ok(response) if response.status() == StatusCode::PARTIAL_CONTENT => Ok(response),
+            Ok(_) => Err(Error::NoRanges { place: self.location.to_string() }),
+            Err(Error::Changed { place, now, .. }) => {
+                Err(Error::Changed { place, was: tag.unwrap_or("as it was opened").to_owned(), now })
             }
-            StatusCode::PRECONDITION_FAILED => {
-                let was = tag.unwrap_or("as it was opened").to_owned();
-                Err(Error::Changed { place, was, now: "another tag".into() })
-            }
-            status => {
-                let again = status.is_server_error()
-                    || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
-                Err(self.server(&format!("the server answers {status}"), again))
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -102,19 +101,43 @@ impl Page {
             return Err(Error::Changed { place, was, now: "fewer".into() });
         }
         check_same(&place, &self.head, &self.head_of(&response, &range)?)?;
-        let here =
-            Self { client: self.client.clone(), location: self.location.clone(), head: self.head.clone() };
-        Ok(Box::pin(response.bytes_stream().map_err(move |error| here.failed(error))))
+        let location = self.location.clone();
+        Ok(Box::pin(response.bytes_stream().map_err(move |error| failed(&location, error))))
     }
 
     fn server(&self, text: &str, again: bool) -> Error {
-        Error::Server { place: self.location.to_string(), text: redacted(text), again }
+        server(&self.location, text, again)
     }
+}
 
-    /// What the client says; its texts name no address once that is taken away.
-    fn failed(&self, error: reqwest::Error) -> Error {
-        let again = !(error.is_builder() || error.is_redirect());
-        self.server(&with_causes(&error.without_url()), again)
+fn server(location: &Location, text: &str, again: bool) -> Error {
+    Error::Server { place: location.to_string(), text: redacted(text), again }
+}
+
+/// What the client says; its texts name no address once that is taken away.
+pub(super) fn failed(location: &Location, error: reqwest::Error) -> Error {
+    let again = !(error.is_builder() || error.is_redirect());
+    server(location, &with_causes(&error.without_url()), again)
+}
+
+/// An answer that says something of what was asked for; other statuses are errors.
+pub(super) fn checked(location: &Location, response: Response) -> Result<Response> {
+    let place = location.to_string();
+    match response.status() {
+        status if status.is_success() => Ok(response),
+        StatusCode::NOT_FOUND | StatusCode::GONE => Err(Error::NotFound { place }),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            let hint = location.scheme().credentials();
+            Err(Error::Denied { place, status: status.to_string(), hint })
+        }
+        StatusCode::PRECONDITION_FAILED => {
+            Err(Error::Changed { place, was: "as it was opened".into(), now: "another tag".into() })
+        }
+        status => {
+            let again = status.is_server_error()
+                || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
+            Err(server(location, &format!("the server answers {status}"), again))
+        }
     }
 }
 
@@ -128,12 +151,13 @@ impl Object for Page {
     }
 }
 
-fn client(location: &Location, options: &Options) -> Result<Client> {
+/// A client of one server, with a token for it.
+pub(super) fn client(location: &Location, options: &Options, token: Option<String>) -> Result<Client> {
     let wrong = |why: String| Error::Location { text: location.to_string(), why: redacted(&why) };
     let mut headers = HeaderMap::new();
-    if let Ok(token) = std::env::var(TOKEN) {
+    if let Some(token) = token {
         let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| wrong(format!("{TOKEN} has bytes that no header can have")))?;
+            .map_err(|_| wrong("the token has bytes that no header can have".into()))?;
         value.set_sensitive(true);
         headers.insert(reqwest::header::AUTHORIZATION, value);
     }

@@ -1,8 +1,9 @@
 //! An object on a server: its length, a tag of its content, and ranges of its bytes. One file a kind of server.
 
 mod http;
+pub(crate) mod hub;
 pub(crate) mod registry;
-mod store;
+pub(crate) mod store;
 
 use std::fmt;
 use std::future::Future;
@@ -51,6 +52,7 @@ pub(crate) async fn open(location: &Location, options: &Options) -> Result<Arc<d
     Ok(match location.scheme() {
         Scheme::S3 | Scheme::Gcs | Scheme::Azure => Arc::new(store::Stored::open(location, options).await?),
         Scheme::Http => Arc::new(http::Page::open(location, options).await?),
+        Scheme::Hub => Arc::new(hub::open(location, options).await?),
         Scheme::Oci => Arc::new(registry::Layer::open(location, options).await?),
     })
 }

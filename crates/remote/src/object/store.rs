@@ -1,6 +1,7 @@
 //! Objects of S3, Google Cloud Storage and Azure, by the crate `object_store`: credentials, signatures and endpoints are
 //! its business, and come from the environment variables that each cloud's own tools read.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use object_store::{ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectSto
 
 use super::{Body, Head, Object, Reading, check_same};
 use crate::error::with_causes;
+use crate::tree::{Entry, Listing};
 use crate::{Error, Location, Options, Result, Scheme};
 
 /// How long a store's own client makes a request again before it is ours to do so.
@@ -92,6 +94,35 @@ impl Object for Stored {
     fn read(&self, range: Range<u64>) -> Reading<'_> {
         Box::pin(self.get(range))
     }
+}
+
+/// All objects below a folder.
+pub(crate) async fn list(location: &Location, options: &Options) -> Result<Vec<Entry>> {
+    let failed = |error| Stored::failed(location, error);
+    let store = build(location, options).map_err(failed)?;
+    let folder = Path::from_url_path(location.key()).map_err(|error| failed(error.into()))?;
+    let mut objects = store.list(Some(&folder));
+    let mut listing = Listing::default();
+    while let Some(object) = objects.try_next().await.map_err(failed)? {
+        let Some(parts) = object.location.prefix_match(&folder) else { continue };
+        let path = parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
+        if path.is_empty() {
+            continue;
+        }
+        if listing.entries.len() % 1000 == 0 && !options.progress.tell(0, 0) {
+            return Err(Error::Cancelled);
+        }
+        listing.push(location, Entry { path, len: object.size, sha256: None })?;
+    }
+    let mut entries = listing.entries;
+    // Empty objects stand for folders in some tools.
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let folders: HashSet<String> = entries
+        .iter()
+        .flat_map(|entry| entry.path.match_indices('/').map(|(at, _)| entry.path[..at].to_owned()))
+        .collect();
+    entries.retain(|entry| entry.len > 0 || !folders.contains(&entry.path));
+    Ok(entries)
 }
 
 /// The client of a store, as the environment says.
