@@ -42,7 +42,7 @@ from daxfs._daxfs import (
     pack,
 )
 from daxfs._holder import Access, HeldCopy, HeldImage, Holder, HolderHealth, Served, serve
-from daxfs._hooks import install, uninstall
+from daxfs._hooks import caches, install, uninstall
 from daxfs._include import get_include
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "Tensors",
     "Watch",
     "__version__",
+    "caches",
     "devices",
     "explain_faults",
     "get_include",

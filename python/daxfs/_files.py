@@ -56,7 +56,7 @@ def _source(file: daxfs.File) -> daxfs.File | daxfs.Original:
     return file.original() if file.path.endswith(".safetensors") else file
 
 
-def _digest(file: daxfs.File) -> str:
+def digest(file: daxfs.File) -> str:
     """Return what tells the contents of a file, as they were before packing, from others."""
     digest = hashlib.blake2b(digest_size=16)
     with _source(file).open(buffering=0) as stream:
@@ -126,7 +126,7 @@ class Runtime:
 
     def file(self, file: daxfs.File) -> str:
         """Return the path of a file with these contents and this name."""
-        folder = self.folder / _digest(file)
+        folder = self.folder / digest(file)
         target = folder / file.name
         if not target.exists():
             folder.mkdir(exist_ok=True)
@@ -219,4 +219,4 @@ def _text(name: _Path) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-__all__ = ["WEIGHTS", "Runtime", "below", "is_weights", "making", "materialize", "path", "runtime", "write"]
+__all__ = ["WEIGHTS", "Runtime", "below", "digest", "is_weights", "making", "materialize", "path", "runtime", "write"]

@@ -20,6 +20,9 @@ for package in ("torch", "transformers", "jax", "safetensors", "onnxruntime"):
 
 def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # An example sets it.
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
     Path("weights").mkdir()
     write_safetensors(Path("weights/model.safetensors"), {"lm_head.weight": Spec.filled("BF16", (16, 8))})
     daxfs.pack("weights", "llama.daxfs")
