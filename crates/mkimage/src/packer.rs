@@ -1,6 +1,10 @@
 //! The builder: what to pack and how, and the plan that comes out of it.
 
-use crate::align::Rewrite;
+mod check;
+mod planned;
+
+pub use planned::Plan;
+
 use crate::erofs::{self, View};
 use crate::parallel::Threads;
 use crate::plan::{Format, Layout, Numbers, Placement, Shape};
@@ -8,9 +12,9 @@ use crate::progress::{Progress, Silent};
 use crate::regions::Overlay;
 use crate::scan::{Rules, scan};
 use crate::selection::Selection;
-use crate::tensors::{self, TensorSet};
-use crate::tree::{Kind, Tree};
-use crate::{Error, Limits, Links, Platform, Result, dedupe, index};
+use crate::tensors;
+use crate::tree::Tree;
+use crate::{Limits, Links, Platform, Result, dedupe, index};
 use dmabuf::HugePages;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,12 +25,6 @@ pub const DEFAULT_ALIGN: u64 = 2 << 20;
 /// Default of [`Packer::tensor_alignment`]: enough for all that takes tensors in place. JAX views what lies on 64 bytes,
 /// Vulkan devices bind storage buffers at multiples of up to 256, and so does CUDA allocate.
 pub const DEFAULT_TENSOR_ALIGN: u64 = 256;
-/// The largest alignment: that of the largest pages in use.
-const LARGEST_ALIGN: u64 = 1 << 30;
-/// What of a backing file the kernel reads, with pages of 4 KiB.
-const KERNEL_BACKING: u64 = 4 << 30;
-/// The block sizes that exist: page sizes of the machines that mount images.
-const BLOCK_SIZES: [u32; 3] = [4096, 16384, 65536];
 
 /// Collects inputs and settings, then makes a [`Plan`].
 ///
@@ -485,181 +483,5 @@ impl Packer {
     /// What tensors are moved to multiples of; `None`: they stay where they are.
     fn moves_to(&self) -> Option<u64> {
         (!self.exact && !self.rules.plain).then_some(self.tensor_align.unwrap_or(DEFAULT_TENSOR_ALIGN))
-    }
-
-    fn check(&self) -> Result<()> {
-        let fail = |option, why: String| Err(Error::Setting { option, why });
-        if !self.align.is_power_of_two() || self.align > LARGEST_ALIGN {
-            return fail("--align", format!("{} is not a power of two up to {LARGEST_ALIGN}", self.align));
-        }
-        if let Some(bytes) = self.tensor_align
-            && (!bytes.is_power_of_two() || !(8..=LARGEST_ALIGN).contains(&bytes))
-        {
-            return fail(
-                "--align-tensors",
-                format!("{bytes} is not a power of two from 8 to {LARGEST_ALIGN}"),
-            );
-        }
-        for (given, option, why) in [
-            (self.exact, "--exact", "which packs byte for byte"),
-            (self.rules.plain, "--plain", "which leaves out what moved tensors would be moved back by"),
-        ] {
-            if given && self.tensor_align.is_some() {
-                return fail("--align-tensors", format!("excludes {option}, {why}; give one of them"));
-            }
-        }
-        if !BLOCK_SIZES.contains(&self.block_size) {
-            return fail("--block-size", format!("{} is none of {BLOCK_SIZES:?}", self.block_size));
-        }
-        if self.format == Format::V5 && self.block_size != 4096 {
-            return fail("--block-size", format!("{}, format 5 has 4096 only", self.block_size));
-        }
-        if let Some(overlay) = &self.overlay {
-            overlay.check()?;
-        }
-        for (option, given) in
-            [("--overlay", self.overlay.is_some()), ("--split", self.settings.split.is_some())]
-        {
-            if given && self.format == Format::V5 {
-                return fail(option, "is of format 8".to_owned());
-            }
-        }
-        let images = self.inputs.iter().any(|input| matches!(daxfs_oci::Source::parse(input), Ok(Some(_))));
-        if self.rules.images.platform.is_some() && !images {
-            return fail("--platform", "is for container images, and no input is one".to_owned());
-        }
-        if self.empty {
-            if !self.inputs.is_empty() {
-                return fail("--empty", "there are inputs; without --empty they are packed".to_owned());
-            }
-            if self.settings.split.is_some() {
-                return fail("--empty", "an empty image has no contents to --split".to_owned());
-            }
-            if self.overlay.is_none() {
-                return fail("--empty", "such an image is its --overlay; say how large it is".to_owned());
-            }
-        }
-        if let Some(why) = self.view_obstacle().filter(|_| self.erofs == Some(true)) {
-            return Err(erofs::refuse(why.to_owned()));
-        }
-        if self.mtimes && !self.has_view() {
-            let why = self.view_obstacle().map_or(String::new(), |why| format!(": {why}"));
-            return fail("--mtimes", format!("is for images with an EROFS view, and this one has none{why}"));
-        }
-        if let Some(mode) = self.settings.mode.filter(|mode| *mode > 0o777) {
-            return fail("--mode", format!("{mode:o} is not within 0 to 777"));
-        }
-        if self.settings.threads == Threads::Most(0) {
-            return fail("--threads", "at least 1 is needed".to_owned());
-        }
-        Ok(())
-    }
-}
-
-/// A complete layout, ready to be written any number of times.
-///
-/// It holds the names and attributes of the source (about 200 bytes a file) and none of the contents: files are
-/// read when the image is written, and a file that has changed until then is an error.
-#[derive(Debug)]
-pub struct Plan {
-    pub(crate) tree: Tree,
-    pub(crate) tensors: TensorSet,
-    pub(crate) layout: Layout,
-    /// Inodes whose contents another inode has, too.
-    pub(crate) shares: HashMap<u32, u32>,
-    /// The EROFS view, if the image gets one.
-    pub(crate) view: Option<View>,
-    /// Why it gets none, where it would have got one by default.
-    pub(crate) no_view: Option<String>,
-    pub(crate) settings: Settings,
-}
-
-impl Plan {
-    /// Bytes of the image.
-    #[must_use]
-    pub fn total_size(&self) -> u64 {
-        self.layout.total
-    }
-
-    /// Regular files in the source, hard links to one counted once.
-    #[must_use]
-    pub fn files(&self) -> u64 {
-        self.layout.numbers.files(&self.tree).count() as u64
-    }
-
-    /// Directories in the source, with the root.
-    #[must_use]
-    pub fn directories(&self) -> u64 {
-        self.count(|kind| matches!(kind, Kind::Directory { .. }))
-    }
-
-    /// Symbolic links in the source, hard links to one counted once.
-    #[must_use]
-    pub fn symlinks(&self) -> u64 {
-        self.layout.symlinks.len() as u64
-    }
-
-    /// Symbolic links of the source in whose place the image has what they lead to.
-    #[must_use]
-    pub fn followed_links(&self) -> u64 {
-        self.tree.followed
-    }
-
-    /// Tensors that the index will list.
-    #[must_use]
-    pub fn tensors(&self) -> u64 {
-        self.tensors.files.values().map(|file| file.tensors.len() as u64).sum()
-    }
-
-    /// Files whose tensors are moved: how many, and their bytes in the image. Files whose contents are stored with those
-    /// of another file do not count.
-    #[must_use]
-    pub fn moved(&self) -> (u64, u64) {
-        let stored = self.tensors.files.iter().filter(|(ino, _)| !self.shares.contains_key(ino));
-        let moved = stored.filter_map(|(_, file)| file.rewrite.as_ref());
-        moved.fold((0, 0), |(files, bytes), rewrite| (files + 1, bytes + rewrite.len))
-    }
-
-    /// Bytes that are neither metadata nor contents: padding and gaps of alignment.
-    #[must_use]
-    pub fn waste(&self) -> u64 {
-        self.layout.waste()
-    }
-
-    /// What a user should know before or after writing.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let dropped = self.tree.dropped.as_ref();
-        let dropped = dropped.map(|path| format!("{}: left out, the packer makes its own", path.display()));
-        // The kernel counts the pages of a backing file in 20 bits, and shows others' bytes beyond.
-        let beyond = self.layout.backing.as_ref().filter(|range| range.end - range.start > KERNEL_BACKING);
-        let beyond = beyond.map(|_| {
-            "the backing file is larger than 4 GiB: it can be read, but the kernel cannot mount it".to_owned()
-        });
-        let tree = &self.tree;
-        let more = tree.dangling - tree.dangling_names.len() as u64;
-        let more =
-            (more > 0).then(|| format!("{more} more symbolic links lead to nothing that can be packed"));
-        let empty = self.files() == 0 && !tree.left_out.is_empty();
-        let empty = empty.then(|| "no file is left: all were left out".to_owned());
-        let archive = tree.archive.iter().flat_map(|archive| archive.warnings.iter().cloned());
-        let warnings =
-            dropped.into_iter().chain(tree.dangling_names.iter().cloned()).chain(more).chain(empty);
-        warnings.chain(archive).chain(self.tensors.warnings.iter().cloned()).chain(beyond).collect()
-    }
-
-    pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {
-        self.tensors.rewrite(ino)
-    }
-
-    fn count(&self, wanted: impl Fn(&Kind) -> bool) -> u64 {
-        self.tree.iter().filter(|(_, node)| wanted(&node.kind)).count() as u64
-    }
-}
-
-impl TensorSet {
-    /// How a file is made anew, when it is.
-    pub(crate) fn rewrite(&self, ino: u32) -> Option<&Rewrite> {
-        self.files.get(&ino)?.rewrite.as_ref()
     }
 }
