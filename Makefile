@@ -46,8 +46,8 @@ fuzz:            ## fuzz the readers of images, headers and messages; FUZZ_SECON
 mutants:         ## change the code in small ways, and see that the tests find each; MUTANTS_FILES="..." for some files
 	@scripts/mutants.sh
 
-lint:            ## formatting, clippy, documentation, ruff
-	@scripts/test.sh setup format clippy docs ruff
+lint:            ## formatting, clippy, documentation, ruff, and whether the public API of the crate daxfs is the one that is checked in
+	@scripts/test.sh setup format clippy docs ruff public-api
 
 docs:            ## the book, into target/book/html, with its links checked, and the documentation of the crates, into target/doc
 	@scripts/test.sh setup wheel docs book

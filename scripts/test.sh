@@ -95,6 +95,15 @@ docs() {
     cargo doc --locked --quiet --workspace --no-deps
 }
 
+# What the library shows of itself is what is checked in.
+public_api() {
+    reason=$(scripts/public-api.sh)
+    local status=$?
+    # Differences are many lines.
+    if [ $status -eq 1 ]; then echo "$reason"; reason="run scripts/public-api.sh"; fi
+    return $status
+}
+
 # The guides, with the help of the commands and the reference of the package that the wheel has.
 book() {
     need_wheel || return
@@ -358,6 +367,8 @@ step kernel kernel
 step kernel-erofs kernel_erofs
 step two-kernels two_kernels
 step fuzz fuzz
+# Compiles the libraries once more, with a rustdoc of its own kind: make lint, and when it is asked for.
+if [[ " ${wanted[*]} " = *" public-api "* ]]; then step public-api optional public_api; fi
 # A quarter of an hour: only when it is asked for.
 if [[ " ${wanted[*]} " = *" systemd "* ]]; then step systemd systemd; fi
 if [ "${DAXFS_TEST_GPU:-}" = 1 ]; then
