@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
     let address = Address { socket: socket.clone(), name: "llama".to_owned() };
     if let Ok(image) = Image::open(address.to_string()) {
         let _ = image.is_current();
-        let _ = image.region().attachment().map(|attachment| attachment.copy_on([1; 16], [0; 32]));
+        let _ = image.region().attachment().map(|attachment| attachment.copy_on([1; 16].into(), [0; 32]));
         assert!(image.superblock().total_size <= image.region().len());
     }
     let _ = Connection::open(socket).and_then(|mut connection| connection.list());

@@ -394,7 +394,8 @@ impl FileBase {
     }
 
     fn _ipython_key_completions_(&self, py: Python<'_>) -> Vec<String> {
-        self.parsed(py).map(|tensors| tensors.names().collect()).unwrap_or_default()
+        let tensors = self.parsed(py).ok();
+        tensors.map(|tensors| tensors.names().into_iter().flatten().collect()).unwrap_or_default()
     }
 
     /// The tensors as a table; None for a file without any.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use daxfs::OpenOptions;
-use daxfs::holder::message::{DeviceCopy, ImageInfo, uuid_text};
+use daxfs::holder::message::{DeviceCopy, ImageInfo};
 use daxfs::holder::{Allowed, Connection, Health, HolderError, Step, default_socket};
 use daxfs_holder::client::Load;
 use daxfs_holder::{Packing, Target};
@@ -33,7 +33,7 @@ type Ids = (Vec<u32>, Vec<u32>);
 
 fn image(info: ImageInfo) -> Image {
     let copy = |copy: &DeviceCopy| {
-        let device = (!copy.is_on_host()).then(|| format!("GPU-{}", uuid_text(&copy.device)));
+        let device = (!copy.is_on_host()).then(|| format!("GPU-{}", copy.device));
         (device, (!copy.is_whole()).then(|| text::hex(&copy.placement)), copy.size)
     };
     let page_size = Some(info.page_size).filter(|&size| size > 0);

@@ -65,7 +65,12 @@ impl Tensors {
     }
 
     pub fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
-        mapping::iter(py, self.tensors.names().map(|name| PyString::new(py, &name)).collect())
+        let mut names = Vec::with_capacity(self.tensors.len());
+        let mut all = self.tensors.names();
+        while let Some(name) = all.next().or_raise()? {
+            names.push(PyString::new(py, name));
+        }
+        mapping::iter(py, names)
     }
 
     fn __len__(&self) -> usize {
@@ -124,7 +129,7 @@ impl Tensors {
     }
 
     fn _ipython_key_completions_(&self) -> Vec<String> {
-        self.tensors.names().collect()
+        self.tensors.names().into_iter().flatten().collect()
     }
 
     /// A table of name, dtype, shape and bytes.

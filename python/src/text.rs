@@ -1,6 +1,7 @@
 //! Paths and names between Python and the image: `str` with surrogate escapes for bytes that are not UTF-8, as
 //! `os.fsencode` and `os.fsdecode` do it, but independent of the locale, since an image has no locale.
 
+use daxfs::holder::Hex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -78,7 +79,7 @@ pub fn size(bytes: u64) -> String {
 
 /// Lower-case hexadecimal.
 pub fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    Hex(hash).to_string()
 }
 
 /// A content hash, with or without "blake3:".

@@ -1,6 +1,6 @@
 //! Text for people: escaped names, modes, sizes, tables.
 
-use std::fmt::Write as _;
+use daxfs_protocol::Hex;
 
 /// Bytes of a name as text that is safe on a terminal, with the escapes of `ls -b`, except that spaces stay.
 ///
@@ -146,11 +146,7 @@ pub fn count(n: u64, one: &str, many: &str) -> String {
 
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len().saturating_mul(2)), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Hex(bytes).to_string()
 }
 
 /// How a column of a [`Table`] is padded.

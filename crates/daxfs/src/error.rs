@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use dmabuf::Hex;
+
 use crate::Rule;
 use crate::foreign::Foreign;
 use crate::holder::{ContentHash, HolderError};
@@ -98,7 +100,7 @@ pub enum Error {
     /// The bytes of a file are others than the hash stands for.
     #[error(
         "{}: BLAKE3 is {}, the image's content hash has {}: the bytes were changed",
-        Escaped(.path), digits(found), digits(expected)
+        Escaped(.path), Hex(found.as_slice()), Hex(expected.as_slice())
     )]
     WrongHash {
         /// The file.
@@ -448,11 +450,6 @@ impl Error {
             _ => None,
         }
     }
-}
-
-/// A hash, to be written in hexadecimal digits.
-fn digits(hash: &[u8; 32]) -> blake3::Hash {
-    blake3::Hash::from_bytes(*hash)
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub use content::{
     DirectoryHasher, beside_index, content_hash, content_hash_by, is_content, join_content_hash,
 };
 pub use daxfs_protocol as holder;
-pub use daxfs_protocol::{ContentHash, ContentHashError};
+pub use daxfs_protocol::{ContentHash, ContentHashError, DeviceUuid, DeviceUuidError};
 /// Why memory cannot be had, mapped or asked; inside [`Error::Memory`].
 pub use dmabuf::Error as MemoryError;
 pub use dmabuf::{
@@ -109,6 +109,8 @@ pub use tensor::{
 };
 pub use text::Escaped;
 pub use verify::Verify;
+/// What `Tensor::as_safetensors` gives is of this crate.
+pub use safetensors;
 /// What `Tensor::as_slice_of` asks of its types is of this crate.
 pub use zerocopy;
 

@@ -368,7 +368,7 @@ fn copies_on_devices_are_what_was_asked_for() {
     for (reply, right) in [
         (Reply::Ok, true),
         (Reply::Attached(info(1)), false),
-        (Reply::HandoverCopy(DeviceCopy { device: [1; 16], placement: [0; 32], size: 1 }), false),
+        (Reply::HandoverCopy(DeviceCopy { device: [1; 16].into(), placement: [0; 32], size: 1 }), false),
         (Reply::Current { generation: 1, inode: 1 }, false),
     ] {
         let (fd, attach) = (fd.try_clone().unwrap(), attach.clone());
@@ -381,7 +381,7 @@ fn copies_on_devices_are_what_was_asked_for() {
             }
         });
         let image = liar.open().unwrap();
-        let copy = image.region().attachment().unwrap().copy_on([1; 16], [0; 32]);
+        let copy = image.region().attachment().unwrap().copy_on([1; 16].into(), [0; 32]);
         assert_eq!(copy.is_ok_and(|copy| copy.is_none()), right, "{text}");
     }
 }

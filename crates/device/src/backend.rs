@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 
+use daxfs::DeviceUuid;
 use daxfs::Region;
 use daxfs::dlpack::DLDevice;
 
@@ -31,7 +32,7 @@ pub(crate) trait Backend: Debug {
     }
 
     /// The device, whatever number a process sees it under; `None` where its memory cannot be shared.
-    fn uuid(&self) -> Option<[u8; 16]> {
+    fn uuid(&self) -> Option<DeviceUuid> {
         None
     }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use daxfs::Escaped;
-use daxfs_protocol::message::uuid_text;
+use daxfs_protocol::{DeviceUuid, Hex};
 
 use crate::placement::PlanError;
 
@@ -226,14 +226,14 @@ pub enum DeviceError {
     },
 
     /// Memory that was shared lies on another device.
-    #[error("the memory lies on device {}, and {device} is {}", uuid_text(.wanted), uuid_text(.found))]
+    #[error("the memory lies on device {}, and {device} is {}", .wanted, .found)]
     OtherDevice {
         /// Name of the device that was asked.
         device: String,
         /// Identity of the device that has the memory.
-        wanted: [u8; 16],
+        wanted: DeviceUuid,
         /// Identity of the device that was asked.
-        found: [u8; 16],
+        found: DeviceUuid,
     },
 
     /// This device does not keep images in memory of its own.
@@ -282,7 +282,7 @@ fn devices(names: &[String]) -> String {
 
 /// A hash, as users write it.
 fn hex(hash: &[u8; 32]) -> String {
-    format!("blake3:{}", blake3::Hash::from_bytes(*hash))
+    format!("blake3:{}", Hex(hash))
 }
 
 fn list(refusals: &[Refusal]) -> String {

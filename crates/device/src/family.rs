@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use daxfs::DeviceUuid;
 use daxfs::dlpack::DLDevice;
 
 use crate::backend::{Backend, Memory};
@@ -194,7 +195,7 @@ impl Device {
     }
 
     /// The device, whatever number a process sees it under; `None` where its memory cannot be shared.
-    pub fn uuid(&self) -> Option<[u8; 16]> {
+    pub fn uuid(&self) -> Option<DeviceUuid> {
         self.backend().uuid()
     }
 }

@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use daxfs::{Image, Provenance, Region};
+use daxfs_protocol::DeviceUuid;
 use daxfs_protocol::message::DeviceCopy;
 
 use crate::copy::segments::Segments;
@@ -22,8 +23,8 @@ pub struct Shared {
     pub fd: OwnedFd,
     /// Bytes of the allocation.
     pub size: u64,
-    /// The device that has it: [`Device::uuid`]; zeros for host memory, which every device of the machine reads.
-    pub uuid: [u8; 16],
+    /// The device that has it: [`Device::uuid`]; [`DeviceUuid::HOST`] for host memory, which every device of the machine reads.
+    pub uuid: DeviceUuid,
 }
 
 /// The image in the device's own memory: see [`ImageExt::to_with`](crate::ImageExt::to_with).
@@ -103,7 +104,7 @@ impl Device {
         }
         let identity = placement.map_or(DeviceCopy::WHOLE, Placement::identity);
         let uuid = self.uuid()?;
-        let uuid = if in_host { DeviceCopy::HOST } else { uuid };
+        let uuid = if in_host { DeviceUuid::HOST } else { uuid };
         let (fd, size) = image.region().attachment()?.copy_on(uuid, identity).ok()??;
         let shared = Shared { fd, size, uuid };
         let held = match placement {

@@ -94,9 +94,11 @@ impl DeviceTensors {
     /// Names of the tensors of which something is there, sorted.
     ///
     /// # Errors
-    /// With a placement, those of the tensors' headers.
+    /// Those of the tensors' headers, or names that are wrong in the index.
     pub fn names(&self) -> Result<Vec<String>> {
-        let Some(placement) = self.image.placement() else { return Ok(self.tensors.names().collect()) };
+        let Some(placement) = self.image.placement() else {
+            return Ok(self.tensors.names().into_iter().collect::<daxfs::Result<_>>()?);
+        };
         let mut names = Vec::new();
         for tensor in self.tensors.iter() {
             let tensor = tensor?;

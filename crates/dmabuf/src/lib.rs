@@ -65,6 +65,7 @@ mod fd;
 mod fdpass;
 mod fork;
 mod heap;
+mod hex;
 mod kind;
 mod loops;
 mod map;
@@ -96,6 +97,7 @@ pub use fd::{duplicate, fd_link, open_no_follow, open_read_only, reopen, same_op
 pub use fdpass::{recv_bytes, recv_fds, send_fds};
 pub use fork::around_forks;
 pub use heap::{heap_allocate, heap_allocate_on};
+pub use hex::Hex;
 pub use kind::{
     FdKind, KindFacts, PciBar, check_present, heaps, kinds, offers, open_memory, open_physical, pci_bars,
     syncs_reads, udmabuf_limit, udmabuf_list_limit,

@@ -77,7 +77,7 @@ impl fmt::Display for VerityDigest {
     /// As `fsverity measure` writes it: `sha256:` and hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.algorithm())?;
-        self.digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        crate::hex::Hex(&self.digest).fmt(f)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use daxfs_protocol::DeviceUuid;
 use daxfs_protocol::message::{DeviceCopy, is_valid_name};
 
 /// What a stored descriptor is.
@@ -85,7 +86,7 @@ const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 impl fmt::Display for StoredCopy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let DeviceCopy { device, placement, size } = &self.copy;
-        let bytes = [&device[..], placement, &size.to_le_bytes()].concat();
+        let bytes = [&device.as_bytes()[..], placement, &size.to_le_bytes()].concat();
         write!(f, "gpu.{}.{}.{}", self.generation, encode(&bytes), self.name)
     }
 }
@@ -99,7 +100,7 @@ impl<'a> StoredCopy<'a> {
         let (device, rest) = bytes.split_first_chunk()?;
         let (placement, size) = rest.split_first_chunk()?;
         let size = u64::from_le_bytes(size.try_into().ok()?);
-        let copy = DeviceCopy { device: *device, placement: *placement, size };
+        let copy = DeviceCopy { device: DeviceUuid::from(*device), placement: *placement, size };
         let generation = generation.parse().ok()?;
         is_valid_name(name).then_some(Self { copy, generation, name })
     }
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn names_of_copies() {
         let placement = std::array::from_fn(|at| 250 - u8::try_from(at).unwrap());
-        let copy = DeviceCopy { device: [7; 16], placement, size: u64::MAX - 1 };
+        let copy = DeviceCopy { device: [7; 16].into(), placement, size: u64::MAX - 1 };
         let stored = StoredCopy { copy, generation: 12, name: "llama-3.1" };
         let text = stored.to_string();
         assert_eq!(StoredCopy::parse(&text), Some(stored));

@@ -284,12 +284,15 @@ fn who_may_attach_and_control() {
     }
     // Copies on devices are kept for those who may load, and given to those who may attach.
     let own = |name: &str| place.open(name).region().attachment().unwrap().clone();
-    let copy =
-        |device, placement| DeviceCopy { device: [device; 16], placement: [placement; 32], size: 4096 };
+    let copy = |device, placement| DeviceCopy {
+        device: [device; 16].into(),
+        placement: [placement; 32],
+        size: 4096,
+    };
     let (whole, placed) = (copy(7, 0), copy(7, 1));
     own("user").keep(weights.as_fd(), whole).unwrap();
     for (device, placement) in [(8, 0), (7, 1)] {
-        assert!(own("user").copy_on([device; 16], [placement; 32]).unwrap().is_none());
+        assert!(own("user").copy_on([device; 16].into(), [placement; 32]).unwrap().is_none());
     }
     let (fd, size) = own("user").copy_on(whole.device, whole.placement).unwrap().unwrap();
     assert!(size == 4096 && dmabuf::same_open_file(fd.as_fd(), weights.as_fd()).unwrap());

@@ -258,7 +258,7 @@ fn a_copy_for_which_there_is_no_room_is_refused() {
     // Those that are there may be replaced; another one may not come.
     keep_copies(&place, "a");
     let attachment = place.open("a").region().attachment().unwrap().clone();
-    let copy = DeviceCopy { device: [77; 16], placement: DeviceCopy::WHOLE, size: 1 };
+    let copy = DeviceCopy { device: [77; 16].into(), placement: DeviceCopy::WHOLE, size: 1 };
     let error = attachment.keep(File::open("/dev/null").unwrap().as_fd(), copy).unwrap_err();
     assert!(error.to_string().contains("keeps at most 4 descriptors"), "{error}");
     let error = place.load_path("b", false, &place.weights("b", 2, 10)).unwrap_err();

@@ -103,7 +103,7 @@ fn copies_on_devices_are_handed_over() {
     }
     // Who had the image before gets them, too.
     let attachment = client.region().attachment().unwrap();
-    assert!(attachment.copy_on([1; 16], [9; 32]).unwrap().is_some());
+    assert!(attachment.copy_on([1; 16].into(), [9; 32]).unwrap().is_some());
     place.load_path("a", true, &place.weights("d", 4, 100)).unwrap();
     assert!(kept_copies(&place, "a").is_empty(), "they go with their image");
     assert!(of_a.iter().all(|(_, file)| !is_used(*file)));

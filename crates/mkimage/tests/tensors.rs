@@ -322,7 +322,8 @@ fn split_gguf_files_are_one_set() {
     write(dir.path(), "m-00001-of-00002.gguf", &shard(0, "b"));
     write(dir.path(), "m-00002-of-00002.gguf", &shard(1, "a"));
     let (image, _) = pack(dir.path(), Packer::new());
-    let names: Vec<_> = image.tensors().unwrap().names().collect();
+    let names: daxfs::Result<Vec<_>> = image.tensors().unwrap().names().into_iter().collect();
+    let names = names.unwrap();
     assert_eq!(names, ["a", "b"]);
 }
 

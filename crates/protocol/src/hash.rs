@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use dmabuf::Hex;
+
 /// What an image holds: one BLAKE3 over all names, contents and the records of its index. Two images with the same
 /// content hash give the same files and tensors; `daxfs::format::index` says what it covers.
 ///
@@ -56,26 +58,19 @@ impl FromStr for ContentHash {
 
     fn from_str(text: &str) -> Result<Self, ContentHashError> {
         let digits = text.strip_prefix("blake3:").unwrap_or(text);
-        let mut values =
-            digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
-        let mut next = || values.next().flatten().ok_or(ContentHashError);
-        let mut bytes = [0; 32];
-        for byte in &mut bytes {
-            *byte = next()? << 4 | next()?;
-        }
-        if values.next().is_none() { Ok(Self(bytes)) } else { Err(ContentHashError) }
+        Hex::array(digits).map(Self).ok_or(ContentHashError)
     }
 }
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "blake3:{}", Digits(self.0))
+        write!(f, "blake3:{}", Hex(&self.0))
     }
 }
 
 impl fmt::Debug for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ContentHash({})", Digits(self.0))
+        write!(f, "ContentHash({})", Hex(&self.0))
     }
 }
 
@@ -83,7 +78,7 @@ struct Digits([u8; 32]);
 
 impl fmt::Display for Digits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        Hex(&self.0).fmt(f)
     }
 }
 

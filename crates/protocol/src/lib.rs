@@ -17,10 +17,13 @@
 
 mod address;
 mod client;
+mod device;
 mod hash;
 pub mod message;
 pub mod wire;
 
 pub use address::{Address, default_socket};
 pub use client::{Allowed, Attachment, Connection, DEFAULT_TIMEOUT, Health, HolderError, Step, Watch};
+pub use device::{DeviceUuid, DeviceUuidError};
+pub use dmabuf::Hex;
 pub use hash::{ContentHash, ContentHashError};

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use daxfs::holder::message::DeviceCopy;
+use daxfs::DeviceUuid;
 use daxfs_device::{Device, Shared};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -23,7 +23,7 @@ use crate::{source, text};
 pub struct DeviceHandle {
     fd: Mutex<Option<OwnedFd>>,
     size: u64,
-    uuid: [u8; 16],
+    uuid: DeviceUuid,
 }
 
 impl DeviceHandle {
@@ -96,15 +96,15 @@ impl DeviceHandle {
     /// reads.
     #[getter]
     fn uuid(&self) -> String {
-        uuid_text(&self.uuid)
+        uuid_text(self.uuid)
     }
 
     fn __repr__(&self) -> String {
         let size = text::size(self.size);
         let state = if self.closed() { ", closed" } else { "" };
         let place = match self.uuid {
-            DeviceCopy::HOST => "in host memory".to_owned(),
-            uuid => format!("on {}", uuid_text(&uuid)),
+            DeviceUuid::HOST => "in host memory".to_owned(),
+            uuid => format!("on {}", uuid_text(uuid)),
         };
         format!("<daxfs.DeviceHandle: {size} {place}{state}>")
     }

@@ -242,7 +242,7 @@ impl DeviceImage {
     /// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
     #[getter]
     fn uuid(&self) -> PyResult<String> {
-        Ok(uuid_text(&self.opened()?.device.uuid()))
+        Ok(uuid_text(self.opened()?.device.uuid()))
     }
 
     /// True when the bytes are in the GPU's own memory; False when it reads the host's, over the link.

@@ -17,8 +17,8 @@ mod upload;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use daxfs::DeviceUuid;
 use daxfs::dlpack::DLDevice;
-use daxfs::holder::message;
 use daxfs_device::placement::Assigned;
 use daxfs_device::{Buffer, Device, DeviceName, ImageExt, MapOptions, MappedImage, Place, Places, cuda};
 use pyo3::exceptions::{PyAttributeError, PyTypeError, PyValueError};
@@ -129,7 +129,7 @@ impl Placed {
     /// Names of the tensors of which something is there.
     fn names(&self, tensors: &daxfs::Tensors) -> PyResult<Vec<String>> {
         if self.mapped.placement().is_none() {
-            return Ok(tensors.names().collect());
+            return tensors.names().into_iter().map(OrRaise::or_raise).collect();
         }
         let mut names = Vec::new();
         for tensor in tensors.iter() {
@@ -245,17 +245,13 @@ impl Drop for Held {
 }
 
 /// As the driver's tools write that of a whole GPU. Nothing tells here whether it is one, or a part (MIG).
-fn uuid_text(uuid: &[u8; 16]) -> String {
-    format!("GPU-{}", message::uuid_text(uuid))
+fn uuid_text(uuid: DeviceUuid) -> String {
+    format!("GPU-{uuid}")
 }
 
 /// The other way. Capitals do as well, and so does the prefix of a part of a GPU, or none.
-fn parse_uuid(text: &str) -> PyResult<[u8; 16]> {
-    let bare = text.strip_prefix("GPU-").or_else(|| text.strip_prefix("MIG-")).unwrap_or(text);
-    let digits: String = bare.split('-').collect();
-    let number = u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).ok();
-    // Writing it again shows a wrong number of digits, a dash too many and a sign.
-    number.filter(|uuid| uuid_text(uuid)[4..].eq_ignore_ascii_case(bare)).ok_or_else(|| {
+fn parse_uuid(text: &str) -> PyResult<DeviceUuid> {
+    text.parse().map_err(|_| {
         PyValueError::new_err(format!("a uuid is GPU- and 32 hexadecimal digits with dashes, not {text:?}"))
     })
 }

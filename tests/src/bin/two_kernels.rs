@@ -158,6 +158,7 @@ fn report(image: &Image) -> Result<Report> {
     let mut tensors = BTreeMap::new();
     let all = image.tensors()?;
     for name in all.names() {
+        let name = name?;
         let tensor = all.get(&name)?;
         let hash = blake3::hash(&tensor.bytes()?.to_vec());
         let value = (tensor.dtype().name().to_owned(), tensor.shape().to_vec(), hash.to_hex().to_string());

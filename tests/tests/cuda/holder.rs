@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use daxfs::DeviceUuid;
 use daxfs::Image;
 use daxfs::holder::message::DeviceCopy;
 use daxfs_device::UploadOptions;
@@ -93,7 +94,7 @@ impl Holder {
 }
 
 /// A copy of all of an image.
-fn whole(device: [u8; 16], size: u64) -> DeviceCopy {
+fn whole(device: DeviceUuid, size: u64) -> DeviceCopy {
     DeviceCopy { device, size, placement: DeviceCopy::WHOLE }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use daxfs::DeviceUuid;
 use daxfs::holder::message::DeviceCopy;
 use daxfs::{Image, OpenOptions};
 use daxfs_device::{ImageExt, Shared, UploadOptions};
@@ -59,7 +60,7 @@ fn a_holder_keeps_it_beside_those_on_gpus() {
             image.region().attachment().unwrap().keep(fd.as_fd(), copy).unwrap();
         };
         let (on_device, on_host) = (UploadOptions::new(), in_host());
-        leave(&on_device, DeviceCopy::HOST);
+        leave(&on_device, DeviceUuid::HOST);
         assert_eq!(route(&image, &on_host), Route::Copy);
         leave(&on_host, device().as_cuda().unwrap().uuid());
         assert_eq!(route(&image, &on_device), Route::Copy);

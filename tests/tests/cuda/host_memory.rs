@@ -6,8 +6,8 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use daxfs::DeviceUuid;
 use daxfs::dlpack::DLDevice;
-use daxfs::holder::message::DeviceCopy;
 use daxfs::{Image, Part, Region};
 use daxfs_device::cuda::Buffer;
 use daxfs_device::{Device, DeviceError, MappedImage, Place, Route};
@@ -177,7 +177,7 @@ fn readers_map_it_for_reading() {
 fn it_outlives_the_process_that_filled_it() {
     const TEST: &str = "host_memory::it_outlives_the_process_that_filled_it";
     outlives(TEST, &in_host(), |shared, image| {
-        assert_eq!(shared.uuid, DeviceCopy::HOST);
+        assert_eq!(shared.uuid, DeviceUuid::HOST);
         let attach = |shared: &Shared| device().attach(image, shared).unwrap();
         let attached = attach(&shared);
         assert_eq!(attached.memory().route(), Route::Descriptor);
@@ -198,7 +198,7 @@ fn every_gpu_reads_it() {
         let share = || buffer(&copy).share().unwrap();
         let other = Device::open("cuda", 1).unwrap();
         // Whatever the UUID says: the descriptor is of host memory.
-        for uuid in [DeviceCopy::HOST, device().as_cuda().unwrap().uuid(), [9; 16]] {
+        for uuid in [DeviceUuid::HOST, device().as_cuda().unwrap().uuid(), [9; 16].into()] {
             let attached = other.attach(&image, &Shared { uuid, ..share() }).unwrap();
             check_all(&image, &attached);
         }
@@ -217,7 +217,7 @@ fn every_gpu_reads_it() {
         assert!(matches!(error, Error::Device(DeviceError::Driver { .. })), "{error}");
         // Memory of a GPU does not pass for the host's.
         let resident = image.to(&device()).unwrap();
-        let error = attach(Shared { uuid: DeviceCopy::HOST, ..buffer(&resident).share().unwrap() });
+        let error = attach(Shared { uuid: DeviceUuid::HOST, ..buffer(&resident).share().unwrap() });
         assert!(matches!(error, Error::Device(DeviceError::OtherDevice { .. })), "{error}");
         drop((copy, resident, other));
         assert_eq!(live(), 0);

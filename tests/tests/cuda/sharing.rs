@@ -32,7 +32,7 @@ fn uploader(socket: &UnixStream, options: &UploadOptions) {
     let resident = image.to_with(&device(), options).unwrap();
     let Shared { fd, size, uuid } = resident.buffers()[0].as_cuda().unwrap().share().unwrap();
     let mut message = size.to_le_bytes().to_vec();
-    message.extend(uuid);
+    message.extend(uuid.as_bytes());
     send_fds(socket.as_fd(), &message, &[fd.as_fd(), image.region().fd().unwrap()]).unwrap();
     std::thread::park();
 }
@@ -43,7 +43,10 @@ fn receive(socket: &UnixStream) -> (Shared, Image) {
     assert_eq!((len, fds.len()), (24, 2));
     let image = Image::from_fd(fds.pop().unwrap()).unwrap();
     let size = u64::from_le_bytes(message[..8].try_into().unwrap());
-    (Shared { fd: fds.pop().unwrap(), size, uuid: message[8..].try_into().unwrap() }, image)
+    (
+        Shared { fd: fds.pop().unwrap(), size, uuid: <[u8; 16]>::try_from(&message[8..]).unwrap().into() },
+        image,
+    )
 }
 
 /// A process fills memory, by `options`, and is killed. This one has the descriptor then, and no context; two others
@@ -67,7 +70,7 @@ pub fn outlives(test: &str, options: &UploadOptions, read: fn(Shared, &Image)) {
         for _ in 0..2 {
             let (mut reader, socket) = start(test, "read");
             let mut message = shared.size.to_le_bytes().to_vec();
-            message.extend(shared.uuid);
+            message.extend(shared.uuid.as_bytes());
             send_fds(socket.as_fd(), &message, &[shared.fd.as_fd(), image.region().fd().unwrap()]).unwrap();
             assert!(reader.wait().unwrap().success());
         }

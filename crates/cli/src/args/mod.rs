@@ -22,6 +22,7 @@ pub use vm::{Device, VmArgs, Vmm};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use daxfs::{ContentHash, Verify, VerityDigest};
+use daxfs_protocol::Hex;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -307,7 +308,7 @@ pub(crate) fn parse_sha256(text: &str) -> Result<(OsString, [u8; 32]), String> {
 
 /// 64 hexadecimal digits.
 pub(crate) fn sha256(digits: &str) -> Option<[u8; 32]> {
-    blake3::Hash::from_hex(digits).ok().map(Into::into)
+    Hex::array(digits)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::json;
 use crate::output::{Outcome, Output};
 use crate::text::{Side, Table, alignment, count, escape_message, hex, human};
 use daxfs_holder::users::{self, User};
-use daxfs_protocol::message::{DeviceCopy, ImageInfo, uuid_text};
+use daxfs_protocol::message::{DeviceCopy, ImageInfo};
 use daxfs_protocol::{Address, Attachment, Connection};
 use serde::Serialize;
 use std::io::Write;
@@ -74,12 +74,12 @@ impl ImageJson {
             memory: info.kind.name(),
             page_size: Some(info.page_size).filter(|&size| size > 0),
             content_hash: info.content_hash.map(|hash| hash.to_string()),
-            device: Some(info.device).filter(|uuid| *uuid != [0; 16]).map(|uuid| uuid_text(&uuid)),
+            device: (!info.device.is_host()).then(|| info.device.to_string()),
             copies: info
                 .copies
                 .iter()
                 .map(|copy| CopyJson {
-                    device: (!copy.is_on_host()).then(|| uuid_text(&copy.device)),
+                    device: (!copy.is_on_host()).then(|| copy.device.to_string()),
                     placement: (!copy.is_whole()).then(|| hex(&copy.placement)),
                     size: copy.size,
                 })

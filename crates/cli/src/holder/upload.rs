@@ -8,7 +8,6 @@ use crate::progress::Progress;
 use crate::text::human;
 use daxfs::{ContentHash, Image, OpenOptions};
 use daxfs_device::{Device, ImageExt, Placement, UploadOptions, cuda};
-use daxfs_protocol::message::uuid_text;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -62,7 +61,7 @@ pub fn run(
         let size = placement.as_ref().map_or(image.superblock().total_size, Placement::len);
         let options = UploadOptions::new().verify(verify).in_host(in_host);
         let copied = copy(&image, placement.as_ref(), &device, options, args.quiet)?;
-        let uuid = device.uuid().filter(|_| !in_host).map(|uuid| uuid_text(&uuid));
+        let uuid = device.uuid().filter(|_| !in_host).map(|uuid| uuid.to_string());
         let text = if in_host { Gpu::Host(number) } else { Gpu::One(number) }.to_string();
         let device_name = device.name().to_owned();
         let rank = placement.as_ref().map(Placement::rank);

@@ -2,6 +2,7 @@
 //! digests of a tree's files.
 
 use base64ct::{Base64, Encoding};
+use daxfs_protocol::Hex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -192,7 +193,7 @@ fn current(statement: Statement) -> Result<(Vec<Resource>, Vec<String>), String>
     let [subject] = statement.subject.as_slice() else {
         return Err(format!("has {} subjects, and one tree", statement.subject.len()));
     };
-    let said = subject.digest.get("sha256").and_then(|digits| from_hex(digits));
+    let said = subject.digest.get("sha256").and_then(|digits| Hex::decode(digits));
     if said.as_deref() != Some(root.as_slice()) {
         return Err("contradicts itself: the digest of its subject is not that of its resources".to_owned());
     }
@@ -220,7 +221,7 @@ fn resource(name: String, algorithm: &str, digest: &str) -> Result<Resource, Str
     let algorithm = known.ok_or_else(|| {
         format!("has a {algorithm:?} of {name:?}; sha256, blake2b and blake3 are known here")
     })?;
-    let bytes = from_hex(digest).filter(|bytes| bytes.len() == algorithm.len());
+    let bytes = Hex::decode(digest).filter(|bytes| bytes.len() == algorithm.len());
     let digest = bytes.ok_or_else(|| format!("has no {} of {name:?}", algorithm.name()))?;
     Ok(Resource { name, algorithm, digest })
 }
@@ -236,26 +237,9 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Base64::decode_vec(text).ok()
 }
 
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let pair = |pair: &[u8]| match pair {
-        [high, low] => Some(digit(high)? << 4 | digit(low)?),
-        _ => None,
-    };
-    digits.as_bytes().chunks(2).map(pair).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digits() {
-        assert_eq!(from_hex("00fF"), Some(vec![0, 255]));
-        for wrong in ["0", "000", "0g", "+1", "é"] {
-            assert_eq!(from_hex(wrong), None, "{wrong}");
-        }
-    }
 
     /// The example of DSSE's own specification has another type; its form is the same.
     #[test]

@@ -16,12 +16,14 @@ mod header;
 pub mod index;
 mod json;
 mod leftover;
+mod listing;
 mod metadata;
 mod names;
 mod paths;
 mod select;
 mod set;
 mod shards;
+mod theirs;
 mod typed;
 
 use std::fmt;
@@ -36,6 +38,7 @@ pub use header::Header;
 pub(crate) use index::load_index;
 pub use index::{Groups, Index, IndexedCheckpoint, IndexedFile};
 pub use leftover::is_leftover;
+pub use listing::{Names, NamesIter};
 pub use metadata::{List, Value};
 pub(crate) use select::usable_index;
 pub(crate) use select::{default_tensors, tensors_at, tensors_of_file};
@@ -187,6 +190,8 @@ impl fmt::Debug for Tensor {
 
 #[cfg(test)]
 mod indexed_tests;
+#[cfg(test)]
+mod listing_tests;
 #[cfg(test)]
 pub(crate) mod test_image;
 #[cfg(test)]

@@ -131,20 +131,18 @@ impl Tensors {
     fn nearest(&self, name: &str) -> Vec<String> {
         let half = MOST / 2;
         let first = if self.len() <= MOST { 0 } else { self.position(name).saturating_sub(half) };
-        let names = (first..self.len()).map_while(|position| match self.nth(position) {
-            Ok(Some(tensor)) => Some(tensor.name().to_owned()),
-            _ => None,
-        });
+        let names = (first..self.len())
+            .map_while(|position| self.name_at(position, &mut Vec::new()).ok().flatten().map(str::to_owned));
         nearest(name, names)
     }
 
     /// Where the name would stand among the tensors; anywhere when records of the index are wrong.
-    fn position(&self, name: &str) -> usize {
-        let (mut start, mut end) = (0, self.len());
+    pub(super) fn position(&self, name: &str) -> usize {
+        let (mut start, mut end, mut buffer) = (0, self.len(), Vec::new());
         while start < end {
             let middle = start.midpoint(end);
-            match self.nth(middle) {
-                Ok(Some(tensor)) if tensor.name() < name => start = middle.saturating_add(1),
+            match self.name_at(middle, &mut buffer) {
+                Ok(Some(found)) if found < name => start = middle.saturating_add(1),
                 _ => end = middle,
             }
         }
@@ -210,45 +208,29 @@ impl Tensors {
         }
     }
 
-    /// All tensors, sorted by name.
-    ///
-    /// Their names in an index together are no longer than what it has for names: an index where many records share one
-    /// long name ends in an error before somebody has collected them.
-    pub fn iter(&self) -> impl Iterator<Item = Result<Tensor>> + '_ {
-        let mut left = self.bytes_for_names();
-        let mut position = 0;
-        std::iter::from_fn(move || {
-            let next = self.nth(position).transpose()?;
-            position = position.saturating_add(1);
-            let tensor = match next {
-                Ok(tensor) => tensor,
-                Err(error) => return Some(Err(error)),
-            };
-            let Some(rest) = left.checked_sub(tensor.name().len() as u64) else {
-                position = usize::MAX;
-                return Some(Err(TensorError::Index {
-                    place: "tensor records".into(),
-                    rule: "the names of a set must have bytes of their own",
-                    found: format!("more than {} bytes of names", self.bytes_for_names()),
-                }
-                .into()));
-            };
-            left = rest;
-            Some(Ok(tensor))
+    /// The name alone of the `position`th tensor, read into the buffer where it lies in an index; `None` behind the last.
+    pub(super) fn name_at<'a>(&'a self, position: usize, buffer: &'a mut Vec<u8>) -> Result<Option<&'a str>> {
+        let Some(number) = u32::try_from(position).ok().filter(|_| position < self.len()) else {
+            return Ok(None);
+        };
+        Ok(match &self.0 {
+            Source::File { header, .. } => header.nth(position).map(|info| info.name.as_str()),
+            Source::Checkpoint { checkpoint, .. } | Source::Shards { checkpoint, .. } => {
+                checkpoint.nth(position).map(|(_, info)| info.name.as_str())
+            }
+            Source::IndexedFile { index, record, .. } => Some(index.tensor_name(record, number, buffer)?),
+            Source::IndexedCheckpoint { index, record, .. } => {
+                Some(index.checkpoint_name(record, number, buffer)?)
+            }
         })
     }
 
     /// How long all names together can be.
-    fn bytes_for_names(&self) -> u64 {
+    pub(super) fn bytes_for_names(&self) -> u64 {
         match &self.0 {
             Source::IndexedFile { index, .. } | Source::IndexedCheckpoint { index, .. } => index.size(),
             _ => u64::MAX,
         }
-    }
-
-    /// All names, sorted. A tensor whose record in the index is wrong is left out; [`Tensors::iter`] reports it.
-    pub fn names(&self) -> impl Iterator<Item = String> + '_ {
-        self.iter().filter_map(|tensor| tensor.ok().map(|tensor| tensor.name().to_owned()))
     }
 
     /// What the file says beside its tensors: the texts under `__metadata__` of a safetensors file, the keys and

@@ -23,7 +23,7 @@ pub(super) fn checkpoint() -> TestImage {
 }
 
 pub(super) fn names(tensors: &Tensors) -> Vec<String> {
-    tensors.names().collect()
+    tensors.names().into_iter().map(Result::unwrap).collect()
 }
 
 pub(super) fn text<T: fmt::Debug>(result: Result<T>) -> String {

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use super::device::{self, Current, Device};
 use super::driver::{Access, Address, AllocationProperties, Handle, Location, OUT_OF_MEMORY};
 use crate::DeviceError;
-use daxfs_protocol::message::DeviceCopy;
+use daxfs::DeviceUuid;
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.
 const PINNED: c_int = 1;
@@ -148,7 +148,7 @@ impl Allocation {
     /// Takes the memory behind a descriptor that [`Allocation::share`] gave, here or in another process, for reading.
     /// `size` is what [`Allocation::size`] was there; the descriptor has none. Host memory is any device's; `uuid` is
     /// that of the device whose memory it is else.
-    pub fn import(device: &Device, fd: &OwnedFd, size: u64, uuid: [u8; 16]) -> Result<Self, DeviceError> {
+    pub fn import(device: &Device, fd: &OwnedFd, size: u64, uuid: DeviceUuid) -> Result<Self, DeviceError> {
         let is_other = !device.is(&uuid);
         let other =
             || DeviceError::OtherDevice { device: device.name().into(), wanted: uuid, found: device.uuid() };
@@ -164,7 +164,7 @@ impl Allocation {
         let code = unsafe { (device.functions().mem_import)(&raw mut handle, number, DESCRIPTOR) };
         let check = device.check("cuMemImportFromShareableHandle", code);
         // A device may be refused the memory of another one.
-        check.map_err(|error| if is_other && uuid != DeviceCopy::HOST { other() } else { error })?;
+        check.map_err(|error| if is_other && !uuid.is_host() { other() } else { error })?;
         let mut memory =
             Memory { device: device.clone(), handle, location: on(device), imported: Some(imported) };
         match memory.location(&current)? {

@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use daxfs_protocol::message::DeviceCopy;
+use daxfs::DeviceUuid;
 
 use super::allocation::Allocation;
 use super::device::Device;
@@ -121,7 +121,7 @@ impl Buffer {
     pub fn share(&self) -> Result<Shared> {
         let allocation = self.allocation()?;
         let fd = allocation.share()?;
-        let uuid = if allocation.is_host() { DeviceCopy::HOST } else { self.device().uuid() };
+        let uuid = if allocation.is_host() { DeviceUuid::HOST } else { self.device().uuid() };
         Ok(Shared { fd, size: allocation.size(), uuid })
     }
 

@@ -7,6 +7,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use daxfs::DeviceUuid;
+
 use super::driver::{self, Code, Functions, Number, Opaque};
 use crate::DeviceError;
 use crate::Result;
@@ -37,7 +39,7 @@ struct Shared {
     ordinal: usize,
     context: Opaque,
     name: String,
-    uuid: [u8; 16],
+    uuid: DeviceUuid,
 }
 
 // SAFETY: the context is a handle, which the driver lets any thread make current (cuda.h, cuCtxPushCurrent); nothing
@@ -91,7 +93,7 @@ impl Device {
         // SAFETY: the device is one of the driver's; the context is released once, when the last user is gone.
         let code = unsafe { (functions.primary_context_retain)(&raw mut context, number) };
         check(functions, &name, "cuDevicePrimaryCtxRetain", code)?;
-        Ok(Self(Arc::new(Shared { functions, number, ordinal, context, name, uuid })))
+        Ok(Self(Arc::new(Shared { functions, number, ordinal, context, name, uuid: uuid.into() })))
     }
 
     /// Name, as the driver gives it.
@@ -105,7 +107,7 @@ impl Device {
     }
 
     /// What tells the device from all others, whatever number a process sees it under.
-    pub fn uuid(&self) -> [u8; 16] {
+    pub fn uuid(&self) -> DeviceUuid {
         self.0.uuid
     }
 
@@ -131,7 +133,7 @@ impl Device {
     }
 
     /// Whether both are the same GPU.
-    pub(super) fn is(&self, uuid: &[u8; 16]) -> bool {
+    pub(super) fn is(&self, uuid: &DeviceUuid) -> bool {
         self.0.uuid == *uuid
     }
 

@@ -45,6 +45,7 @@ pub use device::{Device, devices};
 
 use allocation::Allocation;
 
+use daxfs::DeviceUuid;
 use daxfs::Region;
 use daxfs::dlpack::DLDevice;
 
@@ -132,7 +133,7 @@ impl Backend for Device {
         Ok(self.fill(region, segments, options)?.into())
     }
 
-    fn uuid(&self) -> Option<[u8; 16]> {
+    fn uuid(&self) -> Option<DeviceUuid> {
         Some(self.uuid())
     }
 

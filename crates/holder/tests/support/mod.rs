@@ -392,7 +392,7 @@ pub fn keep_copies(place: &Place, name: &str) -> Vec<(DeviceCopy, (u64, u64))> {
     let attachment = place.open(name).region().attachment().unwrap().clone();
     let copies = [(1, 0), (1, 9), (2, 0)].map(|(device, placement)| {
         let memory = dmabuf::Memfd::create("device memory", 4096, dmabuf::HugePages::No).unwrap();
-        let copy = DeviceCopy { device: [device; 16], placement: [placement; 32], size: 4 << 20 };
+        let copy = DeviceCopy { device: [device; 16].into(), placement: [placement; 32], size: 4 << 20 };
         attachment.keep(memory.as_fd(), copy).unwrap();
         (copy, identity(memory.as_fd()))
     });

@@ -10,7 +10,7 @@ use dmabuf::{FdInfo, FdKind};
 use super::connection::DEFAULT_TIMEOUT;
 use super::{Connection, HolderError, Watch};
 use crate::message::{DeviceCopy, ImageInfo, MemoryKind, Reply, Request, Role, SIGNATURE_MAX, Version};
-use crate::{Address, ContentHash};
+use crate::{Address, ContentHash, DeviceUuid};
 
 /// How often an attach is tried when the holder ends the connection instead of answering.
 const ATTEMPTS: u32 = 3;
@@ -136,7 +136,7 @@ impl Attachment {
     /// [`HolderError`].
     pub fn copy_on(
         &self,
-        device: [u8; 16],
+        device: DeviceUuid,
         placement: [u8; 32],
     ) -> Result<Option<(OwnedFd, u64)>, HolderError> {
         let mut connection = self.connect()?;

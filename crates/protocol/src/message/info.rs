@@ -1,7 +1,7 @@
 //! What the holder says of an image.
 
-use crate::ContentHash;
 use crate::wire::{Builder, Fields, WireError};
+use crate::{ContentHash, DeviceUuid};
 
 /// Longest name of an image.
 pub const NAME_MAX: usize = 128;
@@ -15,15 +15,6 @@ pub const SIGNATURE_MAX: usize = 4000;
 
 /// Images in one page of a listing: with the longest names and the most copies they stay below the size of a message.
 pub const PAGE_MAX: usize = 24;
-
-/// How a device's UUID is written, without the prefix that says whether it is a whole GPU or a part of one.
-pub fn uuid_text(uuid: &[u8; 16]) -> String {
-    let mut text: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    for at in [20, 16, 12, 8] {
-        text.insert(at, '-');
-    }
-    text
-}
 
 /// A name: 1 to 128 bytes of letters, digits, `.`, `_`, `-`; it does not begin with a dot or a dash.
 pub fn is_valid_name(name: &str) -> bool {
@@ -112,8 +103,8 @@ pub struct ImageInfo {
     pub page_size: u64,
     /// Content hash, see `daxfs::format::index`.
     pub content_hash: Option<ContentHash>,
-    /// UUID of the device that holds the memory; zero for host memory.
-    pub device: [u8; 16],
+    /// The device that holds the memory; [`DeviceUuid::HOST`] for host memory.
+    pub device: DeviceUuid,
     /// When it was loaded: seconds since 1970.
     pub loaded: u64,
     /// How often it was attached.
@@ -134,7 +125,7 @@ impl ImageInfo {
             kind,
             page_size: 0,
             content_hash: None,
-            device: [0; 16],
+            device: DeviceUuid::HOST,
             loaded: 0,
             attaches: 0,
             roles: vec![Role::Image],
@@ -146,8 +137,8 @@ impl ImageInfo {
 /// A copy of an image in the memory of a device, or in host memory that a driver allocated for devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceCopy {
-    /// UUID of the device; [`DeviceCopy::HOST`] for host memory.
-    pub device: [u8; 16],
+    /// The device; [`DeviceUuid::HOST`] for host memory.
+    pub device: DeviceUuid,
     /// What of the image it holds: [`DeviceCopy::WHOLE`], or the identity of a placement
     /// (`daxfs_device::Placement::identity`).
     pub placement: [u8; 32],
@@ -159,12 +150,9 @@ impl DeviceCopy {
     /// All of the image, as it lies in its own memory.
     pub const WHOLE: [u8; 32] = [0; 32];
 
-    /// Instead of a device's UUID: in host memory, which all devices of the machine read.
-    pub const HOST: [u8; 16] = [0; 16];
-
     /// Whether it lies in host memory.
     pub fn is_on_host(&self) -> bool {
-        self.device == Self::HOST
+        self.device.is_host()
     }
 
     /// Whether it holds all of the image.
@@ -178,11 +166,11 @@ impl DeviceCopy {
     }
 
     pub(super) fn write<'a>(&self, builder: &'a mut Builder) -> &'a mut Builder {
-        builder.raw(&self.device).raw(&self.placement).u64(self.size)
+        builder.raw(self.device.as_bytes()).raw(&self.placement).u64(self.size)
     }
 
     pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, WireError> {
-        let (device, placement) = (fields.array("device")?, fields.array("placement")?);
+        let (device, placement) = (DeviceUuid::from(fields.array("device")?), fields.array("placement")?);
         Ok(Self { device, placement, size: fields.u64("size")? })
     }
 }
@@ -190,7 +178,7 @@ impl DeviceCopy {
 impl ImageInfo {
     pub(super) fn write(&self, builder: &mut Builder) {
         builder.bytes(self.name.as_bytes()).u64(self.generation).u64(self.size).u8(self.kind.code());
-        builder.u64(self.page_size).hash(self.content_hash.as_ref()).raw(&self.device);
+        builder.u64(self.page_size).hash(self.content_hash.as_ref()).raw(self.device.as_bytes());
         builder.u64(self.loaded).u64(self.attaches);
         builder.u8(u8::try_from(self.roles.len()).unwrap_or(u8::MAX));
         for role in &self.roles {
@@ -211,7 +199,7 @@ impl ImageInfo {
         let kind = kind.ok_or(WireError::Field { field: "kind", what: "an unknown kind of memory" })?;
         let page_size = fields.u64("page size")?;
         let content_hash = fields.hash("content hash")?;
-        let device = fields.array("device")?;
+        let device = DeviceUuid::from(fields.array("device")?);
         let loaded = fields.u64("loaded")?;
         let attaches = fields.u64("attaches")?;
         let mut roles = Vec::new();

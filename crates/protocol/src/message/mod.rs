@@ -9,7 +9,6 @@ mod verb;
 
 pub use info::{
     COPIES_MAX, DeviceCopy, ImageInfo, MemoryKind, NAME_MAX, PAGE_MAX, Role, SIGNATURE_MAX, is_valid_name,
-    uuid_text,
 };
 pub use reply::{Refusal, Reply};
 pub use request::{Request, Version};
@@ -17,6 +16,7 @@ pub use request::{Request, Version};
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceUuid;
 
     fn info() -> ImageInfo {
         ImageInfo {
@@ -26,7 +26,7 @@ mod tests {
             kind: MemoryKind::SealedMemfd,
             page_size: 2 << 20,
             content_hash: Some([7; 32].into()),
-            device: [0; 16],
+            device: DeviceUuid::HOST,
             loaded: 1_800_000_000,
             attaches: 12,
             roles: vec![Role::Image, Role::Metadata],
@@ -35,7 +35,7 @@ mod tests {
     }
 
     fn copy(device: u8, placement: u8) -> DeviceCopy {
-        DeviceCopy { device: [device; 16], placement: [placement; 32], size: 2 << 20 }
+        DeviceCopy { device: [device; 16].into(), placement: [placement; 32], size: 2 << 20 }
     }
 
     fn version() -> Version {
@@ -55,7 +55,7 @@ mod tests {
             Request::Takeover,
             Request::TakeoverDone,
             Request::Keep { of: version(), copy: copy(3, 9) },
-            Request::Copy { of: version(), device: [4; 16], placement: [8; 32] },
+            Request::Copy { of: version(), device: [4; 16].into(), placement: [8; 32] },
             Request::Access { name: "a".into(), change: None },
             Request::Access { name: "a".into(), change: Some((vec![], vec![5, 6])) },
             Request::Watch { of: Version { name: "a".into(), generation: 3, inode: 4 } },
@@ -95,12 +95,6 @@ mod tests {
                 assert!(Reply::decode(&message[..len], reply.descriptors()).is_err());
             }
         }
-    }
-
-    #[test]
-    fn uuids_are_written_with_dashes() {
-        let uuid = std::array::from_fn(|at| u8::try_from(at).unwrap());
-        assert_eq!(uuid_text(&uuid), "00010203-0405-0607-0809-0a0b0c0d0e0f");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::info::{DeviceCopy, read_name};
 use super::reply::{read_ids, write_ids};
 use super::verb::request as verb;
-use crate::ContentHash;
 use crate::wire::{Builder, Fields, Frame, WireError};
+use crate::{ContentHash, DeviceUuid};
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +61,8 @@ pub enum Request {
     Copy {
         /// Of which image.
         of: Version,
-        /// UUID of the device.
-        device: [u8; 16],
+        /// The device.
+        device: DeviceUuid,
         /// What of the image it is to hold: see [`DeviceCopy::placement`].
         placement: [u8; 32],
     },
@@ -153,7 +153,7 @@ impl Request {
             }
             Self::Copy { of, device, placement } => {
                 let mut builder = begin(verb::COPY);
-                of.write(&mut builder).raw(device).raw(placement);
+                of.write(&mut builder).raw(device.as_bytes()).raw(placement);
                 builder
             }
             Self::Access { name, change } => {
@@ -201,7 +201,7 @@ impl Request {
             }
             verb::COPY => Self::Copy {
                 of: Version::read(&mut fields)?,
-                device: fields.array("device")?,
+                device: DeviceUuid::from(fields.array("device")?),
                 placement: fields.array("placement")?,
             },
             verb::ACCESS => {

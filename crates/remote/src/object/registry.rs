@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use dmabuf::Hex;
 use futures_util::TryStreamExt;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
@@ -141,8 +142,7 @@ fn choose(layers: Vec<OciDescriptor>) -> Result<OciDescriptor, String> {
 
 /// A digest as registries write it.
 pub(crate) fn sha256(hash: &[u8]) -> String {
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", Hex(hash))
 }
 
 fn config(reference: &Reference, options: &Options) -> ClientConfig {

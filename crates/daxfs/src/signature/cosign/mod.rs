@@ -17,6 +17,7 @@
 mod layout;
 
 use base64ct::{Base64, Encoding};
+use dmabuf::Hex;
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use p256::ecdsa::{DerSignature, VerifyingKey};
 use p256::pkcs8::DecodePublicKey;
@@ -174,12 +175,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::from("sha256:");
-    for byte in Sha256::digest(bytes) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    format!("sha256:{}", Hex(&Sha256::digest(bytes)))
 }
 
 /// A payload and its signature, which was not checked yet.

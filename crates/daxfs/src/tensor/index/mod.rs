@@ -167,12 +167,7 @@ impl Index {
     /// [`TensorError::Index`] when there is no such tensor or its record is wrong: names that are not UTF-8, hidden
     /// or too long, unknown types, a size that does not fit type and dimensions, data outside the file.
     pub fn tensor(&self, file: &IndexedFile, position: u32) -> Result<TensorInfo> {
-        let number = file.tensors.start.checked_add(position).filter(|number| *number < file.tensors.end);
-        let number = number.ok_or_else(|| TensorError::Index {
-            place: place("file record", file.number),
-            rule: "the tensor's position must be less than their number",
-            found: format!("{position} of {}", file.tensors.len()),
-        })?;
+        let number = self.number_of(file, position)?;
         self.tensor_record(number).and_then(|record| self.tensor_info(number, &record, file))
     }
 
@@ -217,13 +212,7 @@ impl Index {
         checkpoint: &IndexedCheckpoint,
         position: u32,
     ) -> Result<(IndexedFile, TensorInfo)> {
-        let entry = checkpoint.entries.start.checked_add(position).filter(|n| *n < checkpoint.entries.end);
-        let entry = entry.ok_or_else(|| TensorError::Index {
-            place: place("checkpoint record", checkpoint.number),
-            rule: "the tensor's position must be less than their number",
-            found: format!("{position} of {}", checkpoint.entries.len()),
-        })?;
-        self.entry_tensor(entry)
+        self.entry_tensor(self.entry_of(checkpoint, position)?)
     }
 
     /// The tensor of a checkpoint with this name, and the file that holds it.

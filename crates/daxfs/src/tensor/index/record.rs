@@ -261,13 +261,8 @@ impl Index {
             let found = format!("{}, reached from {}", record.file.get(), file.number);
             return Err(fault("it must name the file record that lists it", found));
         }
-        let name = self.name(number, record)?.to_vec();
-        let name = String::from_utf8(name).map_err(|error| {
-            fault("its name must be UTF-8", crate::tensor::error::escaped(error.as_bytes()))
-        })?;
-        if name.starts_with(raw::FILLER_PREFIX) {
-            return Err(fault("fillers are not listed", format!("{name:?}")));
-        }
+        let mut name = Vec::new();
+        let name = self.read_name(number, record, &mut name)?.to_owned();
         let dtype = self.dtype(number, record.dtype.get())?;
         let shape = self.shape(number, record)?;
         let (offset, size) = (record.offset.get(), record.size.get());
@@ -341,6 +336,77 @@ impl Index {
     fn name(&self, number: u32, record: &raw::TensorRecord) -> Result<SharedBytes<'_>> {
         let what = || format!("name of {}", place("tensor record", number));
         self.string(record.name_offset.get(), record.name_len.get(), MAX_NAME, what)
+    }
+
+    /// Copies a tensor's name into a buffer, in place of what is there, and checks it.
+    fn read_name<'b>(
+        &self,
+        number: u32,
+        record: &raw::TensorRecord,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b str> {
+        let fault = |rule, found: String| -> Error {
+            TensorError::Index { place: place("tensor record", number), rule, found }.into()
+        };
+        let name = self.name(number, record)?;
+        buffer.clear();
+        buffer.resize(name.len(), 0);
+        name.read_at(0, buffer)?;
+        match std::str::from_utf8(buffer) {
+            Ok(name) if name.starts_with(raw::FILLER_PREFIX) => {
+                Err(fault("fillers are not listed", format!("{name:?}")))
+            }
+            Ok(name) => Ok(name),
+            Err(_) => Err(fault("its name must be UTF-8", crate::tensor::error::escaped(buffer))),
+        }
+    }
+
+    /// The name alone of the `position`th tensor of a file, read into a buffer.
+    pub(in crate::tensor) fn tensor_name<'b>(
+        &self,
+        file: &IndexedFile,
+        position: u32,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b str> {
+        let number = self.number_of(file, position)?;
+        self.read_name(number, &self.tensor_record(number)?, buffer)
+    }
+
+    /// The name alone of the `position`th tensor of a checkpoint, read into a buffer.
+    pub(in crate::tensor) fn checkpoint_name<'b>(
+        &self,
+        checkpoint: &IndexedCheckpoint,
+        position: u32,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b str> {
+        let number = self.entry(self.entry_of(checkpoint, position)?)?;
+        self.read_name(number, &self.tensor_record(number)?, buffer)
+    }
+
+    /// The number of the record of a file's `position`th tensor.
+    pub(super) fn number_of(&self, file: &IndexedFile, position: u32) -> Result<u32> {
+        let number = file.tensors.start.checked_add(position).filter(|number| *number < file.tensors.end);
+        number.ok_or_else(|| {
+            TensorError::Index {
+                place: place("file record", file.number),
+                rule: "the tensor's position must be less than their number",
+                found: format!("{position} of {}", file.tensors.len()),
+            }
+            .into()
+        })
+    }
+
+    /// The number of a checkpoint's `position`th entry.
+    pub(super) fn entry_of(&self, checkpoint: &IndexedCheckpoint, position: u32) -> Result<u32> {
+        let entry = checkpoint.entries.start.checked_add(position).filter(|n| *n < checkpoint.entries.end);
+        entry.ok_or_else(|| {
+            TensorError::Index {
+                place: place("checkpoint record", checkpoint.number),
+                rule: "the tensor's position must be less than their number",
+                found: format!("{position} of {}", checkpoint.entries.len()),
+            }
+            .into()
+        })
     }
 
     /// Compares a tensor's name with `name` bytewise, without allocating.

@@ -1,5 +1,7 @@
 //! Does the index tell the truth? Compares its records with the files that they describe.
 
+use dmabuf::Hex;
+
 use super::open::section_name;
 use super::record::place;
 use super::{Index, IndexedCheckpoint, IndexedFile};
@@ -229,11 +231,10 @@ fn same_hash(what: &str, stored: &[u8; 32], found: &[u8; 32]) -> Result<()> {
     if stored == found {
         return Ok(());
     }
-    let (stored, found) = (blake3::Hash::from_bytes(*stored), blake3::Hash::from_bytes(*found));
     Err(TensorError::IndexHash {
         place: what.to_owned(),
-        stored: stored.to_hex().to_string(),
-        found: found.to_hex().to_string(),
+        stored: Hex(stored).to_string(),
+        found: Hex(found).to_string(),
     }
     .into())
 }
