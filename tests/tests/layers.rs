@@ -102,7 +102,11 @@ fn unsafe_code_of_the_reader_is_in_few_modules() {
 }
 
 /// Crates whose modules import each other one way only. A module is a file or a folder right below `src`.
-const WITHOUT_CIRCLES: [&str; 4] = ["dmabuf", "protocol", "device", "cli"];
+const WITHOUT_CIRCLES: [&str; 5] = ["dmabuf", "protocol", "daxfs", "device", "cli"];
+
+/// Imports that close a circle and stay: the one type of errors holds those of regions and of tensors as values, and both
+/// give errors of that type.
+const KEPT: [(&str, &str, &str); 2] = [("daxfs", "error", "region"), ("daxfs", "error", "tensor")];
 
 #[test]
 fn modules_import_each_other_one_way() {
@@ -129,6 +133,10 @@ fn modules_import_each_other_one_way() {
         imports
             .iter_mut()
             .for_each(|(module, used)| used.retain(|other| other != module && known.contains(other)));
+        for (_, importer, imported) in KEPT.iter().filter(|(of, ..)| *of == name) {
+            let removed = imports.get_mut(*importer).unwrap().remove(*imported);
+            assert!(removed, "{name}: {importer} no longer imports {imported}: take it out of the list");
+        }
         // What imports nothing, or only what was taken away before, is in no circle.
         while let Some(free) =
             imports.iter().find(|(_, used)| used.is_empty()).map(|(module, _)| module.clone())

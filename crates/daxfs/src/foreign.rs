@@ -8,6 +8,9 @@ use std::fmt;
 
 use dmabuf::SharedBytes;
 
+/// The longest header of a safetensors file, in bytes, as its own library has it.
+pub(crate) const LONGEST_HEADER: u64 = 100_000_000;
+
 /// A file of a well-known kind that is no DAXFS image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -88,7 +91,7 @@ impl Foreign {
         let Some((length, json)) = head.split_first_chunk::<8>() else { return false };
         let length = u64::from_le_bytes(*length);
         let starts = json.starts_with(b"{\"") || json.starts_with(b"{}") || json.starts_with(b"{ ");
-        starts && (2..=crate::tensor::safetensors::MAX_HEADER).contains(&length)
+        starts && (2..=LONGEST_HEADER).contains(&length)
     }
 
     /// What to do when an image holds it where tensors should be.

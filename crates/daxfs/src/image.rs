@@ -18,8 +18,11 @@ use crate::tensor::{self, Index, TensorCache, Tensors};
 use crate::verify::Lazy;
 use crate::{ContentHash, File, FileType, Provenance, Region, Superblock, format};
 
+mod faults;
+mod near;
 mod open;
 
+pub use faults::explain_faults;
 pub use open::{DEFAULT_MAX_METADATA, OpenOptions};
 
 /// Symbolic links followed in one lookup, as in the kernel's path walk.
@@ -299,7 +302,7 @@ impl Image {
     fn with_nearest(&self, error: Error) -> Error {
         match error {
             Error::NotFound { path, .. } => {
-                let near = crate::nearest::nearest_paths(self, &path);
+                let near = near::nearest_paths(self, &path);
                 Error::NotFound { path, near }
             }
             other => other,

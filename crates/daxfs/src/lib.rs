@@ -60,7 +60,6 @@ mod content;
 mod entry;
 pub mod erofs;
 mod error;
-mod faults;
 mod file;
 mod foreign;
 pub mod format;
@@ -94,14 +93,15 @@ pub use dmabuf::{
 };
 pub use entry::{Entry, FileType, Metadata, Walk};
 pub use error::{Error, Result};
-pub use faults::explain_faults;
 pub use file::{Extent, File};
 pub use foreign::Foreign;
-pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions};
+pub use image::{DEFAULT_MAX_METADATA, Image, MAX_LINKS, OpenOptions, explain_faults};
 pub use original::Original;
 pub use reader::FileReader;
 pub use region::{Opened, Part, Provenance, Region, RemoteAddress, RemoteError, Source, Wanted};
 pub use rule::Rule;
+/// What `Tensor::as_safetensors` gives is of this crate.
+pub use safetensors;
 pub use snapshot::{Piece, PieceSource, ViewKind};
 pub use superblock::Superblock;
 pub use tensor::{
@@ -109,8 +109,6 @@ pub use tensor::{
 };
 pub use text::Escaped;
 pub use verify::Verify;
-/// What `Tensor::as_safetensors` gives is of this crate.
-pub use safetensors;
 /// What `Tensor::as_slice_of` asks of its types is of this crate.
 pub use zerocopy;
 

@@ -422,7 +422,7 @@ impl OpenOptions {
             described: OnceLock::new(),
         }));
         self.compare(&image, verify, attached)?;
-        crate::faults::opened(&image);
+        super::faults::opened(&image);
         Ok(image)
     }
 

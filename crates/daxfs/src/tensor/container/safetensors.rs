@@ -27,7 +27,7 @@ use crate::tensor::{Dtype, TensorError, TensorInfo};
 use crate::{Foreign, Result};
 
 /// Longest JSON header, in bytes; the limit of the safetensors crate.
-pub const MAX_HEADER: u64 = 100_000_000;
+pub const MAX_HEADER: u64 = crate::foreign::LONGEST_HEADER;
 
 /// Bytes of the length in front of the JSON.
 pub const LENGTH_SIZE: u64 = 8;

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use dmabuf::faults::{self, Advice, Described, Description};
 
-use crate::image::Inner;
+use super::Inner;
 use crate::tensor::ContainerKind;
 use crate::text::Escaped;
 use crate::{FileType, Image, Region, Result};
