@@ -52,6 +52,8 @@ system() {
     [ -e /etc/OpenCL/vendors/pocl.icd ] || packages+=(pocl-opencl-icd ocl-icd-libopencl1) # an OpenCL device
     has minisign || packages+=(minisign) # the stock tool that signatures are compared with
     has umoci || packages+=(umoci) # the stock tool that layers are compared with
+    has crun || packages+=(crun)   # runtimes of bundles
+    has runc || packages+=(runc)
     has openssl || packages+=(openssl) # the same for those of cosign
     has fsck.erofs || packages+=(erofs-utils) # the stock tool that judges EROFS views
     has mkfs.xfs || packages+=(xfsprogs) # a file system with clones

@@ -53,7 +53,7 @@ LEFT_OUT = {
     "mounting.md": {"mount": 4, "root": 1},
     "plans.md": {"gpu": 1},
     "remote.md": {"store": 2},
-    "rootfs.md": {"mount": 1},
+    "rootfs.md": {"mount": 3},
     "sources.md": {"root": 2},
     "systemd.md": {"systemd": 2},
 }

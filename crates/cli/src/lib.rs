@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod args;
+mod bundle;
 mod cat;
 mod collapse;
 mod cut;
@@ -105,6 +106,8 @@ fn run_on_image(args: &SourceArgs, verb: &ImageVerb, out: &mut Output) -> anyhow
         ImageVerb::Mount(verb) => mount::run(args, verb),
         // Opens it in namespaces of the container.
         ImageVerb::Run(verb) => run::run(args, verb),
+        // Has it mounted first, by another process or not.
+        ImageVerb::Bundle(verb) => bundle::run(args, verb),
         // Opens two.
         ImageVerb::Diff(verb) => diff::run(args, verb, out),
         // Opens the image in its own way: a broken rule is a finding there.

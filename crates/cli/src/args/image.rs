@@ -1,7 +1,7 @@
 //! Verbs that look into an image.
 
 use super::holder::SelectionArgs;
-use super::run::RunArgs;
+use super::run::{BundleArgs, RunArgs};
 use super::vm::VmArgs;
 use super::{parse_alignment, parse_sha256, parse_size};
 use clap::{Args, Subcommand, ValueEnum};
@@ -108,6 +108,17 @@ pub enum ImageVerb {
     /// This keeps apart what gets on with each other. It is no wall against programs that want to break out: system calls
     /// are not filtered, and no resources limited.
     Run(RunArgs),
+    /// Make a bundle for OCI runtimes (crun, runc) over an image
+    ///
+    /// This command mounts: the image at DIR/image, and OverlayFS above it at DIR/rootfs, whose changes are kept in DIR/changes;
+    /// with --read-only the image at DIR/rootfs and nothing else. DIR/config.json has the command, environment, user and working
+    /// directory of the container image that was packed, where the command line does not say otherwise, and the
+    /// capabilities of `daxfs run`. Any number of containers can be started from it, one after the other; at the same time they
+    /// share what they change. Runtimes leave the mounts as they are: `umount DIR/rootfs DIR/image` takes them away.
+    ///
+    /// Bundles of one image share its pages, as containers of `daxfs run` do. It takes root, or a user namespace with a
+    /// mount namespace, in which the runtime is started, too; the bundle is made for the one that it is made in.
+    Bundle(BundleArgs),
     /// Print the options that give an image to a virtual machine as memory
     ///
     /// The guest reads the host's pages: however many guests there are, the image is in memory once. They cannot write it.
@@ -144,6 +155,7 @@ impl ImageVerb {
             | Self::Collapse(CollapseArgs { image })
             | Self::Mount(MountArgs { image, .. })
             | Self::Run(RunArgs { image, .. })
+            | Self::Bundle(BundleArgs { image, .. })
             | Self::VmArgs(VmArgs { image, .. }) => image,
         }
     }

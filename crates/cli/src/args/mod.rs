@@ -14,7 +14,7 @@ pub use image::{
     CatArgs, CollapseArgs, DiffArgs, ExtractArgs, ImageVerb, InspectArgs, LsArgs, MountArgs, MountWay,
     PlaceArgs, PushArgs, StatArgs, TreeArgs, VerifyArgs,
 };
-pub use run::{Bind, Network, RunArgs};
+pub use run::{Bind, BundleArgs, Network, ProgramArgs, RunArgs};
 pub use socket::SocketArgs;
 pub use upload::{Gpu, UploadArgs};
 pub use vm::{Device, VmArgs, Vmm};

@@ -1,4 +1,4 @@
-//! The verb that runs containers.
+//! The verbs that run containers, or have others run them.
 
 use super::MountWay;
 use clap::builder::TypedValueParser;
@@ -24,18 +24,9 @@ pub struct RunArgs {
     /// Way to mount the image; by default the first that fits
     #[arg(long = "as", value_name = "WAY", value_enum)]
     pub way: Option<MountWay>,
-    /// Environment variable, beside those of the image; without =VALUE the one of this command
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<OsString>,
-    /// User, by name or number, instead of the image's
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Working directory, instead of the image's; made if it is not there
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<OsString>,
-    /// Program to run instead of the image's entry point, without its arguments; the empty word for none
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<OsString>,
+    /// What it runs.
+    #[command(flatten)]
+    pub program: ProgramArgs,
     /// File or directory of this machine to show in the container; can be given several times
     #[arg(long, value_name = "SOURCE:PATH[:ro]", value_parser = clap::builder::OsStringValueParser::new().try_map(parse_bind))]
     pub bind: Vec<Bind>,
@@ -51,9 +42,57 @@ pub struct RunArgs {
     /// Host name in the container; by default that of this machine
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
+}
+
+/// What a container runs, where that is not as the image says.
+#[derive(Debug, Args)]
+pub struct ProgramArgs {
+    /// Environment variable, beside those of the image; without =VALUE the one of this command
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// User, by name or number, instead of the image's
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Working directory, instead of the image's; made if it is not there
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// Program to run instead of the image's entry point, without its arguments; the empty word for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<OsString>,
     /// Command to run instead of the image's; behind the image's entry point, where it has one
     #[arg(last = true)]
     pub command: Vec<OsString>,
+}
+
+/// Arguments of `daxfs bundle`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  daxfs bundle root.daxfs web && crun run --bundle web web1\n  \
+    daxfs bundle --tty daxfs://tools tools -- sh\n  \
+    umount web/rootfs web/image && rm -r web    # when no container has it any more\n  \
+    unshare --user --map-root-user --mount sh -c 'daxfs bundle root.daxfs b -- id && crun run -b b b1'    # without root")]
+pub struct BundleArgs {
+    /// Image: a path, /dev/daxX.Y, fd:N, or daxfs://NAME
+    pub image: OsString,
+    /// Directory for the bundle, which is made; it may be there, and empty
+    pub dir: PathBuf,
+    /// Way to mount the image; by default the first that fits
+    #[arg(long = "as", value_name = "WAY", value_enum)]
+    pub way: Option<MountWay>,
+    /// What it runs.
+    #[command(flatten)]
+    pub program: ProgramArgs,
+    /// Nothing can be written but /tmp, which is empty; the bundle's root is the mount of the image alone
+    #[arg(long)]
+    pub read_only: bool,
+    /// The command has a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Network that the container sees
+    #[arg(long, value_enum, default_value_t = Network::Host)]
+    pub net: Network,
+    /// Host name in the container
+    #[arg(long, value_name = "NAME", default_value = "daxfs")]
+    pub hostname: String,
 }
 
 /// Networks of a container.

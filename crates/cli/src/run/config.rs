@@ -1,6 +1,6 @@
 //! What runs in a container, as whom, where, and with which environment: what the command line says, else the image.
 
-use crate::args::RunArgs;
+use crate::args::ProgramArgs;
 use anyhow::{Context, bail};
 use daxfs::format::index;
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ impl Program {
     ///
     /// # Errors
     /// For a configuration that is none, and where neither names a command.
-    pub fn new(args: &RunArgs, config: Option<&[u8]>) -> anyhow::Result<Self> {
+    pub fn new(args: &ProgramArgs, config: Option<&[u8]>) -> anyhow::Result<Self> {
         let config: ImageConfig = match config {
             Some(bytes) => serde_json::from_slice(bytes).context(index::CONFIG_PATH)?,
             None => ImageConfig::default(),
@@ -142,7 +142,7 @@ mod tests {
     fn program(line: &[&str], config: Option<&str>) -> anyhow::Result<Program> {
         let cli = Cli::read(["daxfs", "run", "image"].iter().chain(line).map(OsString::from)).unwrap();
         let Verb::Image(ImageVerb::Run(args)) = &cli.verb else { panic!("another verb") };
-        Program::new(args, config.map(str::as_bytes))
+        Program::new(&args.program, config.map(str::as_bytes))
     }
 
     #[test]

@@ -17,14 +17,14 @@
 
 #![allow(unsafe_code, reason = "closing what is open in the first process")]
 
-mod config;
+pub mod config;
 mod inside;
-mod namespaces;
+pub mod namespaces;
 mod privileges;
 mod process;
-mod root;
+pub mod root;
 mod trees;
-mod users;
+pub mod users;
 
 use crate::args::{RunArgs, SourceArgs};
 use crate::output::{Outcome, report};

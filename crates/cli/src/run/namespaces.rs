@@ -33,7 +33,10 @@ pub enum Users {
 
 impl Users {
     /// As `/proc/self/uid_map` says.
-    fn now() -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// Without `/proc`.
+    pub fn now() -> anyhow::Result<Self> {
         let map = std::fs::read_to_string("/proc/self/uid_map").context("/proc/self/uid_map")?;
         Ok(Self::of(&map))
     }

@@ -86,7 +86,8 @@ impl Root {
             Some(image) => image.oci_config()?,
             None => in_directory(Path::new(&args.image))?,
         };
-        let program = Program::new(args, config.as_deref()).with_context(|| source::name(&args.image))?;
+        let program =
+            Program::new(&args.program, config.as_deref()).with_context(|| source::name(&args.image))?;
         let stage = cover()?;
         let [lower, path] = ["lower", "root"].map(|name| stage.join(name));
         for folder in [&lower, &path] {
@@ -122,8 +123,11 @@ fn cover() -> anyhow::Result<PathBuf> {
     Ok(place.to_owned())
 }
 
-/// Mounts what lies in `changes` above `lower`.
-fn overlay(lower: &Path, changes: &Path, at: &Path, users: Users) -> anyhow::Result<()> {
+/// Mounts what lies in `changes` above `lower`. A path with a comma or a colon would be taken apart.
+///
+/// # Errors
+/// What the kernel says.
+pub fn overlay(lower: &Path, changes: &Path, at: &Path, users: Users) -> anyhow::Result<()> {
     let [upper, work] = ["upper", "work"].map(|name| changes.join(name));
     let below = fs::metadata(lower).with_context(|| lower.display().to_string())?;
     if !upper.is_dir() {

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// Most bytes of a file of users that are looked at.
-const MOST: u64 = 16 << 20;
+pub const MOST: u64 = 16 << 20;
 /// Most groups of a user, as for Linux.
 const MOST_GROUPS: usize = 65_536;
 
@@ -39,7 +39,11 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn resolve(wanted: &str, passwd: &str, group: &str) -> anyhow::Result<Identity> {
+/// Looks a user up in the texts of both files.
+///
+/// # Errors
+/// For a name that is not there.
+pub fn resolve(wanted: &str, passwd: &str, group: &str) -> anyhow::Result<Identity> {
     let (user, in_group) = match wanted.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (wanted, None),
