@@ -34,6 +34,8 @@ LISTS = {"scripts/torch-full": "scripts/torch.in"}
 CUDA = re.compile(r"(nvidia|cuda)-.*|triton")
 # Of parts of kerf that no test uses; there are no wheels of it, and nothing is built.
 UNUSED = ["pylibfdt"]
+# In an environment that has the layer torch beside it.
+BESIDE = {"scripts/requirements": ["torch"]}
 PIN = re.compile(r"^([\w.-]+)==(\S+)(?: ; (.*?))? \\$", re.MULTILINE)
 
 
@@ -91,7 +93,8 @@ def main() -> int:
         lock.parent.mkdir(parents=True, exist_ok=True)
         if lock != committed and old:
             shutil.copyfile(committed, lock)
-        compile_lock(name, into, a.upgrade, [*UNUSED, *(cuda if name == "scripts/torch" else [])])
+        excludes = [*UNUSED, *BESIDE.get(name, []), *(cuda if name == "scripts/torch" else [])]
+        compile_lock(name, into, a.upgrade, excludes)
         new = lock.read_text()
         if name == "scripts/torch-full":
             cuda = [package for package in pins(new) if CUDA.fullmatch(package)]

@@ -12,13 +12,13 @@ _Directory = Union[str, "os.PathLike[str]"]
 
 
 def install() -> None:
-    """Have safetensors, transformers and huggingface_hub take images in this process, until uninstall().
+    """Have safetensors, transformers and what loads by them take images in this process, until uninstall().
 
     "llama.daxfs", "llama.daxfs!/text" and "daxfs://NAME" stand for folders of models then, with weights that are views
     of the image, in code that is not changed. ``python -m daxfs.run script.py`` does this before a program. What was
     served is said at the end of the process, in one line on standard error.
 
-    RuntimeError for a version of these packages that is not known.
+    RuntimeError for a version of these packages that is not known, when this is called or when they are imported.
     """
     from daxfs import _install  # noqa: PLC0415
 

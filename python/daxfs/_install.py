@@ -1,8 +1,9 @@
 """``daxfs.install()``: code that nobody can edit takes images where it takes paths of models.
 
 What is hooked are documented entry points: safe_open of safetensors, which all loading of its files goes through,
-from_pretrained() of the base classes of transformers, and the downloads of huggingface_hub. A name that means no image
-goes to the original. Modules that are not imported yet are hooked when they are.
+from_pretrained() of the base classes of transformers and diffusers, models of sentence-transformers, and the downloads
+of huggingface_hub. A name that means no image goes to the original. Modules that are not imported yet are hooked when
+they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ KNOWN = {
     "safetensors": ((0, 8), (0, 9)),
     "transformers": ((5, 0), (6, 0)),
     "huggingface_hub": ((1, 0), (3, 0)),
+    "diffusers": ((0, 42), (1, 0)),
+    "sentence_transformers": ((6, 0), (7, 0)),
 }
+# Refused when they are imported, and not already when they are installed.
+ON_TOP = ("diffusers", "sentence_transformers")
 
 # Methods that take a path first, by their modules. What is missing is refused.
 METHODS = {
@@ -43,12 +48,16 @@ METHODS = {
     "transformers.models.auto.feature_extraction_auto": ("AutoFeatureExtractor.from_pretrained",),
     "transformers.models.auto.auto_factory": ("_BaseAutoModelClass.from_pretrained",),
     "transformers.pipelines": ("pipeline",),
+    "diffusers.configuration_utils": ("ConfigMixin.load_config",),
+    "diffusers.models.modeling_utils": ("ModelMixin.from_pretrained",),
+    "diffusers.pipelines.pipeline_utils": ("DiffusionPipeline.from_pretrained",),
+    "sentence_transformers.base.model": ("BaseModel.__init__",),
     "huggingface_hub._snapshot_download": ("snapshot_download",),
     "huggingface_hub.file_download": ("hf_hub_download",),
 }
 # What the argument that may be an image is called; where it is not the first one, its place.
-NAMES = ("pretrained_model_name_or_path", "pretrained_model_name", "repo_id", "model")
-PLACES = {"pipeline": 1}
+NAMES = ("pretrained_model_name_or_path", "pretrained_model_name", "model_name_or_path", "repo_id", "model")
+PLACES = {"pipeline": 1, "__init__": 1}
 
 
 class State:
@@ -79,7 +88,7 @@ _state: State | None = None
 
 
 def install(*, is_child: bool = False) -> None:
-    """Have safetensors, transformers and huggingface_hub take images in this process, until uninstall().
+    """Have safetensors, transformers and what loads by them take images in this process, until uninstall().
 
     "llama.daxfs", "llama.daxfs!/text" and "daxfs://NAME" stand for folders of models then, with weights that are views
     of the image. What was served is said at the end of the process, in one line on standard error. RuntimeError for a
@@ -89,7 +98,8 @@ def install(*, is_child: bool = False) -> None:
     if _state is not None:
         return
     for name in KNOWN:
-        _check(name)
+        if name not in ON_TOP:
+            _check(name)
     state = State(is_child)
     state.finder = Finder(state)
     _state = state
@@ -185,6 +195,9 @@ def _hook(state: State, module: ModuleType) -> None:
     if module.__name__ == "safetensors":
         _hook_safe_open(state, module)
         return
+    package = module.__name__.partition(".")[0]
+    if package in ON_TOP:
+        _check(package)
     for path in METHODS[module.__name__]:
         *owners, name = path.split(".")
         owner: Any = module
@@ -197,6 +210,9 @@ def _hook(state: State, module: ModuleType) -> None:
         if isinstance(method, classmethod):
             state.replaced.append((owner, name, method))
             setattr(owner, name, classmethod(_standing_in(method.__func__, 1)))
+        elif owners:
+            state.replaced.append((owner, name, method))
+            setattr(owner, name, _standing_in(method, PLACES[name]))
         else:
             ours = _downloading(method) if name == "hf_hub_download" else _standing_in(method, PLACES.get(name, 0))
             _put(state, module, name, method, ours)
