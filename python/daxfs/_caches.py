@@ -20,7 +20,7 @@ import daxfs
 from daxfs import _files, _locate
 
 # The directory of an image that has them, one for each name.
-FOLDER = "caches"
+FOLDER = _files.CACHES_FOLDER
 # Of Triton: the files of a kernel, by their absolute paths.
 _GROUP = "__grp__"
 # Changes with what a copy is made of.
@@ -35,12 +35,13 @@ class _Cache(NamedTuple):
     below: str = ""
 
 
-CACHES: Mapping[str, _Cache] = {
-    "triton": _Cache("TRITON_CACHE_DIR"),
-    "inductor": _Cache("TORCHINDUCTOR_CACHE_DIR"),
-    "flashinfer": _Cache("FLASHINFER_WORKSPACE_BASE", ".cache/flashinfer"),
-    "vllm": _Cache("VLLM_CACHE_ROOT"),
-}
+_PLACES = (
+    _Cache("TRITON_CACHE_DIR"),
+    _Cache("TORCHINDUCTOR_CACHE_DIR"),
+    _Cache("FLASHINFER_WORKSPACE_BASE", ".cache/flashinfer"),
+    _Cache("VLLM_CACHE_ROOT"),
+)
+CACHES: Mapping[str, _Cache] = dict(zip(_files.CACHES, _PLACES))
 
 _Directory = Union[str, "os.PathLike[str]"]
 

@@ -41,6 +41,10 @@ WEIGHTS: tuple[str, ...] = (
 )
 WEIGHTS += (".npz", ".tflite", ".pb", ".mlmodel")
 
+# Directories of an image with caches of compilers, which daxfs.caches copies; libraries of models have no use for them.
+CACHES: tuple[str, ...] = ("triton", "inductor", "flashinfer", "vllm")
+CACHES_FOLDER = "caches"
+
 _LOCK = ".lock"
 # Bytes of a file that are hashed at a time.
 _PIECE = 1 << 20
@@ -49,6 +53,11 @@ _PIECE = 1 << 20
 def is_weights(path: str) -> bool:
     """Tell by its name whether a file holds weights."""
     return path.lower().endswith(WEIGHTS)
+
+
+def is_cache(path: str) -> bool:
+    """Tell by its path in the image whether a file belongs to a cache of a compiler."""
+    return path.startswith(tuple(f"{CACHES_FOLDER}/{name}/" for name in CACHES))
 
 
 def _source(file: daxfs.File) -> daxfs.File | daxfs.Original:
@@ -138,11 +147,11 @@ class Runtime:
         return str(target)
 
     def directory(self, image: daxfs.Image, top: str) -> str:
-        """Return the path of a directory with all files below but weights."""
+        """Return the path of a directory with all files below but weights and caches of compilers."""
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / (top.rpartition("/")[2] or "image")
         folder.mkdir()
         for path, file in below(image, top):
-            if is_weights(path):
+            if is_weights(path) or is_cache(file.path):
                 continue
             own = folder / path
             own.parent.mkdir(parents=True, exist_ok=True)
@@ -219,4 +228,5 @@ def _text(name: _Path) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-__all__ = ["WEIGHTS", "Runtime", "below", "digest", "is_weights", "making", "materialize", "path", "runtime", "write"]
+__all__ = ["CACHES", "CACHES_FOLDER", "WEIGHTS", "Runtime", "below", "digest", "is_cache", "is_weights"]
+__all__ += ["making", "materialize", "path", "runtime", "write"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import daxfs
+from daxfs import _locate, _stand_in
 
 VARIABLES = {
     "triton": "TRITON_CACHE_DIR",
@@ -91,6 +92,18 @@ def test_groups_of_triton_name_the_copy(model: Path, tmp_path: Path) -> None:
     group = json.loads((copy / "KEY/__grp__kernel.json").read_text())
     assert group == {"child_paths": {"kernel.so": str(copy / "KEY/kernel.so")}, "more": 1}
     assert (copy / "KEY/__grp__odd.json").read_text() == "[1]"
+
+
+def test_folders_of_processes_have_no_caches(model: Path, tmp_path: Path) -> None:
+    (model / "caches/mine").mkdir()
+    (model / "caches/mine/notes.txt").touch()
+    with daxfs.open(pack(model)) as image:
+        folders = [Path(image.path()), Path(_stand_in.folder(_locate.Location(str(tmp_path / "model.daxfs"), "")))]
+        for folder in folders:
+            assert (folder / "config.json").exists()
+            assert [path.name for path in (folder / "caches").iterdir() if path.name != _locate.STAND_IN] == ["mine"]
+        image.materialize(tmp_path / "copy", exclude_weights=True)
+    assert (tmp_path / "copy/caches/vllm/KEY/kernel.so").exists()
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:
