@@ -381,7 +381,8 @@ impl Packer {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
+    /// [`Error::Setting`](crate::Error::Setting) for a setting out of range, and what is wrong with an input: see
+    /// [`crate::Error`].
     pub fn left_out(mut self) -> Result<Vec<PathBuf>> {
         self.check()?;
         self.select()?;
@@ -400,7 +401,8 @@ impl Packer {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a setting out of range, and what is wrong with an input: see [`Error`].
+    /// [`Error::Setting`](crate::Error::Setting) for a setting out of range, and what is wrong with an input: see
+    /// [`crate::Error`].
     pub fn plan(mut self) -> Result<Plan> {
         self.check()?;
         self.select()?;
