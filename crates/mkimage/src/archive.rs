@@ -14,10 +14,10 @@ use nix::sys::stat::fstat;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -155,11 +155,12 @@ pub(crate) fn scan(source: &Source, rules: &Rules, threads: Threads) -> Result<T
     Ok(tree)
 }
 
-/// A directory for what is fetched, which goes with what it gives.
+/// A directory for what is fetched, for its owner alone, which goes with what it gives.
 pub(crate) fn spool(prefix: &str) -> Result<TempDir> {
     let place = std::env::var_os("TMPDIR").filter(|place| !place.is_empty());
     let place = place.map_or_else(|| PathBuf::from(SPOOL), PathBuf::from);
-    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(&place);
+    let folder =
+        tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(&place);
     folder.map_err(|error| Error::io("make a directory in", &place, error))
 }
 

@@ -74,25 +74,38 @@ pub(crate) fn fetch(address: &RemoteAddress, rules: &Rules) -> Result<Fetched> {
     Ok(Fetched { folder, address, left_out })
 }
 
+/// What a listing says of a file.
+struct Record<'l> {
+    text: &'l [u8],
+    path: &'l [u8],
+    /// Whether it can be a safetensors file: one has a header.
+    has_header: bool,
+}
+
+impl<'l> Record<'l> {
+    /// `BYTES SHA256 TAG PATH`.
+    fn parse(text: &'l [u8]) -> Option<Record<'l>> {
+        let mut words = text.splitn(4, |&byte| byte == b' ');
+        let len: u64 = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+        Some(Record { text, path: words.nth(2)?, has_header: len >= 10 })
+    }
+}
+
 /// Records of a listing that are packed, and the paths of all others.
 fn choose(listing: &[u8], selection: &Selection) -> (Vec<u8>, Vec<PathBuf>) {
-    let records: Vec<(&[u8], &[u8])> = listing
-        .split(|&byte| byte == 0)
-        .filter_map(|record| Some((record, record.splitn(3, |&byte| byte == b' ').nth(2)?)))
-        .collect();
-    let out = beside_weights(records.iter().map(|(_, path)| *path), selection);
-    let (mut wanted, mut left_out) = (Vec::new(), Vec::new());
-    for (record, path) in records {
-        let is_out = is_excluded(path, selection) || ends(path).any(|path| out.contains(path));
-        match is_out {
-            true => left_out.push(PathBuf::from(OsStr::from_bytes(path))),
-            false => {
-                wanted.extend_from_slice(record);
-                wanted.push(0);
-            }
-        }
-    }
-    (wanted, left_out)
+    let records = listing.split(|&byte| byte == 0).filter_map(Record::parse);
+    let (mut records, excluded): (Vec<_>, Vec<_>) =
+        records.partition(|record| !is_excluded(record.path, selection));
+    let mut left_out: Vec<&[u8]> = excluded.iter().map(|record| record.path).collect();
+    // What globs leave out makes nothing superfluous.
+    let out = beside_weights(&records, selection);
+    records.retain(|record| {
+        let is_out = ends(record.path).any(|path| out.contains(path));
+        left_out.extend(is_out.then_some(record.path));
+        !is_out
+    });
+    let wanted: Vec<u8> = records.iter().flat_map(|record| [record.text, &[0]].concat()).collect();
+    (wanted, left_out.into_iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect())
 }
 
 /// A path and the directories that it lies in, the outermost first.
@@ -115,34 +128,34 @@ fn is_excluded(path: &[u8], selection: &Selection) -> bool {
     false
 }
 
-/// Names in a directory: of each the path, and whether it is a directory.
-type Names<'p> = BTreeMap<&'p [u8], (&'p [u8], bool)>;
+/// Names in a directory: of each the path, whether it is a directory, and whether it can be a safetensors file.
+type Names<'p> = BTreeMap<&'p [u8], (&'p [u8], bool, bool)>;
 
 /// Paths of what weights make superfluous, judged by names: it need not be fetched to be left out.
-fn beside_weights<'p>(paths: impl Iterator<Item = &'p [u8]>, selection: &Selection) -> HashSet<&'p [u8]> {
+fn beside_weights<'p>(records: &[Record<'p>], selection: &Selection) -> HashSet<&'p [u8]> {
     if !selection.weights_only {
         return HashSet::new();
     }
     // By directory the names in it, each with its path and whether it is a directory.
     let mut directories: HashMap<&[u8], Names<'_>> = HashMap::new();
-    for path in paths {
+    for &Record { path, has_header, .. } in records {
         for end in ends(path) {
             let at = end.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
             let (directory, name) = end.split_at(at);
-            directories.entry(directory).or_default().insert(name, (end, end.len() < path.len()));
+            directories.entry(directory).or_default().insert(name, (end, end.len() < path.len(), has_header));
         }
     }
     let mut out = HashSet::new();
     for names in directories.values() {
         let named: Vec<_> = names
             .iter()
-            .map(|(&name, &(_, is_directory))| {
-                let has_weights = !is_directory && is_weights(name);
+            .map(|(&name, &(_, is_directory, has_header))| {
+                let has_weights = !is_directory && has_header && is_weights(name);
                 Named { name, is_directory, has_weights }
             })
             .collect();
         let superfluous = superfluous(&named);
-        out.extend(names.values().zip(superfluous).filter(|(_, out)| *out).map(|((path, _), _)| *path));
+        out.extend(names.values().zip(superfluous).filter(|(_, out)| *out).map(|((path, ..), _)| *path));
     }
     out
 }
@@ -173,13 +186,13 @@ mod tests {
     #[test]
     fn what_is_left_out_is_not_fetched() {
         let names = ["README.md", "a/b.txt", "model.safetensors", "original/x.pth", "pytorch_model.bin"];
-        let listing: String = names.iter().map(|name| format!("7 - {name}\0")).collect();
+        let listing: String = names.iter().map(|name| format!("17 - - {name}\0")).collect();
         let chosen = |selection: Selection| {
             let (wanted, left_out) = choose(listing.as_bytes(), &selection);
             let wanted = String::from_utf8(wanted).unwrap();
             let wanted: Vec<String> = wanted
                 .split_terminator('\0')
-                .map(|record| record.trim_start_matches("7 - ").to_owned())
+                .map(|record| record.trim_start_matches("17 - - ").to_owned())
                 .collect();
             (wanted, left_out.len())
         };
@@ -193,5 +206,11 @@ mod tests {
         assert_eq!(chosen(selection), (Vec::from(["a/b.txt".to_owned()]), 4));
         let selection = Selection::new(&[], &[], true).unwrap();
         assert_eq!(chosen(selection).0, ["README.md", "a/b.txt", "model.safetensors"]);
+        // Weights that are left out, and such that are none, make nothing superfluous.
+        let selection = Selection::new(&["*.safetensors".into()], &[], true).unwrap();
+        assert!(chosen(selection).0.contains(&"pytorch_model.bin".to_owned()));
+        let empty = b"0 - - model.safetensors\x0017 - - pytorch_model.bin\0";
+        let (wanted, _) = choose(empty, &Selection::new(&[], &[], true).unwrap());
+        assert_eq!(wanted, empty);
     }
 }

@@ -1,6 +1,7 @@
 //! Trees of files that are packed: folders of stores, and repositories of hubs. They are listed first, and what is wanted
 //! of them is fetched into a directory.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -29,8 +30,9 @@ const MOST_FILES: usize = 1 << 20;
 /// Most bytes of the paths of a tree, and of what else a listing has.
 const MOST_PATHS: usize = 256 << 20;
 const MOST_LISTING: u64 = 512 << 20;
-/// The longest path.
+/// The longest path, and the most directories in one.
 const LONGEST_PATH: usize = 4096;
+const DEEPEST: usize = 64;
 /// Bytes of a request.
 const PART: u64 = 8 << 20;
 /// Files of at most one request that are fetched at a time.
@@ -43,28 +45,42 @@ pub(crate) struct Entry {
     pub(crate) len: u64,
     /// What its server says of its content, in hexadecimal.
     pub(crate) sha256: Option<String>,
+    /// The entity tag in the listing, where it has one.
+    pub(crate) tag: Option<String>,
 }
 
 impl Entry {
     /// As the listing has it.
     fn write(&self, to: &mut Vec<u8>) {
         let digest = self.sha256.as_deref().unwrap_or("-");
-        to.extend_from_slice(format!("{} {digest} {}\0", self.len, self.path).as_bytes());
+        let tag = self.tag.as_deref().unwrap_or("-");
+        to.extend_from_slice(format!("{} {digest} {tag} {}\0", self.len, self.path).as_bytes());
     }
 
     fn parse(record: &str) -> Option<Self> {
-        let (len, rest) = record.split_once(' ')?;
-        let (digest, path) = rest.split_once(' ')?;
-        let sha256 = (digest != "-").then(|| digest.to_owned());
-        Some(Self { path: path.to_owned(), len: len.parse().ok()?, sha256 })
+        let mut words = record.splitn(4, ' ');
+        let len = words.next()?.parse().ok()?;
+        let mut word = || words.next().map(|word| (word != "-").then(|| word.to_owned()));
+        let (sha256, tag) = (word()?, word()?);
+        Some(Self { path: words.next()?.to_owned(), len, sha256, tag })
     }
 
     /// What a server says is no path yet: one that leads out of the tree must not be written.
     fn why_not(&self) -> Option<&'static str> {
-        let is_name = |name: &str| !name.is_empty() && name != "." && name != "..";
+        // Addresses lose tabs and the like, and would be those of other files then.
+        let is_name =
+            |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(char::is_control);
+        let is_short = self.path.split('/').all(|name| name.len() <= daxfs::format::NAME_MAX)
+            && self.path.split('/').count() <= DEEPEST;
         let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if self.path.len() > LONGEST_PATH || !self.path.split('/').all(is_name) || self.path.contains('\0') {
+        if !self.path.split('/').all(is_name) {
             return Some("a path that is none");
+        }
+        if self.path.len() > LONGEST_PATH || !is_short {
+            return Some("a path that is too long or too deep");
+        }
+        if self.tag.as_ref().is_some_and(|tag| tag.contains([' ', '\0'])) {
+            return Some("a tag that is none");
         }
         if !self.sha256.as_ref().is_none_or(is_digest) {
             return Some("a SHA-256 that is none");
@@ -95,7 +111,7 @@ impl Listing {
 }
 
 /// Lists a tree into the file `listing` of `folder`, and gives the address that has this content: of a repository that at
-/// the commit of now. The listing has a record `BYTES SHA256|- PATH` and a NUL for each file, sorted by path.
+/// the commit of now. The listing has a record `BYTES SHA256|- TAG|- PATH` and a NUL for each file, sorted by path.
 ///
 /// # Errors
 /// [`Error::NotFound`], also for a tree without a file, [`Error::Denied`], and what the server and the network say.
@@ -112,6 +128,17 @@ pub fn list_tree(location: &Location, folder: &Path, options: &Options) -> Resul
         return Err(Error::NotFound { place });
     }
     entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let files: HashSet<&str> = entries.iter().map(|entry| entry.path.as_str()).collect();
+    let is_both =
+        |entry: &&Entry| entry.path.match_indices('/').any(|(at, _)| files.contains(&entry.path[..at]));
+    if let Some(entry) = entries.iter().find(is_both) {
+        let text = format!("the server has a file of a name that directories of {:?} have, too", entry.path);
+        return Err(Error::Server { place, text: crate::error::redacted(&text), again: false });
+    }
+    if files.len() < entries.len() {
+        let text = "the server lists a file twice".to_owned();
+        return Err(Error::Server { place, text, again: false });
+    }
     let mut listing = Vec::new();
     for entry in &entries {
         entry.write(&mut listing);
@@ -214,6 +241,12 @@ impl Pull<'_> {
                 let (was, now) = (format!("{} bytes", entry.len), format!("{len} bytes"));
                 return Err(Error::Changed { place: location.to_string(), was, now });
             }
+            if let (Some(was), Some(now)) = (&entry.tag, &object.head().tag)
+                && was != now
+            {
+                let (was, now) = (was.clone(), now.clone());
+                return Err(Error::Changed { place: location.to_string(), was, now });
+            }
             let parts = (0..len.div_ceil(PART)).map(|at| Part::of(at * PART..len.min((at + 1) * PART)));
             let options = self.options.clone();
             let fetch = Arc::new(Fetch { object, location: location.clone(), options });
@@ -261,13 +294,17 @@ mod tests {
 
     #[test]
     fn records() {
-        let entry = Entry { path: "a b/c".into(), len: 7, sha256: Some("ab".repeat(32)) };
+        let entry =
+            Entry { path: "a b/c".into(), len: 7, sha256: Some("ab".repeat(32)), tag: Some("\"1\"".into()) };
         let mut bytes = Vec::new();
         entry.write(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(Entry::parse(text.trim_end_matches('\0')), Some(entry));
-        assert_eq!(Entry::parse("7 - a"), Some(Entry { path: "a".into(), len: 7, sha256: None }));
-        for wrong in ["", "7", "7 -", "x - a", "-1 - a"] {
+        assert_eq!(
+            Entry::parse("7 - - a"),
+            Some(Entry { path: "a".into(), len: 7, sha256: None, tag: None })
+        );
+        for wrong in ["", "7", "7 -", "7 - a", "x - - a", "-1 - - a"] {
             assert_eq!(Entry::parse(wrong), None, "{wrong}");
         }
     }
@@ -275,13 +312,15 @@ mod tests {
     #[test]
     fn paths_stay_in_the_tree() {
         let why = |path: &str, len, sha256: Option<&str>| {
-            Entry { path: path.into(), len, sha256: sha256.map(str::to_owned) }.why_not()
+            Entry { path: path.into(), len, sha256: sha256.map(str::to_owned), tag: None }.why_not()
         };
         assert_eq!(why("a/b.c", 1, Some(&"0f".repeat(32))), None);
-        for wrong in ["", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/.", "a\0b"] {
+        for wrong in ["", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/.", "a\0b", "a\tb", ".\t./b"] {
             assert!(why(wrong, 1, None).is_some(), "{wrong}");
         }
         assert!(why("a", u64::MAX, None).is_some() && why("a", 1, Some("../x")).is_some());
-        assert!(why(&"a/".repeat(4000), 1, None).is_some());
+        for long in [format!("{}b", "a/".repeat(100)), "a".repeat(300), "a".repeat(5000)] {
+            assert_eq!(why(&long, 1, None), Some("a path that is too long or too deep"));
+        }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -213,6 +214,8 @@ fn packed(address: &str, more: &[&str], hub: &Server) -> Result<(Image, String),
     let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(left.into_iter().all(|name| name == "a.daxfs"), "what was fetched is gone");
     match done.status.code() {
+        // Who may not ask the hub may not read the image either.
+        Some(0) if std::fs::metadata(&output).unwrap().mode() & 0o777 != 0o600 => panic!("{done:?}"),
         Some(0) => Ok((Image::open(&output).unwrap(), String::from_utf8(done.stdout).unwrap())),
         code => {
             assert_eq!((code, output.exists()), (Some(2), false));
@@ -267,11 +270,12 @@ fn what_a_hub_says_is_checked() {
         (Fault::Length, "more than 2 bytes"),
         (Fault::Size, "bytes are free there"),
     ] {
-        let (hub, _store) = hub(fault);
+        let (hub, store) = hub(fault);
         let error = packed("hf://org/model", &[], &hub).unwrap_err();
         assert!(error.contains(words) && error.contains("hf://org/model"), "{fault:?}: {error}");
+        assert!(fault != Fault::Size || store.paths().is_empty(), "{:?}", store.paths());
     }
-    let (hub, _store) = hub(Fault::None);
+    let (hub, store) = hub(Fault::None);
     let error = packed("hf://org/other", &[], &hub).unwrap_err();
     assert!(error.contains("hf://org/other: there is no such object"), "{error}");
     // What is no image says how it becomes one; what is one file is read as one.
@@ -282,7 +286,12 @@ fn what_a_hub_says_is_checked() {
     let args = ["daxfs", "ls", &format!("hf://org/model@{COMMIT}/model.safetensors")];
     let output = run(&args, folder.path(), &hub, Some(TOKEN));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && said.contains("model.safetensors"), "{said}");
+    // It was found, read by ranges, and is no image.
+    assert!(
+        output.status.code() == Some(2) && said.contains("safetensors") && !said.contains("no such"),
+        "{said}"
+    );
+    assert!(!store.paths().is_empty());
 }
 
 #[test]

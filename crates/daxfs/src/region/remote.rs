@@ -232,8 +232,8 @@ impl RemoteAddress {
         }
     }
 
-    /// Has the program list a tree of files into the file `listing` of `folder`, a directory: a record `BYTES SHA256|- PATH` and
-    /// a NUL for each file, sorted by path. Gives the address that has this content: of a repository that at the commit of
+    /// Has the program list a tree of files into the file `listing` of `folder`, a directory: a record `BYTES SHA256|- TAG|- PATH`
+    /// and a NUL for each file, sorted by path. Gives the address that has this content: of a repository that at the commit of
     /// now. `progress` is as for [`RemoteAddress::fetch`].
     ///
     /// # Errors

@@ -165,6 +165,8 @@ pub(super) fn client(location: &Location, options: &Options, token: Option<Strin
         .user_agent(concat!("daxfs/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .connect_timeout(CONNECT)
+        // For what nobody watches: who reads ranges says earlier how much has to come.
+        .read_timeout(options.patience * 2)
         // One connection a range: those of HTTP/2 would share one window.
         .http1_only();
     if let Some(proxy) = &options.proxy {

@@ -112,7 +112,7 @@ impl Hub {
         let digest = large.and_then(|large| large.get("oid")).and_then(Value::as_str);
         match (path, len) {
             (Some(path), Some(len)) => {
-                Ok(Entry { path: path.to_owned(), len, sha256: digest.map(str::to_owned) })
+                Ok(Entry { path: path.to_owned(), len, sha256: digest.map(str::to_owned), tag: None })
             }
             _ => Err(self.wrong("the hub lists a file without a path or a size")),
         }

@@ -112,7 +112,15 @@ pub(crate) async fn list(location: &Location, options: &Options) -> Result<Vec<E
         if listing.entries.len() % 1000 == 0 && !options.progress.tell(0, 0) {
             return Err(Error::Cancelled);
         }
-        listing.push(location, Entry { path, len: object.size, sha256: None })?;
+        listing.push(
+            location,
+            Entry {
+                path,
+                len: object.size,
+                sha256: None,
+                tag: object.e_tag.filter(|tag| !tag.contains(' ')),
+            },
+        )?;
     }
     let mut entries = listing.entries;
     // Empty objects stand for folders in some tools.
