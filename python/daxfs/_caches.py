@@ -58,6 +58,8 @@ def caches(
 
 def _caches(image: daxfs.Image, names: Iterable[str] | None, directory: _Directory | None) -> dict[str, str]:
     there: Any = image / FOLDER if FOLDER in image.directory() else {}
+    if not isinstance(there, daxfs.Directory):
+        there = {}
     has = {name for name in there if isinstance(there[name], daxfs.Directory)}
     if names is None:
         wanted = [name for name in CACHES if name in has]
@@ -73,7 +75,12 @@ def _caches(image: daxfs.Image, names: Iterable[str] | None, directory: _Directo
     base = _base(directory) if wanted else Path()
     variables = {}
     for name in wanted:
-        variables[CACHES[name].variable] = str(_copied(image, name, base))
+        # Under its own path: it may be a link to another directory of the image.
+        files = sorted(_files.below(image, there[name].path))
+        if not files:
+            msg = f"{FOLDER}/{name} of the image has no file"
+            raise daxfs.NotFoundError(msg)
+        variables[CACHES[name].variable] = str(_copied(files, name, base))
     # All of them, or none.
     os.environ.update(variables)
     return variables
@@ -98,9 +105,8 @@ def _check_ours(folder: Path) -> None:
         raise PermissionError(msg)
 
 
-def _copied(image: daxfs.Image, name: str, base: Path) -> Path:
+def _copied(files: list[tuple[str, daxfs.File]], name: str, base: Path) -> Path:
     """Return the copy of a cache, made if it is not there."""
-    files = sorted(_files.below(image, f"{FOLDER}/{name}"))
     target = base / f"{name}-{_key(files)}"
     if target.exists():
         _check_ours(target)
@@ -143,7 +149,7 @@ def _moved(group: bytes, folder: Path) -> bytes:
     try:
         found = json.loads(group)
         children = {name: str(folder / Path(path).name) for name, path in found["child_paths"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return group
     return json.dumps({**found, "child_paths": children}).encode()
 

@@ -151,7 +151,8 @@ class Runtime:
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / (top.rpartition("/")[2] or "image")
         folder.mkdir()
         for path, file in below(image, top):
-            if is_weights(path) or is_cache(file.path):
+            # Who asks for a cache gets it.
+            if is_weights(path) or (not top.strip("/") and is_cache(file.path)):
                 continue
             own = folder / path
             own.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,9 @@ def folder(location: _locate.Location) -> str:
 
 
 def _make(runtime: _files.Runtime, image: daxfs.Image, source: str, top: str) -> str:
-    files = [(path, file) for path, file in _files.below(image, top) if not _files.is_cache(file.path)]
+    # Who asks for a cache gets it.
+    is_root = not top.strip("/")
+    files = [(path, file) for path, file in _files.below(image, top) if not (is_root and _files.is_cache(file.path))]
     # Nothing stands for other weights: they are copied where a folder has no safetensors.
     copies_weights = not any(path.endswith(".safetensors") for path, _ in files)
     name = top.rpartition("/")[2] or Path(source).stem

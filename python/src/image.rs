@@ -218,7 +218,7 @@ impl Image {
 
     /// The path of a file that has the contents of the image's one, for libraries that take nothing else: made once, in
     /// a directory of this process that is removed when it ends. Of a directory, by default the root, the path of one
-    /// with everything below but weights.
+    /// with everything below but weights, and of the root without the caches of compilers.
     #[pyo3(signature = (path=None))]
     fn path<'py>(slf: &Bound<'py, Self>, path: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
         slf.py().import("daxfs._files")?.call_method1("path", (slf, path))

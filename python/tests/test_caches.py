@@ -106,6 +106,24 @@ def test_folders_of_processes_have_no_caches(model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "copy/caches/vllm/KEY/kernel.so").exists()
 
 
+def test_links_within_the_image_and_what_is_asked_for_by_its_path(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "kernels/KEY").mkdir(parents=True)
+    (tree / "kernels/KEY/kernel.so").write_text("there")
+    (tree / "caches").mkdir()
+    (tree / "caches/triton").symlink_to("../kernels")
+    (tree / "caches/vllm").mkdir()
+    (tree / "caches/inductor").mkdir()
+    (tree / "caches/inductor/graph").touch()
+    with daxfs.open(pack(tree)) as image:
+        copy = Path(daxfs.caches(image, "triton")["TRITON_CACHE_DIR"])
+        assert (copy / "KEY/kernel.so").read_text() == "there"
+        with pytest.raises(daxfs.NotFoundError, match="caches/vllm of the image has no file"):
+            daxfs.caches(image)
+        assert (Path(image.path("caches/inductor")) / "graph").exists()
+        assert not (Path(image.path()) / "caches/inductor").exists()
+
+
 def test_refusals(model: Path, tmp_path: Path) -> None:
     (model / "caches/vllm").unlink()
     image = pack(model)
@@ -131,6 +149,8 @@ def test_images_without_caches(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     with pytest.raises(daxfs.NotFoundError, match="caches has none"):
         daxfs.caches(tmp_path / "model.daxfs", ["vllm"])
+    (tmp_path / "tree/caches").write_text("a file")
+    assert daxfs.caches(pack(tmp_path / "tree")) == {}
 
 
 KERNEL = """

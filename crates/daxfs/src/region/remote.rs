@@ -224,6 +224,7 @@ impl RemoteAddress {
             "hf" => {
                 let kinds = ["datasets/", "spaces/"];
                 let path = kinds.iter().find_map(|kind| path.strip_prefix(kind)).unwrap_or(path);
+                let path = path.trim_end_matches('/');
                 // Revisions that hubs make themselves have two slashes.
                 let ours = if path.contains("@refs/") { 3 } else { 1 };
                 path.matches('/').count() <= ours
@@ -455,6 +456,7 @@ mod tests {
             "s3://models/",
             "hf://org/name",
             "hf://org/name@v1",
+            "hf://org/name/",
             "hf://org/name@refs/pr/1",
             "hf://datasets/org/name",
         ] {

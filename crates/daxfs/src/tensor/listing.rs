@@ -43,10 +43,11 @@ impl Tensors {
             Err(_) => true,
         };
         let is_before = move |tensor: &Result<Tensor>| matches!(tensor, Ok(tensor) if tensor.name() < prefix);
-        self.iter_from(self.position(prefix)).skip_while(is_before).take_while(begins)
+        // Where a wrong record misleads the search, it ends too early, among what sorts before.
+        self.iter_from(self.position(prefix)).filter(move |tensor| !is_before(tensor)).take_while(begins)
     }
 
-    /// The names of all tensors, sorted, without a copy of each. A name that is wrong in the index is an error; whether the
+    /// The names of all tensors, sorted, without an allocation for each. A name that is wrong in the index is an error; whether the
     /// rest of its record holds, [`Tensors::get`] says.
     ///
     /// ```
