@@ -6,9 +6,11 @@ wants these finds it.
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import stat
 import tempfile
@@ -92,10 +94,27 @@ def _base(directory: _Directory | None) -> Path:
         top = os.environ.get("XDG_CACHE_HOME", "")
         base = (Path(top) if top.startswith("/") else Path.home() / ".cache") / "daxfs" / "caches"
     else:
-        base = Path(directory).absolute()
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        base = Path(directory)
+    base = base.resolve()
+    # Modes are said for each: of those that mkdir(parents=True) makes the mask alone decides.
+    for folder in (*reversed(base.parents), base):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    for folder in base.parents:
+        _check_around(folder)
     _check_ours(base)
     return base
+
+
+def _check_around(folder: Path) -> None:
+    """Refuse a directory in which others can put something else in place of what is below."""
+    about = folder.stat()
+    mode = stat.S_IMODE(about.st_mode)
+    # Where it is sticky only the owner of what lies there can.
+    others = 0o002 if _is_own_group(about.st_gid) else 0o022
+    is_open = mode & others and not mode & stat.S_ISVTX
+    if about.st_uid not in (0, os.getuid()) or is_open:
+        msg = f"{folder}: others can put something in place of what lies below, and that is run; take another directory"
+        raise PermissionError(msg)
 
 
 def _check_ours(folder: Path) -> None:
@@ -103,6 +122,15 @@ def _check_ours(folder: Path) -> None:
     if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o022:
         msg = f"{folder}: others can write there, and what lies there is run; take a directory of your own"
         raise PermissionError(msg)
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether it is the group that many systems make for one user alone, whose mask lets the group write."""
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}
 
 
 def _copied(files: list[tuple[str, daxfs.File]], name: str, base: Path) -> Path:

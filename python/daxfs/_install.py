@@ -143,8 +143,11 @@ def _check(name: str) -> None:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if not first <= numbers < end:
         known = f"from {'.'.join(map(str, first))}, below {'.'.join(map(str, end))}"
-        msg = f"daxfs.install() knows {name} {known}, and {version} is installed: import daxfs.safetensors or"
-        msg += " daxfs.transformers in the code instead, or install a version that is known"
+        instead = "import daxfs.safetensors or daxfs.transformers in the code instead"
+        if name in ON_TOP:
+            instead = "give it the folder that image.materialize() writes"
+        msg = f"daxfs.install() knows {name} {known}, and {version} is installed: {instead}, or install a version"
+        msg += " that is known"
         raise RuntimeError(msg)
 
 

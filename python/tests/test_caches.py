@@ -136,10 +136,23 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(PermissionError, match="others can write there"):
         daxfs.caches(image, directory=tmp_path / "open")
+    with pytest.raises(PermissionError, match="others can put something in place of what lies below"):
+        daxfs.caches(image, directory=tmp_path / "open" / "own")
+    (tmp_path / "open").chmod(0o1777)
+    daxfs.caches(image, "triton", directory=tmp_path / "open" / "own")
     copy = Path(daxfs.caches(image, "triton")["TRITON_CACHE_DIR"])
     copy.chmod(0o777)
     with pytest.raises(PermissionError, match="others can write there"):
         daxfs.caches(image, "triton")
+
+
+def test_directories_that_are_made_are_for_their_owner_alone(model: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        daxfs.caches(pack(model), "vllm", directory=tmp_path / "a/b/c")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")] == [0o700] * 3
 
 
 def test_images_without_caches(tmp_path: Path) -> None:

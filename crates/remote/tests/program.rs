@@ -7,11 +7,11 @@ mod common;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Fault, Server, pack};
+use common::{Fault, Killed, Server, pack};
 use daxfs::{Error, Image, OpenOptions};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -166,16 +166,6 @@ fn without_the_program_the_error_says_what_is_needed() {
         let output = daxfs(&["ls", "https://localhost/a.daxfs"]).env("DAXFS_REMOTE", other).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && said.contains("daxfs-remote ended"), "{other}: {said}");
-    }
-}
-
-/// A process that ends with the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use common::Killed;
 use daxfs::Image;
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
@@ -361,16 +364,6 @@ fn folders_of_stores_are_packed() {
     assert_eq!(image.file("/config.json").unwrap().to_vec().unwrap(), b"{}");
 }
 
-/// A process that ends with the test.
-struct Killed(std::process::Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_holder_holds_what_was_fetched_and_packed() {
     let (hub, _store) = hub(Fault::None);
@@ -392,6 +385,11 @@ fn a_holder_holds_what_was_fetched_and_packed() {
     let image = Image::open(format!("daxfs+unix://{path}/model")).unwrap();
     assert_eq!(image.tensors().unwrap().len(), 1);
     assert!(image.file("/pytorch_model.bin").is_err());
+    let args =
+        ["daxfs", "load", "--shared", "--into", "udmabuf", "--socket", path, "other", "hf://org/model"];
+    let output = run(&args, folder.path(), &hub, Some(TOKEN));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("--shared is for memfds"), "{said}");
     let args = ["daxfs", "load", "--no-copy", "--socket", path, "other", "hf://org/model"];
     let output = run(&args, folder.path(), &hub, Some(TOKEN));
     let said = String::from_utf8_lossy(&output.stderr);

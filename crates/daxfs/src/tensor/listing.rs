@@ -19,7 +19,8 @@ impl Tensors {
 
     /// The tensors whose names begin with `prefix`, sorted by name; the first one is found by binary search.
     ///
-    /// A record of the index that is wrong is an error among them where it may hide one of them.
+    /// A record of the index that is wrong is an error among them: it may hide one of them. That can be one which lies right
+    /// before or behind them.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,8 +48,8 @@ impl Tensors {
         self.iter_from(self.position(prefix)).filter(move |tensor| !is_before(tensor)).take_while(begins)
     }
 
-    /// The names of all tensors, sorted, without an allocation for each. A name that is wrong in the index is an error; whether the
-    /// rest of its record holds, [`Tensors::get`] says.
+    /// The names of all tensors, sorted, without an allocation for each. A name that is wrong in the index is an error;
+    /// whether the rest of its record holds, [`Tensors::get`] says.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -211,6 +211,7 @@ impl Load {
         given: &Given,
         tell: &mut (dyn FnMut(Step) -> bool + Send),
     ) -> Result<ImageInfo, LoadError> {
+        self.check_shared()?;
         let tree = given.tree()?;
         let source = match &tree {
             // It is fetched with the rights and credentials of who asks, and what is fetched is a directory.
@@ -279,13 +280,18 @@ impl Load {
         options
     }
 
-    /// Refuses options that would do nothing with this source.
-    fn check_effect(&self, given: &Given, source: &OwnedFd) -> Result<(), LoadError> {
-        let refuse = |option, why| Err(LoadError::NoEffect { place: given.name(), option, why });
+    /// Refuses to share what always is, whatever the source.
+    fn check_shared(&self) -> Result<(), LoadError> {
         if self.shared && !matches!(self.into, None | Some(Target::Memfd(_))) {
             let why = "is for memfds; a dma-buf is always shared";
             return Err(LoadError::NoEffect { place: String::new(), option: "shared", why });
         }
+        Ok(())
+    }
+
+    /// Refuses options that would do nothing with this source.
+    fn check_effect(&self, given: &Given, source: &OwnedFd) -> Result<(), LoadError> {
+        let refuse = |option, why| Err(LoadError::NoEffect { place: given.name(), option, why });
         let copy = source.try_clone().map_err(|source| system("dup", given.name(), source))?;
         let metadata = File::from(copy).metadata().map_err(|source| system("stat", given.name(), source))?;
         if metadata.is_dir() {

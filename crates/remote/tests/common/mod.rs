@@ -18,6 +18,16 @@ use std::time::Duration;
 
 use daxfs_remote::{Location, Options};
 
+/// A process that ends with the test.
+pub struct Killed(pub std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What an answer is like.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
